@@ -1,0 +1,1 @@
+"""Linear-attention transformers in JAX and Flax."""

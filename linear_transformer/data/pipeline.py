@@ -1,0 +1,144 @@
+"""Training batches with Grain: endless, shuffled, sharded, and resumable to the exact batch.
+
+The datasets are pure functions of (corpus, seed, index). An iterator's state is a small dict of
+integers (JSON as it is), whatever the size of the corpus.
+"""
+
+import functools
+
+import grain
+import numpy as np
+
+from linear_transformer.data.corpus import Corpus
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.stream import Batch, check_shape, concatenate, cut
+
+PACKINGS = ("contiguous", "packed")
+# More bins leave less padding; the first-fit packer fills them all before it emits one.
+_NUM_PACKING_BINS = 64
+# The corpus is in memory: threads would only wait for each other.
+_READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+def training_dataset(
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    packing: str,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Makes the dataset of training batches.
+
+    "contiguous" reads the train split as a ring of documents, each begun by BOS. An epoch cuts the
+    ring into windows of T predictions from a random point on, so that their borders are different
+    each time, and visits them in random order; every prediction comes once, but for the (stream
+    length mod T) that remain. A target that is a BOS, the next document's, has weight 0.
+
+    "packed" cuts each document into pieces of at most T predictions, in random order each epoch,
+    and packs them first-fit into rows (grain's `FirstFitPackIterDataset`); every prediction comes
+    exactly once an epoch. Pieces are told apart by `segment_ids`.
+
+    Over all processes the same windows (or pieces) are visited whatever their number, each by
+    exactly one process.
+
+    Args:
+      corpus: whose train split is read.
+      batch_size: rows B of a batch of this process.
+      sequence_length: predictions T of a row.
+      seed: 0 to 2^32 - 1; decides order and window borders.
+      packing: "contiguous" or "packed".
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields `inputs` and `targets`
+      (B, T) int32 and `weights` (B, T) float32. Packed batches also have `segment_ids` (B, T)
+      int32, from 1 in each row and 0 for padding, and `positions` (B, T) int32 within the piece.
+
+    Raises:
+      DataError: a value out of range, or less text than one row.
+    """
+    check_shape(batch_size, sequence_length)
+    if not 0 <= seed < 2**32:
+        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    if packing not in PACKINGS:
+        raise DataError(f'config.data.packing = "{packing}": use {" or ".join(PACKINGS)}')
+    shard = slice(process_index, None, process_count)
+    if packing == "contiguous":
+        return _contiguous(corpus, batch_size, sequence_length, seed, shard)
+    return _packed(corpus, batch_size, sequence_length, seed, shard)
+
+
+def _contiguous(
+    corpus: Corpus, batch_size: int, sequence_length: int, seed: int, shard: slice
+) -> grain.IterDataset:
+    bos_id = corpus.tokenizer.bos_id
+    ring = concatenate(corpus.documents("train"), bos_id, corpus.tokenizer.vocab_size)
+    num_windows = ring.size // sequence_length
+    if not num_windows:
+        raise DataError(
+            f"config.data.sequence_length = {sequence_length}: "
+            f"the train split of {corpus.name} has only {ring.size} tokens"
+        )
+    # Unrolled by one window, so that every window is one slice.
+    stream = np.concatenate([ring, np.resize(ring, sequence_length)])
+
+    @functools.lru_cache(maxsize=2)
+    def phase(epoch: int) -> int:
+        return int(np.random.default_rng((seed, epoch)).integers(ring.size))
+
+    def window(index: int, _: int) -> np.ndarray:
+        epoch, number = divmod(index, num_windows)
+        start = (phase(epoch) + number * sequence_length) % ring.size
+        return stream[start : start + sequence_length + 1]
+
+    def shift(windows: np.ndarray) -> Batch:
+        targets = windows[:, 1:].astype(np.int32)
+        return {
+            "inputs": windows[:, :-1].astype(np.int32),
+            "targets": targets,
+            "weights": (targets != bos_id).astype(np.float32),
+        }
+
+    windows = grain.MapDataset.range(num_windows).seed(seed).map_with_index(window)
+    windows = windows.shuffle().repeat()[shard].to_iter_dataset(_READ_OPTIONS)
+    return windows.batch(batch_size).map(shift)
+
+
+def _packed(
+    corpus: Corpus, batch_size: int, sequence_length: int, seed: int, shard: slice
+) -> grain.IterDataset:
+    documents = corpus.documents("train")
+    stream = concatenate(documents, corpus.tokenizer.bos_id, corpus.tokenizer.vocab_size)
+    pieces = cut(documents, sequence_length)
+    if not len(pieces):
+        raise DataError(f"{corpus.name}: the train split has no tokens")
+
+    def piece(number: int) -> Batch:
+        start, end = pieces.start[number], pieces.start[number] + pieces.length[number]
+        return {
+            "inputs": stream[start:end].astype(np.int32),
+            "targets": stream[start + 1 : end + 1].astype(np.int32),
+        }
+
+    def finish(batch: Batch) -> Batch:
+        segment_ids = batch["inputs_segment_ids"]
+        return {
+            "inputs": batch["inputs"],
+            "targets": batch["targets"],
+            "weights": (segment_ids > 0).astype(np.float32),
+            "segment_ids": segment_ids,
+            "positions": batch["inputs_positions"],
+        }
+
+    shuffled = grain.MapDataset.range(len(pieces)).seed(seed).map(piece).shuffle()
+    rows = grain.experimental.FirstFitPackIterDataset(
+        shuffled.repeat()[shard].to_iter_dataset(_READ_OPTIONS),
+        length_struct={"inputs": sequence_length, "targets": sequence_length},
+        num_packing_bins=_NUM_PACKING_BINS,
+        seed=seed,
+    )
+    return rows.batch(batch_size).map(finish)

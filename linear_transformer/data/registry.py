@@ -1,0 +1,34 @@
+"""The data sets by name. A new one is a module with `load` and a line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+from linear_transformer.data import embedded, enwik8, local_text, shakespeare, wikitext103
+from linear_transformer.data.corpus import Corpus
+from linear_transformer.data.errors import DataError
+
+DATASETS: dict[str, Callable[[Any], Corpus]] = {
+    "embedded": embedded.load,
+    "shakespeare": shakespeare.load,
+    "enwik8": enwik8.load,
+    "text8": enwik8.load_text8,
+    "wikitext103": wikitext103.load,
+    "local_text": local_text.load,
+}
+
+
+def load_corpus(config: Any) -> Corpus:
+    """Loads the corpus that a config describes.
+
+    Args:
+      config: the `data` part of an experiment's config, with the string fields `dataset`,
+        `path` ("" where the data set needs none) and `tokenizer`.
+
+    Raises:
+      DataError: an unknown name, or anything wrong with the files; one line that says what.
+    """
+    if config.dataset not in DATASETS:
+        raise DataError(
+            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
+        )
+    return DATASETS[config.dataset](config)

@@ -1,0 +1,93 @@
+"""Documents as one stream of tokens, and the pieces that it is cut into.
+
+The stream is `[bos, t1, ..., tn]` of every document, one after the other. A document of n tokens
+holds n predictions: position j of it is the input, position j + 1 the target. All pipelines are
+index arithmetic on this one array.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from linear_transformer.data.errors import DataError
+
+Batch = dict[str, np.ndarray]
+
+
+def check_shape(batch_size: int, sequence_length: int) -> None:
+    """Raises a DataError that names the config's key unless both are at least 1."""
+    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if value < 1:
+            raise DataError(f"config.data.{name} = {value}: must be at least 1")
+
+
+def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -> np.ndarray:
+    """Returns the stream, shape (sum of n + 1,), in the smallest unsigned dtype."""
+    stream = np.empty(sum(d.size + 1 for d in documents), np.min_scalar_type(vocab_size - 1))
+    start = 0
+    for document in documents:
+        stream[start] = bos_id
+        stream[start + 1 : start + 1 + document.size] = document
+        start += 1 + document.size
+    return stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Runs of at most T predictions, in stream order, that never cross a document.
+
+    Attributes:
+      document: (N,) int64, the index of the document.
+      offset: (N,) int64, the first input's position within `[bos, t1, ..., tn]`.
+      start: (N,) int64, the first input's position within the stream.
+      length: (N,) int64, the number of predictions, 1 to T.
+    """
+
+    document: np.ndarray
+    offset: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return self.start.size
+
+
+def cut(documents: Sequence[np.ndarray], sequence_length: int) -> Pieces:
+    """Cuts every document into pieces of `sequence_length` predictions, the last one shorter."""
+    sizes = np.array([d.size for d in documents], np.int64)
+    counts = -(-sizes // sequence_length)
+    document = np.repeat(np.arange(sizes.size), counts)
+    first_piece = np.cumsum(counts) - counts
+    offset = (np.arange(document.size) - first_piece[document]) * sequence_length
+    stream_start = np.cumsum(sizes + 1) - (sizes + 1)
+    return Pieces(
+        document=document,
+        offset=offset,
+        start=stream_start[document] + offset,
+        length=np.minimum(sizes[document] - offset, sequence_length),
+    )
+
+
+def gather(
+    stream: np.ndarray, start: np.ndarray, length: np.ndarray, sequence_length: int
+) -> Batch:
+    """Reads B pieces into a batch of fixed shape.
+
+    Args:
+      stream: the tokens.
+      start: (B,) first input of each row.
+      length: (B,) predictions of each row, 0 to T; the rest of a row is padding.
+      sequence_length: T.
+
+    Returns:
+      `inputs` and `targets`, (B, T) int32, 0 where padded; `weights`, (B, T) float32, 1 or 0.
+    """
+    steps = np.arange(sequence_length)
+    valid = steps < length[:, None]
+    index = np.where(valid, start[:, None] + steps, 0)
+    return {
+        "inputs": np.where(valid, stream[index], 0).astype(np.int32),
+        "targets": np.where(valid, stream[index + 1], 0).astype(np.int32),
+        "weights": valid.astype(np.float32),
+    }

@@ -1,0 +1,1 @@
+"""Flax NNX modules: mixers, positions, feed-forwards, blocks and stacks."""

@@ -1,0 +1,48 @@
+"""Position-wise feed-forward layers."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.linear import Linear
+from linear_transformer.types import Activations, PRNGKey
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
+    "identity": lambda x: x,
+}
+
+
+class FeedForward(nnx.Module):
+    """`W2 act(W1 x)`, or gated: `W2 (act(W1 x) * W3 x)` (Shazeer 2020, GLU variants)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        gated: bool,
+        activation: str,
+        dropout: float,
+        output_scale: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
+        self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.gate = Linear(width, hidden, dtype=dtype, rngs=rngs) if gated else None
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.down = Linear(hidden, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x_BTD: Activations, dropout_key: PRNGKey | None = None) -> Activations:
+        h_BTF = ACTIVATIONS[self.activation](self.up(x_BTD))
+        if self.gate is not None:
+            h_BTF = h_BTF * self.gate(x_BTD)
+        h_BTF = self.dropout(h_BTF, deterministic=dropout_key is None, rngs=dropout_key)
+        return self.down(h_BTF)

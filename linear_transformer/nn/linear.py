@@ -1,0 +1,25 @@
+"""Dense layers on flattened rows."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Linear(nnx.Linear):
+    """nnx.Linear applied to (rows, features).
+
+    With 3-D inputs XLA contracts a weight gradient over two axes, which on CPU falls off its matmul
+    path; one flattened axis keeps every product a plain matmul.
+    """
+
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def split_heads(x_BTD: Float[Array, "B T D"], heads: int) -> Float[Array, "B T H K"]:
+    return x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
+
+
+def merge_heads(x_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
+    return jnp.reshape(x_BTHV, (*x_BTHV.shape[:2], -1))

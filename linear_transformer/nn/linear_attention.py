@@ -1,0 +1,131 @@
+"""Multi-head linear attention, the mixer of "Transformers are RNNs" (Katharopoulos et al. 2020)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.positions import rotate
+from linear_transformer.ops import segments
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class LinearAttention(nnx.Module):
+    """Projections, a feature map on queries and keys, the additive recurrence, a projection.
+
+    Attributes:
+      feature_map: name in `ops.feature_maps.FEATURE_MAPS`.
+      normalize: divide by the sum of the weights (equation 12).
+      rotary: rotate the features in the numerator only, so that the denominator stays positive
+        (Su et al. 2021, RoFormer, equation 19).
+      form, chunk_size: see `ops.additive.linear_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        feature_map: str = "elu_plus_one",
+        normalize: bool = True,
+        epsilon: float = 1e-6,
+        rotary: bool = False,
+        bias: bool = True,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        self.value_width = width // heads
+        self.key_width = self.value_width if key_width is None else key_width
+        self.feature_map = feature_map
+        self.normalize = normalize
+        self.epsilon = epsilon
+        self.rotary = rotary
+        self.form = form
+        self.chunk_size = chunk_size
+        keys = heads * self.key_width
+        self.query = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(
+            width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
+        )
+
+    def init_state(self, batch_size: int) -> MixerState:
+        columns = self.value_width + self.normalize
+        return {
+            "sums": jnp.zeros((batch_size, self.heads, self.key_width, columns), jnp.float32),
+            "segment": jnp.zeros((batch_size,), jnp.int32),
+        }
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        feature_map = FEATURE_MAPS[self.feature_map]
+        q_BTHK = feature_map(split_heads(self.query(x_BTD), self.heads))
+        k_BTHK = feature_map(split_heads(self.key(x_BTD), self.heads))
+        v_BTHV = split_heads(self.value(x_BTD), self.heads)
+        sums = None if state is None else state["sums"]
+        if sums is not None and segment_ids is not None:
+            kept = segments.continues(state["segment"], segment_ids)
+            sums = jnp.where(kept[:, None, None, None], sums, 0)
+        o_BTHV, sums = self._attend(q_BTHK, k_BTHK, v_BTHV, sums, segment_ids, positions)
+        y_BTD = self.output(merge_heads(o_BTHV))
+        if state is None:
+            return y_BTD, None
+        last = state["segment"] if segment_ids is None else segment_ids[:, -1]
+        return y_BTD, {"sums": sums, "segment": last}
+
+    def _attend(self, q, k, v, sums, segment_ids, positions):
+        options = {
+            "segment_ids_BT": segment_ids,
+            "form": self.form,
+            "chunk_size": self.chunk_size,
+        }
+        if not self.rotary:
+            return linear_attention(
+                q,
+                k,
+                v,
+                normalize=self.normalize,
+                epsilon=self.epsilon,
+                initial_state=sums,
+                **options,
+            )
+        numerator, denominator = (
+            (None, None) if sums is None else jnp.split(sums, [self.value_width], axis=-1)
+        )
+        o, numerator = linear_attention(
+            rotate(q, positions),
+            rotate(k, positions),
+            v,
+            normalize=False,
+            initial_state=numerator,
+            **options,
+        )
+        if self.normalize:
+            ones = jnp.ones_like(v[..., :1])
+            z, denominator = linear_attention(
+                q, k, ones, normalize=False, initial_state=denominator, **options
+            )
+            o = o / (z + self.epsilon)
+            numerator = jnp.concatenate([numerator, denominator], axis=-1)
+        return o, numerator
+
+
+def flops_per_token(heads: int, key_width: int, value_width: int) -> int:
+    """Multiply-adds counted as two: the update k v^T and the read q^T S, normaliser included."""
+    return 4 * heads * key_width * (value_width + 1)

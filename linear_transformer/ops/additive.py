@@ -1,0 +1,384 @@
+"""Linear attention: the additive recurrence of "Transformers are RNNs".
+
+Katharopoulos, Vyas, Pappas and Fleuret, 2020 (arXiv:2006.16236), equations 8-20.  With feature maps
+already applied to queries and keys,
+
+    S_i = S_{i-1} + k_i v_i^T        (10)
+    Z_i = Z_{i-1} + k_i              (11)
+    o_i = S_i^T q_i / (Z_i^T q_i)    (12)
+
+The normaliser Z is one more column of S: with v' = [v, 1] both sums are one recurrence with one
+state of shape (K, V + 1).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from linear_transformer.ops import recurrence, segments
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import (
+    KeyMask,
+    Keys,
+    Outputs,
+    Queries,
+    SegmentIds,
+    State,
+    Values,
+)
+
+# Chunks of 64 keep the quadratic part (4 C V flops a token) level with the state part (4 K V at
+# K = 64); blocks of 8 chunks keep every temporary in the cache (benchmarks/attention.py --sweep).
+CHUNK_SIZE = 64
+CHUNKS_PER_BLOCK = 8
+
+
+def linear_attention(
+    q_BTHK: Queries,
+    k_BSHK: Keys,
+    v_BSHV: Values,
+    *,
+    direction: str = "causal",
+    normalize: bool = True,
+    epsilon: float = 1e-6,
+    initial_state: State | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+    key_mask_BS: KeyMask | None = None,
+    form: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Outputs, State]:
+    """Attention with the kernel sim(q, k) = q^T k in time and memory linear in T.
+
+    Args:
+      q_BTHK: queries after their feature map (not scaled: the normaliser cancels any scale).
+      k_BSHK: keys after their feature map.
+      v_BSHV: values.
+      direction: "causal" (keys up to the query), "anticausal" (keys from the query on) or
+        "bidirectional" (all keys; S may differ from T, which is cross attention).
+      normalize: divide by the sum of the weights (equation 12); False gives the numerator alone.
+      epsilon: added to the denominator.
+      initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  It is
+        what came before the first token (after the last one if anticausal) in the same segment.
+      segment_ids_BT: packed documents; each token sees its own segment only.
+      key_mask_BS: False drops a key exactly.
+      form: "recurrent", "parallel", "associative", "chunk", or "auto": one call of "recurrent" for
+        T = 1, else "chunk".
+      chunk_size: tokens per chunk of the chunk form.
+
+    Returns:
+      The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
+
+    Raises:
+      ValueError: on an unknown direction or form, on shapes that do not fit, or on segment ids
+        together with cross attention.
+    """
+    _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT)
+    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    if key_mask_BS is not None:
+        k_BSHK = jnp.where(key_mask_BS[:, :, None, None], k_BSHK, 0)
+    if initial_state is None:
+        batch, _, heads, width = k_BSHK.shape
+        initial_state = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + normalize), dtype)
+    attend = functools.partial(
+        _causal, normalize=normalize, epsilon=epsilon, form=form, chunk_size=chunk_size
+    )
+    if direction == "causal":
+        o, state = attend(q_BTHK, k_BSHK, v_BSHV, initial_state, segment_ids_BT)
+    elif direction == "anticausal":
+        flipped = [None if x is None else jnp.flip(x, 1) for x in (q_BTHK, k_BSHK, v_BSHV)]
+        ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
+        o, state = attend(*flipped, initial_state, ids)
+        o = jnp.flip(o, 1)
+    elif segment_ids_BT is None:
+        o, state = _bidirectional(q_BTHK, k_BSHK, v_BSHV, initial_state, normalize, epsilon)
+    else:
+        o, state = _bidirectional_packed(
+            q_BTHK, k_BSHK, v_BSHV, initial_state, segment_ids_BT, normalize, epsilon, attend
+        )
+    return o.astype(v_BSHV.dtype), state
+
+
+def _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT):
+    if direction not in ("causal", "anticausal", "bidirectional"):
+        raise ValueError(f"direction is {direction!r}; choose causal, anticausal or bidirectional")
+    if form not in recurrence.FORMS:
+        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
+    batch, time, heads, width = q_BTHK.shape
+    source = k_BSHK.shape[1]
+    if k_BSHK.shape != (batch, source, heads, width) or v_BSHV.shape[:3] != k_BSHK.shape[:3]:
+        raise ValueError(
+            f"queries {q_BTHK.shape}, keys {k_BSHK.shape} and values {v_BSHV.shape} do not fit"
+        )
+    if source != time and (direction != "bidirectional" or segment_ids_BT is not None):
+        raise ValueError(
+            f"{time} queries and {source} keys: only unpacked bidirectional can differ"
+        )
+    columns = v_BSHV.shape[-1] + normalize
+    if initial_state is not None and initial_state.shape != (batch, heads, width, columns):
+        raise ValueError(
+            f"initial_state is {initial_state.shape}, not {(batch, heads, width, columns)}"
+        )
+
+
+def _with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
+    """v' = [v, 1]: the numerator and the denominator as one recurrence."""
+    return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+
+
+def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
+    return o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon)
+
+
+def _causal(q, k, v, state, segment_ids_BT, *, normalize, epsilon, form, chunk_size):
+    if form == "auto":
+        form = "recurrent" if q.shape[1] == 1 else "chunk"
+    state = state.astype(accumulation_dtype(q, k, v))
+    if form == "chunk":
+        return _chunk_form(q, k, v, state, segment_ids_BT, normalize, epsilon, chunk_size)
+    values = _with_ones(v) if normalize else v
+    if form == "parallel":
+        o, state = _parallel(q, k, values, state, segment_ids_BT)
+    else:
+        if segment_ids_BT is None:
+            retention_BT = jnp.ones(q.shape[:2], state.dtype)
+        else:
+            retention_BT = 1 - segments.starts(segment_ids_BT).astype(state.dtype)
+        scan = recurrence.recurrent if form == "recurrent" else recurrence.associative
+        o, state = scan(q, k, values, retention_BT[..., None, None, None], state)
+    return (_divide(o, epsilon) if normalize else o), state
+
+
+def _parallel(q, k, v, state, segment_ids_BT):
+    """The masked quadratic form, equations 8-9; the state is that of equation 10 at the end."""
+    dtype = state.dtype
+    time = q.shape[1]
+    weights = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
+    visible = jnp.tril(jnp.ones((time, time), bool))
+    first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # the ends' own segments
+    if segment_ids_BT is not None:
+        run_BT = segments.run_index(segment_ids_BT)
+        visible = visible & (run_BT[:, :, None] == run_BT[:, None, :])[:, None]
+        first, last = run_BT == 0, run_BT == run_BT[:, -1:]
+    o = jnp.einsum(
+        "bhts,bshv->bthv", jnp.where(visible, weights, 0), v, preferred_element_type=dtype
+    )
+    q_first = jnp.where(first[..., None, None], q, 0)
+    o += jnp.einsum("bthk,bhkv->bthv", q_first, state, preferred_element_type=dtype)
+    k_last = jnp.where(last[..., None, None], k, 0)
+    state = jnp.where(first[:, -1, None, None, None], state, 0)
+    state += jnp.einsum("bthk,bthv->bhkv", k_last, v, preferred_element_type=dtype)
+    return o, state
+
+
+def _bidirectional(q, k, v, state, normalize, epsilon):
+    """Equation 6: phi(Q) (phi(K)^T V)."""
+    dtype = state.dtype
+    values = _with_ones(v) if normalize else v
+    state = state + jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
+    o = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
+    return (_divide(o, epsilon) if normalize else o), state
+
+
+def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
+    """Both directions within a segment: keys up to the query, and those after it in reverse."""
+    values = _with_ones(v) if normalize else v
+    numerator = functools.partial(attend, normalize=False)
+    forward, state_out = numerator(q, k, values, state, segment_ids_BT)
+    same_BT = segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]
+    k_next = jnp.pad(
+        jnp.where(same_BT[..., None, None], k[:, 1:], 0), ((0, 0), (0, 1), (0, 0), (0, 0))
+    )
+    v_next = jnp.pad(values[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    flipped = [jnp.flip(x, 1) for x in (q, k_next, v_next)]
+    backward, _ = numerator(*flipped, jnp.zeros_like(state), jnp.flip(segment_ids_BT, 1))
+    o = forward + jnp.flip(backward, 1)
+    return (_divide(o, epsilon) if normalize else o), state_out
+
+
+# The chunk form.  Time is cut into blocks of G chunks of C tokens; one loop runs over the blocks.
+# Within a block, with A = (Q K^T) masked to j <= i, states S_g entering the chunks and v' = [v, 1]:
+#
+#     o = A v' + Q S_g                              S_{g+1} = S_g + K_g^T v'_g
+#
+# and, given G = dL/d(A v' + Q S), with the reversed sum R_g of Q^T G over the later chunks
+# (equations 13-15, which are these at C = 1):
+#
+#     dQ = (G v'^T masked) K + G S_g^T
+#     dK = (G v'^T masked)^T Q + v' R_g^T
+#     dv' = A^T G + K R_g
+#
+# Segments only change which terms of the sums are kept: pairs within a chunk, the state that a
+# query may read, the keys that reach the chunk's end.  Only the states at block borders are stored.
+
+
+def _chunk_form(q, k, v, state, segment_ids_BT, normalize, epsilon, chunk_size):
+    time = q.shape[1]
+    chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
+    block = chunk * min(CHUNKS_PER_BLOCK, -(-time // chunk))
+    padding = -time % block
+    run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
+    if padding:  # zero keys add nothing; the padded tokens belong to the last segment
+        q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
+        if run_BT is not None:
+            run_BT = jnp.pad(run_BT, ((0, 0), (0, padding)), mode="edge")
+    o, state = _chunked(q, k, v, state, run_BT, chunk, block, normalize, epsilon)
+    return o[:, :time], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _chunked(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
+    return _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon)[0]
+
+
+def _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
+    batch, time, heads, _ = q.shape
+    dtype = state.dtype
+
+    def body(n, carry):
+        state, o, denominator, states = carry
+        states = states.at[n].set(state)
+        q_n, k_n, v_n = (_read(x, n, chunk, block) for x in (q, k, v))
+        if normalize:
+            v_n = _with_ones(v_n)
+        masks = _Masks.of_block(run_BT, n, chunk, block, dtype)
+        entering, state = _states(k_n, v_n, state, masks)
+        o_n = _matmul(masks.within(_matmul(q_n, k_n.mT, dtype)), v_n, dtype)
+        o_n += _matmul(masks.reads(q_n), entering, dtype)
+        if normalize:
+            denominator_n = o_n[..., -1:] + epsilon
+            o_n = o_n[..., :-1] / denominator_n
+            denominator = _write(denominator, denominator_n, n)
+        return state, _write(o, o_n, n), denominator, states
+
+    blocks = time // block
+    carry = (
+        state,
+        jnp.zeros(v.shape, v.dtype),
+        jnp.zeros((batch, time, heads, int(normalize)), dtype),
+        jnp.zeros((blocks, *state.shape), dtype),
+    )
+    state, o, denominator, states = lax.fori_loop(0, blocks, body, carry)
+    return (o, state), (q, k, v, run_BT, states, o, denominator)
+
+
+def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
+    del epsilon  # part of the stored denominator
+    q, k, v, run_BT, states, o, denominator = residuals
+    do, dstate = cotangents
+    dtype = states.dtype
+    blocks = states.shape[0]
+
+    def body(i, carry):
+        dstate, dq, dk, dv = carry
+        n = blocks - 1 - i
+        q_n, k_n, v_n, g_n = (_read(x, n, chunk, block) for x in (q, k, v, do))
+        if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
+            o_n, denominator_n = (_read(x, n, chunk, block) for x in (o, denominator))
+            g_n = g_n.astype(dtype) / denominator_n
+            dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
+            g_n = jnp.concatenate([g_n, dz], axis=-1)
+            v_n = _with_ones(v_n)
+        masks = _Masks.of_block(run_BT, n, chunk, block, dtype)
+        g_n = g_n.astype(v.dtype)
+        entering, _ = _states(k_n, v_n, states[n], masks)
+        leaving, dstate = _state_gradients(masks.reads(q_n), g_n, dstate, masks)
+        weights = masks.within(_matmul(q_n, k_n.mT, dtype))
+        dweights = masks.within(_matmul(g_n, v_n.mT, dtype))
+        dq_n = _matmul(dweights, k_n, dtype) + masks.reads(_matmul(g_n, entering.mT, dtype))
+        dk_n = _matmul(dweights.mT, q_n, dtype) + masks.reaches(_matmul(v_n, leaving.mT, dtype))
+        dv_n = _matmul(weights.mT, g_n, dtype) + _matmul(masks.reaches(k_n), leaving, dtype)
+        if normalize:
+            dv_n = dv_n[..., :-1]
+        return dstate, _write(dq, dq_n, n), _write(dk, dk_n, n), _write(dv, dv_n, n)
+
+    carry = (dstate, jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v))
+    dstate, dq, dk, dv = lax.fori_loop(0, blocks, body, carry)
+    return dq, dk, dv, dstate, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Float[Array, "B H G C K"]:
+    """Block n, heads first, cut into its chunks."""
+    batch, _, heads, width = x_BTHK.shape
+    x = lax.dynamic_slice_in_dim(x_BTHK, n * block, block, axis=1)
+    return x.reshape(batch, block // chunk, chunk, heads, width).transpose(0, 3, 1, 2, 4)
+
+
+def _write(x_BTHK: Array, block_BHGCK: Array, n: Int[Array, ""]) -> Array:
+    batch, heads, chunks, chunk, width = block_BHGCK.shape
+    rows = block_BHGCK.transpose(0, 2, 3, 1, 4).reshape(batch, chunks * chunk, heads, width)
+    start = n * chunks * chunk
+    return lax.dynamic_update_slice_in_dim(x_BTHK, rows.astype(x_BTHK.dtype), start, axis=1)
+
+
+def _matmul(a: Array, b: Array, dtype: jnp.dtype) -> Array:
+    """a @ b with operands in the narrower input type and sums in `dtype`."""
+    narrow = min(a.dtype, b.dtype, key=lambda d: jnp.finfo(d).bits)
+    return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)
+
+
+class _Masks(NamedTuple):
+    """Which terms a block keeps: all True (None) without segments."""
+
+    pairs: Bool[Array, "#B 1 #G C C"]  # key j of the chunk is visible to query i
+    read: Bool[Array, "B 1 G C 1"] | None  # the query is in the segment of the entering state
+    reach: Bool[Array, "B 1 G C 1"] | None  # the key is in the segment at the end of its chunk
+    carry: Float[Array, "#B #H G+1 G+1"]  # 1 where a term of the state is still in a later state
+
+    @classmethod
+    def of_block(cls, run_BT, n, chunk, block, dtype):
+        pairs = jnp.tril(jnp.ones((chunk, chunk), bool))
+        carry = jnp.tril(jnp.ones((block // chunk + 1,) * 2, dtype))
+        if run_BT is None:
+            return cls(pairs, None, None, carry[None, None])
+        run_BGC = lax.dynamic_slice_in_dim(run_BT, n * block, block, axis=1)
+        run_BGC = run_BGC.reshape(-1, block // chunk, chunk)
+        before_B = run_BT[:, jnp.maximum(n * block - 1, 0)]
+        ends_BG = jnp.concatenate([before_B[:, None], run_BGC[..., -1]], axis=1)
+        pairs = pairs & (run_BGC[..., :, None] == run_BGC[..., None, :])
+        read = run_BGC == ends_BG[:, :-1, None]
+        reach = run_BGC == ends_BG[:, 1:, None]
+        carry = carry * (ends_BG[:, :, None] == ends_BG[:, None, :])
+        return cls(
+            pairs[:, None], read[:, None, ..., None], reach[:, None, ..., None], carry[:, None]
+        )
+
+    def within(self, weights: Array) -> Array:
+        return jnp.where(self.pairs, weights, 0)
+
+    def reads(self, queries: Array) -> Array:
+        return queries if self.read is None else jnp.where(self.read, queries, 0)
+
+    def reaches(self, keys: Array) -> Array:
+        return keys if self.reach is None else jnp.where(self.reach, keys, 0)
+
+
+def _states(k, v, state, masks):
+    """Equation 10 over a block: the states entering its chunks, and the one leaving it."""
+    updates = _matmul(masks.reaches(k).mT, v, state.dtype)
+    terms = jnp.concatenate([state[:, :, None], updates], axis=2)
+    states = _carry(masks.carry, terms)
+    return states[:, :, :-1], states[:, :, -1]
+
+
+def _state_gradients(q, g, dstate, masks):
+    """The reversed sum of equations 14-15: gradients of the updates and of the first state."""
+    reads = _matmul(q.mT, g, dstate.dtype)
+    terms = jnp.concatenate([reads, dstate[:, :, None]], axis=2)
+    gradients = _carry(masks.carry.mT, terms)
+    return gradients[:, :, 1:], gradients[:, :, 0]
+
+
+def _carry(carry_BHGG, terms_BHGKV):
+    shape = terms_BHGKV.shape
+    sums = jnp.matmul(
+        jnp.broadcast_to(carry_BHGG, (*shape[:2], *carry_BHGG.shape[-2:])),
+        terms_BHGKV.reshape(*shape[:3], -1),
+    )
+    return sums.reshape(shape)

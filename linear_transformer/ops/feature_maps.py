@@ -1,0 +1,42 @@
+"""Feature maps of kernel attention: sim(q, k) = phi(q)^T phi(k).
+
+A feature map is a function of one array (..., K) that returns the features (..., K').  Maps that
+need random projections take them as a second argument.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+FeatureMap = Callable[[Float[Array, "... K"]], Float[Array, "... K"]]
+
+
+def elu_plus_one(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """elu(x) + 1 > 0, with a gradient for negative x (Katharopoulos et al. 2020, equation 7)."""
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+
+def squared_relu(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """max(x, 0)^2 (So et al. 2021, Primer)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+def softmax(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """Softmax over the features (Shen et al. 2021, the map of the queries)."""
+    return jax.nn.softmax(x, axis=-1)
+
+
+def identity(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    return x
+
+
+FEATURE_MAPS: dict[str, FeatureMap] = {
+    "elu_plus_one": elu_plus_one,
+    "relu": jax.nn.relu,
+    "squared_relu": squared_relu,
+    "identity": identity,
+    "softmax": softmax,
+    "exp": jnp.exp,
+}

@@ -1,0 +1,58 @@
+"""The recurrence that every mechanism shares, token by token and as an associative scan.
+
+    S_t = a_t S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t        (S: K x V per head)
+
+`a_t` is 1 for additive attention and 0 at the start of a packed segment; broadcast over K and V it
+is also the scalar or vector decay of the gated family.  These two forms are the definition:
+`recurrent` is the RNN (O(K V) memory, T sequential steps) and the oracle of the tests;
+`associative` composes the affine maps S -> a S + B in log2(T) parallel steps (O(T K V) memory).
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from linear_transformer.types import Keys, Outputs, Queries, State, Values
+
+FORMS = ("auto", "recurrent", "parallel", "associative", "chunk")
+
+Retention = Float[Array, "B T #H #K #V"]
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+    """fp32 for fp32 and narrower inputs, fp64 for fp64: states and sums are kept in this type."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def recurrent(
+    q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
+) -> tuple[Outputs, State]:
+    """One `lax.scan` step per token; the state has the accumulation dtype, so has the output."""
+    dtype = state_BHKV.dtype
+
+    def step(state_BHKV, token):
+        q_BHK, k_BHK, v_BHV, a = token
+        state_BHKV = a * state_BHKV + k_BHK[..., :, None] * v_BHV[..., None, :]
+        return state_BHKV, jnp.einsum("bhk,bhkv->bhv", q_BHK, state_BHKV)
+
+    tokens = [jnp.moveaxis(x.astype(dtype), 1, 0) for x in (q_BTHK, k_BTHK, v_BTHV, retention)]
+    state_BHKV, o_TBHV = lax.scan(step, state_BHKV, tuple(tokens))
+    return jnp.moveaxis(o_TBHV, 0, 1), state_BHKV
+
+
+def associative(
+    q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
+) -> tuple[Outputs, State]:
+    """`lax.associative_scan` over the maps S -> a S + B; the initial state enters the first map."""
+    dtype = state_BHKV.dtype
+    q_BTHK, k_BTHK, v_BTHV, a = (x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, retention))
+    update = k_BTHK[..., :, None] * v_BTHV[..., None, :]
+    update = update.at[:, 0].add(a[:, 0] * state_BHKV)
+
+    def compose(earlier, later):
+        a_0, update_0 = earlier
+        a_1, update_1 = later
+        return a_1 * a_0, a_1 * update_0 + update_1
+
+    _, states_BTHKV = lax.associative_scan(compose, (a, update), axis=1)
+    return jnp.einsum("bthk,bthkv->bthv", q_BTHK, states_BTHKV), states_BTHKV[:, -1]

@@ -1,0 +1,275 @@
+"""Linear attention: five forms, one function."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops import additive
+from linear_transformer.ops.additive import linear_attention
+from tests.ops import contract
+
+B, H, K, V = 2, 3, 8, 5
+LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
+OTHER_FORMS = ("parallel", "associative", "chunk")
+
+
+@functools.cache
+def op(form, normalize=True, direction="causal", chunk_size=None):
+    call = functools.partial(
+        linear_attention,
+        form=form,
+        normalize=normalize,
+        direction=direction,
+        chunk_size=chunk_size,
+    )
+    return lambda q, k, v, **kw: call(q, k, v, **kw)
+
+
+def inputs(time, dtype, *, normalize=True, positive=True, seed=0):
+    """Unit-variance values; queries and keys through elu + 1, or raw when not normalised."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, time, H, width)) for width in (K, K, V))
+    if positive:
+        q, k = (np.where(x > 0, x + 1, np.exp(x)) for x in (q, k))
+    state = rng.normal(size=(B, H, K, V + normalize))
+    if normalize:
+        state[..., -1] = np.abs(state[..., -1]) * 3
+    arrays = {"q": q, "k": k, "v": v, "initial_state": state}
+    return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
+
+
+def oracle(q, k, v, initial_state, segment_ids_BT, normalize, epsilon=1e-6):
+    """Equations 10-12 in plain NumPy float64, token by token."""
+    q, k, v, initial_state = (np.asarray(x, np.float64) for x in (q, k, v, initial_state))
+    o = np.zeros(v.shape)
+    final = np.zeros(initial_state.shape)
+    for b, h in itertools.product(range(q.shape[0]), range(q.shape[2])):
+        s = initial_state[b, h, :, : v.shape[-1]].copy()
+        z = initial_state[b, h, :, -1].copy()
+        for i in range(q.shape[1]):
+            if i and segment_ids_BT[b, i] != segment_ids_BT[b, i - 1]:
+                s[:] = 0
+                z[:] = 0
+            s += np.outer(k[b, i, h], v[b, i, h])
+            z += k[b, i, h]
+            o[b, i, h] = s.T @ q[b, i, h]
+            if normalize:
+                o[b, i, h] /= z @ q[b, i, h] + epsilon
+        final[b, h, :, : v.shape[-1]] = s
+        if normalize:
+            final[b, h, :, -1] = z
+    return {"o": o, "state": final}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
+def test_equations(form, normalize):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, normalize=normalize)
+        ids = contract.random_segments(rng, B, 70)
+        expected = oracle(**arrays, segment_ids_BT=ids, normalize=normalize)
+        o, state = op(form, normalize)(**arrays, segment_ids_BT=jnp.asarray(ids))
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_forms_agree(form, time):
+    """Value, state and every gradient against the token scan, packed, with an initial state."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64)
+        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+        expected = contract.evaluate(op("recurrent"), arrays, constants)
+        contract.assert_agree(contract.evaluate(op(form), arrays, constants), expected, 1e-10)
+    # fp32 against the fp64 scan: sums of up to 1,000 positive terms round to a few 1e-7 each.
+    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    contract.assert_agree(contract.evaluate(op(form), narrow, constants), expected, 2e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_forms_agree_unpacked(form, normalize):
+    with jax.enable_x64(True):
+        arrays, _ = inputs(257, jnp.float64, normalize=normalize, positive=normalize)
+        expected = contract.evaluate(op("recurrent", normalize), arrays, {})
+        contract.assert_agree(contract.evaluate(op(form, normalize), arrays, {}), expected, 1e-10)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 16, 100])
+def test_any_chunk_size(chunk_size):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(100, jnp.float64)
+        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 100))}
+        expected = contract.evaluate(op("recurrent"), arrays, constants)
+        actual = contract.evaluate(op("chunk", chunk_size=chunk_size), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
+def test_split_anywhere(form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(130, jnp.float64)
+        ids = contract.random_segments(rng, B, 130)
+        packed = {"segment_ids_BT": jnp.asarray(ids)}
+        for split in (1, 64, int(rng.integers(2, 129))):
+            contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
+
+
+def test_bfloat16_is_bounded():
+    """bf16 operands carry 8 bits: each product is off by up to 2^-8, the sums are fp32."""
+    arrays, rng = inputs(257, jnp.bfloat16)
+    arrays["initial_state"] = arrays["initial_state"].astype(jnp.float32)
+    constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 257))}
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    expected = contract.evaluate(op("recurrent"), exact, constants)
+    for form in ("recurrent", *OTHER_FORMS):
+        actual = contract.evaluate(op(form), arrays, constants)
+        assert actual["o"].dtype == jnp.bfloat16
+        assert actual["state"].dtype == jnp.float32
+        # The cotangents are the same up to their own rounding to bf16.
+        contract.assert_agree(actual, expected, 2e-2)
+
+
+@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
+def test_no_gradient_crosses_a_boundary(form):
+    arrays, _ = inputs(100, jnp.float32)
+    ids = jnp.asarray(np.repeat([[3, 5]], [37, 63], axis=1).repeat(B, 0))
+
+    def second_document(arrays):
+        o, state = op(form)(**arrays, segment_ids_BT=ids)
+        return jnp.sum(o[:, 37:] ** 2) + jnp.sum(state**2)
+
+    gradients = jax.jit(jax.grad(second_document))(arrays)
+    for name in ("q", "k", "v"):
+        assert np.all(np.asarray(gradients[name])[:, :37] == 0)
+        assert np.all(np.any(np.asarray(gradients[name])[:, 37:] != 0, axis=(1, 2, 3)))
+    assert np.all(np.asarray(gradients["initial_state"]) == 0)
+
+
+@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
+def test_causal_by_gradient(form):
+    arrays, _ = inputs(100, jnp.float32)
+    gradients = jax.jit(jax.grad(lambda a: jnp.sum(op(form)(**a)[0][:, 41] ** 2)))(arrays)
+    for name in ("k", "v"):
+        assert np.all(np.asarray(gradients[name])[:, 42:] == 0)
+        assert np.all(np.any(np.asarray(gradients[name])[:, :42] != 0, axis=(2, 3)))
+
+
+def weights_oracle(q, k, v, visible_BTS, epsilon=1e-6):
+    """Equation 3 with sim(q, k) = q^T k over the visible pairs."""
+    weights = np.einsum("bthk,bshk->bhts", *(np.asarray(x, np.float64) for x in (q, k)))
+    weights = weights * visible_BTS[:, None]
+    o = np.einsum("bhts,bshv->bthv", weights, np.asarray(v, np.float64))
+    return o / (weights.sum(-1).transpose(0, 2, 1)[..., None] + epsilon)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("direction", ["causal", "anticausal", "bidirectional"])
+def test_directions_and_padding(direction, packed):
+    time = 70
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64)
+        del arrays["initial_state"]
+        mask = np.arange(time) < np.array([[50], [70]])
+        i, j = np.arange(time)[:, None], np.arange(time)
+        visible = {"causal": j <= i, "anticausal": j >= i, "bidirectional": j == j}[direction]
+        visible = np.broadcast_to(visible, (B, time, time)) & mask[:, None, :]
+        constants = {"key_mask_BS": jnp.asarray(mask)}
+        if packed:
+            ids = contract.random_segments(rng, B, time)
+            visible = visible & (ids[:, :, None] == ids[:, None, :])
+            constants["segment_ids_BT"] = jnp.asarray(ids)
+        actual, _ = op("auto", direction=direction)(**arrays, **constants)
+        expected = weights_oracle(**arrays, visible_BTS=visible)
+        assert contract.relative_rms(actual, expected) < 1e-11
+
+
+def test_cross_attention_and_its_state():
+    with jax.enable_x64(True):
+        arrays, _ = inputs(70, jnp.float64)
+        q = arrays["q"][:, :9]
+        k, v, state = arrays["k"], arrays["v"], arrays["initial_state"]
+        attend = functools.partial(linear_attention, direction="bidirectional")
+        actual, total = attend(q, k, v)
+        expected = weights_oracle(q, k, v, np.ones((B, 9, 70)))
+        assert contract.relative_rms(actual, expected) < 1e-11
+        # Keys may arrive in parts: the state of the first part is where the second one starts.
+        whole, total = attend(q, k, v, initial_state=state)
+        _, part = attend(q, k[:, :30], v[:, :30], initial_state=state)
+        rest, total_of_parts = attend(q, k[:, 30:], v[:, 30:], initial_state=part)
+        contract.assert_agree(
+            {"o": rest, "state": total_of_parts}, {"o": whole, "state": total}, 1e-12
+        )
+
+
+def test_padding_keys_never_change_a_result():
+    """Bit for bit: what lies under the mask is not read."""
+    arrays, _ = inputs(70, jnp.float32)
+    mask = jnp.asarray(np.arange(70) < np.array([[50], [69]]))
+    for direction in ("causal", "bidirectional"):
+        first, _ = op("auto", direction=direction)(**arrays, key_mask_BS=mask)
+        other = arrays["k"] + jnp.where(mask[..., None, None], 0, 100.0)
+        second, _ = op("auto", direction=direction)(**arrays | {"k": other}, key_mask_BS=mask)
+        assert np.array_equal(first, second)
+
+
+def test_long_sequences_stay_linear_in_memory():
+    """The backward pass keeps one state a block, not one a token."""
+    temporaries = {}
+    for time in (4096, 16384):
+        shape = jax.ShapeDtypeStruct((1, time, 2, 64), jnp.float32)
+        loss = jax.grad(lambda q, k, v: linear_attention(q, k, v)[0].sum(), argnums=(0, 1, 2))
+        analysis = jax.jit(loss).lower(shape, shape, shape).compile().memory_analysis()
+        temporaries[time] = analysis.temp_size_in_bytes
+    states_per_token = 2 * 64 * 65 * 4 * 16384
+    assert temporaries[16384] < 4.5 * temporaries[4096]
+    assert temporaries[16384] < states_per_token / 20
+
+
+BROKEN = {
+    "future": lambda q, k, v, state, ids: (jnp.roll(q, 1, 1), k, v, state, ids),
+    "stale state": lambda q, k, v, state, ids: (q, k, v, jnp.zeros_like(state), ids),
+    "leak": lambda q, k, v, state, ids: (q, k, v, state, None),
+    "one key": lambda q, k, v, state, ids: (q, k.at[:, 77].set(0), v, state, ids),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_negative_control(fault, monkeypatch):
+    """The comparison that the forms pass is one that a broken form fails."""
+    arrays, rng = inputs(100, jnp.float32)
+    constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 100))}
+    expected = contract.evaluate(op("recurrent"), arrays, constants)
+    intact = additive._chunk_form
+
+    def broken(q, k, v, state, ids, *options):
+        return intact(*BROKEN[fault](q, k, v, state, ids), *options)
+
+    monkeypatch.setattr(additive, "_chunk_form", broken)
+    actual = contract.evaluate(lambda **kw: linear_attention_chunk(**kw), arrays, constants)
+    with pytest.raises(AssertionError, match="relative RMS"):
+        contract.assert_agree(actual, expected, 2e-5)
+
+
+def linear_attention_chunk(q, k, v, **kw):
+    return linear_attention(q, k, v, form="chunk", **kw)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"direction": "sideways"}, "direction is 'sideways'"),
+        ({"form": "fast"}, "form is 'fast'"),
+        ({"initial_state": jnp.zeros((B, H, K, V))}, "initial_state is"),
+        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "only unpacked"),
+    ],
+)
+def test_misuse_names_the_argument(change, message):
+    arrays, _ = inputs(5, jnp.float32)
+    arrays = {**arrays, **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        additive.linear_attention(arrays.pop("q"), arrays.pop("k"), arrays.pop("v"), **arrays)
