@@ -1,11 +1,10 @@
-"""What a user can do wrong with data, as an exception with a one-line message."""
+"""Mistakes in data."""
+
+from linear_transformer.errors import UserError
 
 
-class DataError(ValueError):
-    """A mistake in the data or its configuration.
-
-    The message is one line that names the key or the file and says what to do.
-    """
+class DataError(UserError):
+    """A mistake in the data or its configuration."""
 
 
 class FetchError(DataError):

@@ -65,10 +65,10 @@ def _split_file(folder: epath.Path, split: str) -> epath.Path:
 
 def _text_files(folder: epath.Path) -> list[epath.Path]:
     files = []
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts):
-            files.append(path)
+    for parent, subfolders, names in folder.walk():
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        visible = (parent / name for name in names if not name.startswith("."))
+        files += [path for path in visible if path.is_file()]
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 

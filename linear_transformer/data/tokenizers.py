@@ -6,7 +6,7 @@ Every tokenizer has one id more than its text needs, the beginning-of-sequence t
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -23,10 +23,11 @@ _BOS_NAMES = ("<s>", "<bos>", "[BOS]", "<|bos|>", "<|begin_of_text|>", "<|starto
 _BOS_NAMES += ("<|endoftext|>",)
 
 
+@runtime_checkable
 class StreamDecoder(Protocol):
     """Decodes ids one by one and holds back text whose last character is incomplete."""
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: SupportsIndex) -> str:
         """Takes one id and returns the text that is now certain, possibly none."""
         ...
 
@@ -35,6 +36,7 @@ class StreamDecoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the pipelines and the decoding loop need of a tokenizer.
 
@@ -54,7 +56,7 @@ class Tokenizer(Protocol):
         """Like `encode` for UTF-8 bytes; only the byte tokenizer keeps invalid UTF-8 as it is."""
         ...
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Returns the text of `ids`; BOS is dropped and invalid UTF-8 becomes U+FFFD."""
         ...
 
@@ -66,11 +68,11 @@ class Tokenizer(Protocol):
 class _Utf8StreamDecoder:
     """Stream decoder of tokenizers in which an id stands for fixed bytes."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes]):
+    def __init__(self, token_bytes: Callable[[SupportsIndex], bytes]):
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: SupportsIndex) -> str:
         return self._decoder.decode(self._token_bytes(int(token_id)))
 
     def finish(self) -> str:
@@ -89,13 +91,13 @@ class ByteTokenizer:
     def encode_utf8(self, data: bytes) -> np.ndarray:
         return np.frombuffer(data, np.uint8)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return b"".join(map(self._token_bytes, ids)).decode("utf-8", errors="replace")
 
     def stream_decoder(self) -> StreamDecoder:
         return _Utf8StreamDecoder(self._token_bytes)
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def _token_bytes(self, token_id: SupportsIndex) -> bytes:
         return b"" if token_id == self.bos_id else bytes([token_id])
 
 
@@ -135,13 +137,13 @@ class WordTokenizer:
     def encode_utf8(self, data: bytes) -> np.ndarray:
         return self.encode(data.decode("utf-8", errors="replace"))
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return b"".join(map(self._token_bytes, ids)).decode("utf-8")
 
     def stream_decoder(self) -> StreamDecoder:
         return _Utf8StreamDecoder(self._token_bytes)
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def _token_bytes(self, token_id: SupportsIndex) -> bytes:
         if token_id == self.bos_id:
             return b""
         word = self._words[token_id]
@@ -183,7 +185,7 @@ class HuggingFaceTokenizer:
     def encode_utf8(self, data: bytes) -> np.ndarray:
         return self.encode(data.decode("utf-8", errors="replace"))
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         kept = [int(i) for i in ids if i != self.bos_id]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
@@ -198,7 +200,7 @@ class _HuggingFaceStreamDecoder:
         self._stream = decoders.DecodeStream(skip_special_tokens=False)
         self._pending: list[int] = []
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: SupportsIndex) -> str:
         if token_id == self._bos_id:
             return ""
         self._pending.append(int(token_id))

@@ -1,6 +1,5 @@
 """Multi-head linear attention, the mixer of "Transformers are RNNs" (Katharopoulos et al. 2020)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -55,9 +54,9 @@ class LinearAttention(nnx.Module):
         self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(
-            width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
-        )
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    capacity = None  # tokens that the state can follow: any number
 
     def init_state(self, batch_size: int) -> MixerState:
         columns = self.value_width + self.normalize
@@ -88,6 +87,11 @@ class LinearAttention(nnx.Module):
             return y_BTD, None
         last = state["segment"] if segment_ids is None else segment_ids[:, -1]
         return y_BTD, {"sums": sums, "segment": last}
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: k v^T and q^T S."""
+        del context  # the cost of a token does not depend on its position
+        return 4 * self.heads * self.key_width * (self.value_width + self.normalize)
 
     def _attend(self, q, k, v, sums, segment_ids, positions):
         options = {
@@ -124,8 +128,3 @@ class LinearAttention(nnx.Module):
             o = o / (z + self.epsilon)
             numerator = jnp.concatenate([numerator, denominator], axis=-1)
         return o, numerator
-
-
-def flops_per_token(heads: int, key_width: int, value_width: int) -> int:
-    """Multiply-adds counted as two: the update k v^T and the read q^T S, normaliser included."""
-    return 4 * heads * key_width * (value_width + 1)

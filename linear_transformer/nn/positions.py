@@ -43,6 +43,7 @@ class PositionEmbedding(nnx.Module):
 
     def __init__(self, kind: str, width: int, max_positions: int, *, rngs: nnx.Rngs):
         self.kind = kind
+        self.capacity = max_positions if kind == "learned" else None  # None is any number
         if kind == "learned":
             self.table = nnx.Embed(
                 max_positions, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs

@@ -5,14 +5,15 @@
 with sums over the keys that query t is allowed to see.  Three forms of one function:
 
 - `parallel` writes out the T x S scores: the oracle, and the fastest form for short inputs.
-- `blockwise` never holds more than one block of scores: memory linear in T, and no work at all for
-  blocks that the causal mask or the window rules out.  The softmax over blocks is online (Rabe &
-  Staats 2021, "Self-attention Does Not Need O(n^2) Memory"); the backward pass recomputes the
-  scores from the log-sum-exp of each query (Dao et al. 2022, "FlashAttention", algorithms 1, 4).
+- `blockwise` holds one block of scores: memory linear in T, no work for blocks that causality or
+  the window rules out.  The softmax is online (Rabe & Staats 2021, "Self-attention Does Not Need
+  O(n^2) Memory"); the backward pass recomputes the scores from the log-sum-exp of each query (Dao
+  et al. 2022, "FlashAttention", algorithms 1 and 4).
 - `fused` is cuDNN's FlashAttention kernel, on NVIDIA GPUs.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,19 +27,15 @@ from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries,
 Direction = Literal["causal", "bidirectional"]
 Form = Literal["auto", "parallel", "blockwise", "fused"]
 
-# PLACEHOLDER
-_BLOCK_SIZE = 256
-_PARALLEL_MAX_SCORES = 256 * 256
-_CPU_SCORES_PER_STEP = 8 * 256 * 256
-
-
-class _Mask(NamedTuple):
-    """Who may see whom.  A key at position -1 does not exist: empty, masked or padding."""
-
-    query_positions_BT: Array
-    key_positions_BS: Array
-    query_segments_BT: Array | None
-    key_segments_BS: Array | None
+# Measured on 2 cores (AVX-512, 1 MiB of L2 each), fp32, K = V = 64: steps over 512 x 512 blocks
+# were a third faster than over 256 x 256 (larger matrix products), and 1024 only adds work above
+# the diagonal.  Two heads to a step make 2 MiB of scores, which stay in cache; 8 cost 5 %, 1 12 %.
+_BLOCK_SIZE = 512
+_CPU_SCORES_PER_STEP = 2 * 512 * 512
+# A block much larger than the window is mostly masked: 128 won at 128 and 256, 512 won at 1024.
+_NARROW_WINDOW, _NARROW_WINDOW_BLOCK_SIZE = 256, 128
+# B H T S above which `parallel` lost to `blockwise`: fresh memory for all scores costs page faults.
+_PARALLEL_MAX_SCORES = 2**20
 
 
 class _Spec(NamedTuple):
@@ -50,6 +47,13 @@ class _Spec(NamedTuple):
     ordered: bool  # Positions are 0, 1, 2, ...: block pairs can be ruled out before tracing.
     masked: bool  # Segments or missing keys: even blocks below the diagonal need the mask.
     block_size: int
+
+
+class _Tags(NamedTuple):
+    """Integers of each token, shaped like a head of q or k: positions, and segments if any."""
+
+    queries: tuple[Array, ...]  # [B, T, 1, 1]
+    keys: tuple[Array, ...]  # [B, S, 1, 1]
 
 
 def softmax_attention(
@@ -75,19 +79,15 @@ def softmax_attention(
     gradients through it are 0.
 
     Args:
-      q_BTHK: queries.
-      k_BSHK: keys.
-      v_BSHV: values; V may differ from K.
-      direction: "causal": a query sees the keys at its own position and before.
-        "bidirectional": it sees them all.
-      scale: factor on the scores; K**-0.5 if None.
-      window: a query sees the keys at its own position and at the `window - 1` before it.
-        Causal only.
+      q_BTHK, k_BSHK, v_BSHV: queries, keys, values; V may differ from K.
+      direction: "causal": a query sees the keys at its own position and before; "bidirectional":
+        it sees them all.
+      scale: factor on the scores, positive; K**-0.5 if None.
+      window: causal only: a query sees the keys at its own position and the `window - 1` before.
       segment_ids_BT: queries and keys of different segments never meet.
       key_segment_ids_BS: segments of the keys; `segment_ids_BT` if None.
       key_mask_BS: False drops the key exactly.
-      query_positions_BT: integer positions that causality and the window refer to; 0, 1, 2, ... if
-        None.
+      query_positions_BT: what causality and the window refer to; 0, 1, 2, ... if None.
       key_positions_BS: the same for the keys, in any order, as in a KV cache.  A key at a negative
         position is an empty slot, and is never seen.
       form: "parallel", "blockwise", "fused", or "auto": the fastest that covers the call.
@@ -98,29 +98,28 @@ def softmax_attention(
       o_BTHV, in the dtype of v.
 
     Raises:
-      ValueError: shapes that do not fit, a window below 1 or without causality, causal T != S
-        without positions, or a form that is unknown or cannot compute this call here.
+      ValueError: shapes that do not fit, a window or scale out of range, causal T != S without
+        positions, or a form that is unknown or does not cover this call.
     """
-    B, T, H, K = q_BTHK.shape
-    S = k_BSHK.shape[1]
-    if k_BSHK.shape != (B, S, H, K) or v_BSHV.shape[:3] != (B, S, H):
-        raise ValueError(
-            f"q {q_BTHK.shape}, k {k_BSHK.shape}, v {v_BSHV.shape} are not BTHK, BSHK, BSHV."
-        )
-    if direction not in ("causal", "bidirectional"):
-        raise ValueError(f"direction={direction!r}; want 'causal' or 'bidirectional'.")
+    (B, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
     causal = direction == "causal"
-    if window is not None and (window < 1 or not causal):
-        raise ValueError(f"window={window}, direction={direction!r}; want window >= 1 and causal.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size}; want at least 1.")
     ordered = query_positions_BT is None and key_positions_BS is None
-    if causal and ordered and T != S:
-        raise ValueError(f"Causal attention of T={T} queries to S={S} keys needs positions.")
+    scale = K**-0.5 if scale is None else float(scale)
     if key_segment_ids_BS is None:
         key_segment_ids_BS = segment_ids_BT
-    elif segment_ids_BT is None:
-        raise ValueError("key_segment_ids_BS is given without segment_ids_BT.")
+    shapes = f"q {q_BTHK.shape}, k {k_BSHK.shape}, v {v_BSHV.shape} are not BTHK, BSHK, BSHV"
+    for wrong, message in (
+        (k_BSHK.shape != (B, S, H, K) or v_BSHV.shape[:3] != (B, S, H), shapes),
+        (direction not in ("causal", "bidirectional"), f"no direction {direction!r}"),
+        (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
+        (not scale > 0, f"{scale=} is not positive"),
+        (block_size is not None and block_size < 1, f"{block_size=} is not positive"),
+        (causal and ordered and T != S, f"causal with {T=} != {S=} needs positions"),
+        (form not in ("auto", "parallel", "blockwise", "fused"), f"no form {form!r}"),
+        (segment_ids_BT is None and key_segment_ids_BS is not None, "segment_ids_BT is missing"),
+    ):
+        if wrong:
+            raise ValueError(f"softmax_attention: {message}.")
     for name, array, shape in (
         ("segment_ids_BT", segment_ids_BT, (B, T)),
         ("key_segment_ids_BS", key_segment_ids_BS, (B, S)),
@@ -129,85 +128,70 @@ def softmax_attention(
         ("key_positions_BS", key_positions_BS, (B, S)),
     ):
         if array is not None and array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}; want {shape}.")
+            raise ValueError(f"softmax_attention: {name} has shape {array.shape}, not {shape}.")
 
+    # Tags say who sees whom: positions, then segments if any.  A key at -1 does not exist.
     if query_positions_BT is None:
-        query_positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        query_positions_BT = jnp.tile(jnp.arange(T), (B, 1))
     if key_positions_BS is None:
-        key_positions_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+        key_positions_BS = jnp.tile(jnp.arange(S), (B, 1))
     if key_mask_BS is not None:
         key_positions_BS = jnp.where(key_mask_BS, key_positions_BS, -1)
-    mask = _Mask(query_positions_BT, key_positions_BS, segment_ids_BT, key_segment_ids_BS)
+    pairs = [(query_positions_BT, key_positions_BS), (segment_ids_BT, key_segment_ids_BS)]
+    pairs = pairs if segment_ids_BT is not None else pairs[:1]
+    tags = _Tags(*(tuple(x[..., None, None] for x in xs) for xs in zip(*pairs, strict=True)))
     masked = not ordered or segment_ids_BT is not None or key_mask_BS is not None
-    scale = K**-0.5 if scale is None else scale
-    spec = _Spec(causal, window, scale, ordered, masked, block_size or _default_block(window))
+    narrow = window is not None and window <= _NARROW_WINDOW
+    block_size = block_size or (_NARROW_WINDOW_BLOCK_SIZE if narrow else _BLOCK_SIZE)
+    spec = _Spec(causal, window, scale, ordered, masked, block_size)
 
-    why_not_fused = _why_not_fused(q_BTHK, k_BSHK, v_BSHV, masked)
+    covered = _fused_covers(q_BTHK, k_BSHK, v_BSHV, masked)
     if form == "auto":
-        if why_not_fused is None:
-            form = "fused"
-        elif T * S <= _PARALLEL_MAX_SCORES or T == 1:
-            form = "parallel"
-        else:
-            form = "blockwise"
+        short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear as it is.
+        form = "fused" if covered else "parallel" if short else "blockwise"
     if form == "parallel":
-        return _parallel(q_BTHK, k_BSHK, v_BSHV, mask, spec)
+        return _parallel(q_BTHK, k_BSHK, v_BSHV, tags, spec)
     if form == "blockwise":
-        return _blockwise(q_BTHK, k_BSHK, v_BSHV, mask, spec)
-    if form != "fused":
-        raise ValueError(f"form={form!r}; want 'auto', 'parallel', 'blockwise' or 'fused'.")
-    if why_not_fused is not None:
-        raise ValueError(f"form='fused' does not cover this call: {why_not_fused}.")
-    return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BSHK,
-        v_BSHV,
-        scale=scale,
-        is_causal=causal,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation="cudnn",
-    )
+        return _blockwise(*_vary_alike((q_BTHK, k_BSHK, v_BSHV, tags)), spec)
+    if not covered:
+        needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
+        raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
+    behind_and_ahead = None if window is None else (window - 1, 0)
+    options = {"scale": scale, "is_causal": causal, "local_window_size": behind_and_ahead}
+    return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHV, implementation="cudnn", **options)
 
 
-def _why_not_fused(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, masked: bool) -> str | None:
-    if jax.default_backend() != "gpu":
-        return f"it needs a GPU, and the backend is {jax.default_backend()}"
-    if masked:
-        return "it takes no positions, segments or key mask"
-    if {q_BTHK.dtype, k_BSHK.dtype, v_BSHV.dtype} not in ({jnp.bfloat16}, {jnp.float16}):
-        return "it needs q, k, v all bfloat16 or all float16"
-    K = q_BTHK.shape[-1]
-    if v_BSHV.shape[-1] != K or K % 8 or K > 128:
-        return "it needs K == V, a multiple of 8, at most 128"
-    return None
+def _fused_covers(q: Array, k: Array, v: Array, masked: bool) -> bool:
+    dtypes, K, V = {x.dtype.name for x in (q, k, v)}, q.shape[3], v.shape[3]
+    fits = dtypes in ({"bfloat16"}, {"float16"}) and K == V and K % 8 == 0 and K <= 128
+    return fits and not masked and jax.default_backend() == "gpu"
 
 
 def _accumulator_dtype(*arrays: Array) -> Any:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def _allowed(mask: _Mask, spec: _Spec) -> Array:
-    """Which key each query sees, [B, 1, S, T] (the 1 is for the heads)."""
-    query_positions_BxT = mask.query_positions_BT[:, None, None, :]
-    key_positions_BxSx = mask.key_positions_BS[:, None, :, None]
-    allowed_BxST = key_positions_BxSx >= 0
+def _allowed(tags: _Tags, spec: _Spec) -> Array:
+    """Which keys each query sees, [B, 1, S, T], from tags of [B, 1, 1, T] and [B, 1, S, 1]."""
+    query_positions, key_positions = tags.queries[0], tags.keys[0]
+    allowed_BxST = key_positions >= 0
     if spec.causal:
-        allowed_BxST &= key_positions_BxSx <= query_positions_BxT
+        allowed_BxST &= key_positions <= query_positions
     if spec.window is not None:
-        allowed_BxST &= key_positions_BxSx > query_positions_BxT - spec.window
-    if mask.query_segments_BT is not None:
-        allowed_BxST &= (
-            mask.key_segments_BS[:, None, :, None] == mask.query_segments_BT[:, None, None, :]
-        )
+        allowed_BxST &= key_positions > query_positions - spec.window
+    for query_segments, key_segments in zip(tags.queries[1:], tags.keys[1:], strict=True):
+        allowed_BxST &= key_segments == query_segments
     return allowed_BxST
 
 
-def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, mask: _Mask, spec: _Spec) -> Array:
+def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _Spec) -> Array:
     dtype = _accumulator_dtype(q_BTHK, k_BSHK, v_BSHV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
     scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
     if spec.causal or spec.masked:
-        scores_BHST = jnp.where(_allowed(mask, spec), scores_BHST, -jnp.inf)
+        queries = tuple(x.transpose(0, 2, 3, 1) for x in tags.queries)
+        allowed_BxST = _allowed(_Tags(queries, tuple(x.swapaxes(1, 2) for x in tags.keys)), spec)
+        scores_BHST = jnp.where(allowed_BxST, scores_BHST, -jnp.inf)
     # The shift cancels in the quotient, so no gradient flows through it.  It is finite even where
     # every score is -inf, which makes those rows exp(-inf) = 0 rather than exp(nan).
     floor = jnp.finfo(dtype).min
@@ -221,68 +205,44 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, mask: _Mask, spec: _S
 
 # --- The blockwise form -------------------------------------------------------------------------
 #
-# Arrays are cut into blocks once, before the loop: [N, B, H, ...] with N the block, so that a block
-# is contiguous.  C is the queries in a block, D the keys.  Scores are kept transposed, keys first
-# (DC): then every product below is a plain row-major matrix product, maxima and sums over keys run
-# down the columns, and the statistics of a query broadcast along rows.  All of this vectorises.
-
-
-def _default_block(window: int | None) -> int:
-    return _BLOCK_SIZE
+# Arrays are cut once into N contiguous blocks, [N, B, H, ...], of C queries or D keys.  Scores are
+# kept keys first (DC): then every product is a plain row-major one, maxima and sums over keys run
+# down columns, and the statistics of a query broadcast along rows.  All of this vectorises.
 
 
 def _even_block(length: int, block_size: int) -> tuple[int, int]:
     """Number and size of blocks: as few as `block_size` allows, and then no larger than needed."""
-    num_blocks = -(-length // block_size)
+    num_blocks = max(1, -(-length // block_size))
     size = -(-length // num_blocks)
     return num_blocks, min(block_size, -(-size // 16) * 16)
 
 
 def _pairs(T: int, S: int, spec: _Spec) -> tuple[np.ndarray, np.ndarray]:
     """(query block, key block) pairs to compute, [P, 2]: those without a mask, those with one."""
-    num_q, C = _even_block(T, spec.block_size)
-    num_k, D = _even_block(S, spec.block_size)
+    (num_q, C), (num_k, D) = (_even_block(length, spec.block_size) for length in (T, S))
     i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(num_q), np.arange(num_k), indexing="ij"))
     first_q, last_q, first_k, last_k = i * C, (i + 1) * C - 1, j * D, (j + 1) * D - 1
     needed = np.ones(i.shape, bool)
     unmasked = np.full(i.shape, not spec.masked) & (last_k < S)
     if spec.causal and spec.ordered:
-        needed &= first_k <= last_q
-        unmasked &= last_k <= first_q
-        if spec.window is not None:
-            needed &= last_k > first_q - spec.window
-            unmasked &= first_k > last_q - spec.window
+        window = spec.window or 2**31
+        needed &= (first_k <= last_q) & (last_k > first_q - window)
+        unmasked &= (last_k <= first_q) & (first_k > last_q - window)
     pairs = np.stack([i, j], 1).astype(np.int32)
     return pairs[needed & unmasked], pairs[needed & ~unmasked]
 
 
-def _cut(x_BTHX: Array, num_blocks: int, size: int, transpose: bool) -> Array:
-    """[B, T, H, X] to zero-padded blocks [N, B, H, size, X], or [N, B, H, X, size]."""
-    B, T, H, X = x_BTHX.shape
-    x = jnp.pad(x_BTHX, ((0, 0), (0, num_blocks * size - T), (0, 0), (0, 0)))
-    x = x.reshape(B, num_blocks, size, H, X)
-    return x.transpose((1, 0, 3, 4, 2) if transpose else (1, 0, 3, 2, 4))
+def _cut(x_BTHX: Array, blocks: tuple[int, int], *, transpose: bool, fill: int = 0) -> Array:
+    """[B, T, H, X], padded with `fill`, to blocks [N, B, H, C, X]; transposed [N, B, H, X, C]."""
+    (N, C), (B, T, H, X) = blocks, x_BTHX.shape
+    x = jnp.pad(x_BTHX, ((0, 0), (0, N * C - T), (0, 0), (0, 0)), constant_values=fill)
+    return x.reshape(B, N, C, H, X).transpose((1, 0, 3, 4, 2) if transpose else (1, 0, 3, 2, 4))
 
 
 def _join(x_NBHCX: Array, length: int) -> Array:
+    """The inverse of `_cut`: [B, T, H, X]."""
     N, B, H, C, X = x_NBHCX.shape
     return x_NBHCX.transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, X)[:, :length]
-
-
-def _cut_mask(mask: _Mask, query_blocks: tuple[int, int], key_blocks: tuple[int, int]) -> _Mask:
-    def cut(x_BT, num_blocks, size, fill=0):
-        if x_BT is None:
-            return None
-        B, T = x_BT.shape
-        x_BT = jnp.pad(x_BT, ((0, 0), (0, num_blocks * size - T)), constant_values=fill)
-        return x_BT.reshape(B, num_blocks, size).swapaxes(0, 1)
-
-    return _Mask(
-        cut(mask.query_positions_BT, *query_blocks),
-        cut(mask.key_positions_BS, *key_blocks, fill=-1),
-        cut(mask.query_segments_BT, *query_blocks),
-        cut(mask.key_segments_BS, *key_blocks),
-    )
 
 
 def _matmul(a: Array, b: Array, dtype: Any) -> Array:
@@ -290,160 +250,150 @@ def _matmul(a: Array, b: Array, dtype: Any) -> Array:
     return lax.dot_general(a, b, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
 
 
-def _read(x: Array, index: tuple[Any, ...], group: tuple[int, int]) -> Array:
-    """Block `index[0]` of a group of heads: [N, B, H, ...] to [b, h, ...]; [N, B, C] to [b, C]."""
-    lead = 3 if x.ndim > 3 else 2
-    sizes = (1, *group)[:lead] + x.shape[lead:]
-    return lax.dynamic_slice(x, index[:lead] + (0,) * (x.ndim - lead), sizes)[0]
+class _Grid:
+    """The blocks of one call, and the loop over those pairs of blocks that need computing."""
+
+    def __init__(self, q_BTHK: Array, k_BSHK: Array, spec: _Spec, cpu: bool):
+        self.B, self.T, self.H, _ = q_BTHK.shape
+        self.S = k_BSHK.shape[1]
+        self.spec = spec
+        self.queries = _even_block(self.T, spec.block_size)
+        self.keys = _even_block(self.S, spec.block_size)
+        self.heads = (self.B, self.H)  # In one step: what fits a CPU's cache; all, elsewhere.
+        if cpu:
+            most = max(1, _CPU_SCORES_PER_STEP // (self.queries[1] * self.keys[1]))
+            self.heads = (1, max(h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most))
+
+    def read(self, x: Array, at: tuple[Any, Any, Any]) -> Array:
+        """[N, B, H, ...] to [b, h, ...]: one block, of the heads of one step."""
+        b, h = self.heads
+        if x.shape[2] == 1:  # Tags are shared by the heads.
+            at, h = (*at[:2], 0), 1
+        return lax.dynamic_slice(x, (*at, 0, 0), (1, b, h, *x.shape[3:]))[0]
+
+    def write(self, x: Array, at: tuple[Any, Any, Any], update: Array) -> Array:
+        return lax.dynamic_update_slice(x, update[None], (*at, 0, 0))
+
+    def fold(self, step: Callable[..., Any], carry: tuple[Array, ...], tags: _Tags) -> Any:
+        """`carry = step(carry, at_q, at_k, mask)` for all pairs of blocks and all heads."""
+        # Two loops, without and with a mask, each compiled once whatever T: masking all costs 5 %.
+        queries = [_cut(x, self.queries, transpose=True) for x in tags.queries]
+        keys = [_cut(x, self.keys, transpose=False, fill=-1) for x in tags.keys]
+        groups_b, groups_h = self.B // self.heads[0], self.H // self.heads[1]
+        for has_mask, table in enumerate(_pairs(self.T, self.S, self.spec)):
+
+            def body(n, carry, has_mask=has_mask, table=table):
+                group, pair = n // len(table), n % len(table)
+                i, j = jnp.asarray(table)[pair].astype(int)  # Like all other indices.
+                head = (group // groups_h * self.heads[0], group % groups_h * self.heads[1])
+                at_q, at_k = (i, *head), (j, *head)
+                if not has_mask:
+                    return step(carry, at_q, at_k, lambda scores: scores)
+                blocks = ((queries, at_q), (keys, at_k))
+                tile = _Tags(*(tuple(self.read(x, at) for x in xs) for xs, at in blocks))
+                allowed = _allowed(tile, self.spec)
+                return step(carry, at_q, at_k, lambda x: jnp.where(allowed, x, -jnp.inf))
+
+            if len(table):
+                carry = lax.fori_loop(0, len(table) * groups_b * groups_h, body, carry)
+        return carry
 
 
-def _write(x: Array, index: tuple[Any, ...], update: Array) -> Array:
-    return lax.dynamic_update_slice(x, update[None], (*index, *(0,) * (x.ndim - 3)))
+def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: bool) -> Any:
+    """o_BTHV and the log-sum-exp of the scores of each query, lse_NBHxC."""
+    dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
+    qT_NBHKC = _cut(q, grid.queries, transpose=True)
+    k_NBHDK = _cut(k, grid.keys, transpose=False)
+    vT_NBHVD = _cut(v, grid.keys, transpose=True)
 
-
-def _for_each_pair(step, carry, pairs, B, H, group, spec, mask):
-    """Folds `step(carry, query index, key index, allowed or None)` over groups of heads, pairs."""
-    b, h = group
-    for table, has_mask in zip(pairs, (False, True), strict=True):
-        if not len(table):
-            continue
-
-        def body(n, carry, table=table, has_mask=has_mask):
-            g, p = n // len(table), n % len(table)
-            i, j = jnp.asarray(table)[p]
-            at = (g // (H // h) * b, g % (H // h) * h)
-            allowed = None
-            if has_mask:
-                at_q, at_k = (i, *at), (j, *at)
-                tile = _Mask(
-                    *(
-                        x if x is None else _read(x, index, group)
-                        for x, index in zip(mask, (at_q, at_k, at_q, at_k), strict=True)
-                    )
-                )
-                allowed = jnp.where(_allowed(tile, spec), 0, -jnp.inf).astype(carry[0].dtype)
-            return step(carry, (i, *at), (j, *at), allowed)
-
-        carry = lax.fori_loop(0, len(table) * (B // b) * (H // h), body, carry)
-    return carry
-
-
-def _forward_blocks(q, k, v, mask, *, spec, T, S, cpu):
-    """o_BTHV, lse_NBHxC from whole arrays."""
-    dtype = _accumulator_dtype(q, k, v)
-    B, _, H, _ = q.shape
-    V = v.shape[-1]
-    query_blocks, key_blocks = _even_block(T, spec.block_size), _even_block(S, spec.block_size)
-    (num_q, C), (_, D) = query_blocks, key_blocks
-    group = _group(B, H, C * D, cpu)
-    qT_NBHKC = _cut(q, *query_blocks, transpose=True)
-    k_NBHDK = _cut(k, *key_blocks, transpose=False)
-    vT_NBHVD = _cut(v, *key_blocks, transpose=True)
-    mask = _cut_mask(mask, query_blocks, key_blocks)
-    floor = jnp.finfo(dtype).min
-
-    def step(carry, at_q, at_k, allowed):
-        oT, statistics = (_read(x, at_q, group) for x in carry)
+    def step(carry, at_q, at_k, mask):
+        # All that is read from the carry is needed for what is written to it, so XLA updates it in
+        # place; as a third array, the shift would be copied, whole, in every step.
+        oT, statistics = grid.read(carry[0], at_q), grid.read(carry[1], at_q)
         shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-        scores = _matmul(_read(k_NBHDK, at_k, group), _read(qT_NBHKC, at_q, group), dtype)
-        if allowed is not None:
-            scores = scores + allowed
+        scores = mask(_matmul(grid.read(k_NBHDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
         new_shift = jnp.maximum(shift, jnp.max(scores, 2, keepdims=True))
         weights = jnp.exp((scores - new_shift) * spec.scale)
         decay = jnp.exp((shift - new_shift) * spec.scale)
         total = total * decay + jnp.sum(weights, 2, keepdims=True)
-        oT = oT * decay + _matmul(_read(vT_NBHVD, at_k, group), weights.astype(v.dtype), dtype)
+        oT = oT * decay + _matmul(grid.read(vT_NBHVD, at_k), weights.astype(v.dtype), dtype)
         statistics = jnp.concatenate([new_shift, total], 2)
-        return _write(carry[0], at_q, oT), _write(carry[1], at_q, statistics)
+        return grid.write(carry[0], at_q, oT), grid.write(carry[1], at_q, statistics)
 
-    statistics = jnp.broadcast_to(jnp.array([[floor], [0]], dtype), (num_q, B, H, 2, C))
-    carry = (jnp.zeros((num_q, B, H, V, C), dtype), statistics)
-    pairs = _pairs(T, S, spec)
-    oT, statistics = _for_each_pair(step, carry, pairs, B, H, group, spec, mask)
+    # The first shift is finite, so that a query that sees no key computes exp(-inf), not exp(nan).
+    N, B, H, _, C = qT_NBHKC.shape
+    shift = lax.full_like(qT_NBHKC, jnp.finfo(dtype).min, dtype, (N, B, H, 1, C))
+    statistics = jnp.concatenate([shift, jnp.zeros_like(shift)], 3)
+    oT = lax.full_like(qT_NBHKC, 0, dtype, (N, B, H, v.shape[3], C))
+    oT, statistics = grid.fold(step, (oT, statistics), tags)
     shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-    empty = total == 0
-    # With lse = inf the backward pass recomputes weights of exp(-inf) = 0 for an empty row.
-    lse = jnp.where(empty, jnp.inf, shift * spec.scale + jnp.log(jnp.where(empty, 1, total)))
-    oT = (oT / jnp.where(empty, 1, total)).astype(v.dtype)
-    return _join(oT.swapaxes(3, 4), T), lse
+    total, empty = jnp.where(total == 0, 1, total), total == 0
+    # lse = inf makes the backward pass compute weights of exp(-inf) = 0 for a query without keys.
+    lse = jnp.where(empty, jnp.inf, shift * spec.scale + jnp.log(total))
+    return _join((oT / total).astype(v.dtype).swapaxes(3, 4), grid.T), lse
 
 
-def _backward_blocks(q, k, v, mask, o, lse_NBHxC, do, *, spec, T, S, cpu):
-    dtype = _accumulator_dtype(q, k, v)
-    B, _, H, K = q.shape
-    V = v.shape[-1]
-    query_blocks, key_blocks = _even_block(T, spec.block_size), _even_block(S, spec.block_size)
-    (num_q, C), (num_k, D) = query_blocks, key_blocks
-    group = _group(B, H, C * D, cpu)
+def _backward(residuals: Any, do: Array, *, spec: _Spec, cpu: bool) -> Any:
+    """The gradients of q, k, v."""
+    q, k, v, tags, o, lse_NBHxC = residuals
+    dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
     delta = jnp.sum(o.astype(dtype) * do.astype(dtype), 3, keepdims=True)
-    delta_NBHxC = _cut(delta, *query_blocks, transpose=True)
-    qT_NBHKC = _cut(q, *query_blocks, transpose=True)
-    doT_NBHVC = _cut(do, *query_blocks, transpose=True)
-    k_NBHDK = _cut(k, *key_blocks, transpose=False)
-    v_NBHDV = _cut(v, *key_blocks, transpose=False)
-    mask = _cut_mask(mask, query_blocks, key_blocks)
+    delta_NBHxC = _cut(delta, grid.queries, transpose=True)
+    qT_NBHKC = _cut(q, grid.queries, transpose=True)
+    doT_NBHVC = _cut(do, grid.queries, transpose=True)
+    k_NBHDK = _cut(k, grid.keys, transpose=False)
+    v_NBHDV = _cut(v, grid.keys, transpose=False)
 
-    def step(carry, at_q, at_k, allowed):
+    def step(carry, at_q, at_k, mask):
         dqT, dk, dv = carry
-        qT, doT = _read(qT_NBHKC, at_q, group), _read(doT_NBHVC, at_q, group)
-        k_, v_ = _read(k_NBHDK, at_k, group), _read(v_NBHDV, at_k, group)
-        scores = _matmul(k_, qT, dtype) * spec.scale
-        if allowed is not None:
-            scores = scores + allowed
-        weights = jnp.exp(scores - _read(lse_NBHxC, at_q, group))
-        dweights = _matmul(v_, doT, dtype)
-        dscores = weights * (dweights - _read(delta_NBHxC, at_q, group)) * spec.scale
-        dscores = dscores.astype(q.dtype)
-        dv_ = _read(dv, at_k, group) + _matmul(weights.astype(do.dtype), doT.swapaxes(2, 3), dtype)
-        dk_ = _read(dk, at_k, group) + _matmul(dscores, qT.swapaxes(2, 3), dtype)
-        dqT_ = _read(dqT, at_q, group) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
-        return _write(dqT, at_q, dqT_), _write(dk, at_k, dk_), _write(dv, at_k, dv_)
+        qT, doT = grid.read(qT_NBHKC, at_q), grid.read(doT_NBHVC, at_q)
+        k_, v_ = grid.read(k_NBHDK, at_k), grid.read(v_NBHDV, at_k)
+        scores = mask(_matmul(k_, qT, dtype))
+        weights = jnp.exp(scores * spec.scale - grid.read(lse_NBHxC, at_q))
+        dweights = _matmul(v_, doT, dtype) - grid.read(delta_NBHxC, at_q)
+        dscores = weights * dweights * spec.scale
+        weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
+        dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
+        dk_ = grid.read(dk, at_k) + _matmul(dscores, qT.swapaxes(2, 3), dtype)
+        dv_ = grid.read(dv, at_k) + _matmul(weights, doT.swapaxes(2, 3), dtype)
+        return grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_), grid.write(dv, at_k, dv_)
 
-    carry = (
-        jnp.zeros((num_q, B, H, K, C), dtype),
-        jnp.zeros((num_k, B, H, D, K), dtype),
-        jnp.zeros((num_k, B, H, D, V), dtype),
-    )
-    pairs = _pairs(T, S, spec)
-    dqT, dk, dv = _for_each_pair(step, carry, pairs, B, H, group, spec, mask)
-    return (
-        _join(dqT.swapaxes(3, 4), T).astype(q.dtype),
-        _join(dk, S).astype(k.dtype),
-        _join(dv, S).astype(v.dtype),
-    )
+    carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBHDK, v_NBHDV))
+    dqT, dk, dv = grid.fold(step, carry, tags)
+    joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
+    return tuple(x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
 
 
-def _group(B, H, scores, cpu):
-    if not cpu:
-        return B, H
-    h = max(1, _CPU_SCORES_PER_STEP // scores)
-    return 1, max(d for d in range(1, H + 1) if H % d == 0 and d <= h)
-
-
-def _by_platform(function, *args, **kwargs):
-    return lax.platform_dependent(
-        *args,
-        cpu=functools.partial(function, cpu=True, **kwargs),
-        default=functools.partial(function, cpu=False, **kwargs),
-    )
+def _by_platform(function: Callable[..., Any], spec: _Spec, *args: Any) -> Any:
+    # Decided when lowering: a TPU program compiled on a CPU host must get the TPU's grouping.
+    function = functools.partial(function, spec=spec)
+    cpu, default = (functools.partial(function, cpu=x) for x in (True, False))
+    return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blockwise(q, k, v, mask, spec):
-    return _blockwise_fwd(q, k, v, mask, spec)[0]
+def _blockwise(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Array:
+    return _by_platform(_forward, spec, q, k, v, tags)[0]
 
 
-def _blockwise_fwd(q, k, v, mask, spec):
-    o, lse = _by_platform(_forward_blocks, q, k, v, mask, spec=spec, T=q.shape[1], S=k.shape[1])
-    return o, (q, k, v, mask, o, lse)
+def _blockwise_fwd(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Any:
+    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, tags)
+    return o_BTHV, (q, k, v, tags, o_BTHV, lse_NBHxC)
 
 
-def _blockwise_bwd(spec, residuals, do):
-    q, k = residuals[:2]
-    dq, dk, dv = _by_platform(
-        _backward_blocks, *residuals, do, spec=spec, T=q.shape[1], S=k.shape[1]
-    )
-    return dq, dk, dv, None
+def _blockwise_bwd(spec: _Spec, residuals: Any, do: Array) -> Any:
+    return *_by_platform(_backward, spec, residuals, do), None
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
+
+
+def _vary_alike(arrays: Any) -> Any:
+    """Inside shard_map, marks all arrays as varying over the mesh axes that any varies over."""
+    # Loops need equal types in and out, and the gradient of an unsharded array needs its sum.
+    leaves, structure = jax.tree.flatten(arrays)
+    varying = [jax.typeof(x).manual_axis_type.varying for x in leaves]
+    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
+    cast = functools.partial(lax.pcast, to="varying")
+    leaves = [cast(x, axes) if axes else x for x, axes in zip(leaves, missing, strict=True)]
+    return jax.tree.unflatten(structure, leaves)

@@ -82,5 +82,5 @@ def test_mistakes(function):
     for documents in ([], [np.zeros(0, np.uint8)]):
         with pytest.raises(DataError, match="no tokens"):
             next(function(documents, ByteTokenizer(), batch_size=2, sequence_length=4))
-    with pytest.raises(DataError, match="config.data.batch_size = 0"):
+    with pytest.raises(DataError, match=r"config.data.batch_size = 0"):
         next(function(DOCUMENTS, TOKENIZER, batch_size=0, sequence_length=4))

@@ -48,7 +48,7 @@ def test_wrong_download_is_not_kept(cache, url):
 def test_damaged_cache_is_noticed(cache, url):
     path = fetch.fetch_url(url, "file.bin", SHA256)
     path.write_bytes(CONTENT[:-1])
-    with pytest.raises(DataError, match="file.bin: expected SHA-256 .* delete it"):
+    with pytest.raises(DataError, match=r"file.bin: expected SHA-256 .* delete it"):
         fetch.fetch_url(url, "file.bin", SHA256)
 
 

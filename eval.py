@@ -1,0 +1,42 @@
+"""Evaluates a run, or samples from its language model.
+
+python eval.py --workdir=runs/default --split=test
+python eval.py --workdir=runs/default --prompt="def main():" --num_tokens=200 --temperature=0.8
+"""
+
+from linear_transformer.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()
+
+from absl import flags
+from etils import epath
+
+from linear_transformer import configuration
+from linear_transformer.decoding.generate import Sampler
+from linear_transformer.evaluation import Run, evaluate, sample
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
+_STATEFUL = flags.DEFINE_bool(
+    "stateful", True, "Also with the state carried through each document, where it is constant."
+)
+_PROMPT = flags.DEFINE_string("prompt", None, "Sample a continuation of this text instead.")
+_NUM_TOKENS = flags.DEFINE_integer("num_tokens", 200, "Tokens to sample.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0 for all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens of mass p.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+
+
+def main() -> None:
+    sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    run = Run.load(epath.Path(_WORKDIR.value))
+    if _PROMPT.value is None:
+        evaluate(run, _SPLIT.value, stateful=_STATEFUL.value)
+    else:
+        sample(run, _PROMPT.value, _NUM_TOKENS.value, sampler, _SEED.value)
+
+
+if __name__ == "__main__":
+    configuration.run(main)

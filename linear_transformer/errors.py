@@ -1,0 +1,12 @@
+"""What a user can do wrong, as exceptions with a one-line message.
+
+The command lines print the line and exit with status 2; no traceback.
+"""
+
+
+class UserError(ValueError):
+    """The message is one line that names the key or the file and says what to do."""
+
+
+class ConfigError(UserError):
+    """A mistake in a config or a flag."""

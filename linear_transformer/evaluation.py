@@ -1,0 +1,89 @@
+"""What eval.py does: load a run from its folder, evaluate it, sample from it."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from etils import epath
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from linear_transformer import configuration
+from linear_transformer.decoding.generate import Sampler
+from linear_transformer.errors import ConfigError
+from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with its task: everything is read from the run's folder."""
+
+    workdir: epath.Path
+    task: Task
+    graphdef: nnx.GraphDef
+    parameters: Any
+    step: int
+
+    @classmethod
+    def load(cls, workdir: epath.Path) -> "Run":
+        """Reads config.json and the newest checkpoint.
+
+        Raises:
+          ConfigError: there is no run, or no checkpoint that can be read.
+        """
+        config = configuration.load(workdir)
+        task = make_task(config)
+        optimizer = make_optimizer(
+            configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
+        )
+        state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        restored = checkpoints.restore(state)
+        checkpoints.close()
+        if restored is None:
+            raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
+        state, progress = restored
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))))
+        return cls(workdir, task, graphdef, state.evaluated, progress["step"])
+
+
+def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
+    """Prints a table and writes `eval-<split>.json`; every token is counted exactly once."""
+    began = time.perf_counter()
+    metrics = run.task.evaluate(run.graphdef, run.parameters, split)
+    note = None
+    if stateful:
+        try:
+            carried = run.task.evaluate_stateful(run.graphdef, run.parameters, split)
+            metrics |= {f"stateful_{name}": value for name, value in carried.items()}
+        except ConfigError as error:
+            note = str(error)
+    seconds = time.perf_counter() - began
+    record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
+    (run.workdir / f"eval-{split}.json").write_text(json.dumps(record, indent=2))
+
+    table = Table(title=f"{run.workdir}, step {run.step}, {split} split")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name.replace("_", " "), f"{value:,.4f}" if value < 1e6 else f"{value:,.0f}")
+    console = Console()
+    console.print(table)
+    if note is not None:
+        console.print(f"not run: {note}", soft_wrap=True)
+    return metrics
+
+
+def sample(run: Run, prompt: str, num_tokens: int, sampler: Sampler, seed: int) -> None:
+    """Streams the prompt and its continuation to the terminal, then the speed."""
+    print(prompt, end="", flush=True)
+    began = time.perf_counter()
+    for text in run.task.stream(run.graphdef, run.parameters, prompt, num_tokens, sampler, seed):
+        print(text, end="", flush=True)
+    seconds = time.perf_counter() - began
+    print(f"\n--- {num_tokens} tokens in {seconds:.1f} s, compilation included", flush=True)

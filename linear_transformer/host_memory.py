@@ -1,0 +1,30 @@
+"""Huge pages for the host's heap.
+
+XLA allocates the temporaries of a step afresh, glibc gives large blocks back to the kernel at once,
+and so every step faults its memory in again, 4 KB at a time: over a third of a training step on CPU
+(benchmarks/README.md has the measurement).  glibc reads its tunables only when a process starts,
+so the process is started once more, with the same arguments and the same process id.
+"""
+
+import os
+import pathlib
+import sys
+
+_SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLE = "glibc.malloc.hugetlb=1"
+
+
+def use_huge_pages() -> None:
+    """Restarts the process with huge pages where Linux offers them on request; call it first.
+
+    Does nothing on other systems, where the kernel does it anyway or never, and where the user has
+    set the tunable.  LINEAR_TRANSFORMER_HUGE_PAGES=0 leaves the process alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in tunables or os.environ.get("LINEAR_TRANSFORMER_HUGE_PAGES") == "0":
+        return
+    if not (_SWITCH.exists() and "[madvise]" in _SWITCH.read_text()):
+        return
+    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_TUNABLE}".lstrip(":")
+    sys.stdout.flush()
+    os.execv(sys.executable, sys.orig_argv)

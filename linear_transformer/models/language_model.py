@@ -1,0 +1,230 @@
+"""A causal language model of any layer pattern."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.nn.block import Block
+from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
+from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.norms import NORMS, make_norm
+from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
+from linear_transformer.nn.stack import REMAT_POLICIES, Stack
+from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
+
+ModelState = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """The choices that make a paper's model.
+
+    Attributes:
+      pattern: mixer names, repeated over the layers: ("linear",), ("linear", "softmax"), ...
+      mixers: options of each mixer by name, passed to its constructor.
+      feed_forward_width: F; by convention 4 D, or 8/3 D when gated.
+      positions: one of `nn.positions.POSITIONS`.
+      max_positions: rows of a learned table.
+      norm_position: "pre" (with a final norm) or "post".
+      tied: the output layer is the transposed embedding.
+      scan_layers, remat: see `nn.stack.Stack`.
+      dtype: type of the activations; parameters are fp32.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    feed_forward_width: int
+    pattern: tuple[str, ...] = ("linear",)
+    mixers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    gated: bool = False
+    activation: str = "gelu"
+    positions: str = "sinusoidal"
+    max_positions: int = 1024
+    norm: str = "layernorm"
+    norm_position: str = "pre"
+    dropout: float = 0.0
+    tied: bool = True
+    scan_layers: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        choices = {
+            "activation": ACTIVATIONS,
+            "positions": POSITIONS,
+            "norm": NORMS,
+            "norm_position": ("pre", "post"),
+            "remat": REMAT_POLICIES,
+            "dtype": ("float32", "bfloat16", "float64"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        for key in ("width", "num_layers", "num_heads", "feed_forward_width"):
+            if getattr(self, key) < 1:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)}; it must be positive"
+                )
+        for name in self.pattern:
+            if name not in MIXERS:
+                raise ConfigError(
+                    f"config.model.pattern names {name!r}; the mixers are {', '.join(MIXERS)}"
+                )
+        for name, options in self.mixers.items():
+            known = inspect.signature(MIXERS[name].__init__).parameters if name in MIXERS else {}
+            for option in options:
+                if option not in known:
+                    raise ConfigError(f"config.model.mixers.{name}.{option}: no such option")
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"config.model.width ({self.width}) is not a multiple of "
+                f"config.model.num_heads ({self.num_heads})"
+            )
+        if self.scan_layers and self.num_layers % len(self.pattern):
+            raise ConfigError(
+                f"config.model.num_layers ({self.num_layers}) is not a multiple of the length of "
+                f"config.model.pattern ({len(self.pattern)}), which scan_layers needs"
+            )
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, positions, a stack of blocks, and logits of the next token."""
+
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        token_width = PositionEmbedding.token_width(c.positions, c.width)
+        self.embedding = nnx.Embed(
+            c.vocab_size,
+            token_width,
+            dtype=dtype,
+            embedding_init=nnx.initializers.normal(token_width**-0.5),
+            rngs=rngs,
+        )
+        self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
+        # Residual branches start small, so that depth does not grow the stream (GPT-2).
+        output_scale = (2 * c.num_layers) ** -0.5 if c.norm_position == "pre" else 1.0
+
+        def make_block(layer: int, rngs: nnx.Rngs) -> Block:
+            name = c.pattern[layer % len(c.pattern)]
+            options = dict(c.mixers.get(name, {}))
+            if c.positions == "rotary":
+                options["rotary"] = True
+            mixer = MIXERS[name](
+                c.width, c.num_heads, output_scale=output_scale, dtype=dtype, rngs=rngs, **options
+            )
+            feed_forward = FeedForward(
+                c.width,
+                c.feed_forward_width,
+                gated=c.gated,
+                activation=c.activation,
+                dropout=c.dropout,
+                output_scale=output_scale,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            return Block(
+                mixer,
+                feed_forward,
+                width=c.width,
+                norm=c.norm,
+                norm_position=c.norm_position,
+                dropout=c.dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.stack = Stack(
+            make_block,
+            c.num_layers,
+            period=len(c.pattern),
+            scan=c.scan_layers,
+            remat=c.remat,
+            rngs=rngs,
+        )
+        self.final_norm = (
+            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
+        )
+        self.head = (
+            None
+            if c.tied and token_width == c.width
+            else Linear(c.width, c.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+        )
+        self.dropout = nnx.Dropout(c.dropout)
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that state and positions can follow; None is any number."""
+        limits = [block.mixer.capacity for block in self.stack.blocks]
+        limits.append(self.positions.capacity)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out."""
+        kernels = nnx.to_flat_state(nnx.state(self, nnx.Param))
+        matmuls = sum(x.size for path, x in kernels if path[-1] == "kernel")
+        if self.head is None:
+            matmuls += self.embedding.embedding.size
+        mixers = sum(block.mixer.flops_per_token(context) for block in self.stack.blocks)
+        return 2 * matmuls + mixers * self.stack.repetitions
+
+    def init_state(self, batch_size: int) -> ModelState:
+        return {
+            "position": jnp.zeros((batch_size,), jnp.int32),
+            "layers": self.stack.init_state(batch_size),
+        }
+
+    def __call__(
+        self,
+        tokens_BT: Tokens,
+        state: ModelState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> tuple[Logits, ModelState | None]:
+        """Logits (B, T, E) in fp32 and the state after the last token.
+
+        Without `positions`, tokens are numbered on from the state (from 0 without a state).
+        """
+        if positions is None:
+            start = 0 if state is None else state["position"][:, None]
+            positions = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        # Tied rows have unit norm as logits need; the stream wants unit variance.
+        x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
+        x_BTD = self.positions(x_BTD, positions)
+        x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
+        x_BTD, layers = self.stack(
+            x_BTD,
+            None if state is None else state["layers"],
+            segment_ids=segment_ids,
+            positions=positions,
+            dropout_key=keys[1],
+        )
+        if self.final_norm is not None:
+            x_BTD = self.final_norm(x_BTD)
+        if self.head is None:
+            rows = x_BTD.reshape(-1, x_BTD.shape[-1])
+            logits = self.embedding.attend(rows).reshape(*tokens_BT.shape, -1)
+        else:
+            logits = self.head(x_BTD)
+        logits_BTE = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if state is None:
+            return logits_BTE, None
+        return logits_BTE, {"position": positions[:, -1] + 1, "layers": layers}

@@ -1,0 +1,66 @@
+"""A residual block: a mixer and a feed-forward, each with its norm."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.feed_forward import FeedForward
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.norms import make_norm
+from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
+
+
+class Block(nnx.Module):
+    """Pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`, for mixer and feed-forward in turn.
+
+    Post-norm is the block of Vaswani et al. 2017 and Katharopoulos et al. 2020 (equation 1).
+    """
+
+    def __init__(
+        self,
+        mixer: nnx.Module,
+        feed_forward: FeedForward,
+        *,
+        width: int,
+        norm: str,
+        norm_position: str,
+        dropout: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.mixer = mixer
+        self.feed_forward = feed_forward
+        self.norm_position = norm_position
+        self.mixer_norm = make_norm(norm, width, dtype, rngs)
+        self.feed_forward_norm = make_norm(norm, width, dtype, rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        pre = self.norm_position == "pre"
+
+        h_BTD, state = self.mixer(
+            self.mixer_norm(x_BTD) if pre else x_BTD,
+            state,
+            segment_ids=segment_ids,
+            positions=positions,
+        )
+        x_BTD = x_BTD + self._drop(h_BTD, keys[0])
+        if not pre:
+            x_BTD = self.mixer_norm(x_BTD)
+        h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD, keys[1])
+        x_BTD = x_BTD + self._drop(h_BTD, keys[2])
+        if not pre:
+            x_BTD = self.feed_forward_norm(x_BTD)
+        return x_BTD, state
+
+    def _drop(self, x_BTD: Activations, key: PRNGKey | None) -> Activations:
+        return self.dropout(x_BTD, deterministic=key is None, rngs=key)

@@ -1,0 +1,137 @@
+"""Multi-head softmax attention: the baseline, with a sliding window and a KV cache by option."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.positions import rotate
+from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class SoftmaxAttention(nnx.Module):
+    """Causal scaled dot-product attention (Vaswani et al. 2017, equation 1).
+
+    Attributes:
+      window: a token sees itself and the window - 1 tokens before it; None sees all.
+      cache_capacity: tokens that the decoding state can hold without a window.  The caller keeps
+        count: tokens past the capacity would overwrite the last ones.
+      rotary: rotate queries and keys by position.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int | None = None,
+        cache_capacity: int = 1024,
+        rotary: bool = False,
+        bias: bool = True,
+        form: str = "auto",
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        self.key_width = width // heads
+        self.window = window
+        self.cache_capacity = cache_capacity
+        self.rotary = rotary
+        self.form = form
+        self.dtype = dtype
+        self.query = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that the state can follow; None is any number."""
+        return self.cache_capacity if self.window is None else None
+
+    @property
+    def slots(self) -> int:
+        """Keys that the state holds; a window keeps the window - 1 tokens before the next one."""
+        return self.cache_capacity if self.window is None else max(self.window - 1, 1)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        shape = (batch_size, self.slots, self.heads, self.key_width)
+        return {
+            "keys": jnp.zeros(shape, self.dtype),
+            "values": jnp.zeros(shape, self.dtype),
+            "segments": jnp.zeros((batch_size, self.slots), jnp.int32),
+            "length": jnp.zeros((batch_size,), jnp.int32),  # tokens seen so far
+        }
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        q_BTHK = split_heads(self.query(x_BTD), self.heads)
+        k_BTHK = split_heads(self.key(x_BTD), self.heads)
+        v_BTHK = split_heads(self.value(x_BTD), self.heads)
+        if self.rotary:
+            q_BTHK, k_BTHK = rotate(q_BTHK, positions), rotate(k_BTHK, positions)
+        if state is None:
+            o_BTHK = softmax_attention(
+                q_BTHK,
+                k_BTHK,
+                v_BTHK,
+                window=self.window,
+                segment_ids_BT=segment_ids,
+                form=self.form,
+            )
+        else:
+            o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTHK, v_BTHK, segment_ids, state)
+        return self.output(merge_heads(o_BTHK)), state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart, at the mean causal context."""
+        seen = (context + 1) / 2 if self.window is None else min(self.window, (context + 1) / 2)
+        return int(4 * self.heads * self.key_width * seen)
+
+    def _attend_to_cache(self, q, k, v, segment_ids, state):
+        time = q.shape[1]
+        if segment_ids is None:
+            segment_ids = jnp.zeros(q.shape[:2], jnp.int32)
+        new = {"keys": k, "values": v, "segments": segment_ids}
+        positions_BT = state["length"][:, None] + jnp.arange(time)
+        if self.window is None:  # slot i holds token i
+            place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
+            held = {
+                name: place(state[name], x.astype(state[name].dtype), state["length"])
+                for name, x in new.items()
+            }
+            slots_M = jnp.arange(self.slots)
+            length_B = state["length"] + time
+            key_positions = jnp.where(slots_M < length_B[:, None], slots_M, -1)
+            kept = held
+        else:  # the last slots before the new tokens, then the new tokens
+            held = {
+                name: jnp.concatenate([state[name], x.astype(state[name].dtype)], axis=1)
+                for name, x in new.items()
+            }
+            slots_M = jnp.arange(self.slots + time) - self.slots
+            key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
+            kept = {name: x[:, -self.slots :] for name, x in held.items()}
+        o = softmax_attention(
+            q,
+            held["keys"],
+            held["values"],
+            window=self.window,
+            segment_ids_BT=segment_ids,
+            key_segment_ids_BS=held["segments"],
+            query_positions_BT=positions_BT,
+            key_positions_BS=key_positions,
+            form=self.form,
+        )
+        return o, kept | {"length": state["length"] + time}

@@ -1,0 +1,110 @@
+"""A stack of blocks: one after the other, or scanned so that compile time is flat in depth."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.block import Block
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
+
+# What the backward pass may keep of a block: everything, nothing, or the results of matmuls.
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nnx.Module):
+    """Blocks in a repeated pattern.
+
+    Attributes:
+      period: blocks per repetition of the layer pattern; with `scan`, one step of the scan is one
+        repetition and parameters and states carry a leading axis of repetitions.
+      remat: name in REMAT_POLICIES.
+    """
+
+    def __init__(
+        self,
+        make_block: Callable[[int, nnx.Rngs], Block],
+        num_layers: int,
+        *,
+        period: int,
+        scan: bool,
+        remat: str,
+        rngs: nnx.Rngs,
+    ):
+        if scan and num_layers % period:
+            raise ValueError(
+                f"scan_layers needs num_layers ({num_layers}) to be a multiple of the "
+                f"pattern's length ({period})"
+            )
+        self.scan = scan
+        self.remat = remat
+        blocks = [make_block(layer, rngs) for layer in range(num_layers)]
+        if scan:
+            repetitions = [nnx.List(blocks[i : i + period]) for i in range(0, num_layers, period)]
+            states = [nnx.state(group) for group in repetitions]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            self.blocks = nnx.merge(nnx.graphdef(repetitions[0]), stacked)
+        else:
+            self.blocks = nnx.List(blocks)
+        self.repetitions = num_layers // period if scan else 1
+
+    def init_state(self, batch_size: int) -> MixerState:
+        states = [block.mixer.init_state(batch_size) for block in self.blocks]
+        if self.scan:
+            states = jax.tree.map(lambda x: jnp.stack([x] * self.repetitions, axis=1), states)
+        return states
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        states: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        def apply(graphdef, parameters, x_BTD, state, key):
+            block = nnx.merge(graphdef, parameters)
+            return block(
+                x_BTD, state, segment_ids=segment_ids, positions=positions, dropout_key=key
+            )
+
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            apply = jax.checkpoint(apply, policy=policy, static_argnums=(0,))
+
+        def run(parameters, x_BTD, states, keys):
+            new_states = []
+            for i, (graphdef, parameter) in enumerate(zip(graphdefs, parameters, strict=True)):
+                state = None if states is None else states[i]
+                key = None if keys is None else keys[i]
+                x_BTD, state = apply(graphdef, parameter, x_BTD, state, key)
+                new_states.append(state)
+            return x_BTD, (None if states is None else new_states)
+
+        graphdefs, parameters = zip(*[nnx.split(block) for block in self.blocks], strict=True)
+        keys = None
+        if dropout_key is not None:
+            keys = jax.random.split(dropout_key, (self.repetitions, len(graphdefs)))
+        if not self.scan:
+            return run(parameters, x_BTD, states, None if keys is None else keys[0])
+
+        def repetition(x_BTD, scanned):
+            parameters, states, keys = scanned
+            if states is not None:
+                states = jax.tree.map(lambda x: x, states)
+            return run(parameters, x_BTD, states, keys)
+
+        if states is not None:  # the batch comes first outside, the repetition inside the scan
+            states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
+        x_BTD, states = lax.scan(repetition, x_BTD, (parameters, states, keys))
+        if states is not None:
+            states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
+        return x_BTD, states

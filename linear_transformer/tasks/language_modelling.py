@@ -1,0 +1,216 @@
+"""Language modelling: cross entropy of the next token, bits per byte, perplexity."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer import configuration
+from linear_transformer.data import (
+    evaluation_batches,
+    load_corpus,
+    stateful_batches,
+    training_dataset,
+)
+from linear_transformer.decoding.generate import Sampler, generate
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.mixer import reset_rows
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import Logits, PRNGKey, Tokens
+
+LN2 = math.log(2)
+
+
+def negative_log_likelihood(logits_BTE: Logits, targets_BT: Tokens) -> Float[Array, "B T"]:
+    """-log p(target) in nats, in the logits' dtype (fp32 or wider)."""
+    # A masked sum instead of a gather: its gradient is no scatter.
+    is_target = jnp.arange(logits_BTE.shape[-1]) == targets_BT[..., None]
+    target_BT = jnp.sum(jnp.where(is_target, logits_BTE, 0), axis=-1)
+    return jax.nn.logsumexp(logits_BTE, axis=-1) - target_BT
+
+
+class LanguageModelling:
+    """The task of every config with `task = "language_modelling"`."""
+
+    headline = "bits_per_byte"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.corpus = load_corpus(config.data)
+        self.data = config.data
+        self.seed = config.seed
+        self.label_smoothing = config.label_smoothing
+        self.model_config: LanguageModelConfig = configuration.build(
+            LanguageModelConfig,
+            config.model,
+            "model",
+            vocab_size=self.corpus.tokenizer.vocab_size,
+        )
+        if (
+            self.model_config.positions == "learned"
+            and self.model_config.max_positions < config.data.sequence_length
+        ):
+            raise ConfigError(
+                f"config.model.max_positions ({self.model_config.max_positions}) is less than "
+                f"config.data.sequence_length ({config.data.sequence_length})"
+            )
+
+    def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
+        return LanguageModel(self.model_config, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        if self.data.batch_size % process_count:
+            raise ConfigError(
+                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
+                f"{process_count} processes"
+            )
+        return training_dataset(
+            self.corpus,
+            batch_size=self.data.batch_size // process_count,
+            sequence_length=self.data.sequence_length,
+            seed=self.seed,
+            packing=self.data.packing,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def loss(
+        self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
+    ) -> Metrics:
+        logits_BTE, _ = model(
+            batch["inputs"],
+            segment_ids=batch.get("segment_ids"),
+            positions=batch.get("positions"),
+            dropout_key=dropout_key,
+        )
+        nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
+        weights_BT = batch["weights"]
+        count = weights_BT.sum()
+        metrics = {"nll": (jnp.sum(nll_BT * weights_BT), count)}
+        if self.label_smoothing:
+            uniform_BT = jax.nn.logsumexp(logits_BTE, axis=-1) - jnp.mean(logits_BTE, axis=-1)
+            nll_BT += self.label_smoothing * (uniform_BT - nll_BT)
+        return metrics | {"loss": (jnp.sum(nll_BT * weights_BT), count)}
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        tokens = sum(map(len, self.corpus.documents(split)))
+        bytes_per_token = self.corpus.num_bytes[split] / tokens
+        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        nats = means.pop("nll")
+        means["bits_per_byte"] = nats / (LN2 * bytes_per_token)
+        if self.corpus.num_words is not None:
+            words_per_token = self.corpus.num_words[split] / tokens
+            means["word_perplexity"] = _exponential(nats / words_per_token)
+        means["perplexity"] = _exponential(nats)
+        return means
+
+    def evaluate(
+        self,
+        graphdef: nnx.GraphDef,
+        parameters: Any,
+        split: str,
+        max_batches: int | None = None,
+    ) -> dict[str, float]:
+        """Metrics at the training context: each window is read without what came before it."""
+        batches = evaluation_batches(
+            self.corpus.documents(split),
+            self.corpus.tokenizer,
+            batch_size=self.data.batch_size,
+            sequence_length=self.data.sequence_length,
+        )
+        total = count = 0.0
+        for batch in itertools.islice(batches, max_batches):
+            nll, weight = self._window_nll(graphdef, parameters, batch)
+            total, count = total + float(nll), count + float(weight)
+        metrics = self.summarize({"nll": (total, count)}, split)
+        return metrics | {"tokens": count}
+
+    def evaluate_stateful(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str
+    ) -> dict[str, float]:
+        """Metrics with the recurrent state carried through each whole document.
+
+        Raises:
+          ConfigError: the model's state can't hold a whole document.
+        """
+        documents = self.corpus.documents(split)
+        model = nnx.merge(graphdef, parameters)
+        longest = max(map(len, documents))
+        if model.capacity is not None and model.capacity < longest:
+            raise ConfigError(
+                f"stateful evaluation: the longest document has {longest:,} tokens, and the "
+                f"model's state or positions hold {model.capacity:,}"
+            )
+        batches = stateful_batches(
+            documents,
+            self.corpus.tokenizer,
+            batch_size=self.data.batch_size,
+            sequence_length=self.data.sequence_length,
+        )
+        total = count = 0.0
+        state = None
+        for batch in batches:
+            if state is None:
+                state = model.init_state(batch["inputs"].shape[0])
+            state, nll, weight = self._stateful_nll(graphdef, parameters, state, batch)
+            total, count = total + float(nll), count + float(weight)
+        metrics = self.summarize({"nll": (total, count)}, split)
+        return metrics | {"tokens": count}
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _window_nll(self, graphdef, parameters, batch):
+        return self.loss(nnx.merge(graphdef, parameters), batch, None)["nll"]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+    def _stateful_nll(self, graphdef, parameters, state, batch):
+        model = nnx.merge(graphdef, parameters)
+        state = reset_rows(state, batch["reset"])
+        logits_BTE, state = model(batch["inputs"], state, positions=batch["positions"])
+        nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
+        return state, jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()
+
+    def describe(self, model: LanguageModel) -> dict[str, str]:
+        context = self.data.sequence_length
+        state = jax.eval_shape(lambda: model.init_state(1)["layers"])
+        state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        train_bytes = self.corpus.num_bytes["train"]
+        return {
+            "data": f"{self.corpus.name}, {train_bytes:,} bytes to train on "
+            f"({self.corpus.licence})",
+            "parameters": f"{model.num_parameters:,}",
+            "state": f"{state_bytes:,} bytes a sequence when decoding",
+            "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
+            f"at context {context}",
+        }
+
+    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
+        return "".join(self.stream(graphdef, parameters, "", 200, Sampler(0.8), seed=0))
+
+    def stream(
+        self,
+        graphdef: nnx.GraphDef,
+        parameters: Any,
+        prompt: str,
+        num_tokens: int,
+        sampler: Sampler,
+        seed: int,
+    ) -> Iterator[str]:
+        """Yields the text that continues the prompt, as it is made."""
+        tokenizer = self.corpus.tokenizer
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+        decoder = tokenizer.stream_decoder()
+        for token in generate(graphdef, parameters, ids, num_tokens, sampler, seed):
+            yield decoder.push(token)
+        yield decoder.finish()
+
+
+def _exponential(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,58 @@
+"""What the training loop needs of a task, and the table of tasks by name."""
+
+from typing import Any, Protocol
+
+import grain
+import ml_collections
+from flax import nnx
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey
+
+
+class Task(Protocol):
+    """A model, its data and its loss.
+
+    Attributes:
+      headline: the metric that the loop's picture and its terminal line show.
+    """
+
+    headline: str
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        """Batches without end, with a checkpointable iterator."""
+        ...
+
+    def loss(self, model: nnx.Module, batch: Any, dropout_key: PRNGKey | None) -> Metrics:
+        """Sums and counts; averages over uneven batches and hosts are then exact."""
+        ...
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        """Reported metrics from accumulated sums and counts."""
+        ...
+
+    def evaluate(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
+    ) -> dict[str, float]:
+        """Metrics over a split, every example exactly once (or the first `max_batches`)."""
+        ...
+
+    def describe(self, model: nnx.Module) -> dict[str, str]:
+        """Facts for the start of a run: sizes, state, cost, data."""
+        ...
+
+    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str | None:
+        """A short example of what the model does, for the end of a run."""
+        ...
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    from linear_transformer.tasks.language_modelling import LanguageModelling
+
+    tasks = {"language_modelling": LanguageModelling}
+    if config.task not in tasks:
+        raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")
+    return tasks[config.task](config)

@@ -1,0 +1,222 @@
+"""The training loop: resume, step, log, evaluate, checkpoint, stop."""
+
+import signal
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from linear_transformer import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.metrics import MetricWriter, plot_loss
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import TrainState, init_state, make_train_step
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or the gradient is infinite or not a number."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
+    """Trains to `config.num_steps` from the newest checkpoint in `workdir`, or from the start.
+
+    SIGTERM saves a checkpoint and returns early. The state returned is that of the last step.
+
+    Raises:
+      UserError: a mistake in config, data or folder, before anything is compiled.
+      NonFiniteLossError: names the step.
+    """
+    _check(config)
+    started = time.perf_counter()
+    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+    optimizer = make_optimizer(optimizer_config, config.num_steps)
+    task = make_task(config)
+    data = iter(task.training_data(jax.process_index(), jax.process_count()))
+    configuration.save(config, workdir)
+
+    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    graphdef = nnx.graphdef(model)
+    for name, fact in task.describe(model).items():
+        print(f"{name + ':':12} {fact}", flush=True)
+    print(f"{'device:':12} {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
+
+    state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    loop = _Loop(config, workdir, task, graphdef, data, checkpoints)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, progress = restored
+        loop.resume(progress)
+        print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
+    step_fn = make_train_step(
+        graphdef,
+        task.loss,
+        optimizer,
+        seed=config.seed,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    try:
+        state = loop.run(state, step_fn)
+        if loop.step == config.num_steps:
+            loop.finish(state, time.perf_counter() - started)
+    finally:
+        loop.close()
+    return state
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    for key in ("num_steps", "log_every", "eval_every", "checkpoint_every", "accumulate_steps"):
+        if config[key] < 1:
+            raise ConfigError(f"config.{key} is {config[key]}; it must be positive")
+    if config.data.batch_size % config.accumulate_steps:
+        raise ConfigError(
+            f"config.data.batch_size ({config.data.batch_size}) is not a multiple of "
+            f"config.accumulate_steps ({config.accumulate_steps})"
+        )
+
+
+class _Loop:
+    """The host's side of training: what has been done, and what is reported."""
+
+    def __init__(self, config, workdir, task: Task, graphdef, data, checkpoints: Checkpoints):
+        self.config = config
+        self.workdir = workdir
+        self.task = task
+        self.graphdef = graphdef
+        self.data = data
+        self.checkpoints = checkpoints
+        self.step = 0
+        self.sums: dict[str, list[float]] = {}  # since the last log line
+        self.writer: MetricWriter | None = None
+        self.terminated = False
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        self.step = progress["step"]
+        self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
+        self.data.set_state(progress["data"])
+
+    def run(self, state: TrainState, step_fn) -> TrainState:
+        config = self.config
+        self.writer = MetricWriter(self.workdir, self.step)
+        previous = signal.signal(signal.SIGTERM, self._terminate)
+        saved = self.step
+        self._window_started, self._window_steps = time.perf_counter(), 0
+        pending = None  # metrics of the step before, fetched when the next one is under way
+        try:
+            while self.step < config.num_steps and not self.terminated:
+                batch = next(self.data)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    state, metrics = step_fn(state, batch)
+                if pending is not None:
+                    self._collect(*pending)
+                self.step += 1
+                pending = (self.step, metrics)
+                last = self.step == config.num_steps
+                if self.step % config.log_every == 0 or last:
+                    self._collect(*pending)
+                    pending = None
+                    self._log()
+                if self.step % config.eval_every == 0 and not last:
+                    self._evaluate(state, config.eval_batches)
+                if self.step % config.checkpoint_every == 0 or last:
+                    if pending is not None:
+                        self._collect(*pending)
+                        pending = None
+                    self._save(state)
+                    saved = self.step
+            if pending is not None:
+                self._collect(*pending)
+            if self.terminated and saved != self.step:
+                self._save(state)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if self.terminated:
+            print(f"SIGTERM: saved step {self.step}; the same command goes on from there")
+        return state
+
+    def finish(self, state: TrainState, seconds: float) -> None:
+        """The last evaluation, the picture, and a summary."""
+        lines = [f"trained to step {self.step} in {seconds:.0f} s"]
+        if self.config.final_evaluation:
+            metrics = self._evaluate(state, None)
+            lines.append(f"validation {_format(metrics)}")
+        plot_loss(self.workdir, self.task.headline)
+        lines.append(f"saved in {self.workdir}: checkpoints/, metrics.jsonl, loss.png")
+        if self.config.sample:
+            sample = self.task.sample(self.graphdef, state.evaluated)
+            if sample is not None:
+                print(f"--- sample\n{sample}\n---", flush=True)
+        print("\n".join(lines), flush=True)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.checkpoints.close()
+
+    def _terminate(self, signum, frame) -> None:
+        del signum, frame
+        self.terminated = True
+
+    def _collect(self, step: int, metrics) -> None:
+        """Fetches the metrics of a step and adds them to the window."""
+        for name, (total, count) in jax.device_get(metrics).items():
+            if not np.isfinite(total):
+                raise NonFiniteLossError(
+                    f"{name} is {total} at step {step}; the last checkpoint in "
+                    f"{self.workdir} is from before it"
+                )
+            window = self.sums.setdefault(name, [0.0, 0.0])
+            window[0] += float(total)
+            window[1] += float(count)
+        self._window_steps += 1
+
+    def _log(self) -> None:
+        now = time.perf_counter()
+        rate = self._window_steps / max(now - self._window_started, 1e-9)
+        tokens = self.config.data.batch_size * self.config.data.sequence_length
+        values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
+        self.writer.write(
+            self.step,
+            "train",
+            values | {"steps_per_second": rate, "tokens_per_second": rate * tokens},
+        )
+        eta = (self.config.num_steps - self.step) / rate
+        headline = self.task.headline
+        print(
+            f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
+            f"{rate * tokens:,.0f} tokens/s  ETA {_duration(eta)}",
+            flush=True,
+        )
+        self.sums = {}
+        self._window_started, self._window_steps = now, 0
+
+    def _evaluate(self, state: TrainState, max_batches: int | None) -> dict[str, float]:
+        began = time.perf_counter()
+        metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
+        self.writer.write(self.step, "validation", metrics)
+        print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
+        self._window_started += time.perf_counter() - began
+        return metrics
+
+    def _save(self, state: TrainState) -> None:
+        began = time.perf_counter()
+        progress = {"step": self.step, "sums": self.sums, "data": self.data.get_state()}
+        self.checkpoints.save(self.step, state, progress)
+        self._window_started += time.perf_counter() - began
+
+
+def _format(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,41 @@
+"""Trains what a config describes.
+
+python train.py                                            the quick start, on a CPU in minutes
+python train.py --config=configs/lm/shakespeare.py:softmax --config.num_steps=500
+python train.py --config=... --workdir=DIR                 again: goes on where it stopped
+"""
+
+from linear_transformer.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()
+
+import pathlib
+
+import ml_collections
+from absl import flags
+from etils import epath
+
+from linear_transformer import configuration
+from linear_transformer.training.loop import train
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, local or gs://; by default runs/ and the config's name."
+)
+
+
+def default_workdir(config_path: str) -> str:
+    """`configs/lm/shakespeare.py:softmax` trains in `runs/lm/shakespeare-softmax`."""
+    path, _, variant = config_path.partition(":")
+    parts = list(pathlib.Path(path).with_suffix("").parts)
+    if "configs" in parts:
+        parts = parts[parts.index("configs") + 1 :]
+    return str(pathlib.Path("runs", *parts)) + (f"-{variant}" if variant else "")
+
+
+def main(config: ml_collections.ConfigDict, config_path: str) -> None:
+    train(config, epath.Path(_WORKDIR.value or default_workdir(config_path)))
+
+
+if __name__ == "__main__":
+    configuration.run(main, default="configs/default.py")
