@@ -11,7 +11,7 @@ import ml_collections
 from linear_transformer.errors import ConfigError
 
 VARIANTS = {
-    "linear": {"feature_map": "elu_plus_one"},
+    "linear": {"feature_map": "elu_plus_one", "convolution": 0},
     "softmax": {"cache_capacity": 1024},
 }
 

@@ -28,8 +28,14 @@ RESUMABLE_KEYS = (
 )
 
 
+class RunError(Exception):
+    """A run that can't go on although its config is right; one line, exit status 1."""
+
+
 def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], None], default=None):
     """Parses the flags and runs `main`; a user's mistake is one line and exit status 2.
+
+    A RunError is one line too, and exit status 1.
 
     Args:
       main: called with the config and the value of --config if there is a `default`, else with
@@ -52,6 +58,8 @@ def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], No
             main(*arguments)
         except UserError as error:
             _fail(error)
+        except RunError as error:
+            _fail(error, status=1)
 
     app.run(guarded, flags_parser=parse)
 
@@ -63,10 +71,12 @@ def _parse(argv: list[str], default: str | None) -> list[str]:
                 "config", default, "Experiment: a config file, with :variant if it has any."
             )
         rest = flags.FLAGS(argv)
+        if default:
+            flags.FLAGS["config"].value.keys()  # a file that is missing shows only on access
     except UserError:
         raise
     except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(_flag_error(argv, error)) from error
     except OSError as error:
         raise ConfigError(f"{_argument(argv, 'config')}: the file cannot be read") from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -78,13 +88,24 @@ def _parse(argv: list[str], default: str | None) -> list[str]:
     return rest
 
 
-def _fail(error: UserError) -> typing.NoReturn:
+def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _argument(argv: list[str], name: str) -> str:
     return next((a for a in argv if a.lstrip("-").startswith(f"{name}=")), f"--{name}")
+
+
+def _flag_error(argv: list[str], error: flags.Error) -> str:
+    """One line; of an error inside `get_config`, which comes as a traceback, its own message."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" not in text:
+        return " ".join(text.split())
+    kind, _, reason = text.splitlines()[-1].partition(": ")
+    if kind.endswith((ConfigError.__name__, UserError.__name__)):
+        return reason
+    return f"{_argument(argv, 'config')}: {kind}: {reason}"
 
 
 def _name_key(argv: list[str], error: Exception) -> str:
@@ -151,7 +172,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(text)
+            _write(path, text)
             return
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
@@ -167,7 +188,14 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
             f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
             f"there and {now.get(key)!r} here); choose another --workdir"
         )
-    path.write_text(text)
+    _write(path, text)
+
+
+def _write(path: epath.Path, text: str) -> None:
+    """Whole or not at all, so that a killed run leaves a config that can be read."""
+    partial = path.with_suffix(".json.part")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def load(workdir: epath.Path) -> ml_collections.ConfigDict:

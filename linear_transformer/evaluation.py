@@ -42,9 +42,11 @@ class Run:
             configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
         )
         state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
-        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-        restored = checkpoints.restore(state)
-        checkpoints.close()
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
+        try:
+            restored = checkpoints.restore(state)
+        finally:
+            checkpoints.close()
         if restored is None:
             raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
         state, progress = restored

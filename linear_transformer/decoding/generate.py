@@ -101,6 +101,8 @@ def generate(
     Raises:
       ConfigError: the model's state or positions can't hold prompt and continuation.
     """
+    if num_tokens < 1:
+        return
     model = nnx.merge(graphdef, parameters)
     needed = len(prompt) + num_tokens
     if model.capacity is not None and model.capacity < needed:

@@ -19,6 +19,8 @@ from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
+# Arguments of every mixer that the model sets itself.
+RESERVED = ("self", "width", "heads", "output_scale", "dtype", "rngs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,25 +73,40 @@ class LanguageModelConfig:
                     f"config.model.{key} is {getattr(self, key)!r}; "
                     f"choose one of {', '.join(allowed)}"
                 )
-        for key in ("width", "num_layers", "num_heads", "feed_forward_width"):
+        sizes = ("vocab_size", "width", "num_layers", "num_heads", "feed_forward_width")
+        for key in (*sizes, "max_positions"):
             if getattr(self, key) < 1:
                 raise ConfigError(
                     f"config.model.{key} is {getattr(self, key)}; it must be positive"
                 )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
+        if not self.pattern:
+            raise ConfigError("config.model.pattern is empty; name a mixer")
         for name in self.pattern:
             if name not in MIXERS:
                 raise ConfigError(
                     f"config.model.pattern names {name!r}; the mixers are {', '.join(MIXERS)}"
                 )
         for name, options in self.mixers.items():
-            known = inspect.signature(MIXERS[name].__init__).parameters if name in MIXERS else {}
+            if name not in MIXERS:
+                raise ConfigError(
+                    f"config.model.mixers names {name!r}; the mixers are {', '.join(MIXERS)}"
+                )
+            known = inspect.signature(MIXERS[name].__init__).parameters
             for option in options:
-                if option not in known:
+                if option not in known or option in RESERVED:
                     raise ConfigError(f"config.model.mixers.{name}.{option}: no such option")
         if self.width % self.num_heads:
             raise ConfigError(
                 f"config.model.width ({self.width}) is not a multiple of "
                 f"config.model.num_heads ({self.num_heads})"
+            )
+        multiple = {"sinusoidal": 2, "sinusoidal_concatenated": 4}.get(self.positions, 1)
+        if self.width % multiple:
+            raise ConfigError(
+                f"config.model.width ({self.width}) is not a multiple of {multiple}, which "
+                f"config.model.positions={self.positions!r} needs"
             )
         if self.scan_layers and self.num_layers % len(self.pattern):
             raise ConfigError(
@@ -121,9 +138,11 @@ class LanguageModel(nnx.Module):
             options = dict(c.mixers.get(name, {}))
             if c.positions == "rotary":
                 options["rotary"] = True
-            mixer = MIXERS[name](
-                c.width, c.num_heads, output_scale=output_scale, dtype=dtype, rngs=rngs, **options
-            )
+            given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
+            try:
+                mixer = MIXERS[name](c.width, c.num_heads, **given, **options)
+            except ValueError as error:
+                raise ConfigError(f"config.model.mixers.{name}: {error}") from error
             feed_forward = FeedForward(
                 c.width,
                 c.feed_forward_width,

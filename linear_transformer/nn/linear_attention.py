@@ -6,9 +6,11 @@ from flax import nnx
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState
 from linear_transformer.nn.positions import rotate
+from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import segments
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -20,6 +22,7 @@ class LinearAttention(nnx.Module):
       normalize: divide by the sum of the weights (equation 12).
       rotary: rotate the features in the numerator only, so that the denominator stays positive
         (Su et al. 2021, RoFormer, equation 19).
+      convolution: size of a short causal convolution on queries, keys and values; 0 for none.
       form, chunk_size: see `ops.additive.linear_attention`.
     """
 
@@ -33,6 +36,7 @@ class LinearAttention(nnx.Module):
         normalize: bool = True,
         epsilon: float = 1e-6,
         rotary: bool = False,
+        convolution: int = 0,
         bias: bool = True,
         form: str = "auto",
         chunk_size: int | None = None,
@@ -43,27 +47,48 @@ class LinearAttention(nnx.Module):
         self.heads = heads
         self.value_width = width // heads
         self.key_width = self.value_width if key_width is None else key_width
+        if feature_map not in FEATURE_MAPS:
+            raise ValueError(
+                f"feature_map is {feature_map!r}; choose one of {', '.join(FEATURE_MAPS)}"
+            )
+        if form not in FORMS:
+            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+        if self.key_width < 1:
+            raise ValueError(f"key_width is {self.key_width}; it must be positive")
+        if rotary and self.key_width % 2:
+            raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
         self.feature_map = feature_map
         self.normalize = normalize
         self.epsilon = epsilon
         self.rotary = rotary
+        self.dtype = dtype
         self.form = form
         self.chunk_size = chunk_size
         keys = heads * self.key_width
         self.query = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.convolution = (
+            ShortConvolution(2 * keys + width, convolution, dtype=dtype, rngs=rngs)
+            if convolution
+            else None
+        )
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
         self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
     capacity = None  # tokens that the state can follow: any number
 
     def init_state(self, batch_size: int) -> MixerState:
-        columns = self.value_width + self.normalize
-        return {
-            "sums": jnp.zeros((batch_size, self.heads, self.key_width, columns), jnp.float32),
+        shape = (batch_size, self.heads, self.key_width, self.value_width + self.normalize)
+        state = {
+            "sums": jnp.zeros(shape, jnp.promote_types(self.dtype, jnp.float32)),
             "segment": jnp.zeros((batch_size,), jnp.int32),
         }
+        if self.convolution is not None:
+            state["convolution"] = self.convolution.init_state(batch_size)
+        return state
 
     def __call__(
         self,
@@ -73,10 +98,20 @@ class LinearAttention(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
+        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        new_state = {}
+        if self.convolution is not None:
+            qkv, past = self.convolution(
+                jnp.concatenate([q, k, v], axis=-1),
+                None if state is None else state["convolution"],
+                segment_ids=segment_ids,
+            )
+            q, k, v = jnp.split(qkv, [q.shape[-1], q.shape[-1] + k.shape[-1]], axis=-1)
+            new_state["convolution"] = past
         feature_map = FEATURE_MAPS[self.feature_map]
-        q_BTHK = feature_map(split_heads(self.query(x_BTD), self.heads))
-        k_BTHK = feature_map(split_heads(self.key(x_BTD), self.heads))
-        v_BTHV = split_heads(self.value(x_BTD), self.heads)
+        q_BTHK = feature_map(split_heads(q, self.heads))
+        k_BTHK = feature_map(split_heads(k, self.heads))
+        v_BTHV = split_heads(v, self.heads)
         sums = None if state is None else state["sums"]
         if sums is not None and segment_ids is not None:
             kept = segments.continues(state["segment"], segment_ids)
@@ -86,7 +121,7 @@ class LinearAttention(nnx.Module):
         if state is None:
             return y_BTD, None
         last = state["segment"] if segment_ids is None else segment_ids[:, -1]
-        return y_BTD, {"sums": sums, "segment": last}
+        return y_BTD, new_state | {"sums": sums, "segment": last}
 
     def flops_per_token(self, context: int) -> int:
         """Forward multiply-adds counted as two, projections apart: k v^T and q^T S."""

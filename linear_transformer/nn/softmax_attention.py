@@ -1,5 +1,7 @@
 """Multi-head softmax attention: the baseline, with a sliding window and a KV cache by option."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from jax import lax
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState
 from linear_transformer.nn.positions import rotate
-from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.ops.softmax import Form, softmax_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -38,6 +40,14 @@ class SoftmaxAttention(nnx.Module):
     ):
         self.heads = heads
         self.key_width = width // heads
+        if window is not None and window < 1:
+            raise ValueError(f"window is {window}; it must be positive")
+        if cache_capacity < 1:
+            raise ValueError(f"cache_capacity is {cache_capacity}; it must be positive")
+        if form not in get_args(Form):
+            raise ValueError(f"form is {form!r}; choose one of {', '.join(get_args(Form))}")
+        if rotary and self.key_width % 2:
+            raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
         self.window = window
         self.cache_capacity = cache_capacity
         self.rotary = rotary
@@ -66,6 +76,7 @@ class SoftmaxAttention(nnx.Module):
             "values": jnp.zeros(shape, self.dtype),
             "segments": jnp.zeros((batch_size, self.slots), jnp.int32),
             "length": jnp.zeros((batch_size,), jnp.int32),  # tokens seen so far
+            "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
         }
 
     def __call__(
@@ -102,7 +113,7 @@ class SoftmaxAttention(nnx.Module):
     def _attend_to_cache(self, q, k, v, segment_ids, state):
         time = q.shape[1]
         if segment_ids is None:
-            segment_ids = jnp.zeros(q.shape[:2], jnp.int32)
+            segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
         new = {"keys": k, "values": v, "segments": segment_ids}
         positions_BT = state["length"][:, None] + jnp.arange(time)
         if self.window is None:  # slot i holds token i
@@ -134,4 +145,4 @@ class SoftmaxAttention(nnx.Module):
             key_positions_BS=key_positions,
             form=self.form,
         )
-        return o, kept | {"length": state["length"] + time}
+        return o, kept | {"length": state["length"] + time, "segment": segment_ids[:, -1]}

@@ -1,6 +1,6 @@
 """What the training loop needs of a task, and the table of tasks by name."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import ml_collections
@@ -11,6 +11,7 @@ from linear_transformer.training.state import Metrics
 from linear_transformer.types import PRNGKey
 
 
+@runtime_checkable
 class Task(Protocol):
     """A model, its data and its loss.
 

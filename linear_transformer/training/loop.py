@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -19,8 +20,13 @@ from linear_transformer.training.optimizers import OptimizerConfig, make_optimiz
 from linear_transformer.training.state import TrainState, init_state, make_train_step
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss or the gradient is infinite or not a number."""
+class NonFiniteLossError(configuration.RunError):
+    """The loss, the gradient or a parameter is infinite or not a number."""
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
@@ -49,20 +55,25 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints)
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, progress = restored
-        loop.resume(progress)
-        print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
-    step_fn = make_train_step(
-        graphdef,
-        task.loss,
-        optimizer,
-        seed=config.seed,
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
     try:
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, progress = restored
+            loop.resume(progress)
+            if loop.step > config.num_steps:
+                raise ConfigError(
+                    f"config.num_steps is {config.num_steps}; the run in {workdir} is already at "
+                    f"step {loop.step}"
+                )
+            print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
+        step_fn = make_train_step(
+            graphdef,
+            task.loss,
+            optimizer,
+            seed=config.seed,
+            accumulate_steps=config.accumulate_steps,
+            ema_decay=config.ema_decay,
+        )
         state = loop.run(state, step_fn)
         if loop.step == config.num_steps:
             loop.finish(state, time.perf_counter() - started)
@@ -71,8 +82,19 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     return state
 
 
+_POSITIVE_KEYS = (
+    "num_steps",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "accumulate_steps",
+)
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
-    for key in ("num_steps", "log_every", "eval_every", "checkpoint_every", "accumulate_steps"):
+    for key in _POSITIVE_KEYS:
         if config[key] < 1:
             raise ConfigError(f"config.{key} is {config[key]}; it must be positive")
     if config.data.batch_size % config.accumulate_steps:
@@ -169,8 +191,8 @@ class _Loop:
         for name, (total, count) in jax.device_get(metrics).items():
             if not np.isfinite(total):
                 raise NonFiniteLossError(
-                    f"{name} is {total} at step {step}; the last checkpoint in "
-                    f"{self.workdir} is from before it"
+                    f"{name} is {total} at step {step}; the last checkpoint in {self.workdir} "
+                    "is from before it"
                 )
             window = self.sums.setdefault(name, [0.0, 0.0])
             window[0] += float(total)
@@ -207,6 +229,10 @@ class _Loop:
 
     def _save(self, state: TrainState) -> None:
         began = time.perf_counter()
+        if not _all_finite(state.parameters):
+            raise NonFiniteLossError(
+                f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
+            )
         progress = {"step": self.step, "sums": self.sums, "data": self.data.get_state()}
         self.checkpoints.save(self.step, state, progress)
         self._window_started += time.perf_counter() - began

@@ -21,18 +21,26 @@ class MetricWriter:
 
     def __init__(self, workdir: epath.Path, resumed_step: int):
         self._path = workdir / "metrics.jsonl"
+        self._workdir = workdir
         kept = [r for r in read_metrics(workdir) if r["step"] <= resumed_step]
-        partial = self._path.with_suffix(".jsonl.part")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self._path)
+        self._rewrite(kept)
+        self._before = {(r["step"], r["split"]) for r in kept}
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if (step, split) in self._before:  # the last evaluation, when a finished run starts again
+            records = read_metrics(self._workdir)
+            self._rewrite([r for r in records if (r["step"], r["split"]) != (step, split)])
         record = {"step": step, "split": split, "time": time.time(), **values}
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        partial = self._path.with_suffix(".jsonl.part")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+        partial.replace(self._path)
 
     def close(self) -> None:
         self._tensorboard.close()

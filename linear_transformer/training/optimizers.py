@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules by config."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
@@ -80,18 +81,23 @@ def _is_matrix(path: tuple[Any, ...]) -> bool:
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     schedule = make_schedule(config, num_steps)
+    make = getattr(optax, config.name)
     options = dict(config.options)
     if config.weight_decay:
         options["weight_decay"] = config.weight_decay
         options["mask"] = lambda parameters: jax.tree_util.tree_map_with_path(
             lambda path, _: _is_matrix(path), parameters
         )
+    elif "weight_decay" in inspect.signature(make).parameters:
+        options.setdefault("weight_decay", 0.0)  # optax's own default isn't 0 everywhere
     try:
-        optimizer = getattr(optax, config.name)(schedule, **options)
-    except TypeError as error:
+        optimizer = make(schedule, **options)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"config.optimizer: optax.{config.name} does not take these options ({error})"
         ) from error
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(f"config.optimizer.name is {config.name!r}, which is no optimizer")
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

@@ -98,7 +98,7 @@ def make_train_step(
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
         one = jnp.ones(())
-        metrics = metrics | {"gradient_norm": (optax.global_norm(gradients), one)}
+        metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
         return TrainState(state.step + 1, parameters, optimizer_state, average), metrics
 
     return jax.jit(train_step, donate_argnums=0)

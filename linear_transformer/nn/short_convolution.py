@@ -1,0 +1,66 @@
+"""Short causal convolution: each feature mixes its own last few tokens."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.types import PRNGKey, SegmentIds
+
+
+def _current_token(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Starts close to the identity: the layer learns how much of the past it wants."""
+    return 0.1 * jax.random.normal(key, shape, dtype).at[0].set(1 / 0.1)
+
+
+class ShortConvolution(nnx.Module):
+    """`y_t = sum_i w_i * x_{t-i}` for 0 <= i < size, feature by feature, within a segment.
+
+    What a linear-attention layer lacks most is precise local order; a few taps supply it (Fu et al.
+    2023, H3; Yang et al. 2024, GLA).  The state is the last size - 1 inputs.
+    """
+
+    def __init__(self, features: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.features = features
+        self.size = size
+        self.dtype = dtype
+        self.taps = nnx.Param(_current_token(rngs.params(), (size, features), jnp.float32))
+
+    def init_state(self, batch_size: int) -> MixerState:
+        past = self.size - 1
+        return {
+            "inputs": jnp.zeros((batch_size, past, self.features), self.dtype),
+            "segments": jnp.zeros((batch_size, past), jnp.int32),
+        }
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+    ) -> tuple[Float[Array, "B T D"], MixerState | None]:
+        time = x_BTD.shape[1]
+        before = self.init_state(x_BTD.shape[0]) if state is None else state
+        inputs = jnp.concatenate([before["inputs"].astype(x_BTD.dtype), x_BTD], axis=1)
+        segments = None
+        if segment_ids is not None:
+            segments = jnp.concatenate([before["segments"], segment_ids], axis=1)
+        taps = self.taps[...].astype(x_BTD.dtype)
+        y_BTD = taps[0] * x_BTD
+        for lag in range(1, self.size):
+            window = slice(self.size - 1 - lag, self.size - 1 - lag + time)
+            term = taps[lag] * inputs[:, window]
+            if segments is not None:
+                term = jnp.where((segments[:, window] == segment_ids)[..., None], term, 0)
+            y_BTD = y_BTD + term
+        if state is None:
+            return y_BTD, None
+        if segments is None:
+            segments = jnp.pad(before["segments"], ((0, 0), (0, time)), mode="edge")
+        past = self.size - 1
+        return y_BTD, {
+            "inputs": inputs[:, time:].astype(self.dtype),
+            "segments": segments[:, segments.shape[1] - past :],
+        }
