@@ -202,11 +202,14 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
     """Reads the config that a run was made with."""
     path = workdir / "config.json"
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: no run there ({path} cannot be read)") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not a config ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")
+    return ml_collections.ConfigDict(values)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

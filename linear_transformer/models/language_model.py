@@ -1,7 +1,6 @@
-"""A causal language model of any layer pattern."""
+"""A language model of any layer pattern."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import jax
@@ -12,15 +11,14 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.mixers import MIXERS, check_options, mixer_options
 from linear_transformer.nn.norms import NORMS, make_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
+from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
-# Arguments of every mixer that the model sets itself.
-RESERVED = ("self", "width", "heads", "output_scale", "dtype", "rngs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,10 +28,12 @@ class LanguageModelConfig:
     Attributes:
       pattern: mixer names, repeated over the layers: ("linear",), ("linear", "softmax"), ...
       mixers: options of each mixer by name, passed to its constructor.
-      feed_forward_width: F; by convention 4 D, or 8/3 D when gated.
+      feed_forward_width: F; by convention 4 D, or 8/3 D when gated; 0 for none.
+      residual: how sub-layers join the stream, a name in `nn.residuals.RESIDUALS`.
       positions: one of `nn.positions.POSITIONS`.
       max_positions: rows of a learned table.
       norm_position: "pre" (with a final norm) or "post".
+      embedding_norm: norm of the embeddings, a name in `nn.norms.NORMS`, or "none".
       tied: the output layer is the transposed embedding.
       scan_layers, remat: see `nn.stack.Stack`.
       dtype: type of the activations; parameters are fp32.
@@ -52,6 +52,8 @@ class LanguageModelConfig:
     max_positions: int = 1024
     norm: str = "layernorm"
     norm_position: str = "pre"
+    embedding_norm: str = "none"
+    residual: str = "sum"
     dropout: float = 0.0
     tied: bool = True
     scan_layers: bool = False
@@ -64,6 +66,8 @@ class LanguageModelConfig:
             "positions": POSITIONS,
             "norm": NORMS,
             "norm_position": ("pre", "post"),
+            "embedding_norm": ("none", *NORMS),
+            "residual": RESIDUALS,
             "remat": REMAT_POLICIES,
             "dtype": ("float32", "bfloat16", "float64"),
         }
@@ -73,12 +77,16 @@ class LanguageModelConfig:
                     f"config.model.{key} is {getattr(self, key)!r}; "
                     f"choose one of {', '.join(allowed)}"
                 )
-        sizes = ("vocab_size", "width", "num_layers", "num_heads", "feed_forward_width")
+        sizes = ("vocab_size", "width", "num_layers", "num_heads")
         for key in (*sizes, "max_positions"):
             if getattr(self, key) < 1:
                 raise ConfigError(
                     f"config.model.{key} is {getattr(self, key)}; it must be positive"
                 )
+        if self.feed_forward_width < 0:
+            raise ConfigError(
+                f"config.model.feed_forward_width is {self.feed_forward_width}; 0 is none"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
         if not self.pattern:
@@ -93,10 +101,17 @@ class LanguageModelConfig:
                 raise ConfigError(
                     f"config.model.mixers names {name!r}; the mixers are {', '.join(MIXERS)}"
                 )
-            known = inspect.signature(MIXERS[name].__init__).parameters
-            for option in options:
-                if option not in known or option in RESERVED:
-                    raise ConfigError(f"config.model.mixers.{name}.{option}: no such option")
+            try:
+                check_options(name, options)
+            except ValueError as error:
+                raise ConfigError(f"config.model.mixers.{error}") from error
+        if self.positions == "rotary":
+            for name in self.pattern:
+                if "rotary" not in mixer_options(name):
+                    raise ConfigError(
+                        f"config.model.positions is 'rotary', and the mixer {name!r} has no "
+                        "rotary positions"
+                    )
         if self.width % self.num_heads:
             raise ConfigError(
                 f"config.model.width ({self.width}) is not a multiple of "
@@ -115,6 +130,61 @@ class LanguageModelConfig:
             )
 
 
+def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
+    """The blocks of a model.
+
+    Raises:
+      ConfigError: a mixer does not take the options that the config gives it.
+    """
+    c = config
+    dtype = jnp.dtype(c.dtype)
+    # Residual branches start small, so that depth does not grow the stream (GPT-2).
+    output_scale = (2 * c.num_layers) ** -0.5 if c.norm_position == "pre" else 1.0
+
+    def make_block(layer: int, rngs: nnx.Rngs) -> Block:
+        name = c.pattern[layer % len(c.pattern)]
+        options = dict(c.mixers.get(name, {}))
+        if c.positions == "rotary":
+            options["rotary"] = True
+        given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
+        try:
+            mixer = MIXERS[name](c.width, c.num_heads, **given, **options)
+        except ValueError as error:
+            raise ConfigError(f"config.model.mixers.{name}: {error}") from error
+        feed_forward = None
+        if c.feed_forward_width:
+            feed_forward = FeedForward(
+                c.width,
+                c.feed_forward_width,
+                gated=c.gated,
+                activation=c.activation,
+                dropout=c.dropout,
+                output_scale=output_scale,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        return Block(
+            mixer,
+            feed_forward,
+            width=c.width,
+            norm=c.norm,
+            norm_position=c.norm_position,
+            residual=c.residual,
+            dropout=c.dropout,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    return Stack(
+        make_block,
+        c.num_layers,
+        period=len(c.pattern),
+        scan=c.scan_layers,
+        remat=c.remat,
+        rngs=rngs,
+    )
+
+
 class LanguageModel(nnx.Module):
     """Embedding, positions, a stack of blocks, and logits of the next token."""
 
@@ -130,48 +200,12 @@ class LanguageModel(nnx.Module):
             rngs=rngs,
         )
         self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
-        # Residual branches start small, so that depth does not grow the stream (GPT-2).
-        output_scale = (2 * c.num_layers) ** -0.5 if c.norm_position == "pre" else 1.0
-
-        def make_block(layer: int, rngs: nnx.Rngs) -> Block:
-            name = c.pattern[layer % len(c.pattern)]
-            options = dict(c.mixers.get(name, {}))
-            if c.positions == "rotary":
-                options["rotary"] = True
-            given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
-            try:
-                mixer = MIXERS[name](c.width, c.num_heads, **given, **options)
-            except ValueError as error:
-                raise ConfigError(f"config.model.mixers.{name}: {error}") from error
-            feed_forward = FeedForward(
-                c.width,
-                c.feed_forward_width,
-                gated=c.gated,
-                activation=c.activation,
-                dropout=c.dropout,
-                output_scale=output_scale,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            return Block(
-                mixer,
-                feed_forward,
-                width=c.width,
-                norm=c.norm,
-                norm_position=c.norm_position,
-                dropout=c.dropout,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.stack = Stack(
-            make_block,
-            c.num_layers,
-            period=len(c.pattern),
-            scan=c.scan_layers,
-            remat=c.remat,
-            rngs=rngs,
+        self.embedding_norm = (
+            None
+            if c.embedding_norm == "none"
+            else make_norm(c.embedding_norm, c.width, dtype, rngs)
         )
+        self.stack = make_stack(c, rngs)
         self.final_norm = (
             make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
         )
@@ -228,6 +262,8 @@ class LanguageModel(nnx.Module):
         # Tied rows have unit norm as logits need; the stream wants unit variance.
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
         x_BTD = self.positions(x_BTD, positions)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
         x_BTD, layers = self.stack(
             x_BTD,

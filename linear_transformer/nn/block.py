@@ -7,6 +7,7 @@ from flax import nnx
 from linear_transformer.nn.feed_forward import FeedForward
 from linear_transformer.nn.mixer import MixerState
 from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
 
@@ -14,12 +15,18 @@ class Block(nnx.Module):
     """Pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`, for mixer and feed-forward in turn.
 
     Post-norm is the block of Vaswani et al. 2017 and Katharopoulos et al. 2020 (equation 1).
+
+    Attributes:
+      feed_forward: None leaves it out (a gated attention unit has its own).
+      residual: name in `nn.residuals.RESIDUALS`: how the sub-layers join the stream.
+      memory: between the two, a position-aligned memory joins the stream through its own norm and
+        residual, without any attention (Hadjeres & Crestel 2021); only with pre-norm.
     """
 
     def __init__(
         self,
         mixer: nnx.Module,
-        feed_forward: FeedForward,
+        feed_forward: FeedForward | None,
         *,
         width: int,
         norm: str,
@@ -27,12 +34,21 @@ class Block(nnx.Module):
         dropout: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        residual: str = "sum",
+        memory: bool = False,
     ):
+        def sub_layer():
+            residual_layer = RESIDUALS[residual](width, dtype=dtype, rngs=rngs)
+            return make_norm(norm, width, dtype, rngs), residual_layer
+
         self.mixer = mixer
         self.feed_forward = feed_forward
         self.norm_position = norm_position
-        self.mixer_norm = make_norm(norm, width, dtype, rngs)
-        self.feed_forward_norm = make_norm(norm, width, dtype, rngs)
+        self.mixer_norm, self.mixer_residual = sub_layer()
+        if memory:
+            self.memory_norm, self.memory_residual = sub_layer()
+        if feed_forward is not None:
+            self.feed_forward_norm, self.feed_forward_residual = sub_layer()
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(
@@ -40,11 +56,12 @@ class Block(nnx.Module):
         x_BTD: Activations,
         state: MixerState | None = None,
         *,
+        memory_BTD: Activations | None = None,
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        keys = [None] * 4 if dropout_key is None else jax.random.split(dropout_key, 4)
         pre = self.norm_position == "pre"
 
         h_BTD, state = self.mixer(
@@ -53,13 +70,17 @@ class Block(nnx.Module):
             segment_ids=segment_ids,
             positions=positions,
         )
-        x_BTD = x_BTD + self._drop(h_BTD, keys[0])
+        x_BTD = self.mixer_residual(x_BTD, self._drop(h_BTD, keys[0]))
         if not pre:
             x_BTD = self.mixer_norm(x_BTD)
-        h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD, keys[1])
-        x_BTD = x_BTD + self._drop(h_BTD, keys[2])
-        if not pre:
-            x_BTD = self.feed_forward_norm(x_BTD)
+        if memory_BTD is not None:
+            h_BTD = self._drop(self.memory_norm(memory_BTD), keys[1])
+            x_BTD = self.memory_residual(x_BTD, h_BTD)
+        if self.feed_forward is not None:
+            h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD, keys[2])
+            x_BTD = self.feed_forward_residual(x_BTD, self._drop(h_BTD, keys[3]))
+            if not pre:
+                x_BTD = self.feed_forward_norm(x_BTD)
         return x_BTD, state
 
     def _drop(self, x_BTD: Activations, key: PRNGKey | None) -> Activations:

@@ -4,14 +4,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState
-from linear_transformer.nn.positions import rotate
+from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.positions import LRPE, rotate
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import segments
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
 from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.types import Activations, Positions, SegmentIds
+
+DIRECTIONS = ("causal", "anticausal", "bidirectional")
 
 
 class LinearAttention(nnx.Module):
@@ -22,6 +25,10 @@ class LinearAttention(nnx.Module):
       normalize: divide by the sum of the weights (equation 12).
       rotary: rotate the features in the numerator only, so that the denominator stays positive
         (Su et al. 2021, RoFormer, equation 19).
+      lrpe: the same with the reflection and the learned frequencies of `nn.positions.LRPE`.
+      output_norm: norm over the merged heads before the output projection.  With `normalize` off it
+        is NormAttention (Qin et al. 2022, equation 14).
+      direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.
       convolution: size of a short causal convolution on queries, keys and values; 0 for none.
       form, chunk_size: see `ops.additive.linear_attention`.
     """
@@ -36,6 +43,9 @@ class LinearAttention(nnx.Module):
         normalize: bool = True,
         epsilon: float = 1e-6,
         rotary: bool = False,
+        lrpe: bool = False,
+        output_norm: str | None = None,
+        direction: str = "causal",
         convolution: int = 0,
         bias: bool = True,
         form: str = "auto",
@@ -59,11 +69,20 @@ class LinearAttention(nnx.Module):
             raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
+        if convolution < 0 or convolution == 1:
+            raise ValueError(f"convolution is {convolution}; it must be 0 or at least 2")
+        if rotary and lrpe:
+            raise ValueError("rotary and lrpe are both on; choose one")
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        if convolution and direction != "causal":
+            raise ValueError(f"convolution is causal, and direction is {direction!r}")
+        self.direction = direction
         self.feature_map = feature_map
         self.normalize = normalize
         self.epsilon = epsilon
         self.rotary = rotary
-        self.dtype = dtype
+        self.dtype = jnp.dtype(dtype)
         self.form = form
         self.chunk_size = chunk_size
         keys = heads * self.key_width
@@ -71,16 +90,21 @@ class LinearAttention(nnx.Module):
         self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
         self.convolution = (
-            ShortConvolution(2 * keys + width, convolution, dtype=dtype, rngs=rngs)
+            ShortConvolution(2 * keys + width, convolution, dtype=self.dtype, rngs=rngs)
             if convolution
             else None
         )
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
         self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
+        self.output_norm = (
+            None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
+        )
 
     capacity = None  # tokens that the state can follow: any number
 
     def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
         shape = (batch_size, self.heads, self.key_width, self.value_width + self.normalize)
         state = {
             "sums": jnp.zeros(shape, jnp.promote_types(self.dtype, jnp.float32)),
@@ -98,6 +122,8 @@ class LinearAttention(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
+        if state is not None:
+            require_causal(self.direction)
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         new_state = {}
         if self.convolution is not None:
@@ -117,7 +143,10 @@ class LinearAttention(nnx.Module):
             kept = segments.continues(state["segment"], segment_ids)
             sums = jnp.where(kept[:, None, None, None], sums, 0)
         o_BTHV, sums = self._attend(q_BTHK, k_BTHK, v_BTHV, sums, segment_ids, positions)
-        y_BTD = self.output(merge_heads(o_BTHV))
+        o_BTD = merge_heads(o_BTHV)
+        if self.output_norm is not None:
+            o_BTD = self.output_norm(o_BTD)
+        y_BTD = self.output(o_BTD)
         if state is None:
             return y_BTD, None
         last = state["segment"] if segment_ids is None else segment_ids[:, -1]
@@ -131,10 +160,12 @@ class LinearAttention(nnx.Module):
     def _attend(self, q, k, v, sums, segment_ids, positions):
         options = {
             "segment_ids_BT": segment_ids,
+            "direction": self.direction,
             "form": self.form,
             "chunk_size": self.chunk_size,
         }
-        if not self.rotary:
+        turn = rotate if self.rotary else self.lrpe
+        if turn is None:
             return linear_attention(
                 q,
                 k,
@@ -148,8 +179,8 @@ class LinearAttention(nnx.Module):
             (None, None) if sums is None else jnp.split(sums, [self.value_width], axis=-1)
         )
         o, numerator = linear_attention(
-            rotate(q, positions),
-            rotate(k, positions),
+            turn(q, positions),
+            turn(k, positions),
             v,
             normalize=False,
             initial_state=numerator,

@@ -23,3 +23,9 @@ def reset_rows(state: MixerState, rows_B: Bool[Array, " B"]) -> MixerState:
         return jnp.where(rows_B.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
 
     return jax.tree.map(reset, state)
+
+
+def require_causal(direction: str) -> None:
+    """Raises a ValueError where a state is asked of a mixer that looks ahead."""
+    if direction != "causal":
+        raise ValueError(f"direction is {direction!r}: only a causal mixer has a state")

@@ -1,11 +1,85 @@
 """The table of mixers: the names that a layer pattern may use."""
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
 from flax import nnx
 
+from linear_transformer.nn.cosformer import CosFormer
+from linear_transformer.nn.diag_attention import DiagAttention
+from linear_transformer.nn.efficient_attention import EfficientAttention
+from linear_transformer.nn.gated_attention_unit import Flash, FlashQuad
 from linear_transformer.nn.linear_attention import LinearAttention
+from linear_transformer.nn.lsh_attention import LSHAttention
+from linear_transformer.nn.parallel import Parallel
+from linear_transformer.nn.performer import Performer
+from linear_transformer.nn.random_feature_attention import RandomFeatureAttention
+from linear_transformer.nn.rectified_attention import RectifiedAttention
 from linear_transformer.nn.softmax_attention import SoftmaxAttention
 
-MIXERS: dict[str, type[nnx.Module]] = {
+# Arguments of every mixer that the model sets itself.
+RESERVED = ("width", "heads", "output_scale", "dtype", "rngs")
+
+
+def _parallel(
+    width: int,
+    heads: int,
+    *,
+    branches: dict[str, dict[str, Any]] | None = None,
+    output_scale: float = 1.0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Parallel:
+    """Mixers of this table with their options: {"diag": {...}, "norm": {...}}, also the default."""
+    branches = {"diag": {}, "norm": {}} if branches is None else branches
+    given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
+    mixers = {}
+    for name, options in branches.items():
+        check_options(name, options)
+        mixers[name] = MIXERS[name](width, heads, **given, **options)
+    return Parallel(mixers)
+
+
+MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "linear": LinearAttention,
     "softmax": SoftmaxAttention,
+    "diag": DiagAttention,
+    "norm": functools.partial(  # NormAttention (Qin et al. 2022), as in TransNormer T1
+        LinearAttention,
+        feature_map="elu",
+        normalize=False,
+        output_norm="simplermsnorm",
+        lrpe=True,
+    ),
+    "parallel": _parallel,
+    "flash": Flash,
+    "flash_quad": FlashQuad,
+    "rela": RectifiedAttention,
+    "lsh": LSHAttention,
+    "efficient": EfficientAttention,
+    "performer": Performer,
+    "cosformer": CosFormer,
+    "rfa": RandomFeatureAttention,
 }
+
+
+def mixer_options(name: str) -> set[str]:
+    """Names of the options of a mixer of the table."""
+    make = MIXERS[name]
+    if isinstance(make, functools.partial):
+        make = make.func
+    if isinstance(make, type):  # a module's own signature is its metaclass's
+        make = make.__init__
+    return set(inspect.signature(make).parameters) - {"self", *RESERVED}
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises a ValueError that names the mixer or the option that does not exist."""
+    if name not in MIXERS:
+        raise ValueError(f"{name}: no such mixer; choose one of {', '.join(MIXERS)}")
+    for option in options:
+        if option not in mixer_options(name):
+            raise ValueError(f"{name}.{option}: no such option")

@@ -1,11 +1,62 @@
 """Normalisation layers by name."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-NORMS = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}
+
+def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
+    """`x / (rms(x) + epsilon)`, in fp32 or wider."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    # Of a row of zeros the root has no gradient; attention by ReLU scores makes such rows.
+    some = mean_square > 0
+    rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean_square, 1)), 0)
+    return x / (rms + epsilon)
+
+
+class SimpleRMSNorm(nnx.Module):
+    """`x / (||x||_2 / sqrt(D) + 1e-8)` without a gain (Qin et al. 2022, as released)."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        del width, rngs
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return _over_rms(x, 1e-8).astype(self.dtype)
+
+
+class ScaleNorm(nnx.Module):
+    """`g x / (||x||_2 / sqrt(D) + 1e-6)` with one gain g (Nguyen & Salazar 2019, equation 5).
+
+    Their gain is g sqrt(D) here, so that g starts at 1 for any width.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        del width, rngs
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return (_over_rms(x, 1e-6) * self.scale[...]).astype(self.dtype)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "layernorm": nnx.LayerNorm,
+    "rmsnorm": nnx.RMSNorm,
+    "simplermsnorm": SimpleRMSNorm,
+    "scalenorm": ScaleNorm,
+}
 
 
 def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """Statistics in fp32 (flax's default), output in `dtype`."""
+    """Statistics in fp32 (flax's default), output in `dtype`.
+
+    Raises:
+      ValueError: no norm has this name.
+    """
+    if name not in NORMS:
+        raise ValueError(f"norm is {name!r}; choose one of {', '.join(NORMS)}")
     return NORMS[name](width, dtype=dtype, rngs=rngs)

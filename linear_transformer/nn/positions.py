@@ -1,7 +1,8 @@
-"""Positions: sinusoidal, learned, rotary."""
+"""Positions: sinusoidal, learned, rotary, and the linearised relative encoding LRPE."""
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.types import Positions
@@ -9,27 +10,64 @@ from linear_transformer.types import Positions
 MAX_WAVELENGTH = 10_000.0
 
 
-def _angles(positions_BT: Positions, width: int) -> Float[Array, "B T W"]:
-    """Position times frequency for width / 2 frequencies, in fp32."""
-    frequencies = MAX_WAVELENGTH ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    return positions_BT[..., None].astype(jnp.float32) * frequencies
+def _frequencies(width: int) -> Float[Array, " W"]:
+    return MAX_WAVELENGTH ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+
+
+def _angles(positions_BT: Positions, frequencies_W: Float[Array, " W"]) -> Float[Array, "B T W"]:
+    """Position times frequency, in fp32."""
+    return positions_BT[..., None].astype(jnp.float32) * frequencies_W
 
 
 def sinusoidal(positions_BT: Positions, width: int) -> Float[Array, "B T D"]:
     """[sin, cos] of `width` even features (Vaswani et al. 2017, section 3.5)."""
-    angles = _angles(positions_BT, width)
+    angles = _angles(positions_BT, _frequencies(width))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotate(x_BTHK: Float[Array, "B T H K"], positions_BT: Positions) -> Float[Array, "B T H K"]:
+def rotate(
+    x_BTHK: Float[Array, "B T H K"],
+    positions_BT: Positions,
+    frequencies_W: Float[Array, " W"] | None = None,
+) -> Float[Array, "B T H K"]:
     """Rotary positions: feature pairs (i, i + K/2) turned by position times frequency.
 
     Su et al. 2021 (RoFormer), equation 34; inner products depend on position differences only.
+
+    Args:
+      frequencies_W: K / 2 of them; 10000^(-2i/K) if None.
     """
-    angles = _angles(positions_BT, x_BTHK.shape[-1])[:, :, None, :]
+    if frequencies_W is None:
+        frequencies_W = _frequencies(x_BTHK.shape[-1])
+    angles = _angles(positions_BT, frequencies_W)[:, :, None, :]
     sin, cos = jnp.sin(angles).astype(x_BTHK.dtype), jnp.cos(angles).astype(x_BTHK.dtype)
     first, second = jnp.split(x_BTHK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class LRPE(nnx.Module):
+    """Linearised relative positions: rotary with learned frequencies after a fixed reflection.
+
+    `x_t -> R(t theta) (I - 2 u u^T) x_t` with a random unit vector u, kept as it is, and theta
+    learned from 10000^(-2i/K) on.  Applied to queries and keys, it makes their inner products
+    depend on position differences, as rotary positions do (Qin et al. 2023, "Linearized Relative
+    Positional Encoding"; the setting that TransNormer was released with).
+    """
+
+    def __init__(self, key_width: int, *, rngs: nnx.Rngs):
+        if key_width % 2:
+            raise ValueError(f"lrpe needs an even key width, not {key_width}")
+        # A parameter, so that it is saved with the rest, that no gradient reaches.
+        self.reflection = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (key_width,)))
+        self.frequencies = nnx.Param(_frequencies(key_width))
+
+    def __call__(
+        self, x_BTHK: Float[Array, "B T H K"], positions_BT: Positions
+    ) -> Float[Array, "B T H K"]:
+        u_K = lax.stop_gradient(self.reflection[...])
+        u_K = (u_K / jnp.linalg.norm(u_K)).astype(x_BTHK.dtype)
+        reflected = x_BTHK - 2 * jnp.sum(x_BTHK * u_K, axis=-1, keepdims=True) * u_K
+        return rotate(reflected, positions_BT, self.frequencies[...])
 
 
 class PositionEmbedding(nnx.Module):

@@ -9,9 +9,9 @@ from linear_transformer.nn.mixer import MixerState
 from linear_transformer.types import PRNGKey, SegmentIds
 
 
-def _current_token(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def _current_token(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     """Starts close to the identity: the layer learns how much of the past it wants."""
-    return 0.1 * jax.random.normal(key, shape, dtype).at[0].set(1 / 0.1)
+    return 0.1 * jax.random.normal(key, shape, jnp.float32).at[0].set(1 / 0.1)
 
 
 class ShortConvolution(nnx.Module):
@@ -25,7 +25,7 @@ class ShortConvolution(nnx.Module):
         self.features = features
         self.size = size
         self.dtype = dtype
-        self.taps = nnx.Param(_current_token(rngs.params(), (size, features), jnp.float32))
+        self.taps = nnx.Param(_current_token(rngs.params(), (size, features)))
 
     def init_state(self, batch_size: int) -> MixerState:
         past = self.size - 1
@@ -43,6 +43,8 @@ class ShortConvolution(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], MixerState | None]:
         time = x_BTD.shape[1]
         before = self.init_state(x_BTD.shape[0]) if state is None else state
+        if state is not None and segment_ids is None:  # the last segment goes on
+            segment_ids = jnp.broadcast_to(before["segments"][:, -1:], x_BTD.shape[:2])
         inputs = jnp.concatenate([before["inputs"].astype(x_BTD.dtype), x_BTD], axis=1)
         segments = None
         if segment_ids is not None:
@@ -57,10 +59,7 @@ class ShortConvolution(nnx.Module):
             y_BTD = y_BTD + term
         if state is None:
             return y_BTD, None
-        if segments is None:
-            segments = jnp.pad(before["segments"], ((0, 0), (0, time)), mode="edge")
-        past = self.size - 1
         return y_BTD, {
             "inputs": inputs[:, time:].astype(self.dtype),
-            "segments": segments[:, segments.shape[1] - past :],
+            "segments": segments[:, time:],
         }

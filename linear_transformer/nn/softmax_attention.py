@@ -8,16 +8,17 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.nn.positions import rotate
-from linear_transformer.ops.softmax import Form, softmax_attention
+from linear_transformer.ops.softmax import Direction, Form, softmax_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class SoftmaxAttention(nnx.Module):
-    """Causal scaled dot-product attention (Vaswani et al. 2017, equation 1).
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Attributes:
+      direction: "causal" or "bidirectional"; only a causal mixer has a state.
       window: a token sees itself and the window - 1 tokens before it; None sees all.
       cache_capacity: tokens that the decoding state can hold without a window.  The caller keeps
         count: tokens past the capacity would overwrite the last ones.
@@ -29,6 +30,7 @@ class SoftmaxAttention(nnx.Module):
         width: int,
         heads: int,
         *,
+        direction: str = "causal",
         window: int | None = None,
         cache_capacity: int = 1024,
         rotary: bool = False,
@@ -40,6 +42,11 @@ class SoftmaxAttention(nnx.Module):
     ):
         self.heads = heads
         self.key_width = width // heads
+        if direction not in get_args(Direction):
+            choices = ", ".join(get_args(Direction))
+            raise ValueError(f"direction is {direction!r}; choose one of {choices}")
+        if window is not None and direction != "causal":
+            raise ValueError(f"window is causal, and direction is {direction!r}")
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it must be positive")
         if cache_capacity < 1:
@@ -48,6 +55,7 @@ class SoftmaxAttention(nnx.Module):
             raise ValueError(f"form is {form!r}; choose one of {', '.join(get_args(Form))}")
         if rotary and self.key_width % 2:
             raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
+        self.direction = direction
         self.window = window
         self.cache_capacity = cache_capacity
         self.rotary = rotary
@@ -70,6 +78,7 @@ class SoftmaxAttention(nnx.Module):
         return self.cache_capacity if self.window is None else max(self.window - 1, 1)
 
     def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
         shape = (batch_size, self.slots, self.heads, self.key_width)
         return {
             "keys": jnp.zeros(shape, self.dtype),
@@ -97,17 +106,20 @@ class SoftmaxAttention(nnx.Module):
                 q_BTHK,
                 k_BTHK,
                 v_BTHK,
+                direction=self.direction,
                 window=self.window,
                 segment_ids_BT=segment_ids,
                 form=self.form,
             )
         else:
+            require_causal(self.direction)
             o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTHK, v_BTHK, segment_ids, state)
         return self.output(merge_heads(o_BTHK)), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean causal context."""
-        seen = (context + 1) / 2 if self.window is None else min(self.window, (context + 1) / 2)
+        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        whole = context if self.direction == "bidirectional" else (context + 1) / 2
+        seen = whole if self.window is None else min(self.window, whole)
         return int(4 * self.heads * self.key_width * seen)
 
     def _attend_to_cache(self, q, k, v, segment_ids, state):

@@ -66,6 +66,7 @@ class Stack(nnx.Module):
         x_BTD: Activations,
         states: MixerState | None = None,
         *,
+        memory_BTD: Activations | None = None,
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
@@ -73,7 +74,12 @@ class Stack(nnx.Module):
         def apply(graphdef, parameters, x_BTD, state, key):
             block = nnx.merge(graphdef, parameters)
             return block(
-                x_BTD, state, segment_ids=segment_ids, positions=positions, dropout_key=key
+                x_BTD,
+                state,
+                memory_BTD=memory_BTD,
+                segment_ids=segment_ids,
+                positions=positions,
+                dropout_key=key,
             )
 
         if self.remat != "none":

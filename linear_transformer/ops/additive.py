@@ -12,14 +12,14 @@ state of shape (K, V + 1).
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from linear_transformer.ops import recurrence, segments
+from linear_transformer.ops.blocks import Masks, matmul, read, write
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -241,18 +241,18 @@ def _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
     def body(n, carry):
         state, o, denominator, states = carry
         states = states.at[n].set(state)
-        q_n, k_n, v_n = (_read(x, n, chunk, block) for x in (q, k, v))
+        q_n, k_n, v_n = (read(x, n, chunk, block) for x in (q, k, v))
         if normalize:
             v_n = _with_ones(v_n)
-        masks = _Masks.of_block(run_BT, n, chunk, block, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
         entering, state = _states(k_n, v_n, state, masks)
-        o_n = _matmul(masks.within(_matmul(q_n, k_n.mT, dtype)), v_n, dtype)
-        o_n += _matmul(masks.reads(q_n), entering, dtype)
+        o_n = matmul(masks.within(matmul(q_n, k_n.mT, dtype)), v_n, dtype)
+        o_n += matmul(masks.reads(q_n), entering, dtype)
         if normalize:
             denominator_n = o_n[..., -1:] + epsilon
             o_n = o_n[..., :-1] / denominator_n
-            denominator = _write(denominator, denominator_n, n)
-        return state, _write(o, o_n, n), denominator, states
+            denominator = write(denominator, denominator_n, n)
+        return state, write(o, o_n, n), denominator, states
 
     blocks = time // block
     carry = (
@@ -275,25 +275,25 @@ def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
     def body(i, carry):
         dstate, dq, dk, dv = carry
         n = blocks - 1 - i
-        q_n, k_n, v_n, g_n = (_read(x, n, chunk, block) for x in (q, k, v, do))
+        q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
         if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            o_n, denominator_n = (_read(x, n, chunk, block) for x in (o, denominator))
+            o_n, denominator_n = (read(x, n, chunk, block) for x in (o, denominator))
             g_n = g_n.astype(dtype) / denominator_n
             dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
             g_n = jnp.concatenate([g_n, dz], axis=-1)
             v_n = _with_ones(v_n)
-        masks = _Masks.of_block(run_BT, n, chunk, block, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
         g_n = g_n.astype(v.dtype)
         entering, _ = _states(k_n, v_n, states[n], masks)
         leaving, dstate = _state_gradients(masks.reads(q_n), g_n, dstate, masks)
-        weights = masks.within(_matmul(q_n, k_n.mT, dtype))
-        dweights = masks.within(_matmul(g_n, v_n.mT, dtype))
-        dq_n = _matmul(dweights, k_n, dtype) + masks.reads(_matmul(g_n, entering.mT, dtype))
-        dk_n = _matmul(dweights.mT, q_n, dtype) + masks.reaches(_matmul(v_n, leaving.mT, dtype))
-        dv_n = _matmul(weights.mT, g_n, dtype) + _matmul(masks.reaches(k_n), leaving, dtype)
+        weights = masks.within(matmul(q_n, k_n.mT, dtype))
+        dweights = masks.within(matmul(g_n, v_n.mT, dtype))
+        dq_n = matmul(dweights, k_n, dtype) + masks.reads(matmul(g_n, entering.mT, dtype))
+        dk_n = matmul(dweights.mT, q_n, dtype) + masks.reaches(matmul(v_n, leaving.mT, dtype))
+        dv_n = matmul(weights.mT, g_n, dtype) + matmul(masks.reaches(k_n), leaving, dtype)
         if normalize:
             dv_n = dv_n[..., :-1]
-        return dstate, _write(dq, dq_n, n), _write(dk, dk_n, n), _write(dv, dv_n, n)
+        return dstate, write(dq, dq_n, n), write(dk, dk_n, n), write(dv, dv_n, n)
 
     carry = (dstate, jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v))
     dstate, dq, dk, dv = lax.fori_loop(0, blocks, body, carry)
@@ -303,65 +303,9 @@ def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Float[Array, "B H G C K"]:
-    """Block n, heads first, cut into its chunks."""
-    batch, _, heads, width = x_BTHK.shape
-    x = lax.dynamic_slice_in_dim(x_BTHK, n * block, block, axis=1)
-    return x.reshape(batch, block // chunk, chunk, heads, width).transpose(0, 3, 1, 2, 4)
-
-
-def _write(x_BTHK: Array, block_BHGCK: Array, n: Int[Array, ""]) -> Array:
-    batch, heads, chunks, chunk, width = block_BHGCK.shape
-    rows = block_BHGCK.transpose(0, 2, 3, 1, 4).reshape(batch, chunks * chunk, heads, width)
-    start = n * chunks * chunk
-    return lax.dynamic_update_slice_in_dim(x_BTHK, rows.astype(x_BTHK.dtype), start, axis=1)
-
-
-def _matmul(a: Array, b: Array, dtype: jnp.dtype) -> Array:
-    """a @ b with operands in the narrower input type and sums in `dtype`."""
-    narrow = min(a.dtype, b.dtype, key=lambda d: jnp.finfo(d).bits)
-    return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)
-
-
-class _Masks(NamedTuple):
-    """Which terms a block keeps: all True (None) without segments."""
-
-    pairs: Bool[Array, "#B 1 #G C C"]  # key j of the chunk is visible to query i
-    read: Bool[Array, "B 1 G C 1"] | None  # the query is in the segment of the entering state
-    reach: Bool[Array, "B 1 G C 1"] | None  # the key is in the segment at the end of its chunk
-    carry: Float[Array, "#B #H G+1 G+1"]  # 1 where a term of the state is still in a later state
-
-    @classmethod
-    def of_block(cls, run_BT, n, chunk, block, dtype):
-        pairs = jnp.tril(jnp.ones((chunk, chunk), bool))
-        carry = jnp.tril(jnp.ones((block // chunk + 1,) * 2, dtype))
-        if run_BT is None:
-            return cls(pairs, None, None, carry[None, None])
-        run_BGC = lax.dynamic_slice_in_dim(run_BT, n * block, block, axis=1)
-        run_BGC = run_BGC.reshape(-1, block // chunk, chunk)
-        before_B = run_BT[:, jnp.maximum(n * block - 1, 0)]
-        ends_BG = jnp.concatenate([before_B[:, None], run_BGC[..., -1]], axis=1)
-        pairs = pairs & (run_BGC[..., :, None] == run_BGC[..., None, :])
-        read = run_BGC == ends_BG[:, :-1, None]
-        reach = run_BGC == ends_BG[:, 1:, None]
-        carry = carry * (ends_BG[:, :, None] == ends_BG[:, None, :])
-        return cls(
-            pairs[:, None], read[:, None, ..., None], reach[:, None, ..., None], carry[:, None]
-        )
-
-    def within(self, weights: Array) -> Array:
-        return jnp.where(self.pairs, weights, 0)
-
-    def reads(self, queries: Array) -> Array:
-        return queries if self.read is None else jnp.where(self.read, queries, 0)
-
-    def reaches(self, keys: Array) -> Array:
-        return keys if self.reach is None else jnp.where(self.reach, keys, 0)
-
-
 def _states(k, v, state, masks):
     """Equation 10 over a block: the states entering its chunks, and the one leaving it."""
-    updates = _matmul(masks.reaches(k).mT, v, state.dtype)
+    updates = matmul(masks.reaches(k).mT, v, state.dtype)
     terms = jnp.concatenate([state[:, :, None], updates], axis=2)
     states = _carry(masks.carry, terms)
     return states[:, :, :-1], states[:, :, -1]
@@ -369,7 +313,7 @@ def _states(k, v, state, masks):
 
 def _state_gradients(q, g, dstate, masks):
     """The reversed sum of equations 14-15: gradients of the updates and of the first state."""
-    reads = _matmul(q.mT, g, dstate.dtype)
+    reads = matmul(q.mT, g, dstate.dtype)
     terms = jnp.concatenate([reads, dstate[:, :, None]], axis=2)
     gradients = _carry(masks.carry.mT, terms)
     return gradients[:, :, 1:], gradients[:, :, 0]

@@ -34,6 +34,7 @@ def identity(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
 
 FEATURE_MAPS: dict[str, FeatureMap] = {
     "elu_plus_one": elu_plus_one,
+    "elu": jax.nn.elu,  # below 0 too: for attention that is normed and not normalised
     "relu": jax.nn.relu,
     "squared_relu": squared_relu,
     "identity": identity,

@@ -1,0 +1,307 @@
+"""Encoder and decoder of equal length, joined position by position (Hadjeres & Crestel 2021).
+
+An anti-causal encoder reads a sequence in which some events are masked, a causal decoder writes the
+whole sequence.  There is no cross attention: the encoder's output at a position joins the decoder
+at the same position.  So output i knows the source from i on and the target before i, and both
+halves are linear recurrences: filling a gap costs the gap only.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.nn.block import Block
+from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
+from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear_attention import LinearAttention
+from linear_transformer.nn.norms import NORMS, make_norm
+from linear_transformer.nn.positions import sinusoidal
+from linear_transformer.nn.residuals import RESIDUALS
+from linear_transformer.nn.stack import REMAT_POLICIES, Stack
+from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.types import Activations, PRNGKey, Tokens
+
+DecoderState = Any
+Events = Int[Array, "B N C"]
+Times = Int[Array, "B N"]
+EventMask = Bool[Array, "B N"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignedEncoderDecoderConfig:
+    """Sizes; the paper's are in configs/papers/hadjeres2021/piano.py.
+
+    Attributes:
+      vocab_sizes: of each channel; an event is one token per channel.
+      token_width, index_width, channel_width, elapsed_width: features of the four parts of an
+        embedding: the token, the number of its event, its channel, and the elapsed time in
+        hundredths of a second (0 leaves it out).
+      residual: how sub-layers and memory join the stream, "gru" or "sum".
+      scan_layers, remat: see `nn.stack.Stack`.
+      dtype: type of the activations; parameters are fp32.
+    """
+
+    vocab_sizes: tuple[int, ...]
+    width: int
+    encoder_layers: int
+    decoder_layers: int
+    num_heads: int
+    feed_forward_width: int
+    token_width: int = 32
+    index_width: int = 128
+    channel_width: int = 12
+    elapsed_width: int = 128
+    feature_map: str = "elu_plus_one"
+    residual: str = "gru"
+    activation: str = "gelu"
+    norm: str = "layernorm"
+    dropout: float = 0.0
+    scan_layers: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        choices = {
+            "feature_map": FEATURE_MAPS,
+            "residual": RESIDUALS,
+            "activation": ACTIVATIONS,
+            "norm": NORMS,
+            "remat": REMAT_POLICIES,
+            "dtype": ("float32", "bfloat16", "float64"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "elapsed_width" else 1
+            if type(value) is int and value < least:
+                raise ConfigError(
+                    f"config.model.{field.name} is {value}; it must be {least} or more"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
+        for key in ("index_width", "elapsed_width"):
+            if getattr(self, key) % 2:
+                raise ConfigError(f"config.model.{key} is {getattr(self, key)}; it must be even")
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"config.model.width ({self.width}) is not a multiple of "
+                f"config.model.num_heads ({self.num_heads})"
+            )
+
+
+class EventEmbedding(nnx.Module):
+    """Token, event number, channel and elapsed time side by side, projected to the model's width.
+
+    Attributes:
+      masks: with a mask token in each channel and a learned vector for the time of masked events.
+    """
+
+    def __init__(self, config: AlignedEncoderDecoderConfig, *, masks: bool, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        sizes = np.array(c.vocab_sizes) + masks
+        self.masks = masks
+        self.index_width, self.elapsed_width = c.index_width, c.elapsed_width
+        # The channels' tables, one below the other.
+        self.first_rows = tuple((np.cumsum(sizes) - sizes).tolist())
+        self.mask_tokens = c.vocab_sizes
+        init = nnx.initializers.normal(1.0)
+        self.tokens = nnx.Embed(
+            int(sizes.sum()), c.token_width, dtype=dtype, embedding_init=init, rngs=rngs
+        )
+        self.channels = nnx.Embed(
+            len(sizes), c.channel_width, dtype=dtype, embedding_init=init, rngs=rngs
+        )
+        if masks and c.elapsed_width:
+            self.masked_time = nnx.Param(init(rngs.params(), (c.elapsed_width,)))
+        width = c.token_width + c.index_width + c.channel_width + c.elapsed_width
+        self.projection = Linear(width, c.width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens_BT: Tokens,
+        channels_T: Int[np.ndarray, " T"],
+        index_BT: Int[Array, "B T"],
+        elapsed_BT: Int[Array, "B T"],
+        masked_BT: Bool[Array, "B T"] | None = None,
+    ) -> Activations:
+        """Embeds any run of tokens, given the channel, event and time of each."""
+        if masked_BT is not None:
+            tokens_BT = jnp.where(masked_BT, np.array(self.mask_tokens)[channels_T], tokens_BT)
+        token = self.tokens(tokens_BT + np.array(self.first_rows, np.int32)[channels_T])
+        channel = self.channels(jnp.broadcast_to(jnp.asarray(channels_T), tokens_BT.shape))
+        parts = [token, sinusoidal(index_BT, self.index_width).astype(token.dtype), channel]
+        if self.elapsed_width:
+            time = sinusoidal(elapsed_BT, self.elapsed_width).astype(token.dtype)
+            if masked_BT is not None:
+                vector = self.masked_time[...].astype(token.dtype)
+                time = jnp.where(masked_BT[..., None], vector, time)
+            parts.append(time)
+        return self.projection(jnp.concatenate(parts, axis=-1))
+
+
+class AlignedEncoderDecoder(nnx.Module):
+    """Masked events in, for every channel of every event the logits of its value out."""
+
+    def __init__(self, config: AlignedEncoderDecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.dtype = dtype = jnp.dtype(c.dtype)
+        self.num_channels = len(c.vocab_sizes)
+
+        def stack(num_layers: int, direction: str, memory: bool) -> Stack:
+            # Gates begin close to the identity by themselves; sums need small branches for that.
+            output_scale = (2 * num_layers) ** -0.5 if c.residual == "sum" else 1.0
+            options = {"output_scale": output_scale, "dtype": dtype}
+
+            def make_block(_: int, rngs: nnx.Rngs) -> Block:
+                return Block(
+                    LinearAttention(
+                        c.width,
+                        c.num_heads,
+                        feature_map=c.feature_map,
+                        direction=direction,
+                        rngs=rngs,
+                        **options,
+                    ),
+                    FeedForward(
+                        c.width,
+                        c.feed_forward_width,
+                        gated=False,
+                        activation=c.activation,
+                        dropout=c.dropout,
+                        rngs=rngs,
+                        **options,
+                    ),
+                    width=c.width,
+                    norm=c.norm,
+                    norm_position="pre",
+                    dropout=c.dropout,
+                    residual=c.residual,
+                    memory=memory,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+
+            return Stack(
+                make_block, num_layers, period=1, scan=c.scan_layers, remat=c.remat, rngs=rngs
+            )
+
+        self.source = EventEmbedding(c, masks=True, rngs=rngs)
+        self.encoder = stack(c.encoder_layers, "anticausal", memory=False)
+        self.encoder_norm = make_norm(c.norm, c.width, dtype, rngs)
+        self.target = EventEmbedding(c, masks=False, rngs=rngs)
+        self.start = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (c.width,)))
+        self.decoder = stack(c.decoder_layers, "causal", memory=True)
+        self.decoder_norm = make_norm(c.norm, c.width, dtype, rngs)
+        self.heads = nnx.List(
+            [Linear(c.width, size, dtype=dtype, rngs=rngs) for size in c.vocab_sizes]
+        )
+        self.dropout = nnx.Dropout(c.dropout)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def init_state(self, batch_size: int) -> DecoderState:
+        """Of the decoder before its first token."""
+        return self.decoder.init_state(batch_size)
+
+    def first_input(self, batch_size: int) -> Float[Array, "B 1 D"]:
+        """The learned vector that the decoder reads before the first token."""
+        vector = self.start[...].astype(self.dtype)
+        return jnp.broadcast_to(vector, (batch_size, 1, vector.size))
+
+    def embed_source(self, events_BNC: Events, elapsed_BN: Times, masked_BN: EventMask):
+        """(B, N C, D); of a masked event neither its tokens nor its time are seen."""
+        return self._embed(self.source, events_BNC, elapsed_BN, masked_BN)
+
+    def embed_target(self, events_BNC: Events, elapsed_BN: Times):
+        """(B, N C, D), not shifted."""
+        return self._embed(self.target, events_BNC, elapsed_BN, None)
+
+    def _embed(self, embedding, events_BNC, elapsed_BN, masked_BN):
+        batch, num_events, num_channels = events_BNC.shape
+
+        def flat(x_BN):
+            return jnp.repeat(x_BN, num_channels, axis=1)
+
+        return embedding(
+            events_BNC.reshape(batch, -1),
+            np.tile(np.arange(num_channels), num_events),
+            jnp.broadcast_to(
+                flat(jnp.arange(num_events)[None]), (batch, num_events * num_channels)
+            ),
+            flat(elapsed_BN),
+            None if masked_BN is None else flat(masked_BN),
+        )
+
+    def encode(self, source_BTD: Activations, dropout_key: PRNGKey | None = None) -> Activations:
+        """Memory (B, T, D) of an embedded source; position i depends on positions from i on."""
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        x_BTD = self.dropout(source_BTD, deterministic=keys[0] is None, rngs=keys[0])
+        x_BTD, _ = self.encoder(x_BTD, dropout_key=keys[1])
+        return self.encoder_norm(x_BTD)
+
+    def decode(
+        self,
+        inputs_BTD: Activations,
+        memory_BTD: Activations,
+        state: DecoderState | None = None,
+        *,
+        dropout_key: PRNGKey | None = None,
+    ) -> tuple[Activations, DecoderState | None]:
+        """Features (B, T, D) for the heads, and the state after the last input.
+
+        Args:
+          inputs_BTD: embedded tokens before those to predict: at position i token i - 1.
+          memory_BTD: the encoder's output at the positions to predict.
+          state: of the decoder before these positions; None for the beginning, and then no state
+            is returned.
+          dropout_key: for training.
+        """
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        x_BTD = self.dropout(inputs_BTD, deterministic=keys[0] is None, rngs=keys[0])
+        x_BTD, state = self.decoder(x_BTD, state, memory_BTD=memory_BTD, dropout_key=keys[1])
+        return self.decoder_norm(x_BTD), state
+
+    def logits(self, h_BD: Float[Array, "*rows D"], channel: int) -> Float[Array, "*rows E"]:
+        """Logits of one channel in fp32 (or wider)."""
+        logits = self.heads[channel](h_BD)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def __call__(
+        self,
+        events_BNC: Events,
+        elapsed_BN: Times,
+        masked_BN: EventMask,
+        *,
+        dropout_key: PRNGKey | None = None,
+    ) -> tuple[Float[Array, "B N _"], ...]:
+        """Logits (B, N, E) of each channel, for source and target that are the same events.
+
+        Args:
+          events_BNC: the true values; what is masked, the encoder does not see.
+          elapsed_BN: time of each event since the first, in hundredths of a second.  That of events
+            that are not masked is given to the encoder, and tells how long a gap is.
+          masked_BN: True where all channels of an event are masked.
+          dropout_key: for training.
+        """
+        batch, num_events, num_channels = events_BNC.shape
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        memory_BTD = self.encode(self.embed_source(events_BNC, elapsed_BN, masked_BN), keys[0])
+        target_BTD = self.embed_target(events_BNC, elapsed_BN)
+        inputs_BTD = jnp.concatenate([self.first_input(batch), target_BTD[:, :-1]], axis=1)
+        h_BTD, _ = self.decode(inputs_BTD, memory_BTD, dropout_key=keys[1])
+        h_BNCD = h_BTD.reshape(batch, num_events, num_channels, -1)
+        return tuple(self.logits(h_BNCD[:, :, c], c) for c in range(num_channels))

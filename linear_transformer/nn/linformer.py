@@ -1,0 +1,91 @@
+"""Linformer: softmax attention to k learned combinations of the keys (Wang et al. 2020)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.types import Activations, KeyMask, Positions, SegmentIds
+
+
+class Linformer(nnx.Module):
+    """`softmax(Q (E K)^T / sqrt(d)) F V` (equation 7): bidirectional, for inputs up to one length.
+
+    Attributes:
+      length: n, the longest input; shorter ones read the first columns of E and F, as if padded.
+      compressed: k, the number of combinations.
+      share: one projection for keys and values, E = F.  The heads always share theirs.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        length: int,
+        compressed: int = 256,
+        share: bool = False,
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, value in (("length", length), ("compressed", compressed)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        self.heads = heads
+        self.key_width = width // heads
+        self.capacity = self.length = length
+        self.compressed = compressed
+        self.projection = Linear(width, 3 * width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+        def combinations() -> nnx.Param:
+            init = nnx.initializers.normal(length**-0.5)
+            return nnx.Param(init(rngs.params(), (compressed, length), jnp.float32))
+
+        self.combine_keys = combinations()
+        self.combine_values = None if share else combinations()
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        raise ValueError("Linformer is bidirectional: it has no decoding state")
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+        key_mask: KeyMask | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        """`key_mask` drops tokens before they are combined.
+
+        Raises:
+          ValueError: on a state, on packed segments, which the combinations would mix, or on more
+            than `length` tokens.
+        """
+        del positions
+        if state is not None or segment_ids is not None:
+            raise ValueError("Linformer takes neither a state nor segment_ids")
+        time = x_BTD.shape[1]
+        if time > self.length:
+            raise ValueError(f"{time} tokens are more than length ({self.length})")
+        parts = jnp.split(self.projection(x_BTD), 3, axis=-1)
+        q_BTHK, k_BSHK, v_BSHK = (split_heads(x, self.heads) for x in parts)
+        if key_mask is not None:
+            k_BSHK, v_BSHK = (jnp.where(key_mask[..., None, None], x, 0) for x in (k_BSHK, v_BSHK))
+        combine_values = self.combine_keys if self.combine_values is None else self.combine_values
+        combined = [
+            jnp.einsum("cs,bshk->bchk", weights[:, :time].astype(x.dtype), x)
+            for weights, x in ((self.combine_keys, k_BSHK), (combine_values, v_BSHK))
+        ]
+        o_BTHK = softmax_attention(q_BTHK, *combined, direction="bidirectional")
+        return self.output(merge_heads(o_BTHK)), None
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: E K, F V and the attention."""
+        del context
+        return 8 * self.heads * self.key_width * self.compressed

@@ -1,0 +1,50 @@
+"""Residual connections: how a sub-layer's output joins the stream."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.linear import Linear
+from linear_transformer.types import Activations, PRNGKey
+
+
+class SumResidual(nnx.Module):
+    """x + y."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        del width, dtype, rngs
+
+    def __call__(self, x_BTD: Activations, y_BTD: Activations) -> Activations:
+        return x_BTD + y_BTD
+
+
+def _bias(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return 1 + jax.random.normal(key, shape, dtype)
+
+
+class GRUResidual(nnx.Module):
+    """The gate of GTrXL (Parisotto et al. 2020, section 3.2): a GRU whose state is the stream.
+
+        r = sigmoid(W_r y + U_r x)          z = sigmoid(W_z y + U_z x - b)
+        h = tanh(W_h y + U_h (r * x))       g(x, y) = (1 - z) * x + z * h
+
+    The bias b, around 1, keeps the gate near the identity at the start.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.from_output = Linear(width, 3 * width, **options)  # W_r, W_z, W_h
+        self.from_stream = Linear(width, 2 * width, **options)  # U_r, U_z
+        self.from_reset = Linear(width, width, **options)  # U_h
+        self.bias = nnx.Param(_bias(rngs.params(), (width,), jnp.float32))
+
+    def __call__(self, x_BTD: Activations, y_BTD: Activations) -> Activations:
+        output_r, output_z, output_h = jnp.split(self.from_output(y_BTD), 3, axis=-1)
+        stream_r, stream_z = jnp.split(self.from_stream(x_BTD), 2, axis=-1)
+        r = jax.nn.sigmoid(output_r + stream_r)
+        z = jax.nn.sigmoid(output_z + stream_z - self.bias[...].astype(x_BTD.dtype))
+        h = jnp.tanh(output_h + self.from_reset(r * x_BTD))
+        return (1 - z) * x_BTD + z * h
+
+
+RESIDUALS = {"sum": SumResidual, "gru": GRUResidual}

@@ -1,0 +1,118 @@
+"""Attention within non-overlapping blocks of the sequence: DiagAttention.
+
+Qin et al. 2022, "The Devil in Linear Transformer" (arXiv:2210.10340), section 4.2.  Token t is in
+block t // w, and
+
+    o_t = sum_s f(a q_t.k_s) v_s     over the keys s of its block (up to t if causal),
+
+where f is the softmax over these keys, or a ReLU without any normaliser (Zhang et al. 2021, ReLA),
+which wants a norm after it.  Time and memory are O(T w), linear in T.
+
+Blocks are cut by the place in the row, whatever is packed there: of two documents that share a
+block, each sees its own keys of that block only, and a document may begin in the middle of one.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
+
+Direction = Literal["causal", "bidirectional"]
+Scores = Literal["softmax", "relu"]
+
+
+def block_local_attention(
+    q_BTHK: Queries,
+    k_BTHK: Keys,
+    v_BTHV: Values,
+    *,
+    block_size: int,
+    scores: str = "softmax",
+    scale: float | None = None,
+    direction: str = "causal",
+    segment_ids_BT: SegmentIds | None = None,
+    key_mask_BT: KeyMask | None = None,
+) -> Outputs:
+    """Attention within the blocks; a query that may see no key gets 0.
+
+    Args:
+      q_BTHK, k_BTHK, v_BTHV: queries, keys, values; V may differ from K.
+      block_size: tokens w of a block; T need not be a multiple.
+      scores: "softmax" or "relu".
+      scale: factor on the scores; K**-0.5 if None.
+      direction: "causal" or "bidirectional", within the block.
+      segment_ids_BT: queries and keys of different segments never meet.
+      key_mask_BT: False drops the key exactly.
+
+    Returns:
+      o_BTHV, in the dtype of v; scores and sums are fp32 (fp64 for fp64 inputs).
+
+    Raises:
+      ValueError: on an unknown name, a block size below 1, or shapes that do not fit.
+    """
+    if direction not in get_args(Direction):
+        choices = ", ".join(get_args(Direction))
+        raise ValueError(f"direction is {direction!r}; choose one of {choices}")
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be positive")
+    if q_BTHK.shape != k_BTHK.shape or v_BTHV.shape[:3] != q_BTHK.shape[:3]:
+        raise ValueError(
+            f"queries {q_BTHK.shape}, keys {k_BTHK.shape} and values {v_BTHV.shape} do not fit"
+        )
+    batch, time = q_BTHK.shape[:2]
+    blocks = -(-time // block_size)
+
+    def cut(x_BT):
+        padding = [(0, 0), (0, blocks * block_size - time)] + [(0, 0)] * (x_BT.ndim - 2)
+        return jnp.pad(x_BT, padding).reshape(batch * blocks, block_size, *x_BT.shape[2:])
+
+    visible = jnp.ones((1, block_size, block_size), bool)
+    if direction == "causal":  # which hides the padding behind the end too
+        visible = jnp.tril(visible)
+    elif key_mask_BT is None and time % block_size:
+        key_mask_BT = jnp.ones((batch, time), bool)
+    if key_mask_BT is not None:
+        visible = visible & cut(key_mask_BT)[:, None, :]
+    if segment_ids_BT is not None:
+        ids = cut(segment_ids_BT)
+        visible = visible & (ids[:, :, None] == ids[:, None, :])
+    q, k, v = (cut(x) for x in (q_BTHK, k_BTHK, v_BTHV))
+    o = attend(q, k, v, visible, scores=scores, scale=scale)
+    return o.reshape(batch, blocks * block_size, *o.shape[2:])[:, :time]
+
+
+def attend(
+    q_BTHK: Queries,
+    k_BSHK: Keys,
+    v_BSHV: Values,
+    visible_BTS: Bool[Array, "#B T S"],
+    *,
+    scores: str,
+    scale: float | None = None,
+) -> Outputs:
+    """All of one block at once: `sum_s f(a q_t.k_s) v_s` over the keys that are visible.
+
+    Raises:
+      ValueError: on unknown `scores`.
+    """
+    if scores not in get_args(Scores):
+        raise ValueError(f"scores is {scores!r}; choose one of {', '.join(get_args(Scores))}")
+    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype)
+    scores_BHTS = scores_BHTS * scale
+    visible = visible_BTS[:, None]
+    if scores == "relu":
+        weights = jnp.where(visible, jax.nn.relu(scores_BHTS), 0)
+    else:
+        # The least number, not -inf: a query without keys has no NaN, and its weights go to 0.
+        weights = jax.nn.softmax(jnp.where(visible, scores_BHTS, jnp.finfo(dtype).min), axis=-1)
+        weights = jnp.where(visible, weights, 0)
+    o_BTHV = jnp.einsum(
+        "bhts,bshv->bthv", weights.astype(v_BSHV.dtype), v_BSHV, preferred_element_type=dtype
+    )
+    return o_BTHV.astype(v_BSHV.dtype)

@@ -1,0 +1,31 @@
+"""cosFormer's features: ReLU with a cosine weight over the distance.
+
+Qin et al., 2022 (arXiv:2202.08791), equations 9-12: with phi = ReLU,
+
+    phi(q_i)^T phi(k_j) cos(pi (i - j) / 2M)
+      = (phi(q_i) sin a_i)^T (phi(k_j) sin a_j) + (phi(q_i) cos a_i)^T (phi(k_j) cos a_j)
+
+where a_i = pi i / 2M: linear attention on twice the features.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from linear_transformer.types import Positions
+
+
+def cosine_features(
+    x_BTHK: Float[Array, "B T H K"], positions_BT: Positions, max_length: int
+) -> Float[Array, "B T H K2"]:
+    """[ReLU(x) sin(pi i / 2M), ReLU(x) cos(pi i / 2M)].
+
+    Args:
+      max_length: M.  The paper's code takes the length of the input, which changes with every
+        token that is decoded; here it is fixed.  Weights are >= 0 while all distances are <= M:
+        that positions stay below M is for the caller to see to.
+    """
+    angles = jnp.pi / 2 / max_length * positions_BT[..., None, None].astype(jnp.float32)
+    features = jax.nn.relu(x_BTHK)
+    sin, cos = (f(angles).astype(x_BTHK.dtype) for f in (jnp.sin, jnp.cos))
+    return jnp.concatenate([features * sin, features * cos], axis=-1)

@@ -1,0 +1,158 @@
+"""LSH attention: a query attends to keys that fall in its own bucket.
+
+Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", section 2.  Queries are
+keys: k = q / |q|.  In each of R rounds, with a random matrix R_r,
+
+    h(x) = argmax [x R_r; -x R_r]                                             (angular LSH)
+    P_i = {j : h(q_j) = h(q_i), j <= i, j near i in the order of (bucket, position)}
+    o_i^r = sum_{j in P_i} exp(q_i.k_j / sqrt(K) - z_i^r) v_j,  z_i^r = log sum_{j in P_i} exp(...)
+
+and o_i = sum_r exp(z_i^r) o_i^r / sum_r exp(z_i^r).  A token sees itself only where it sees nothing
+else.  A key that is met in several rounds counts in each of them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from linear_transformer.ops import segments
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import KeyMask, Outputs, Queries, SegmentIds
+
+CHUNKINGS = ("window", "sorted")
+# Subtracted from the score of a token with itself, as in the authors' code.
+SELF_PENALTY = 1e5
+
+
+def lsh_attention(
+    q_BTHK: Queries,
+    v_BTHV: Float[Array, "B T H V"],
+    rotations_RKE: Float[Array, "R K E"],
+    *,
+    chunk_size: int,
+    chunking: str = "window",
+    direction: str = "causal",
+    segment_ids_BT: SegmentIds | None = None,
+    key_mask_BS: KeyMask | None = None,
+) -> Outputs:
+    """Time O(R T (log T + C)) and memory O(R T + T C), for chunks of C tokens.
+
+    Args:
+      q_BTHK: queries; normalised, they are the keys.
+      v_BTHV: values.
+      rotations_RKE: one random matrix for each round; 2 E buckets.
+      chunk_size: C.
+      chunking: which keys of the bucket are near.  "sorted": tokens are sorted by bucket and
+        position and cut into chunks; a query sees its own chunk and the one before, as published.
+        Chunk borders depend on all tokens of the row, later ones and other segments too (their
+        hashes, never their values).  "window": the C keys of the bucket before the query; a
+        function of the tokens up to the query, so decoding and packing are exact.
+      direction: "causal", or "bidirectional" ("sorted" only).
+      segment_ids_BT: tokens of different segments never meet.
+      key_mask_BS: False drops a token; its own output is 0.
+
+    Returns:
+      o_BTHV, in the dtype of v.
+
+    Raises:
+      ValueError: an unknown chunking or direction, or shapes that do not fit.
+    """
+    (B, T, H, K), R = q_BTHK.shape, rotations_RKE.shape[0]
+    if chunking not in CHUNKINGS:
+        raise ValueError(f"chunking is {chunking!r}; choose one of {', '.join(CHUNKINGS)}")
+    if direction not in ("causal", "bidirectional"):
+        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
+    if chunking == "window" and direction != "causal":
+        raise ValueError("chunking='window' looks back only; bidirectional needs 'sorted'")
+    if v_BTHV.shape[:3] != (B, T, H) or rotations_RKE.shape[1] != K or chunk_size < 1:
+        raise ValueError(
+            f"queries {q_BTHK.shape}, values {v_BTHV.shape}, rotations {rotations_RKE.shape} and "
+            f"chunk_size {chunk_size} do not fit"
+        )
+    run_BT = jnp.zeros((B, T), jnp.int32)
+    if segment_ids_BT is not None:
+        run_BT = segments.run_index(segment_ids_BT)
+    dtype = accumulation_dtype(q_BTHK, v_BTHV)
+    norm = jnp.sqrt(jnp.sum(jnp.square(q_BTHK.astype(dtype)), -1, keepdims=True) + 1e-12)
+    k_BTHK = (q_BTHK.astype(dtype) / norm).astype(q_BTHK.dtype)
+    chunk = min(chunk_size, T)
+
+    @jax.checkpoint
+    def attend(rotations_KE):
+        # One integer for each group of tokens that may meet: segment and bucket.
+        groups = 2 * rotations_KE.shape[1] + 1
+        bucket_BTH = buckets(q_BTHK, rotations_KE)
+        if key_mask_BS is not None:
+            bucket_BTH = jnp.where(key_mask_BS[:, :, None], bucket_BTH, groups - 1)
+        group_BTH = run_BT[..., None] * groups + bucket_BTH
+        order_BTH = jnp.argsort(group_BTH, axis=1, stable=True)
+
+        def in_order(x_BTHX):
+            return jnp.take_along_axis(x_BTHX, order_BTH[..., None], axis=1)
+
+        arrays = (in_order(x) for x in (q_BTHK, k_BTHK, v_BTHV, group_BTH[..., None]))
+        o, lse = _near(*arrays, order_BTH[..., None], chunk, chunking, direction)
+        back_BTH = jnp.argsort(order_BTH, axis=1)
+        o_BTHV = jnp.take_along_axis(o, back_BTH[..., None], axis=1)
+        return o_BTHV, jnp.take_along_axis(lse, back_BTH, axis=1)
+
+    o_RBTHV, lse_RBTH = lax.map(attend, rotations_RKE)
+    weights_RBTH = jax.nn.softmax(lse_RBTH, axis=0) if R > 1 else jnp.ones_like(lse_RBTH)
+    o_BTHV = jnp.einsum("rbth,rbthv->bthv", weights_RBTH, o_RBTHV)
+    if key_mask_BS is not None:
+        o_BTHV = jnp.where(key_mask_BS[..., None, None], o_BTHV, 0)
+    return o_BTHV.astype(v_BTHV.dtype)
+
+
+def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B T H"]:
+    """h(x); in full precision, since a near tie that falls the other way changes the output."""
+    dtype = jnp.result_type(x_BTHK, rotations_KE)
+    projected = jnp.einsum(
+        "bthk,ke->bthe",
+        x_BTHK.astype(dtype),
+        rotations_KE.astype(dtype),
+        precision=lax.Precision.HIGHEST,
+    )
+    return jnp.argmax(jnp.concatenate([projected, -projected], axis=-1), axis=-1)
+
+
+def _near(q, k, v, group, place, chunk, chunking, direction):
+    """Attention of sorted tokens to their own chunk and the one before: outputs, log-sum-exps."""
+    time, dtype = q.shape[1], accumulation_dtype(q, v)
+
+    def chunks(x, fill=0):
+        padding = ((0, 0), (0, -time % chunk), (0, 0), (0, 0))
+        x = jnp.pad(x, padding, constant_values=fill)
+        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+
+    def with_previous(x_BNCHX, fill=0):
+        before = jnp.pad(x_BNCHX[:, :-1], ((0, 0), (1, 0), *[(0, 0)] * 3), constant_values=fill)
+        return jnp.concatenate([before, x_BNCHX], axis=2)
+
+    q = chunks(q)
+    group, place = chunks(group, -1), chunks(place)
+    scores = jnp.einsum(
+        "bnchk,bndhk->bnhcd", q, with_previous(chunks(k)), preferred_element_type=dtype
+    )
+    scores *= q.shape[-1] ** -0.5
+    group_q, place_q = (x.transpose(0, 1, 3, 2, 4) for x in (group, place))  # B N H C 1
+    keys = (with_previous(group, -1), with_previous(place))
+    group_k, place_k = (x.transpose(0, 1, 3, 4, 2) for x in keys)  # B N H 1 D
+    visible = (group_q == group_k) & (group_q >= 0)
+    if direction == "causal":
+        visible &= place_k <= place_q
+    if chunking == "window":
+        visible &= jnp.arange(2 * chunk) >= jnp.arange(chunk)[:, None]
+    scores -= jnp.where(place_q == place_k, SELF_PENALTY, 0).astype(dtype)
+    # Padding sees nothing; a finite score keeps its gradients finite.
+    scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
+    o = jnp.einsum(
+        "bnhcd,bndhv->bnchv", weights, with_previous(chunks(v)), preferred_element_type=dtype
+    )
+    return (
+        o.reshape(o.shape[0], -1, *o.shape[3:])[:, :time],
+        lse.swapaxes(2, 3).reshape(o.shape[0], -1, o.shape[3])[:, :time],
+    )

@@ -1,0 +1,119 @@
+"""Sums of exponentials of any size: states that carry a logarithmic scale.
+
+A kernel whose features are exponentials, phi(k) = exp(x), overflows as soon as x passes 88 in
+fp32.  Its sums are kept as S = exp(log_scale) sums, where log_scale is a running maximum or a
+running log-sum-exp of the exponents, so that everything that is exponentiated is <= 0.  It runs
+over the keys up to the query only: a maximum over the whole sequence, as in the released code of
+FAVOR+, would let the future into the rounding of the past and could not be decoded token by token.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from linear_transformer.ops import segments
+from linear_transformer.types import SegmentIds, State
+
+# The logarithm of no weight at all: finite, so that differences are never NaN, and so low that
+# beside any true exponent it counts for nothing.
+EMPTY = -1e30
+
+
+class ScaledState(NamedTuple):
+    """S = exp(log_scale) sums, where the last column sums the weights alone.
+
+    All zeros is the state before the first token.
+    """
+
+    sums: State
+    log_scale: Float[Array, "B H *K"]
+
+
+def running_maximum(
+    x_BTHK: Float[Array, "B T ..."],
+    initial_BHK: Float[Array, "B ..."],
+    segment_ids_BT: SegmentIds | None,
+) -> Float[Array, "B T ..."]:
+    """Largest value of the segment so far; without gradient, for scales that cancel."""
+    scanned = _running(jnp.maximum, x_BTHK, initial_BHK, segment_ids_BT)
+    return lax.stop_gradient(scanned)
+
+
+def running_log_sum(
+    x_BTHK: Float[Array, "B T ..."],
+    initial_BHK: Float[Array, "B ..."],
+    segment_ids_BT: SegmentIds | None,
+) -> Float[Array, "B T ..."]:
+    """L_t = log(exp(initial) + sum over j <= t of exp(x_j)) within the segment."""
+    return _log_sum(x_BTHK, initial_BHK, segment_ids_BT)
+
+
+def previous(
+    running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
+) -> Float[Array, "B T ..."]:
+    """The running value one token before; at a later segment's start it is of no use."""
+    return jnp.concatenate([initial_BHK[:, None], running_BTHK[:, :-1]], axis=1)
+
+
+def at_segment_ends(
+    running_BTHK: Float[Array, "B T ..."], segment_ids_BT: SegmentIds
+) -> Float[Array, "B T ..."]:
+    """The running value at the last token of each token's segment."""
+    starts = segments.starts(segment_ids_BT)
+    time = starts.shape[1]
+    last_BT = jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    end_BT = lax.cummin(jnp.where(last_BT, jnp.arange(time), time), axis=1, reverse=True)
+    return jnp.take_along_axis(running_BTHK, _broadcast(end_BT, running_BTHK), axis=1)
+
+
+def _broadcast(x_BT: Int[Array, "B T"] | Array, like: Array) -> Array:
+    return x_BT.reshape(*x_BT.shape, *[1] * (like.ndim - 2))
+
+
+def _running(combine: Callable, x, initial, segment_ids_BT):
+    x = x.at[:, 0].set(combine(initial, x[:, 0]))
+    if segment_ids_BT is None:
+        return lax.associative_scan(combine, x, axis=1)
+    starts = _broadcast(segments.starts(segment_ids_BT), x)
+
+    def compose(earlier, later):
+        start_0, x_0 = earlier
+        start_1, x_1 = later
+        return start_0 | start_1, jnp.where(start_1, x_1, combine(x_0, x_1))
+
+    return lax.associative_scan(compose, (starts, x), axis=1)[1]
+
+
+@jax.custom_vjp
+def _log_sum(x, initial, segment_ids_BT):
+    return _running(jnp.logaddexp, x, initial, segment_ids_BT)
+
+
+def _log_sum_forward(x, initial, segment_ids_BT):
+    log_sum = _log_sum(x, initial, segment_ids_BT)
+    return log_sum, (x, initial, segment_ids_BT, log_sum)
+
+
+def _log_sum_backward(residuals, cotangent):
+    """dx_j = exp(x_j - L_j) R_j with R_j = dL_j + exp(L_j - L_{j+1}) R_{j+1}: all weights <= 1."""
+    x, initial, segment_ids_BT, log_sum = residuals
+    decay = jnp.exp(log_sum[:, :-1] - log_sum[:, 1:])
+    if segment_ids_BT is not None:
+        decay = jnp.where(_broadcast(segments.starts(segment_ids_BT), x)[:, 1:], 0, decay)
+    decay = jnp.concatenate([decay, jnp.zeros_like(x[:, :1])], axis=1)
+
+    def compose(later, earlier):  # the scan runs backwards in time
+        a_1, r_1 = later
+        a_0, r_0 = earlier
+        return a_0 * a_1, r_0 + a_0 * r_1
+
+    _, r = lax.associative_scan(compose, (decay, cotangent), axis=1, reverse=True)
+    dinitial = jnp.exp(initial - log_sum[:, 0]) * r[:, 0]
+    return jnp.exp(x - log_sum) * r, dinitial, None
+
+
+_log_sum.defvjp(_log_sum_forward, _log_sum_backward)

@@ -1,0 +1,199 @@
+"""Mixed chunk attention, FLASH: quadratic within a chunk, linear across chunks.
+
+Hua, Dai, Liu and Le 2022, "Transformer Quality in Linear Time", section 3.2.  For token t of chunk
+g, with chunks of C tokens aligned to the start of the row,
+
+    o_t = sum_{s <= t, s in g} max(q_t.k_s / C + b_{t-s}, 0)^2 v_s  +  q'_t^T S_g
+    S_g = sum_{h < g} sum_{s in h} k'_s v_s^T / C
+
+The state holds S of the finished chunks and the tokens of the current one: its size is constant.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from linear_transformer.ops import segments
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import SegmentIds
+
+
+class MixedChunkState(NamedTuple):
+    """All zeros before the first token."""
+
+    sums: Float[Array, "B K V"]  # over the finished chunks; of the last one's last segment
+    sums_segment: Int[Array, " B"]
+    keys: Float[Array, "B C K"]  # of the current chunk, as the next three
+    linear_keys: Float[Array, "B C K"]
+    values: Float[Array, "B C V"]
+    segments: Int[Array, "B C"]
+    segment: Int[Array, " B"]  # of the last token
+    length: Int[Array, " B"]  # tokens seen so far
+
+    @classmethod
+    def zeros(cls, batch: int, chunk: int, key_width: int, value_width: int, dtype: jnp.dtype):
+        integers, count = jnp.zeros((batch, chunk), jnp.int32), jnp.zeros((batch,), jnp.int32)
+        keys = jnp.zeros((batch, chunk, key_width), dtype)
+        values = jnp.zeros((batch, chunk, value_width), dtype)
+        sums = jnp.zeros((batch, key_width, value_width), accumulation_dtype(keys))
+        return cls(sums, count, keys, keys, values, integers, count, count)
+
+
+def mixed_chunk_attention(
+    q_BTK: Float[Array, "B T K"],
+    k_BTK: Float[Array, "B T K"],
+    linear_q_BTK: Float[Array, "B T K"],
+    linear_k_BTK: Float[Array, "B T K"],
+    v_BTV: Float[Array, "B T V"],
+    bias_C: Float[Array, " C"],
+    *,
+    state: MixedChunkState | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+) -> tuple[Float[Array, "B T V"], MixedChunkState]:
+    """Causal attention in time and memory linear in T.
+
+    Args:
+      q_BTK, k_BTK: of the quadratic part.
+      linear_q_BTK, linear_k_BTK: of the linear part.
+      v_BTV: of both.
+      bias_C: b by distance; its length is the size of a chunk.
+      state: of the tokens before; rows may have seen different numbers of them.
+      segment_ids_BT: packed documents; None goes on with the state's.
+
+    Returns:
+      The output in the dtype of v, and the state after the last token.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    B, T, K = q_BTK.shape
+    C, V = bias_C.shape[0], v_BTV.shape[-1]
+    if any(x.shape != q_BTK.shape for x in (k_BTK, linear_q_BTK, linear_k_BTK)) or (
+        v_BTV.shape[:2] != (B, T)
+    ):
+        shapes = [x.shape for x in (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)]
+        raise ValueError(f"queries, keys, linear queries, linear keys and values {shapes} differ")
+    start = state is None
+    if state is None:
+        state = MixedChunkState.zeros(B, C, K, V, v_BTV.dtype)
+    if state.keys.shape != (B, C, K) or state.values.shape != (B, C, V):
+        raise ValueError(f"a state of {state.values.shape} does not fit {(B, C, V)}")
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.broadcast_to(state.segment[:, None], (B, T))
+
+    # Keys go to their places in a grid of whole chunks, behind those of the current chunk.
+    N = -(-T // C) if start else -(-(T + C - 1) // C)
+    offset_B = state.length % C
+    place = jax.vmap(lambda row, x, i: lax.dynamic_update_slice_in_dim(row, x, i, 0))
+
+    def to_grid(x, past):
+        grid = jnp.pad(past, ((0, 0), (0, N * C - C), *[(0, 0)] * (x.ndim - 2)))
+        return place(grid, x.astype(past.dtype), offset_B)
+
+    keys = to_grid(k_BTK, state.keys)
+    linear_keys = to_grid(linear_k_BTK, state.linear_keys)
+    values = to_grid(v_BTV, state.values)
+    ids = to_grid(segment_ids_BT, state.segments)
+    run = segments.run_index(jnp.concatenate([state.sums_segment[:, None], ids], axis=1))[:, 1:]
+    grid = (keys, linear_keys, values, run)
+
+    if T == 1 and not start:
+        o_BTV, sums = _one_token(q_BTK, linear_q_BTK, grid, bias_C, state.sums, offset_B)
+    else:
+        queries = [to_grid(x, jnp.zeros_like(state.keys)) for x in (q_BTK, linear_q_BTK)]
+        finished_B = (offset_B + T) // C
+        o_BTV, sums = _chunks(*queries, grid, bias_C, state.sums, finished_B)
+        cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, T, 0))
+        o_BTV = cut(o_BTV, offset_B)
+
+    # The current chunk is the one after the last finished one, and empty past the grid.
+    current_B = (offset_B + T) // C * C
+    cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, C, 0))
+
+    def current(x):
+        return cut(jnp.pad(x, ((0, 0), (0, C), *[(0, 0)] * (x.ndim - 2))), current_B)
+
+    last = jnp.take_along_axis(ids, jnp.maximum(current_B - 1, 0)[:, None], axis=1)[:, 0]
+    state = MixedChunkState(
+        sums=sums,
+        sums_segment=jnp.where(current_B > 0, last, state.sums_segment),
+        keys=current(keys),
+        linear_keys=current(linear_keys),
+        values=current(values),
+        segments=current(ids),
+        segment=segment_ids_BT[:, -1],
+        length=state.length + T,
+    )
+    return o_BTV.astype(v_BTV.dtype), state
+
+
+def _weights(scores, bias_C, distance, visible):
+    """max(score / C + bias, 0)^2 where visible."""
+    C = bias_C.shape[0]
+    scores = scores / C + bias_C.astype(scores.dtype)[jnp.clip(distance, 0, C - 1)]
+    return jnp.square(jnp.where(visible, jax.nn.relu(scores), 0))
+
+
+def _update(sums, linear_k_BCK, v_BCV, run_BC):
+    """The sums after a finished chunk: what is in the segment of its last token."""
+    end_B = run_BC[:, -1]
+    linear_k_BCK = jnp.where((run_BC == end_B[:, None])[..., None], linear_k_BCK, 0)
+    update = jnp.einsum("bck,bcv->bkv", linear_k_BCK, v_BCV, preferred_element_type=sums.dtype)
+    return update / run_BC.shape[1], end_B
+
+
+def _chunks(q, linear_q, grid, bias_C, sums, finished_B):
+    """A scan over chunks; the backward pass keeps the sums that enter each."""
+    keys, linear_keys, values, run = grid
+    C = bias_C.shape[0]
+    batch = q.shape[0]
+    distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
+
+    def chunked(x):
+        return jnp.moveaxis(x.reshape(batch, -1, C, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def step(carry, chunk):
+        sums, last_B = carry
+        n, q, linear_q, k, linear_k, v, run = chunk
+        visible = (distance_CC >= 0) & (run[:, :, None] == run[:, None])
+        scores = jnp.einsum("bck,bdk->bcd", q, k, preferred_element_type=sums.dtype)
+        weights = _weights(scores, bias_C, distance_CC, visible).astype(v.dtype)
+        o = jnp.einsum("bcd,bdv->bcv", weights, v, preferred_element_type=sums.dtype)
+        reader = jnp.where((run == last_B[:, None])[..., None], linear_q, 0)
+        state = sums.astype(q.dtype)
+        o += jnp.einsum("bck,bkv->bcv", reader, state, preferred_element_type=sums.dtype)
+        update, end_B = _update(sums, linear_k, v, run)
+        update += jnp.where((end_B == last_B)[:, None, None], sums, 0)
+        finished = n < finished_B
+        sums = jnp.where(finished[:, None, None], update, sums)
+        return (sums, jnp.where(finished, end_B, last_B)), o.astype(v.dtype)
+
+    xs = [chunked(x) for x in (q, linear_q, keys, linear_keys, values, run)]
+    numbers = jnp.arange(len(xs[0]))
+    (sums, _), o_NBCV = lax.scan(step, (sums, jnp.zeros_like(run[:, 0])), (numbers, *xs))
+    return jnp.moveaxis(o_NBCV, 0, 1).reshape(batch, -1, values.shape[-1]), sums
+
+
+def _one_token(q_BTK, linear_q_BTK, grid, bias_C, sums, offset_B):
+    """One query, one chunk: O(C (K + V) + K V)."""
+    k_BCK, linear_k_BCK, v_BCV, run_BC = grid
+    C = bias_C.shape[0]
+    distance_BC = offset_B[:, None] - jnp.arange(C)
+    own_B = jnp.take_along_axis(run_BC, offset_B[:, None], axis=1)
+    visible_BC = (distance_BC >= 0) & (run_BC == own_B)
+    scores_BTC = jnp.einsum("btk,bck->btc", q_BTK, k_BCK, preferred_element_type=sums.dtype)
+    weights = _weights(scores_BTC, bias_C, distance_BC[:, None], visible_BC[:, None])
+    o = jnp.einsum(
+        "btc,bcv->btv", weights.astype(v_BCV.dtype), v_BCV, preferred_element_type=sums.dtype
+    )
+    reader = jnp.where((own_B == 0)[..., None], linear_q_BTK, 0)
+    o += jnp.einsum(
+        "btk,bkv->btv", reader, sums.astype(q_BTK.dtype), preferred_element_type=o.dtype
+    )
+    update, end_B = _update(sums, linear_k_BCK, v_BCV, run_BC)
+    update += jnp.where((end_B == 0)[:, None, None], sums, 0)
+    return o, jnp.where((offset_B == C - 1)[:, None, None], update, sums)

@@ -1,0 +1,177 @@
+"""Random features: maps whose inner products estimate an exponential or a Gaussian kernel.
+
+With w drawn from N(0, I), for the softmax kernel exp(q^T k)
+
+    E[exp(w^T q - |q|^2 / 2) exp(w^T k - |k|^2 / 2)] = exp(q^T k)            (positive features)
+    E[sin(w^T q) sin(w^T k) + cos(w^T q) cos(w^T k)] = exp(-|q - k|^2 / 2)   (Fourier features)
+
+The first is FAVOR+ (Choromanski et al., 2021, arXiv:2009.14794, lemma 1), the second random
+feature attention (Peng et al., 2021, arXiv:2103.02143, theorem 1), where q and k have unit length,
+so that the two kernels are proportional.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from linear_transformer.ops import log_space, recurrence
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.log_space import EMPTY, ScaledState
+from linear_transformer.ops.normalizer import divide, with_ones
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
+
+# A query whose whole weight is below this, where 1 is its best feature on the strongest key
+# feature so far, gets an output that fades to 0; smaller would overflow in its gradient.
+FLOOR = 1e-20
+
+
+@functools.cache
+def draw_projections(
+    heads: int, features: int, width: int, *, seed: int, orthogonal: bool = True
+) -> np.ndarray:
+    """Rows w of N(0, I), (heads, features, width) in float64, a constant of the model.
+
+    They depend on the arguments alone, on every machine: NumPy's legacy generator is the one whose
+    stream is frozen, so a checkpoint needs no more than the seed.  A redraw is another seed; to
+    redraw every N steps, take `seed + step // N`.
+
+    Args:
+      orthogonal: rows are orthogonal within each block of `width`, with the lengths of independent
+        Gaussian vectors, which keeps every single row Gaussian and lowers the variance
+        (Choromanski et al. 2021, section 2.4).
+    """
+    generator = np.random.RandomState(seed)
+    blocks = -(-features // width)
+    w = generator.standard_normal((heads, blocks, width, width))
+    if orthogonal:
+        q, r = np.linalg.qr(w)
+        q *= np.sign(np.einsum("hnii->hni", r))[..., None, :]  # uniform, and unique
+        lengths = np.linalg.norm(generator.standard_normal(w.shape), axis=-1, keepdims=True)
+        w = lengths * q.swapaxes(-1, -2)
+    w = w.reshape(heads, blocks * width, width)[:, :features]
+    w.flags.writeable = False
+    return w
+
+
+def positive_log_features(
+    x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"]
+) -> Float[Array, "B T H M"]:
+    """log phi(x) = w^T x' - |x'|^2 / 2 with x' = x / K^(1/4), in the accumulation dtype.
+
+    The mean of phi(q) phi(k) over the M features estimates exp(q^T k / sqrt(K)).
+    """
+    x = x_BTHK.astype(accumulation_dtype(x_BTHK)) * x_BTHK.shape[-1] ** -0.25
+    projected = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
+    return projected - jnp.sum(jnp.square(x), axis=-1, keepdims=True) / 2
+
+
+def relu_features(
+    x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"], epsilon: float = 1e-3
+) -> Float[Array, "B T H M"]:
+    """relu(w^T x') + epsilon: generalised attention, no estimate of softmax."""
+    x = x_BTHK.astype(accumulation_dtype(x_BTHK)) * x_BTHK.shape[-1] ** -0.25
+    projected = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
+    return jnp.maximum(projected, 0) + epsilon
+
+
+def fourier_features(
+    x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"]
+) -> Float[Array, "B T H M2"]:
+    """[sin(w^T x), cos(w^T x)] / sqrt(M) of x scaled to unit length (Peng et al. 2021, eq. 3)."""
+    x = x_BTHK.astype(accumulation_dtype(x_BTHK))
+    length = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    x = x / jnp.sqrt(jnp.maximum(length, 1e-12))
+    angles = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
+    features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return features * w_HMK.shape[1] ** -0.5
+
+
+def log_feature_attention(
+    q_BTHK: Queries,
+    k_BSHK: Keys,
+    v_BSHV: Values,
+    *,
+    direction: str = "causal",
+    initial_state: ScaledState | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+    key_mask_BS: KeyMask | None = None,
+    form: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Outputs, ScaledState]:
+    """Normalised attention with weights sum_f exp(q_if) exp(k_jf), for features of any size.
+
+    Any offset of a query cancels between numerator and denominator; an offset of the keys does so
+    only if all keys of a query share it.  So the keys' offset is the running maximum m_i over
+    features and keys so far: it bounds everything by 1, it is causal, and when it grows the sums
+    are rescaled by exp(m_{i-1} - m_i), which is a scalar decay per head.
+
+    Args:
+      q_BTHK: logarithms of the queries' features.
+      k_BSHK: logarithms of the keys' features.
+      v_BSHV: values.
+      direction: "causal" or "bidirectional" (all keys; S may differ from T: cross attention).
+      initial_state: sums (B, H, K, V + 1) and log_scale (B, H) of what came before.  The scale
+        gets no gradient: it is a unit, and the sums' gradients are in it.
+      segment_ids_BT: packed documents; each token sees its own segment only.
+      key_mask_BS: False drops a key exactly; a query that sees no key gets 0.
+      form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
+
+    Returns:
+      The output (B, T, H, V) in the dtype of v, and the state.
+
+    Raises:
+      ValueError: on an unknown direction or form, or on shapes that do not fit.
+    """
+    if direction not in ("causal", "bidirectional"):
+        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
+    if form not in recurrence.FORMS:
+        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
+    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    q, k = q_BTHK.astype(dtype), k_BSHK.astype(dtype)
+    q = jnp.exp(q - lax.stop_gradient(jnp.max(q, axis=-1, keepdims=True)))
+    if key_mask_BS is not None:
+        k = jnp.where(key_mask_BS[:, :, None, None], k, EMPTY)
+    if initial_state is None:
+        batch, _, heads, width = k.shape
+        sums = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + 1), dtype)
+        scale = jnp.full((batch, heads), EMPTY, dtype)
+    else:
+        sums, scale = (x.astype(dtype) for x in initial_state)
+        scale = jnp.where(jnp.any(sums[..., -1] > 0, axis=-1), scale, EMPTY)
+        scale = lax.stop_gradient(scale)
+    packed = {"segment_ids_BT": segment_ids_BT}
+    if direction == "bidirectional" and segment_ids_BT is None:
+        largest = lax.stop_gradient(jnp.maximum(scale, jnp.max(k, axis=(1, 3))))[:, None]
+    else:
+        largest = log_space.running_maximum(jnp.max(k, axis=-1), scale, segment_ids_BT)
+        if direction == "bidirectional":
+            largest = log_space.at_segment_ends(largest, segment_ids_BT)
+    k = jnp.exp(k - largest[..., None])
+    if key_mask_BS is not None:
+        k = jnp.where(key_mask_BS[:, :, None, None], k, 0)
+    # Operands are as narrow as v; numerator and denominator are not rounded before the division.
+    narrow = v_BSHV.dtype
+    arrays = (q.astype(narrow), k.astype(narrow), with_ones(v_BSHV).astype(dtype))
+    if direction == "causal":
+        o, sums = decayed_attention(
+            *arrays,
+            log_space.previous(largest, scale) - largest,
+            initial_state=sums,
+            form=form,
+            chunk_size=chunk_size,
+            **packed,
+        )
+    else:
+        o, sums = linear_attention(
+            *arrays,
+            direction="bidirectional",
+            normalize=False,
+            initial_state=jnp.exp(scale - largest[:, 0])[..., None, None] * sums,
+            **packed,
+        )
+    return divide(o, FLOOR).astype(narrow), ScaledState(sums, largest[:, -1])

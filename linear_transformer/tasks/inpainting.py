@@ -1,0 +1,185 @@
+"""Inpainting of music: cross entropy of masked events (Hadjeres & Crestel 2021)."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from linear_transformer import configuration
+from linear_transformer.data import chorales, piano
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.note_pipeline import (
+    NUM_SPECIAL,
+    EventCorpus,
+    evaluation_events,
+    training_events,
+)
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.aligned_encoder_decoder import (
+    AlignedEncoderDecoder,
+    AlignedEncoderDecoderConfig,
+)
+from linear_transformer.tasks.language_modelling import negative_log_likelihood
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey
+
+DATASETS: dict[str, Callable[[Any], EventCorpus]] = {
+    "maestro10": piano.load_maestro,
+    "midi_folder": piano.load_folder,
+    "chorales": chorales.load,
+}
+
+
+class Inpainting:
+    """The task of every config with `task = "inpainting"`.
+
+    `config.data.sequence_length` is in tokens: events times channels.
+    """
+
+    headline = "nats_per_event"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        if config.data.dataset not in DATASETS:
+            raise DataError(
+                f'config.data.dataset = "{config.data.dataset}": unknown; use one of '
+                f"{', '.join(DATASETS)}"
+            )
+        self.corpus = DATASETS[config.data.dataset](config.data)
+        self.data = config.data
+        self.seed = config.seed
+        self.model_config: AlignedEncoderDecoderConfig = configuration.build(
+            AlignedEncoderDecoderConfig,
+            config.model,
+            "model",
+            vocab_sizes=tuple(size + NUM_SPECIAL for size in self.corpus.num_values),
+        )
+        channels = len(self.corpus.channels)
+        if config.data.sequence_length < 1 or config.data.sequence_length % channels:
+            raise ConfigError(
+                f"config.data.sequence_length ({config.data.sequence_length}) must be a positive "
+                f"multiple of {channels}, the tokens of an event of {self.corpus.name}"
+            )
+        if self.corpus.time_shift is None and self.model_config.elapsed_width:
+            raise ConfigError(
+                f"config.model.elapsed_width is {self.model_config.elapsed_width}; it must be 0, "
+                f"as the events of {self.corpus.name} are evenly spaced"
+            )
+        self.num_events = config.data.sequence_length // channels
+
+    def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
+        return AlignedEncoderDecoder(self.model_config, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        if self.data.batch_size % process_count:
+            raise ConfigError(
+                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
+                f"{process_count} processes"
+            )
+        return training_events(
+            self.corpus,
+            batch_size=self.data.batch_size // process_count,
+            num_events=self.num_events,
+            seed=self.seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def loss(
+        self,
+        model: AlignedEncoderDecoder,
+        batch: dict[str, Array],
+        dropout_key: PRNGKey | None,
+    ) -> Metrics:
+        """The mean over all tokens of masked events, PAD and START left out."""
+        logits = model(batch["events"], batch["elapsed"], batch["masked"], dropout_key=dropout_key)
+        weights_BN = batch["weights"]
+        count = weights_BN.sum()
+        metrics, total = {}, jnp.zeros(())
+        for channel, logits_BNE in enumerate(logits):
+            name, targets_BN = self.corpus.channels[channel], batch["events"][..., channel]
+            nll = jnp.sum(negative_log_likelihood(logits_BNE, targets_BN) * weights_BN)
+            right_BN = jnp.argmax(logits_BNE, axis=-1) == targets_BN
+            metrics[f"nll_{name}"] = (nll, count)
+            metrics[f"accuracy_{name}"] = (jnp.sum(right_BN * weights_BN), count)
+            total += nll
+        return metrics | {"loss": (total, count * len(logits))}
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        del split
+        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        means["nats_per_event"] = sum(means[f"nll_{name}"] for name in self.corpus.channels)
+        return means
+
+    def evaluate(
+        self,
+        graphdef: nnx.GraphDef,
+        parameters: Any,
+        split: str,
+        max_batches: int | None = None,
+    ) -> dict[str, float]:
+        """Metrics in nats per masked token, with the same masks every time.
+
+        `unigram_nats_per_event` is the cross entropy of the same events under the frequencies of
+        the train split: what can be had without any context.
+        """
+        batches = evaluation_events(
+            self.corpus, split, batch_size=self.data.batch_size, num_events=self.num_events
+        )
+        sums: dict[str, np.ndarray] = {}
+        unigram = 0.0
+        for batch in itertools.islice(batches, max_batches):
+            for name, pair in jax.device_get(self._sums(graphdef, parameters, batch)).items():
+                sums[name] = sums.get(name, 0.0) + np.array(pair, np.float64)
+            for channel, nll in enumerate(self._unigram_nll):
+                unigram += np.sum(nll[batch["events"][..., channel]] * batch["weights"])
+        metrics = self.summarize({name: tuple(pair) for name, pair in sums.items()}, split)
+        events = sums["loss"][1] / len(self.corpus.channels)
+        metrics["unigram_nats_per_event"] = float(unigram / max(events, 1))
+        return metrics | {"masked_events": float(events)}
+
+    def evaluate_stateful(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str
+    ) -> dict[str, float]:
+        """Not for this task.
+
+        Raises:
+          ConfigError: always.
+        """
+        del graphdef, parameters, split
+        raise ConfigError("stateful evaluation: an anti-causal encoder reads whole windows")
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _sums(self, graphdef, parameters, batch):
+        return self.loss(nnx.merge(graphdef, parameters), batch, None)
+
+    @functools.cached_property
+    def _unigram_nll(self) -> list[np.ndarray]:
+        """-log of the add-one frequencies of each channel in the train split, specials included."""
+        events = [self.corpus.encode(piece) for piece in self.corpus.pieces("train")]
+        columns = np.concatenate(events).T
+        nll = []
+        for size, column in zip(self.model_config.vocab_sizes, columns, strict=True):
+            counts = np.bincount(column, minlength=size) + 1.0
+            nll.append(-np.log(counts / counts.sum()))
+        return nll
+
+    def describe(self, model: AlignedEncoderDecoder) -> dict[str, str]:
+        pieces = self.corpus.pieces("train")
+        return {
+            "data": f"{self.corpus.name}, {len(pieces)} pieces of {sum(map(len, pieces)):,} events "
+            f"to train on ({self.corpus.licence})",
+            "window": f"{self.num_events} events x {len(self.corpus.channels)} tokens",
+            "parameters": f"{model.num_parameters:,}",
+        }
+
+    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> None:
+        """Music is no text: `python -m linear_transformer.inpaint` writes it."""
+        del graphdef, parameters
