@@ -10,24 +10,26 @@ import ml_collections
 
 from linear_transformer.errors import ConfigError
 
+# Options of the mixer, and the positions it goes with: a short convolution knows the local order.
 VARIANTS = {
-    "linear": {"feature_map": "elu_plus_one", "convolution": 0},
-    "softmax": {"cache_capacity": 1024},
+    "linear": ({"feature_map": "elu_plus_one", "convolution": 4}, "none"),
+    "softmax": ({"cache_capacity": 1024}, "sinusoidal"),
 }
 
 
 def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ConfigError(f"--config=...:{variant}: the variants are {', '.join(VARIANTS)}")
+    options, positions = VARIANTS[variant]
     return ml_collections.ConfigDict(
         {
             "task": "language_modelling",
             "seed": 0,
-            "num_steps": 600,
-            "log_every": 50,
-            "eval_every": 200,
+            "num_steps": 800,
+            "log_every": 100,
+            "eval_every": 400,
             "eval_batches": 20,
-            "checkpoint_every": 200,
+            "checkpoint_every": 400,
             "keep_checkpoints": 2,
             "final_evaluation": True,
             "sample": True,
@@ -39,19 +41,19 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
                 "path": "",
                 "tokenizer": "bytes",
                 "packing": "contiguous",
-                "batch_size": 16,
+                "batch_size": 8,
                 "sequence_length": 256,
             },
             "model": {
-                "width": 256,
+                "width": 128,
                 "num_layers": 4,
-                "num_heads": 8,
-                "feed_forward_width": 1024,
+                "num_heads": 4,
+                "feed_forward_width": 512,
                 "pattern": (variant,),
-                "mixers": {variant: VARIANTS[variant]},
+                "mixers": {variant: options},
                 "gated": False,
                 "activation": "gelu",
-                "positions": "sinusoidal",
+                "positions": positions,
                 "max_positions": 1024,
                 "norm": "layernorm",
                 "norm_position": "pre",
@@ -62,13 +64,13 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
                 "dtype": "float32",
             },
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": 2e-3,
+                "name": "muon",
+                "learning_rate": 2e-2,
                 "weight_decay": 0.1,
-                "options": {"b2": 0.99},
+                "options": {},
                 "schedule": "cosine",
                 "warmup_steps": 50,
-                "final_fraction": 0.1,
+                "final_fraction": 0.0,
                 "clip_norm": 1.0,
             },
         }

@@ -15,13 +15,23 @@ from configs import default
 
 def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
     config = default.get_config(variant)
+    if variant == "linear":
+        config.model.mixers.linear.convolution = 0  # as published
+    config.model.positions = "sinusoidal"
     config.num_steps = 400_000
     config.log_every = 100
     config.eval_every = 5_000
     config.checkpoint_every = 5_000
     config.data.update(dataset="enwik8", batch_size=16, sequence_length=1024)
     config.model.update(
-        width=512, num_layers=12, feed_forward_width=2048, dropout=0.1, scan_layers=True
+        width=512,
+        num_layers=12,
+        num_heads=8,
+        feed_forward_width=2048,
+        dropout=0.1,
+        scan_layers=True,
     )
-    config.optimizer.update(learning_rate=6e-4, weight_decay=0.1, warmup_steps=2_000)
+    config.optimizer.update(
+        name="adamw", learning_rate=6e-4, weight_decay=0.1, warmup_steps=2_000, final_fraction=0.1
+    )
     return config

@@ -17,6 +17,9 @@ from configs import default
 
 def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
     config = default.get_config(variant)
+    if variant == "linear":
+        config.model.mixers.linear.convolution = 0  # as published
+    config.model.positions = "sinusoidal"
     config.num_steps = 100_000
     config.log_every = 100
     config.eval_every = 5_000
@@ -24,7 +27,7 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
     config.data.update(
         dataset="wikitext103", tokenizer="words", batch_size=128, sequence_length=512
     )
-    config.model.update(width=512, num_layers=6, feed_forward_width=2048, dropout=0.1)
+    config.model.update(width=512, num_layers=6, num_heads=8, feed_forward_width=2048, dropout=0.1)
     config.model.activation = "relu"
     config.optimizer.update(
         name="adam",

@@ -48,12 +48,22 @@ class LanguageModelling:
         self.data = config.data
         self.seed = config.seed
         self.label_smoothing = config.label_smoothing
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"config.label_smoothing is {self.label_smoothing}; it must be in [0, 1)"
+            )
         self.model_config: LanguageModelConfig = configuration.build(
             LanguageModelConfig,
             config.model,
             "model",
             vocab_size=self.corpus.tokenizer.vocab_size,
         )
+        for name in self.model_config.pattern:
+            if self.model_config.looks_ahead(name):
+                raise ConfigError(
+                    f"config.model.mixers.{name}: direction must be causal, else the model sees "
+                    "the token that it predicts"
+                )
         if (
             self.model_config.positions == "learned"
             and self.model_config.max_positions < config.data.sequence_length

@@ -53,8 +53,13 @@ class Task(Protocol):
 def make_task(config: ml_collections.ConfigDict) -> Task:
     from linear_transformer.tasks.inpainting import Inpainting
     from linear_transformer.tasks.language_modelling import LanguageModelling
+    from linear_transformer.tasks.masked_language_modelling import MaskedLanguageModelling
 
-    tasks = {"language_modelling": LanguageModelling, "inpainting": Inpainting}
+    tasks = {
+        "language_modelling": LanguageModelling,
+        "masked_language_modelling": MaskedLanguageModelling,
+        "inpainting": Inpainting,
+    }
     if config.task not in tasks:
         raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")
     return tasks[config.task](config)

@@ -93,7 +93,15 @@ _POSITIVE_KEYS = (
 )
 
 
+_KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
+    for key in (*_POSITIVE_KEYS, *_KEYS):
+        if key not in config:
+            raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
+    if not 0 <= config.ema_decay < 1:
+        raise ConfigError(f"config.ema_decay is {config.ema_decay}; it must be in [0, 1)")
     for key in _POSITIVE_KEYS:
         if config[key] < 1:
             raise ConfigError(f"config.{key} is {config[key]}; it must be positive")

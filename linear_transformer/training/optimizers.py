@@ -1,12 +1,15 @@
 """Optimizers and learning-rate schedules by config."""
 
 import dataclasses
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from linear_transformer.errors import ConfigError
 
@@ -18,8 +21,9 @@ class OptimizerConfig:
     """What `config.optimizer` holds.
 
     Attributes:
-      name: any optimizer of optax that takes a learning rate: "adamw", "adam", "radam", "lion",
-        "adafactor", ...; decoupled weight decay, where it has one, is for matrices only.
+      name: any optimizer of optax or optax.contrib that takes a learning rate: "adamw", "adam",
+        "radam", "lion", "muon" (kernels by Muon, the rest by Adam), ...; decoupled weight decay,
+        where it has one, is for matrices only.
       learning_rate: the peak.
       options: other arguments of the optimizer, such as {"b2": 0.95}.
       schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
@@ -46,7 +50,7 @@ class OptimizerConfig:
                 f"config.optimizer.schedule is {self.schedule!r}; choose one of "
                 f"{', '.join(SCHEDULES)}"
             )
-        make = getattr(optax, self.name, None)
+        make = _find(self.name)
         arguments = inspect.signature(make).parameters if callable(make) else ()
         if "learning_rate" not in arguments:
             raise ConfigError(
@@ -82,17 +86,33 @@ def _is_matrix(path: tuple[Any, ...]) -> bool:
     return path[-1].key in ("kernel", "embedding")
 
 
+def _muon_axes(path: tuple[Any, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Muon orthogonalises kernels, each layer of a stack by itself; Adam takes the rest."""
+    is_kernel = path[-1].key == "kernel"
+    return optax.contrib.MuonDimensionNumbers(-2, -1) if is_kernel else None
+
+
+def _by_path(choose: Callable[[tuple[Any, ...]], Any], parameters: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: choose(path), parameters)
+
+
+def _find(name: str) -> Callable[..., optax.GradientTransformation] | None:
+    return getattr(optax, name, None) or getattr(optax.contrib, name, None)
+
+
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     schedule = make_schedule(config, num_steps)
-    make = getattr(optax, config.name)
+    make = _find(config.name)
+    arguments = inspect.signature(make).parameters
     options = dict(config.options)
     if config.weight_decay:
+        mask = "weight_decay_mask" if "weight_decay_mask" in arguments else "mask"
         options["weight_decay"] = config.weight_decay
-        options["mask"] = lambda parameters: jax.tree_util.tree_map_with_path(
-            lambda path, _: _is_matrix(path), parameters
-        )
-    elif "weight_decay" in inspect.signature(make).parameters:
+        options[mask] = functools.partial(_by_path, _is_matrix)
+    elif "weight_decay" in arguments:
         options.setdefault("weight_decay", 0.0)  # optax's own default isn't 0 everywhere
+    if "muon_weight_dimension_numbers" in arguments:
+        options["muon_weight_dimension_numbers"] = functools.partial(_by_path, _muon_axes)
     try:
         optimizer = make(schedule, **options)
     except TypeError as error:

@@ -1,0 +1,20 @@
+"""The Piano Inpainting Application's Bach variant: four voices in place of four note attributes.
+
+    pip install -r requirements-music.txt
+    python train.py --config=configs/papers/hadjeres2021/chorales.py
+    python eval.py --workdir=runs/papers/hadjeres2021/chorales --split=test
+
+Windows of 48 sixteenth notes, 8 a batch, as in the released code; 2 + 2 layers of width 128 so that
+it trains on 2 cores.  No published number.
+"""
+
+import ml_collections
+
+from configs.papers.hadjeres2021 import piano_small
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = piano_small.get_config()
+    config.data.update(dataset="chorales", batch_size=8, sequence_length=192)
+    config.model.elapsed_width = 0
+    return config

@@ -1,0 +1,82 @@
+"""The ablations of Qin et al. 2022, tables 1, 3 and 8 to 12: bidirectional, WikiText-103.
+
+    python train.py --config=configs/papers/qin2022/ablations.py:block_32 \
+        --config.data.path=FOLDER_WITH_wikitext-103-v1.zip --config.data.tokenizer=gpt2.json
+    python train.py --config=configs/papers/qin2022/ablations.py:block_32,small
+
+The setting is that of `wikitext103_bidirectional.py`; each variant changes one thing.  Published
+perplexity of masked tokens:
+
+    table 1    :one_plus_elu              1 + elu, normalised                       4.98
+               :one_plus_elu_unscaled     1 + elu without the denominator         797.08
+    table 3    :one_plus_elu              1 + elu in all layers                     4.98
+               :linear_softmax            6 layers 1 + elu, 6 layers softmax        3.90
+               :softmax_linear            6 layers softmax, 6 layers 1 + elu        3.76
+    table 8    :split_0_12                NormAttention in all layers               4.23
+               :split_6_6                 6 layers Diag, 6 layers Norm              3.82
+               :split_12_0                DiagAttention in all layers               4.75
+    table 9    :norm_first                Norm early, Diag late                     4.13
+               :split_6_6                 Diag early, Norm late                     3.82
+    table 10   :ffn                       plain feed-forward of 4 D                 3.93
+               :split_6_6                 gated feed-forward of 8/3 D               3.82
+    table 11   :block_32                  blocks of 32 tokens                       3.92
+               :split_6_6                 blocks of 64                              3.82
+               :block_128                 blocks of 128                             3.72
+    table 12   :alternating               Diag, Norm, Diag, Norm, ...               4.19
+               :parallel                  both in each layer (twice the cost)       3.77
+               :split_6_6                 in series                                 3.82
+
+They are variants of T2 here; whether the tables are of T1 or of T2 is an assumption.
+
+`,small` is a pre-norm model of width 128 on Shakespeare in bytes, for 2 CPU cores: use it to
+compare, not to reproduce.  The published setting needs accelerators; not run here.
+"""
+
+import ml_collections
+
+from configs.papers.qin2022 import wikitext103_ar, wikitext103_bidirectional
+
+KIND = "t2"
+LAYERS = wikitext103_bidirectional.LAYERS
+HALF = LAYERS // 2
+DIAG, NORM = wikitext103_ar.DIAG[KIND], wikitext103_ar.NORM[KIND]
+
+# What each variant changes in the model of TransNormer, or of the baseline with 1 + elu.
+BASELINES = {
+    "one_plus_elu": {"pattern": ("linear",)},
+    "one_plus_elu_unscaled": {"mixers": {"linear": {"normalize": False}}},
+    "linear_softmax": {
+        "pattern": ("linear",) * HALF + ("softmax",) * HALF,
+        "mixers": {"linear": {}, "softmax": {}},
+    },
+    "softmax_linear": {
+        "pattern": ("softmax",) * HALF + ("linear",) * HALF,
+        "mixers": {"linear": {}, "softmax": {}},
+    },
+}
+ABLATIONS = {
+    "split_6_6": {},
+    "split_0_12": {"pattern": ("norm",), "mixers": {"norm": NORM}},
+    "split_12_0": {"pattern": ("diag",), "mixers": {"diag": DIAG}},
+    "norm_first": {"pattern": ("norm",) * HALF + ("diag",) * HALF},
+    "ffn": {"gated": False, "activation": "relu"},
+    "block_32": {"mixers": {"diag": DIAG | {"block_size": 32}, "norm": NORM}},
+    "block_128": {"mixers": {"diag": DIAG | {"block_size": 128}, "norm": NORM}},
+    "alternating": {"pattern": ("diag", "norm")},
+    "parallel": {
+        "pattern": ("parallel",),
+        "mixers": {"parallel": {"branches": {"diag": DIAG, "norm": NORM}}},
+    },
+}
+VARIANTS = (*ABLATIONS, *BASELINES)
+
+
+def get_config(variant: str = "split_6_6") -> ml_collections.ConfigDict:
+    name, small = wikitext103_bidirectional.parse(variant, VARIANTS)
+    width = wikitext103_bidirectional.width_of(small)
+    base = KIND if name in ABLATIONS else "one_plus_elu"
+    choices = wikitext103_ar.model(base, width=width, num_layers=LAYERS)
+    choices |= ABLATIONS[name] if name in ABLATIONS else BASELINES[name]
+    if not choices["gated"]:
+        choices["feed_forward_width"] = 4 * width
+    return wikitext103_bidirectional.masked(choices, small)

@@ -1,0 +1,114 @@
+"""WikiText-103, words, autoregressive: table 4 of Qin et al. 2022 (arXiv:2210.10340).
+
+    python train.py --config=configs/papers/qin2022/wikitext103_ar.py:t2 \
+        --config.data.path=FOLDER_WITH_wikitext-103-v1.zip
+    python eval.py --workdir=runs/papers/qin2022/wikitext103_ar --split=test
+
+Published perplexity per word:
+
+    variant         model                        validation   test    parameters
+    :vanilla        softmax attention            29.63        31.01   156M
+    :one_plus_elu   linear attention, 1 + elu    32.63        34.25   156M
+    :t1             TransNormer T1               -            -       156M
+    :t2             TransNormer T2               29.57        31.01   156M
+
+All four: 6 layers of width 512, 8 heads, tied embeddings of 267,744 words there (267,736 here),
+sinusoidal positions, pre-norm, 128 rows of 512 tokens a step for 100,000 steps; Adam(0.9, 0.98)
+with decoupled weight decay 0.01, 8,000 steps of warm-up to 5e-4, then the inverse square root.
+T1 and T2 have 3 layers of DiagAttention in blocks of 64, then 3 of NormAttention, LRPE in all of
+them, and a gated feed-forward of int(8/3 512) = 1365.  The released code later lost the
+activation of its gate: `--config.model.activation=identity`.  It initialises queries, keys and
+values with half the variance of here.
+
+Needs accelerators (8 GPUs there); not run here.
+"""
+
+import ml_collections
+
+from configs import default
+from linear_transformer.errors import ConfigError
+
+DIAG = {
+    "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
+    "t2": {"scores": "softmax", "output_norm": None, "block_size": 64, "lrpe": True},
+}
+NORM = {
+    "t1": {"feature_map": "elu", "output_norm": "simplermsnorm", "lrpe": True},
+    "t2": {"feature_map": "elu_plus_one", "output_norm": "simplermsnorm", "lrpe": True},
+}
+VARIANTS = ("t1", "t2", "vanilla", "one_plus_elu")
+
+
+def gated_width(width: int) -> int:
+    """Feed-forward width with which a gate costs no parameters: int(8/3 D)."""
+    return 8 * width // 3
+
+
+def transnormer(kind: str, *, width: int, num_layers: int) -> dict:
+    """`config.model` of TransNormer T1 or T2, as far as it differs from other models."""
+    return {
+        "pattern": ("diag",) * (num_layers // 2) + ("norm",) * (num_layers - num_layers // 2),
+        "mixers": {"diag": DIAG[kind], "norm": NORM[kind]},
+        "feed_forward_width": gated_width(width),
+        "gated": True,
+        "activation": "silu",
+        "norm": "simplermsnorm",
+    }
+
+
+def model(variant: str, *, width: int, num_layers: int) -> dict:
+    """`config.model` of a variant, as far as it differs from other variants.
+
+    Raises:
+      ConfigError: there is no such variant.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"--config=...:{variant}: the variants are {', '.join(VARIANTS)}")
+    if variant in DIAG:
+        return transnormer(variant, width=width, num_layers=num_layers)
+    mixers = {"vanilla": {"softmax": {}}, "one_plus_elu": {"linear": {}}}[variant]
+    return {
+        "pattern": tuple(mixers),
+        "mixers": mixers,
+        "feed_forward_width": 4 * width,
+        "gated": False,
+        "activation": "relu",
+        "norm": "layernorm",
+    }
+
+
+def get_config(variant: str = "t2") -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.num_steps = 100_000
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.checkpoint_every = 5_000
+    config.data.update(
+        dataset="wikitext103",
+        tokenizer="words",
+        packing="contiguous",
+        batch_size=128,
+        sequence_length=512,
+    )
+    choices = model(variant, width=512, num_layers=6)
+    config.model.mixers = ml_collections.ConfigDict(choices.pop("mixers"))
+    config.model.update(
+        width=512,
+        num_layers=6,
+        num_heads=8,
+        positions="sinusoidal",
+        norm_position="pre",
+        dropout=0.1,
+        tied=True,
+        **choices,
+    )
+    config.optimizer.update(
+        name="adamw",
+        learning_rate=5e-4,
+        weight_decay=0.01,
+        options={"b1": 0.9, "b2": 0.98},
+        schedule="rsqrt",
+        warmup_steps=8_000,
+        clip_norm=0.0,
+    )
+    return config
