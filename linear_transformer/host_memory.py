@@ -11,7 +11,13 @@ import pathlib
 import sys
 
 _SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_TUNABLE = "glibc.malloc.hugetlb=1"
+# Huge pages on request, and blocks of any size from the heap, which keeps what is freed.
+_SIZE = 1 << 34
+_TUNABLES = (
+    "glibc.malloc.hugetlb=1",
+    f"glibc.malloc.mmap_threshold={_SIZE}",
+    f"glibc.malloc.trim_threshold={_SIZE}",
+)
 
 
 def use_huge_pages() -> None:
@@ -25,6 +31,6 @@ def use_huge_pages() -> None:
         return
     if not (_SWITCH.exists() and "[madvise]" in _SWITCH.read_text()):
         return
-    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_TUNABLE}".lstrip(":")
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, *_TUNABLES)))
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)

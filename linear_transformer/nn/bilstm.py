@@ -92,7 +92,7 @@ class BiLSTM(nnx.Module):
         for layer in range(num_layers):
             inputs = features if layer == 0 else 2 * hidden
             pair = [
-                LSTM(inputs, hidden, reverse=reverse, dtype=dtype, rngs=rngs)
+                LSTM(inputs, hidden, reverse=reverse, dtype=jnp.dtype(dtype), rngs=rngs)
                 for reverse in (False, True)
             ]
             self.layers.append(nnx.List(pair))

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.nn.positions import rotate
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
-from linear_transformer.ops.rectified import rectified_attention
+from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -24,6 +24,7 @@ class GatedAttentionUnit(nnx.Module):
 
     Attributes:
       uses: names of the scaled and shifted copies of Z.
+      direction: "causal" or "bidirectional"; only a causal mixer has a state.
       rotary: rotate queries and keys by position.
     """
 
@@ -33,6 +34,7 @@ class GatedAttentionUnit(nnx.Module):
         self,
         width: int,
         *,
+        direction: str,
         expansion: int,
         key_width: int,
         rotary: bool,
@@ -41,15 +43,18 @@ class GatedAttentionUnit(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
         for name, value in (("expansion", expansion), ("key_width", key_width)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be positive")
         if key_width % 2:
             raise ValueError(f"key_width is {key_width}; rotary positions need an even one")
+        self.direction = direction
         self.key_width = key_width
         self.value_width = expansion * width
         self.rotary = rotary
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = dtype
         features = 2 * self.value_width + key_width
         self.projection = Linear(width, features, use_bias=bias, dtype=dtype, rngs=rngs)
         small = nnx.initializers.normal(0.02)
@@ -73,11 +78,13 @@ class GatedAttentionUnit(nnx.Module):
             z_BTUK = rotate(z_BTUK, positions)
         return u, v, [z_BTUK[:, :, i] for i in range(len(self.uses))]
 
-    def _bias(self, distances: int) -> Float[Array, " S"]:
+    def _bias(self, length: int) -> Float[Array, " E"]:
         """b by distance d: <R_d a, b> with rotary R, the paper's form for inputs of any length."""
         query, key = self.relative[...]
-        copies = jnp.broadcast_to(query, (1, distances, 1, self.key_width))
-        return rotate(copies, _count(1, distances))[0, :, 0] @ key
+        first = 0 if self.direction == "causal" else 1 - length
+        distances = jnp.arange(first, length)[None]
+        copies = jnp.broadcast_to(query, (*distances.shape, 1, self.key_width))
+        return rotate(copies, distances)[0, :, 0] @ key
 
 
 class FlashQuad(GatedAttentionUnit):
@@ -95,6 +102,7 @@ class FlashQuad(GatedAttentionUnit):
         width: int,
         heads: int,
         *,
+        direction: str = "causal",
         expansion: int = 2,
         key_width: int = 128,
         divisor: int = 512,
@@ -113,16 +121,18 @@ class FlashQuad(GatedAttentionUnit):
         self.capacity = self.cache_capacity = cache_capacity
         super().__init__(
             width,
+            direction=direction,
             expansion=expansion,
             key_width=key_width,
             rotary=rotary,
             bias=bias,
             output_scale=output_scale,
-            dtype=dtype,
+            dtype=jnp.dtype(dtype),
             rngs=rngs,
         )
 
     def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
         features = {"keys": (self.key_width,), "values": (self.value_width,)}
         return token_cache.init_cache(batch_size, self.cache_capacity, features, self.dtype)
 
@@ -140,6 +150,7 @@ class FlashQuad(GatedAttentionUnit):
         u_BTV, v_BSV, (q_BTK, k_BSK) = self._project(x_BTD, positions)
         key_segments_BS, filled_BS = segment_ids, None
         if state is not None:
+            require_causal(self.direction)
             held, key_segments_BS, filled_BS, state = token_cache.extend(
                 state, {"keys": k_BSK, "values": v_BSV}, segment_ids
             )
@@ -149,9 +160,10 @@ class FlashQuad(GatedAttentionUnit):
             q_BTK[:, :, None],
             k_BSK[:, :, None],
             v_BSV[:, :, None],
+            direction=self.direction,
             scale=1 / self.divisor,
             power=2,
-            bias_S=self._bias(k_BSK.shape[1]),
+            bias_E=self._bias(k_BSK.shape[1]),
             segment_ids_BT=segment_ids,
             key_segment_ids_BS=key_segments_BS,
             key_mask_BS=filled_BS,
@@ -159,8 +171,9 @@ class FlashQuad(GatedAttentionUnit):
         return self.output(u_BTV * o_BTHV[:, :, 0]), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean causal context."""
-        return int((self.key_width + self.value_width) * (context + 1))
+        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        seen = context if self.direction == "bidirectional" else (context + 1) / 2
+        return int(2 * (self.key_width + self.value_width) * seen)
 
 
 class Flash(GatedAttentionUnit):
@@ -174,6 +187,7 @@ class Flash(GatedAttentionUnit):
         width: int,
         heads: int,
         *,
+        direction: str = "causal",
         expansion: int = 2,
         key_width: int = 128,
         chunk_size: int = 64,
@@ -189,16 +203,18 @@ class Flash(GatedAttentionUnit):
         self.chunk_size = chunk_size
         super().__init__(
             width,
+            direction=direction,
             expansion=expansion,
             key_width=key_width,
             rotary=rotary,
             bias=bias,
             output_scale=output_scale,
-            dtype=dtype,
+            dtype=jnp.dtype(dtype),
             rngs=rngs,
         )
 
     def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
         sizes = (self.chunk_size, self.key_width, self.value_width)
         return MixedChunkState.zeros(batch_size, *sizes, self.dtype)
 
@@ -210,6 +226,8 @@ class Flash(GatedAttentionUnit):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
+        if state is not None:
+            require_causal(self.direction)
         if positions is None:
             positions = _count(*x_BTD.shape[:2], None if state is None else state.length)
         u_BTV, v_BTV, queries_and_keys = self._project(x_BTD, positions)
@@ -217,6 +235,8 @@ class Flash(GatedAttentionUnit):
             *queries_and_keys,
             v_BTV,
             self._bias(self.chunk_size),
+            chunk_size=self.chunk_size,
+            direction=self.direction,
             state=state,
             segment_ids_BT=segment_ids,
         )
@@ -224,9 +244,11 @@ class Flash(GatedAttentionUnit):
 
     def flops_per_token(self, context: int) -> int:
         """Forward multiply-adds counted as two, projections apart."""
-        seen = (min(self.chunk_size, context) + 1) // 2
+        seen = min(self.chunk_size, context)
+        if self.direction == "causal":
+            seen = (seen + 1) / 2
         linear = 4 * self.key_width * self.value_width
-        return 2 * (self.key_width + self.value_width) * seen + linear
+        return int(2 * (self.key_width + self.value_width) * seen) + linear
 
 
 def _count(batch: int, time: int, start_B: Array | None = None) -> Positions:

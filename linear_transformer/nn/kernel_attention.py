@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, reset_rows
+from linear_transformer.nn.mixer import MixerState, require_causal, reset_rows
 from linear_transformer.ops import segments
 from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.types import (
@@ -72,8 +72,7 @@ class KernelAttention(nnx.Module):
         self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
     def init_state(self, batch_size: int) -> MixerState:
-        if self.direction != "causal":
-            raise ValueError(f"direction is {self.direction!r}; only causal attention has a state")
+        require_causal(self.direction)
         return {
             "sums": self._init_sums(batch_size),
             "segment": jnp.zeros((batch_size,), jnp.int32),
@@ -87,8 +86,8 @@ class KernelAttention(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        if state is not None and self.direction != "causal":
-            raise ValueError(f"direction is {self.direction!r}; only causal attention has a state")
+        if state is not None:
+            require_causal(self.direction)
         q_BTHK = split_heads(self.query(x_BTD), self.heads)
         k_BTHK = split_heads(self.key(x_BTD), self.heads)
         v_BTHV = split_heads(self.value(x_BTD), self.heads)
@@ -137,7 +136,7 @@ class KernelAttention(nnx.Module):
         raise NotImplementedError
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: int | float) -> None:
     """Raises the ValueError of an option that must be above 0."""
     if not value > 0:
         raise ValueError(f"{name} is {value}; it must be positive")

@@ -134,10 +134,7 @@ class LinearAttention(nnx.Module):
             )
             q, k, v = jnp.split(qkv, [q.shape[-1], q.shape[-1] + k.shape[-1]], axis=-1)
             new_state["convolution"] = past
-        feature_map = FEATURE_MAPS[self.feature_map]
-        q_BTHK = feature_map(split_heads(q, self.heads))
-        k_BTHK = feature_map(split_heads(k, self.heads))
-        v_BTHV = split_heads(v, self.heads)
+        q_BTHK, k_BTHK, v_BTHV = (split_heads(x, self.heads) for x in (q, k, v))
         sums = None if state is None else state["sums"]
         if sums is not None and segment_ids is not None:
             kept = segments.continues(state["segment"], segment_ids)
@@ -164,17 +161,20 @@ class LinearAttention(nnx.Module):
             "form": self.form,
             "chunk_size": self.chunk_size,
         }
+        feature_map = FEATURE_MAPS[self.feature_map]
         turn = rotate if self.rotary else self.lrpe
         if turn is None:
             return linear_attention(
                 q,
                 k,
                 v,
+                feature_map=feature_map,
                 normalize=self.normalize,
                 epsilon=self.epsilon,
                 initial_state=sums,
                 **options,
             )
+        q, k = feature_map(q), feature_map(k)
         numerator, denominator = (
             (None, None) if sums is None else jnp.split(sums, [self.value_width], axis=-1)
         )

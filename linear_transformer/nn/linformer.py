@@ -4,15 +4,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.ops import segments
 from linear_transformer.ops.softmax import softmax_attention
-from linear_transformer.types import Activations, KeyMask, Positions, SegmentIds
+from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class Linformer(nnx.Module):
-    """`softmax(Q (E K)^T / sqrt(d)) F V` (equation 7): bidirectional, for inputs up to one length.
+    """`softmax(Q (E K)^T / sqrt(d)) F V` (equation 7): for inputs up to one length.
 
     Attributes:
+      direction: "bidirectional" and nothing else, to be given so that a config says it.
       length: n, the longest input; shorter ones read the first columns of E and F, as if padded.
       compressed: k, the number of combinations.
       share: one projection for keys and values, E = F.  The heads always share theirs.
@@ -23,6 +25,7 @@ class Linformer(nnx.Module):
         width: int,
         heads: int,
         *,
+        direction: str = "causal",
         length: int,
         compressed: int = 256,
         share: bool = False,
@@ -31,9 +34,12 @@ class Linformer(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if direction != "bidirectional":
+            raise ValueError(f"direction is {direction!r}; linformer is 'bidirectional' only")
         for name, value in (("length", length), ("compressed", compressed)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be positive")
+        self.direction = direction
         self.heads = heads
         self.key_width = width // heads
         self.capacity = self.length = length
@@ -50,7 +56,7 @@ class Linformer(nnx.Module):
         self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
     def init_state(self, batch_size: int) -> MixerState:
-        raise ValueError("Linformer is bidirectional: it has no decoding state")
+        require_causal(self.direction)
 
     def __call__(
         self,
@@ -59,24 +65,26 @@ class Linformer(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
-        key_mask: KeyMask | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        """`key_mask` drops tokens before they are combined.
+        """Attends to the first segment of each row; tokens behind it are padding.
+
+        A combination sums over tokens, so it cannot keep segments apart: padding is dropped before,
+        and what comes out at its own places means nothing.
 
         Raises:
-          ValueError: on a state, on packed segments, which the combinations would mix, or on more
-            than `length` tokens.
+          ValueError: on a state, or on more than `length` tokens.
         """
         del positions
-        if state is not None or segment_ids is not None:
-            raise ValueError("Linformer takes neither a state nor segment_ids")
+        if state is not None:
+            require_causal(self.direction)
         time = x_BTD.shape[1]
         if time > self.length:
             raise ValueError(f"{time} tokens are more than length ({self.length})")
         parts = jnp.split(self.projection(x_BTD), 3, axis=-1)
         q_BTHK, k_BSHK, v_BSHK = (split_heads(x, self.heads) for x in parts)
-        if key_mask is not None:
-            k_BSHK, v_BSHK = (jnp.where(key_mask[..., None, None], x, 0) for x in (k_BSHK, v_BSHK))
+        if segment_ids is not None:
+            kept = (segments.run_index(segment_ids) == 0)[..., None, None]
+            k_BSHK, v_BSHK = jnp.where(kept, k_BSHK, 0), jnp.where(kept, v_BSHK, 0)
         combine_values = self.combine_keys if self.combine_values is None else self.combine_values
         combined = [
             jnp.einsum("cs,bshk->bchk", weights[:, :time].astype(x.dtype), x)

@@ -8,7 +8,7 @@ from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
-from linear_transformer.types import Activations, KeyMask, Positions, SegmentIds
+from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class LSHAttention(nnx.Module):
@@ -91,17 +91,15 @@ class LSHAttention(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
-        key_mask: KeyMask | None = None,
     ) -> tuple[Activations, MixerState | None]:
         del positions  # the order of the tokens is all that matters
-        time = x_BTD.shape[1]
+        time, filled_BS = x_BTD.shape[1], None
         q_BTHK = split_heads(self.query(x_BTD), self.heads)
         v_BTHK = split_heads(self.value(x_BTD), self.heads)
         if state is not None:
-            if key_mask is not None:
-                raise ValueError("key_mask is for whole sequences, not for decoding")
+            require_causal(self.direction)
             new = {"queries": q_BTHK, "values": v_BTHK}
-            held, segment_ids, key_mask, state = token_cache.extend(state, new, segment_ids)
+            held, segment_ids, filled_BS, state = token_cache.extend(state, new, segment_ids)
             q_BTHK, v_BTHK = held["queries"], held["values"]
         o_BTHK = lsh_attention(
             q_BTHK,
@@ -111,7 +109,7 @@ class LSHAttention(nnx.Module):
             chunking=self.chunking,
             direction=self.direction,
             segment_ids_BT=segment_ids,
-            key_mask_BS=key_mask,
+            key_mask_BS=filled_BS,
         )
         return self.output(merge_heads(o_BTHK[:, -time:])), state
 

@@ -13,6 +13,7 @@ from linear_transformer.nn.diag_attention import DiagAttention
 from linear_transformer.nn.efficient_attention import EfficientAttention
 from linear_transformer.nn.gated_attention_unit import Flash, FlashQuad
 from linear_transformer.nn.linear_attention import LinearAttention
+from linear_transformer.nn.linformer import Linformer
 from linear_transformer.nn.lsh_attention import LSHAttention
 from linear_transformer.nn.parallel import Parallel
 from linear_transformer.nn.performer import Performer
@@ -35,7 +36,7 @@ def _parallel(
 ) -> Parallel:
     """Mixers of this table with their options: {"diag": {...}, "norm": {...}}, also the default."""
     branches = {"diag": {}, "norm": {}} if branches is None else branches
-    given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
+    given = {"output_scale": output_scale, "dtype": jnp.dtype(dtype), "rngs": rngs}
     mixers = {}
     for name, options in branches.items():
         check_options(name, options)
@@ -59,6 +60,7 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "flash_quad": FlashQuad,
     "rela": RectifiedAttention,
     "lsh": LSHAttention,
+    "linformer": Linformer,  # bidirectional only
     "efficient": EfficientAttention,
     "performer": Performer,
     "cosformer": CosFormer,

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.nn.positions import rotate
-from linear_transformer.ops.rectified import rectified_attention
+from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -31,9 +31,10 @@ class GatedRMSNorm(nnx.Module):
 
 
 class RectifiedAttention(nnx.Module):
-    """Causal attention with weights max(q.k / sqrt(K), 0), which a norm brings to scale.
+    """Attention with weights max(q.k / sqrt(K), 0), which a norm brings to scale.
 
     Attributes:
+      direction: "causal" or "bidirectional"; only a causal mixer has a state.
       window: a token sees itself and the window - 1 tokens before it; None sees all.
       cache_capacity: tokens that the decoding state can hold without a window; beyond them the
         oldest are forgotten.
@@ -45,6 +46,7 @@ class RectifiedAttention(nnx.Module):
         width: int,
         heads: int,
         *,
+        direction: str = "causal",
         window: int | None = None,
         cache_capacity: int = 1024,
         rotary: bool = False,
@@ -55,12 +57,17 @@ class RectifiedAttention(nnx.Module):
     ):
         self.heads = heads
         self.key_width = width // heads
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        if window is not None and direction != "causal":
+            raise ValueError(f"window is causal, and direction is {direction!r}")
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it must be positive")
         if cache_capacity < 1:
             raise ValueError(f"cache_capacity is {cache_capacity}; it must be positive")
         if rotary and self.key_width % 2:
             raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
+        self.direction = direction
         self.window = window
         self.cache_capacity = cache_capacity
         self.rotary = rotary
@@ -76,6 +83,7 @@ class RectifiedAttention(nnx.Module):
         return self.cache_capacity if self.window is None else None
 
     def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
         slots = self.cache_capacity if self.window is None else max(self.window - 1, 1)
         shape = (self.heads, self.key_width)
         return token_cache.init_cache(
@@ -96,6 +104,7 @@ class RectifiedAttention(nnx.Module):
             q_BTHK, k_BSHK = rotate(q_BTHK, positions), rotate(k_BSHK, positions)
         key_segments_BS, filled_BS = segment_ids, None
         if state is not None:
+            require_causal(self.direction)
             held, key_segments_BS, filled_BS, state = token_cache.extend(
                 state, {"keys": k_BSHK, "values": v_BSHV}, segment_ids
             )
@@ -105,6 +114,7 @@ class RectifiedAttention(nnx.Module):
             q_BTHK,
             k_BSHK,
             v_BSHV,
+            direction=self.direction,
             window=self.window,
             segment_ids_BT=segment_ids,
             key_segment_ids_BS=key_segments_BS,
@@ -113,6 +123,7 @@ class RectifiedAttention(nnx.Module):
         return self.output(self.norm(merge_heads(o_BTHV))), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean causal context."""
-        seen = (context + 1) / 2 if self.window is None else min(self.window, (context + 1) / 2)
+        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        whole = context if self.direction == "bidirectional" else (context + 1) / 2
+        seen = whole if self.window is None else min(self.window, whole)
         return int(4 * self.heads * self.key_width * seen)

@@ -18,8 +18,8 @@ class SumResidual(nnx.Module):
         return x_BTD + y_BTD
 
 
-def _bias(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    return 1 + jax.random.normal(key, shape, dtype)
+def _bias(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
+    return 1 + jax.random.normal(key, shape, jnp.float32)
 
 
 class GRUResidual(nnx.Module):
@@ -36,7 +36,7 @@ class GRUResidual(nnx.Module):
         self.from_output = Linear(width, 3 * width, **options)  # W_r, W_z, W_h
         self.from_stream = Linear(width, 2 * width, **options)  # U_r, U_z
         self.from_reset = Linear(width, width, **options)  # U_h
-        self.bias = nnx.Param(_bias(rngs.params(), (width,), jnp.float32))
+        self.bias = nnx.Param(_bias(rngs.params(), (width,)))
 
     def __call__(self, x_BTD: Activations, y_BTD: Activations) -> Activations:
         output_r, output_z, output_h = jnp.split(self.from_output(y_BTD), 3, axis=-1)

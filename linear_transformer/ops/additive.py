@@ -12,6 +12,7 @@ state of shape (K, V + 1).
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import recurrence, segments
 from linear_transformer.ops.blocks import Masks, matmul, read, write
+from linear_transformer.ops.feature_maps import FeatureMap
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -43,6 +45,7 @@ def linear_attention(
     v_BSHV: Values,
     *,
     direction: str = "causal",
+    feature_map: FeatureMap | None = None,
     normalize: bool = True,
     epsilon: float = 1e-6,
     initial_state: State | None = None,
@@ -54,11 +57,13 @@ def linear_attention(
     """Attention with the kernel sim(q, k) = q^T k in time and memory linear in T.
 
     Args:
-      q_BTHK: queries after their feature map (not scaled: the normaliser cancels any scale).
-      k_BSHK: keys after their feature map.
+      q_BTHK: queries (not scaled: the normaliser cancels any scale).
+      k_BSHK: keys.
       v_BSHV: values.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on) or
         "bidirectional" (all keys; S may differ from T, which is cross attention).
+      feature_map: phi, applied to queries and keys, of unchanged width; None where that has been
+        done.  The chunk form applies it block by block and never stores the features.
       normalize: divide by the sum of the weights (equation 12); False gives the numerator alone.
       epsilon: added to the denominator.
       initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  It is
@@ -78,13 +83,23 @@ def linear_attention(
     """
     _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT)
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    if feature_map is not None and not (
+        direction != "bidirectional" and _resolve(form, q_BTHK) == "chunk" and key_mask_BS is None
+    ):
+        q_BTHK, k_BSHK = feature_map(q_BTHK), feature_map(k_BSHK)
+        feature_map = None
     if key_mask_BS is not None:
         k_BSHK = jnp.where(key_mask_BS[:, :, None, None], k_BSHK, 0)
     if initial_state is None:
         batch, _, heads, width = k_BSHK.shape
         initial_state = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + normalize), dtype)
     attend = functools.partial(
-        _causal, normalize=normalize, epsilon=epsilon, form=form, chunk_size=chunk_size
+        _causal,
+        feature_map=feature_map,
+        normalize=normalize,
+        epsilon=epsilon,
+        form=_resolve(form, q_BTHK),
+        chunk_size=chunk_size,
     )
     if direction == "causal":
         o, state = attend(q_BTHK, k_BSHK, v_BSHV, initial_state, segment_ids_BT)
@@ -133,12 +148,18 @@ def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
     return o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon)
 
 
-def _causal(q, k, v, state, segment_ids_BT, *, normalize, epsilon, form, chunk_size):
+def _resolve(form: str, q_BTHK: Queries) -> str:
     if form == "auto":
-        form = "recurrent" if q.shape[1] == 1 else "chunk"
+        return "recurrent" if q_BTHK.shape[1] == 1 else "chunk"
+    return form
+
+
+def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, form, chunk_size):
     state = state.astype(accumulation_dtype(q, k, v))
     if form == "chunk":
-        return _chunk_form(q, k, v, state, segment_ids_BT, normalize, epsilon, chunk_size)
+        return _chunk_form(
+            q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
+        )
     values = _with_ones(v) if normalize else v
     if form == "parallel":
         o, state = _parallel(q, k, values, state, segment_ids_BT)
@@ -215,26 +236,47 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 # query may read, the keys that reach the chunk's end.  Only the states at block borders are stored.
 
 
-def _chunk_form(q, k, v, state, segment_ids_BT, normalize, epsilon, chunk_size):
+def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
     time = q.shape[1]
     chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
     block = chunk * min(CHUNKS_PER_BLOCK, -(-time // chunk))
     padding = -time % block
     run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
+    phi = _Features(feature_map, time if padding else None)
     if padding:  # zero keys add nothing; the padded tokens belong to the last segment
         q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
         if run_BT is not None:
             run_BT = jnp.pad(run_BT, ((0, 0), (0, padding)), mode="edge")
-    o, state = _chunked(q, k, v, state, run_BT, chunk, block, normalize, epsilon)
+    o, state = _chunked(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon)
     return o[:, :time], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _chunked(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
-    return _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon)[0]
+class _Features(NamedTuple):
+    """The feature map on a block; keys beyond the end of a padded sequence are dropped after it."""
+
+    feature_map: FeatureMap | None
+    end: int | None
+
+    def queries(self, q_BHGCK: Array) -> Array:
+        return q_BHGCK if self.feature_map is None else self.feature_map(q_BHGCK)
+
+    def keys(self, k_BHGCK: Array, n: Array) -> Array:
+        if self.feature_map is None:
+            return k_BHGCK
+        k_BHGCK = self.feature_map(k_BHGCK)
+        if self.end is None:
+            return k_BHGCK
+        chunks, chunk = k_BHGCK.shape[2:4]
+        place = n * chunks * chunk + jnp.arange(chunks * chunk).reshape(chunks, chunk, 1)
+        return jnp.where(place < self.end, k_BHGCK, 0)
 
 
-def _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
+def _chunked(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
+    return _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon)[0]
+
+
+def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
     batch, time, heads, _ = q.shape
     dtype = state.dtype
 
@@ -242,6 +284,7 @@ def _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
         state, o, denominator, states = carry
         states = states.at[n].set(state)
         q_n, k_n, v_n = (read(x, n, chunk, block) for x in (q, k, v))
+        q_n, k_n = phi.queries(q_n), phi.keys(k_n, n)
         if normalize:
             v_n = _with_ones(v_n)
         masks = Masks.of_block(run_BT, n, chunk, block, dtype)
@@ -265,7 +308,7 @@ def _chunked_forward(q, k, v, state, run_BT, chunk, block, normalize, epsilon):
     return (o, state), (q, k, v, run_BT, states, o, denominator)
 
 
-def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
+def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangents):
     del epsilon  # part of the stored denominator
     q, k, v, run_BT, states, o, denominator = residuals
     do, dstate = cotangents
@@ -276,6 +319,8 @@ def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
         dstate, dq, dk, dv = carry
         n = blocks - 1 - i
         q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
+        q_n, to_queries = jax.vjp(phi.queries, q_n)
+        k_n, to_keys = jax.vjp(lambda x: phi.keys(x, n), k_n)
         if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
             o_n, denominator_n = (read(x, n, chunk, block) for x in (o, denominator))
             g_n = g_n.astype(dtype) / denominator_n
@@ -293,6 +338,8 @@ def _chunked_backward(chunk, block, normalize, epsilon, residuals, cotangents):
         dv_n = matmul(weights.mT, g_n, dtype) + matmul(masks.reaches(k_n), leaving, dtype)
         if normalize:
             dv_n = dv_n[..., :-1]
+        (dq_n,) = to_queries(dq_n.astype(q.dtype))
+        (dk_n,) = to_keys(dk_n.astype(k.dtype))
         return dstate, write(dq, dq_n, n), write(dk, dk_n, n), write(dv, dv_n, n)
 
     carry = (dstate, jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v))

@@ -10,6 +10,7 @@ import pytest
 
 from linear_transformer.ops import additive
 from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.feature_maps import elu_plus_one
 from tests.ops import contract
 
 B, H, K, V = 2, 3, 8, 5
@@ -97,6 +98,32 @@ def test_forms_agree_unpacked(form, normalize):
         arrays, _ = inputs(257, jnp.float64, normalize=normalize, positive=normalize)
         expected = contract.evaluate(op("recurrent", normalize), arrays, {})
         contract.assert_agree(contract.evaluate(op(form, normalize), arrays, {}), expected, 1e-10)
+
+
+@pytest.mark.parametrize("time", [64, 100, 600])
+def test_feature_map_inside_the_chunk_form(time):
+    """The map applied block by block is the map applied before, padding and gradients included."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64, positive=False)
+        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+        expected = contract.evaluate(mapped("recurrent"), arrays, constants)
+        contract.assert_agree(
+            contract.evaluate(mapped("chunk"), arrays, constants), expected, 1e-10
+        )
+        mask = {"key_mask_BS": jnp.asarray(np.arange(time) % 3 > 0)[None].repeat(B, 0)}
+        contract.assert_agree(
+            contract.evaluate(mapped("chunk"), arrays, mask),
+            contract.evaluate(mapped("recurrent"), arrays, mask),
+            1e-10,
+        )
+
+
+@functools.cache
+def mapped(form):
+    def call(q, k, v, **options):
+        return linear_attention(q, k, v, feature_map=elu_plus_one, form=form, **options)
+
+    return call
 
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 100])

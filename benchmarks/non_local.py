@@ -1,0 +1,127 @@
+"""The non-local module and efficient attention over image sizes, forward and backward.
+
+python -m benchmarks.non_local
+python -m benchmarks.non_local --plot=docs/non_local.png
+
+The claim of Shen et al. 2021 (arXiv:1812.01243): time and memory of the quadratic module and of its
+linear replacement, as the image grows.  Sizes at which the compiled program would need more than
+--memory_gb are not run.
+"""
+
+from linear_transformer.host_memory import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+
+from benchmarks import timing
+from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+
+MODULES = {"non-local": NonLocal2D, "efficient": EfficientAttention2D}
+
+_SIZES = flags.DEFINE_list("sizes", ["32", "64", "128", "256"], "Sides of square images, pixels.")
+_CHANNELS = flags.DEFINE_integer("channels", 64, "Channels.", lower_bound=2)
+_NORMALIZATION = flags.DEFINE_enum("normalization", "softmax", ["softmax", "scaling"], "Of both.")
+_MEMORY_GB = flags.DEFINE_float("memory_gb", 8.0, "The most that a program may need.")
+_PLOT = flags.DEFINE_string("plot", None, "Picture to write: time and memory over the size.")
+
+COLUMNS = {
+    "side": ",",
+    "pixels": ",",
+    "module": "",
+    "ms": ",.1f",
+    "min": ",.1f",
+    "max": ",.1f",
+    "temp MB": ",.1f",
+    "speedup": ",.1f",
+    "memory ratio": ",.1f",
+    "note": "",
+}
+
+
+def program(module: type[nnx.Module], side: int) -> timing.Compiled:
+    """Gradients of all parameters and of the image, compiled."""
+    channels = _CHANNELS.value
+    layer = module(channels, normalization=_NORMALIZATION.value, rngs=nnx.Rngs(0))
+    graphdef, parameters = nnx.split(layer)
+    image = jax.random.normal(jax.random.key(0), (1, side, side, channels))
+
+    def loss(parameters, image):
+        return jnp.mean(jnp.square(nnx.merge(graphdef, parameters)(image)))
+
+    compiled = timing.compile_ahead(jax.grad(loss, argnums=(0, 1)), parameters, image)
+    call = compiled.call
+    return compiled._replace(call=lambda: jax.block_until_ready(call(parameters, image)))
+
+
+def measure(side: int) -> list[dict[str, Any]]:
+    programs = {name: program(module, side) for name, module in MODULES.items()}
+    fits = {n: p for n, p in programs.items() if p.temp_bytes <= 1e9 * _MEMORY_GB.value}
+    runs: dict[str, Callable[[], Any]] = {name: p.call for name, p in fits.items()}
+    timings = timing.interleave(runs, timing.ROUNDS.value)
+    rows = []
+    for name, compiled in programs.items():
+        row = {"side": side, "pixels": side * side, "module": name}
+        row["temp MB"] = compiled.temp_bytes / 1e6
+        if name in timings:
+            row |= {"ms": 1e3 * timings[name].median}
+            row |= {"min": 1e3 * timings[name].low, "max": 1e3 * timings[name].high}
+        else:
+            row["note"] = f"skipped: needs more than {_MEMORY_GB.value:g} GB"
+        if name == "efficient":
+            row["memory ratio"] = programs["non-local"].temp_bytes / compiled.temp_bytes
+            if "non-local" in timings and "ms" in row:
+                row["speedup"] = 1e3 * timings["non-local"].median / row["ms"]
+        rows.append(row)
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    labels = {"ms": "forward and backward, ms", "temp MB": "temporary memory, MB"}
+    for panel, (column, label) in zip(panels, labels.items(), strict=True):
+        for name, marker in zip(MODULES, "so", strict=True):
+            points = [(r["side"], r[column]) for r in rows if r["module"] == name and column in r]
+            panel.loglog(*zip(*points, strict=True), marker=marker, label=name)
+        sides = sorted({row["side"] for row in rows})
+        panel.set_xticks(sides, [f"{side}²" for side in sides])
+        panel.minorticks_off()
+        panel.set(xlabel="image, pixels", ylabel=label)
+        panel.grid(alpha=0.3)
+    panels[1].axhline(1e3 * _MEMORY_GB.value, color="grey", linestyle=":", label="limit")
+    panels[1].legend()
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    try:
+        sides = [int(size) for size in _SIZES.value]
+    except ValueError as error:
+        raise app.UsageError(f"--sizes={','.join(_SIZES.value)}: not whole numbers") from error
+    if min(sides, default=0) < 1:
+        raise app.UsageError(f"--sizes={','.join(_SIZES.value)}: sizes must be positive")
+    rows = [row for side in sides for row in measure(side)]
+    title = f"Attention over pixels, {_CHANNELS.value} channels, {_NORMALIZATION.value}"
+    timing.report(title, rows, COLUMNS)
+    timing.save("non_local", {"non_local": rows})
+    if _PLOT.value:
+        plot(rows, _PLOT.value)
+
+
+if __name__ == "__main__":
+    timing.main(main)

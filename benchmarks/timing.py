@@ -1,0 +1,190 @@
+"""What the benchmarks share: fair timing, memory figures, and reports that say where they ran."""
+
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that each candidate is timed.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file to write; by default build/benchmarks/ and the script's name."
+)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "pytorch-fast-transformers")
+_BURST_SECONDS = 0.05  # a sample of a quick candidate is the mean of as many calls as fit in this
+_SLOW_SECONDS = 2.0
+
+
+class Timing(NamedTuple):
+    """Seconds per call over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Compiled(NamedTuple):
+    """A jitted function compiled ahead of time, and what that took."""
+
+    call: Callable[..., Any]
+    compile_seconds: float
+    temp_bytes: int  # buffers that XLA allocates beyond arguments and results
+
+
+def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """Times A B C A B C ..., so that drifts of the machine meet every candidate alike.
+
+    A candidate returns when its work is done.  Each sample comes after one call that is not timed
+    (unless that takes seconds), which makes caches and heap its own again.
+    """
+    calls, slow = {}, set()
+    for name, run in candidates.items():
+        run()
+        began = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - began
+        calls[name] = max(1, math.ceil(_BURST_SECONDS / seconds))
+        if seconds > _SLOW_SECONDS:
+            slow.add(name)
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            if name not in slow:
+                run()
+            began = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            samples[name].append((time.perf_counter() - began) / calls[name])
+    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in samples.items()}
+
+
+def compile_ahead(function: Callable[..., Any], *args: Any, **jit_options: Any) -> Compiled:
+    """Compiles for these arguments, with the persistent cache out of the way."""
+    began = time.perf_counter()
+    compiled = jax.jit(function, **jit_options).lower(*args).compile()
+    seconds = time.perf_counter() - began
+    return Compiled(compiled, seconds, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def matmul_flops_per_second(size: int = 2048) -> float:
+    """The rate of a large fp32 matrix product: what the machine can do at best."""
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    timing = interleave({"matmul": lambda: product(a, a).block_until_ready()}, rounds=5)["matmul"]
+    return 2 * size**3 / timing.low
+
+
+def resident_bytes(key: str = "VmRSS") -> int:
+    """Memory of this process: now (VmRSS) or at most since the last reset (VmHWM). Linux only."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"/proc/self/status has no {key}")
+
+
+def peak_bytes(run: Callable[[], Any]) -> int | None:
+    """How far the resident memory rises above where it was, in one call; None if not on Linux."""
+    reset = pathlib.Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier candidates have freed goes back first
+    reset.write_text("5")
+    before = resident_bytes()
+    run()
+    return resident_bytes("VmHWM") - before
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a script; a mistake on the command line is one line and exit status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise app.UsageError(f"unknown argument {argv[1]!r}; flags look like --name=value")
+            run()
+        except app.UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded)
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what the numbers were made."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    orig = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
+    return {
+        "command": shlex.join(orig),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        },
+        "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
+        "versions": versions,
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    """Prints the columns, each with its format; a missing value is left blank."""
+    table = Table(title=title, title_justify="left")
+    numeric = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
+    for name in columns:
+        table.add_column(name, justify="right" if name in numeric else "left")
+    for row in rows:
+        values = (row.get(name) for name in columns)
+        formats = zip(values, columns.values(), strict=True)
+        table.add_row(*("" if v is None else format(v, f) for v, f in formats))
+    width = None if sys.stdout.isatty() else 190
+    Console(width=width).print(table)
+
+
+def save(name: str, results: Mapping[str, list[dict[str, Any]]], **facts: Any) -> None:
+    """Writes the results with the environment they come from."""
+    path = pathlib.Path(_OUTPUT.value or f"build/benchmarks/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(environment() | facts | {"results": results}, indent=2) + "\n")
+    print(f"wrote {path}")
+
+
+def _cpu_model() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _git(*args: str) -> str | None:
+    try:
+        root = pathlib.Path(__file__).parent
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,80 @@
+"""Efficient attention over the pixels of an image, and the non-local module it replaces."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.kernel_attention import check_positive
+from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.ops.efficient import (
+    check_normalization,
+    efficient_attention,
+    non_local_attention,
+    scaled_efficient_attention,
+)
+from linear_transformer.types import Keys, Outputs, Queries, Values
+
+Image = Float[Array, "B Y X D"]  # rows Y, columns X
+
+
+class EfficientAttention2D(nnx.Module):
+    """Residual attention of every pixel to all pixels, in memory linear in their number.
+
+    As in the released module of Shen et al. 2021 (arXiv:1812.01243): 1 x 1 projections to queries,
+    keys and values, attention per head, a 1 x 1 reprojection to the input's channels, and the input
+    added.  (Heads are the released code's; the paper's module has one.)
+
+    Attributes:
+      channels: D of the input.
+      key_channels, value_channels: over all heads; half of `channels`, and `channels`, if None.
+      normalization: "softmax" or "scaling".
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        key_channels: int | None = None,
+        value_channels: int | None = None,
+        heads: int = 1,
+        normalization: str = "softmax",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_normalization(normalization)
+        check_positive("heads", heads)
+        keys = channels // 2 if key_channels is None else key_channels
+        values = channels if value_channels is None else value_channels
+        for name, size in (("key_channels", keys), ("value_channels", values)):
+            check_positive(name, size)
+            if size % heads:
+                raise ValueError(f"{name} is {size}, not a multiple of heads ({heads})")
+        self.heads = heads
+        self.normalization = normalization
+        self.query = Linear(channels, keys, dtype=dtype, rngs=rngs)
+        self.key = Linear(channels, keys, dtype=dtype, rngs=rngs)
+        self.value = Linear(channels, values, dtype=dtype, rngs=rngs)
+        self.reprojection = Linear(values, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BYXD: Image) -> Image:
+        x_BTD = x_BYXD.reshape(x_BYXD.shape[0], -1, x_BYXD.shape[-1])
+        layers = (self.query, self.key, self.value)
+        q_BTHK, k_BTHK, v_BTHV = (split_heads(layer(x_BTD), self.heads) for layer in layers)
+        y_BTD = self.reprojection(merge_heads(self._attend(q_BTHK, k_BTHK, v_BTHV)))
+        return x_BYXD + y_BTD.reshape(x_BYXD.shape)
+
+    def _attend(self, q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values) -> Outputs:
+        if self.normalization == "scaling":
+            return scaled_efficient_attention(q_BTHK, k_BTHK, v_BTHV)
+        return efficient_attention(q_BTHK, k_BTHK, v_BTHV, direction="bidirectional")[0]
+
+
+class NonLocal2D(EfficientAttention2D):
+    """The same module with dot-product attention, quadratic in the number of pixels.
+
+    Wang et al. 2018 (arXiv:1711.07971): "softmax" is the embedded Gaussian, "scaling" the dot
+    product, for which this is the same function as `EfficientAttention2D`.
+    """
+
+    def _attend(self, q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values) -> Outputs:
+        return non_local_attention(q_BTHK, k_BTHK, v_BTHV, normalization=self.normalization)
