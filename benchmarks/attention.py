@@ -47,6 +47,7 @@ _DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Types of queries, keys and v
 _BATCH = flags.DEFINE_integer("batch", 1, "Sequences.")
 _HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
 _WIDTH = flags.DEFINE_integer("width", 64, "Width of keys and values per head.")
+_PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against length.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Time chunk sizes and chunks per block instead.")
 _CHUNK_SIZES = flags.DEFINE_list("chunk_sizes", ["32", "64", "128", "256"], "For --sweep.")
 _CHUNKS_PER_BLOCK = flags.DEFINE_list("chunks_per_block", ["1", "4", "8", "16"], "For --sweep.")
@@ -217,6 +218,27 @@ def sweep() -> list[dict[str, Any]]:
     return rows
 
 
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    """Time and memory of every candidate against the length, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, name in zip(panels, ("ms", "temp MB"), strict=True):
+        for candidate in dict.fromkeys(row["candidate"] for row in rows):
+            mine = [r for r in rows if r["candidate"] == candidate and r.get(name) is not None]
+            if mine:
+                points = [(row["length"], row[name]) for row in mine]
+                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=candidate)
+        axis.set(xlabel="tokens", ylabel=name, title="forward and backward")
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     for name in _FORMS.value:
         if name not in OPERATORS:
@@ -233,6 +255,8 @@ def main() -> None:
     shape = f"B{_BATCH.value} H{_HEADS.value} K=V={_WIDTH.value}"
     ceiling = f"a 2048^3 fp32 matmul runs at {matmul / 1e9:,.0f} GFLOP/s"
     timing.report(f"Forward and backward, {shape}; {ceiling}", rows, COLUMNS)
+    if _PLOT.value:
+        plot(rows, _PLOT.value)
     timing.save("attention", {"attention": rows}, matmul_gflops=matmul / 1e9)
 
 

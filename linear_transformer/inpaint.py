@@ -84,11 +84,11 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
             f"the gap has {gap.num_notes} notes, and this model fills at most {num_events // 2} "
             "(half of its window); choose a shorter stretch, or --num_notes"
         )
-    # One silent note where the gap begins makes the time shift into it, and that out of it.
-    mark = np.array([(gap.onset, 0.1, midi.LOWEST_PITCH, 1)], midi.NOTE)
-    before = framed(corpus, midi.encode(np.concatenate([gap.before, mark]))[:-1], True, False)
-    after = midi.encode(gap.after) if gap.after.size else np.zeros((0, 4), np.int32)
-    after = framed(corpus, after, False, True)
+    before = midi.encode(gap.before)
+    if gap.before.size:
+        before[-1, -1] = midi.time_shift(gap.onset - gap.before["onset"][-1])
+    before = framed(corpus, before, True, False)
+    after = framed(corpus, midi.encode(gap.after), False, True)
     after_onset = gap.after["onset"][0] if gap.after.size else gap.onset + gap.seconds
 
     room = num_events - gap.num_notes
@@ -176,7 +176,7 @@ def main() -> None:
     after = np.sort(np.concatenate([gap.before, new, gap.after]), order=["onset", "pitch"])
     midi.write_notes(output, after)
     picture = output.with_suffix(".png")
-    plot(picture, {"before": notes, "after": after}, values.start, values.end)
+    plot(picture, {"before": notes, "after": midi.read_notes(output)}, values.start, values.end)
     print(f"{new.size} new notes in {seconds:.1f} s, compilation included: {output}, {picture}")
 
 

@@ -14,8 +14,8 @@ from configs import default
 
 def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
     config = default.get_config(variant)
-    config.num_steps = 1200
-    config.eval_every = 1200
-    config.checkpoint_every = 600
+    config.num_steps = 1300
+    config.eval_every = 1300
+    config.checkpoint_every = 650
     config.data.dataset = "shakespeare"
     return config

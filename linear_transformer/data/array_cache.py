@@ -26,7 +26,7 @@ def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> li
     """
     path = fetch.cache_dir() / filename
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return [arrays[name] for name in arrays.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         pass

@@ -166,11 +166,17 @@ def encode(notes: np.ndarray) -> Int[np.ndarray, "N 4"]:
     longest = np.searchsorted(TIME_GRID[1:], gap[again], side="right") - 1
     struck_again = by_pitch[:-1][again]
     duration[struck_again] = np.minimum(duration[struck_again], longest)
+
     columns = [notes["pitch"] - LOWEST_PITCH, np.clip(notes["velocity"], 1, 127), duration, shift]
     return np.stack(columns, axis=-1).astype(np.int32)
 
 
-def _nearest(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def time_shift(seconds: float) -> int:
+    """The nearest value of the channel."""
+    return int(_nearest(100 * seconds, TIME_GRID))
+
+
+def _nearest(values: np.ndarray | float, grid: np.ndarray) -> np.ndarray:
     """Index of the nearest value of the grid."""
     return np.searchsorted((grid[1:] + grid[:-1]) / 2, values)
 

@@ -20,10 +20,12 @@ from linear_transformer.data.stream import Batch, check_shape
 PAD, START, END = range(3)
 NUM_SPECIAL = 3
 _MAX_HOP = 10  # events between the starts of training windows
+_EPOCHS = 2**32  # as good as endless; the length of an endless dataset overflows in batches of 1
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 Piece = np.ndarray
 Events = Int[np.ndarray, "N C"]
+Window = Int[np.ndarray, "M C"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ def training_events(
         for start in range(-half, max(len(piece) + 2 - half, 1 - half), hop)
     ]
 
-    def window(number: int, rng: np.random.Generator) -> Events:
+    def window(number: int, rng: np.random.Generator) -> Window:
         piece, start = starts[number]
         return _augmented_window(corpus, pieces[piece], start, num_events, rng)
 
@@ -124,7 +126,7 @@ def training_events(
         kept = rng.uniform(0, 0.5)
         return masked_batch(corpus, events, rng.random(events.shape[:2]) >= kept)
 
-    windows = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat()
+    windows = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat(_EPOCHS)
     windows = windows[slice(process_index, None, process_count)].random_map(window)
     return windows.batch(batch_size).random_map(mask).to_iter_dataset(_READ_OPTIONS)
 
@@ -173,7 +175,7 @@ def masked_batch(
 
 def _augmented_window(
     corpus: EventCorpus, piece: Piece, start: int, num_events: int, rng: np.random.Generator
-) -> Events:
+) -> Window:
     """Events `start` to `start + N` of START, the piece, END; only this part is encoded."""
     first, last = max(start - 1, 0), min(start - 1 + num_events, len(piece))
     # One note more, for the last time shift.
@@ -185,14 +187,14 @@ def _augmented_window(
     return padded(corpus, events, max(-start, 0), num_events)
 
 
-def framed(corpus: EventCorpus, events: Events, starts: bool, ends: bool) -> Events:
+def framed(corpus: EventCorpus, events: Events, starts: bool, ends: bool) -> Window:
     """The events after START and before END, where they start or end the piece."""
     before = [corpus.special(START)] * starts
     after = [corpus.special(END)] * ends
     return np.array([*before, *events, *after], np.int32).reshape(-1, len(corpus.channels))
 
 
-def padded(corpus: EventCorpus, events: Events, before: int, num_events: int) -> Events:
+def padded(corpus: EventCorpus, events: Events, before: int, num_events: int) -> Window:
     """`num_events` events: some PAD before these, the others after them."""
     window = np.tile(corpus.special(PAD), (num_events, 1))
     window[before : before + len(events)] = events

@@ -40,7 +40,7 @@ def load_maestro(config: Any) -> EventCorpus:
       DataError: the archive is not the expected one.
     """
     del config
-    return _corpus("maestro10", LICENCE, lambda: cached_arrays(_CACHE, _read_archive))
+    return corpus_of("maestro10", LICENCE, lambda: cached_arrays(_CACHE, _read_archive))
 
 
 def load_folder(config: Any) -> EventCorpus:
@@ -52,8 +52,12 @@ def load_folder(config: Any) -> EventCorpus:
 
     def load() -> list[np.ndarray]:
         folder = existing_path(config.path, "midi_folder", "a folder of MIDI files")
-        paths = folder.rglob("*") if folder.is_dir() else []
-        paths = sorted(path for path in paths if path.suffix.lower() in (".mid", ".midi"))
+        paths = sorted(
+            parent / name
+            for parent, _, names in folder.walk()
+            for name in names
+            if name.lower().endswith((".mid", ".midi"))
+        )
         if len(paths) < 3:
             raise DataError(
                 f"config.data.path = {config.path}: three splits need at least three .mid files, "
@@ -61,7 +65,7 @@ def load_folder(config: Any) -> EventCorpus:
             )
         return [midi.read_notes(path) for path in paths]
 
-    return _corpus("midi_folder", "unknown", load)
+    return corpus_of("midi_folder", "unknown", load)
 
 
 def augment(notes: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4"]:
@@ -82,7 +86,8 @@ def augment(notes: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4
     return midi.encode(notes)
 
 
-def _corpus(name: str, licence: str, load: Callable[[], list[np.ndarray]]) -> EventCorpus:
+def corpus_of(name: str, licence: str, load: Callable[[], list[np.ndarray]]) -> EventCorpus:
+    """A corpus of pieces that are arrays of type `midi.NOTE`."""
     return EventCorpus(
         name=name,
         licence=licence,

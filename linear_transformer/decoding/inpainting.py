@@ -50,7 +50,7 @@ def read_prefix(
     return state, target_BTD[:, -1:]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def fill(
     graphdef: nnx.GraphDef,
     sampler: Sampler,
@@ -72,7 +72,7 @@ def fill(
       sampler: draws a token from logits.
       num_values: values of each channel; special tokens are never drawn.
       time_shift: hundredths of a second of each value of the last channel, or None.
-      state, input_B1D: from `read_prefix`; the state is donated.
+      state, input_B1D: from `read_prefix`.
       memory_BTD: of the positions of the gap only.
       first_index: number of the gap's first event in the source.
       elapsed_B: time of that event, in hundredths of a second.

@@ -2,8 +2,9 @@
 
 An anti-causal encoder reads a sequence in which some events are masked, a causal decoder writes the
 whole sequence.  There is no cross attention: the encoder's output at a position joins the decoder
-at the same position.  So output i knows the source from i on and the target before i, and both
-halves are linear recurrences: filling a gap costs the gap only.
+at the same position.  The memory at i knows the source from i on and the output at i the target
+before i, so masked events stay unseen until they are written, and both halves are linear
+recurrences: filling a gap costs the gap only.
 """
 
 import dataclasses

@@ -129,6 +129,12 @@ class LanguageModelConfig:
                 f"config.model.pattern ({len(self.pattern)}), which scan_layers needs"
             )
 
+    def looks_ahead(self, name: str) -> bool:
+        """Whether this mixer of the pattern sees later tokens, by its options."""
+        options = self.mixers.get(name, {})
+        parts = options.get("branches", {}).values() if name == "parallel" else [options]
+        return any(part.get("direction", "causal") != "causal" for part in parts)
+
 
 def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
     """The blocks of a model.

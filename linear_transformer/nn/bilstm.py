@@ -1,5 +1,7 @@
 """Bidirectional LSTM layers (Graves, Mohamed and Hinton 2013), the recurrent speech baseline."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,7 @@ from linear_transformer.nn.linear import Linear
 from linear_transformer.types import KeyMask, PRNGKey
 
 
-def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """An orthogonal matrix for each of the four gates."""
     init = nnx.initializers.orthogonal()
     gates = [init(k, (shape[0], shape[1] // 4), dtype) for k in jax.random.split(key, 4)]

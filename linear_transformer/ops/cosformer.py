@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Positions
 
 
@@ -25,7 +26,8 @@ def cosine_features(
         token that is decoded; here it is fixed.  Weights are >= 0 while all distances are <= M:
         that positions stay below M is for the caller to see to.
     """
-    angles = jnp.pi / 2 / max_length * positions_BT[..., None, None].astype(jnp.float32)
+    positions = positions_BT[..., None, None].astype(accumulation_dtype(x_BTHK))
+    angles = jnp.pi / 2 / max_length * positions
     features = jax.nn.relu(x_BTHK)
     sin, cos = (f(angles).astype(x_BTHK.dtype) for f in (jnp.sin, jnp.cos))
     return jnp.concatenate([features * sin, features * cos], axis=-1)

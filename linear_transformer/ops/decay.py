@@ -137,21 +137,22 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
     run_BT = jnp.zeros((batch, time), jnp.int32)
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
-    visible = run_BT[:, :, None] == run_BT[:, None, :]
-    visible = (visible & jnp.tril(jnp.ones((time, time), bool)))[..., None, None]
+    visible = run_BT[:, None, :, None] == run_BT[:, None, None, :]
+    visible = (visible & jnp.tril(jnp.ones((time, time), bool)))[..., None]
     sums = jnp.cumsum(log_decay, axis=1)  # b_t
-    difference = sums[:, :, None] - sums[:, None]
-    decay_BTSHK = jnp.where(visible, jnp.exp(jnp.where(visible, difference, 0)), 0)
-    if decay_BTSHK.shape[-1] == 1:
-        weights = jnp.einsum("bthk,bshk->btsh", q, k, preferred_element_type=dtype)
-        weights *= decay_BTSHK[..., 0]
+    sums_BHTK = jnp.moveaxis(sums, 2, 1)
+    difference = sums_BHTK[:, :, :, None] - sums_BHTK[:, :, None]
+    decay_BHTSK = jnp.exp(jnp.where(visible, difference, -jnp.inf))
+    if decay_BHTSK.shape[-1] == 1:
+        weights = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
+        weights *= decay_BHTSK[..., 0]
     else:
-        weights = jnp.einsum("bthk,bshk,btshk->btsh", q, k, decay_BTSHK)
-    o = jnp.einsum("btsh,bshv->bthv", weights, v, preferred_element_type=dtype)
+        weights = jnp.einsum("bthk,bshk,bhtsk->bhts", q.astype(dtype), k, decay_BHTSK)
+    o = jnp.einsum("bhts,bshv->bthv", weights, v, preferred_element_type=dtype)
     first, last = (run_BT == 0)[..., None, None], (run_BT == run_BT[:, -1:])[..., None, None]
     q_first = jnp.where(first, q * jnp.exp(sums), 0)
     o += jnp.einsum("bthk,bhkv->bthv", q_first, state)
-    k_last = k * decay_BTSHK[:, -1]
+    k_last = k * jnp.moveaxis(decay_BHTSK[:, :, -1], 1, 2)
     carried = jnp.where(last[:, 0], jnp.exp(sums[:, -1]), 0)
     state = carried[..., None] * state + jnp.einsum("bthk,bthv->bhkv", k_last, v.astype(dtype))
     return o, state
@@ -247,12 +248,12 @@ def _chunked_backward(chunk, block, residuals, cotangents):
         q_read = masks.reads(_scaled(q_n, gate.read))
         entering, _ = _states(k_reach, v_n, states[n], gate, masks)
         leaving, dstate = _state_gradients(q_read, g_n, dstate, gate, masks)
-        weights, dq_n, dk_n, dgate = gate.gradients(q_n, k_n, matmul(g_n, v_n.mT, dtype))
+        weights, dq_n, dk_n, db = gate.gradients(q_n, k_n, matmul(g_n, v_n.mT, dtype))
         dq_read = masks.reads(matmul(g_n, entering.mT, dtype) * gate.read)
         dk_reach = masks.reaches(matmul(v_n, leaving.mT, dtype) * gate.reach)
         dv_n = matmul(weights.mT, g_n, dtype) + matmul(k_reach, leaving, dtype)
-        dlog_decay_n = gate.exponent_gradients(
-            dgate, q_n * dq_read, k_n * dk_reach, jnp.sum(entering * leaving, axis=-1)
+        dlog_decay_n = gate.log_decay_gradients(
+            db, q_n * dq_read, k_n * dk_reach, jnp.sum(entering * leaving, axis=-1)
         )
         dq_n, dk_n = dq_n + dq_read, dk_n + dk_reach
         return (
@@ -302,124 +303,127 @@ def _totals(gate, masks):
     return gate.total[..., 0, :, None] * same[..., None, None]
 
 
-class _Scalar:
-    """Decays of a block whose log decays are (B H G C 1).
+class _Gate:
+    """The decays of a block whose log decays are (B H G C K), or (B H G C 1) for a scalar.
 
     Differences of sums lose digits where a strong decay is followed by weak ones.  So the sum is
     kept in two parts, one of multiples of 1/256, which is exact, and a small remainder.
     """
 
     def __init__(self, log_decay, masks):
-        coarse = jnp.round(log_decay * 256) / 256
-        b = jnp.cumsum(coarse, axis=-2)
-        c = jnp.cumsum(log_decay - coarse, axis=-2)
         self.masks = masks
-        self.pairs = jnp.exp(jnp.where(masks.pairs, (b - b.mT) + (c - c.mT), -jnp.inf))
-        self.read = jnp.exp(b + c)
-        self.reach = jnp.exp((b[..., -1:, :] - b) + (c[..., -1:, :] - c))
+        coarse = jnp.round(log_decay * 256) / 256
+        parts = jnp.concatenate([coarse, log_decay - coarse], axis=-1)
+        earlier = jnp.tril(jnp.ones((log_decay.shape[-2],) * 2, bool))
+        self.coarse, self.fine = jnp.split(_sums(earlier, parts), 2, axis=-1)
+        self.read = jnp.exp(self.coarse + self.fine)
+        self.reach = jnp.exp(self._until(self.coarse[..., -1:, :], self.fine[..., -1:, :]))
         self.total = self.read[..., -1:, :]
+
+    def _until(self, coarse, fine):
+        return (coarse - self.coarse) + (fine - self.fine)
+
+    def log_decay_gradients(self, db, dreach, dtotal):
+        """For the gradients of b_t by pairs and reads, of keys' reaching and of the total."""
+        pairs = self.masks.pairs
+        through = (dtotal * self.total[..., 0, :])[..., None, :]
+        through = self.masks.reaches(self.masks.reads(through))
+        return _sums(pairs.mT, db) + _sums(jnp.tril(pairs, -1), dreach) + through
+
+
+def _sums(terms, x):
+    """Sums over the chosen tokens of a chunk, in full precision on any platform."""
+    terms = jnp.broadcast_to(terms.astype(x.dtype), (*x.shape[:-2], *terms.shape[-2:]))
+    return jnp.matmul(terms, x, precision=lax.Precision.HIGHEST)
+
+
+class _Scalar(_Gate):
+    """One matrix of pair decays."""
+
+    def __init__(self, log_decay, masks):
+        super().__init__(log_decay, masks)
+        until = self._until(self.coarse.mT, self.fine.mT)
+        self.pairs = jnp.exp(jnp.where(masks.pairs, -until, -jnp.inf))
 
     def weights(self, q, k):
         return self.pairs * matmul(q, k.mT, self.pairs.dtype)
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and of the pairs' b_t for that of the weights."""
+        """Weights, and the gradients of q, k and b_t for that of the weights."""
         dtype = self.pairs.dtype
         weights = self.weights(q, k)
         terms = jnp.tril(weights * dweights, -1)
         db = jnp.sum(terms, axis=-1) - jnp.sum(terms, axis=-2)
         dweights = self.pairs * dweights
         dq, dk = matmul(dweights, k, dtype), matmul(dweights.mT, q, dtype)
-        return weights, dq, dk, db
+        return weights, dq, dk, db[..., None]
 
-    def exponent_gradients(self, db, dread, dreach, dtotal):
-        """Gradient of the log decays for those of all exponents."""
-        db += jnp.sum(dread, axis=-1)
-        dreach = jnp.sum(dreach, axis=-1)
-        pairs = self.masks.pairs
-        later = jnp.sum(jnp.where(pairs.mT, db[..., None, :], 0), axis=-1)
-        earlier = jnp.sum(jnp.where(jnp.tril(pairs, -1), dreach[..., None, :], 0), axis=-1)
-        through = (jnp.sum(dtotal, axis=-1) * self.total[..., 0, 0])[..., None]
-        through = self.masks.reaches(self.masks.reads(through[..., None]))
-        return (later + earlier)[..., None] + through
+    def log_decay_gradients(self, db, dread, dreach, dtotal):
+        db, dreach, dtotal = (
+            db + jnp.sum(dread, axis=-1, keepdims=True),
+            jnp.sum(dreach, axis=-1, keepdims=True),
+            jnp.sum(dtotal, axis=-1, keepdims=True),
+        )
+        return super().log_decay_gradients(db, dreach, dtotal)
 
 
-class _Vector:
-    """Decays of a block whose log decays are (B H G C K), by halving; C is a power of two."""
+class _Vector(_Gate):
+    """Pair decays by halving; C is a power of two."""
 
     def __init__(self, log_decay, masks):
-        self.masks = masks
-        exponents, self.pull = jax.vjp(_exponents, lax.optimization_barrier(log_decay))
-        self.levels, self.read, self.reach = jax.tree.map(jnp.exp, exponents)
-        self.total = self.read[..., -1:, :]
+        super().__init__(log_decay, masks)
+        chunk = log_decay.shape[-2]
+        halves = [1 << n for n in range(chunk.bit_length() - 1)]
+        self.levels = [self._level(half) for half in halves]
+
+    def _level(self, half):
+        """Decays (.., C / 2h, 2, h, K): to right tokens from, and by left ones to the middle."""
+        coarse, fine = _halves(self.coarse, half), _halves(self.fine, half)
+        middle = (..., slice(0, 1), slice(-1, None), slice(None))
+        since = (coarse - coarse[middle]) + (fine - fine[middle])
+        return jnp.exp(jnp.where(_is_right(since), since, -since))
 
     def _operands(self, q, k):
         """For each size of the halves: queries of the right ones and keys of the left ones."""
         for decay in self.levels:
-            x = _scaled(jnp.where(_is_right(decay), _halves(q, decay), _halves(k, decay)), decay)
-            yield x, x[..., 1, :, :], x[..., 0, :, :]
+            half = decay.shape[-2]
+            x = jnp.where(_is_right(decay), _halves(q, half), _halves(k, half))
+            x = _scaled(x, decay)
+            yield x[..., 1, :, :], x[..., 0, :, :], decay
 
     def weights(self, q, k):
         dtype = self.read.dtype
         a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
-        for _, right, left in self._operands(q, k):
+        for right, left, _ in self._operands(q, k):
             a = _join(a, matmul(right, left.mT, dtype))
         return self.masks.within(a[..., 0, :, :])
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and of the levels' decays for that of the weights."""
+        """Weights, and the gradients of q, k and b_t for that of the weights."""
         dtype = self.read.dtype
-        parts = _parts(self.masks.within(dweights), len(self.levels))
         a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
-        diagonal = parts.pop()[..., 0]
-        dq, dk = diagonal * k, diagonal * q
-        ddecays = []
-        for (x, right, left), decay in zip(self._operands(q, k), self.levels, strict=True):
-            da = parts.pop()
+        dq = dk = jnp.zeros(q.shape, dtype)
+        *parts, diagonal = _parts(self.masks.within(dweights), len(self.levels))
+        for (right, left, decay), da in zip(self._operands(q, k), reversed(parts), strict=True):
             a = _join(a, matmul(right, left.mT, dtype))
-            dx = jnp.stack([matmul(da.mT, right, dtype), matmul(da, left, dtype)], axis=-3)
-            ddecays.append(dx * x)
-            dx = dx * decay
-            is_right = _is_right(decay)
-            dq += jnp.where(is_right, dx, 0).reshape(q.shape)
-            dk += jnp.where(is_right, 0, dx).reshape(k.shape)
-        return self.masks.within(a[..., 0, :, :]), dq, dk, ddecays
+            dx = jnp.stack([matmul(da.mT, right, dtype), matmul(da, left, dtype)], axis=-3) * decay
+            dq += jnp.where(_is_right(dx), dx, 0).reshape(q.shape)
+            dk += jnp.where(_is_right(dx), 0, dx).reshape(k.shape)
+        db = q * dq - k * dk
+        diagonal = diagonal[..., 0]
+        return self.masks.within(a[..., 0, :, :]), dq + diagonal * k, dk + diagonal * q, db
 
-    def exponent_gradients(self, dlevels, dread, dreach, dtotal):
-        """Gradient of the log decays for those of all exponents."""
-        through = (dtotal * self.total[..., 0, :])[..., None, :]
-        through = self.masks.reaches(self.masks.reads(through))
-        return self.pull((dlevels, dread, dreach))[0] + through
+    def log_decay_gradients(self, db, dread, dreach, dtotal):
+        return super().log_decay_gradients(db + dread, dreach, dtotal)
 
 
-def _halves(x, decay):
+def _halves(x, half):
     """(.., C, K) as (.., C / 2h, 2, h, K)."""
-    return x.reshape(*x.shape[:-2], *decay.shape[-4:])
+    return x.reshape(*x.shape[:-2], -1, 2, half, x.shape[-1])
 
 
-def _is_right(decay):
-    return lax.broadcasted_iota(jnp.int32, decay.shape[-4:], 1) == 1
-
-
-def _exponents(log_decay):
-    shape = log_decay.shape
-    read = log_decay[..., None, :]  # (.., C / h, h, K): from the start of the range, inclusive
-    reach = jnp.zeros_like(read)  # to the end of the range, exclusive
-    levels = []
-    h = 1
-    while h < shape[-2]:
-        split = (*shape[:-2], shape[-2] // (2 * h), 2, h, shape[-1])
-        read, reach = read.reshape(split), reach.reshape(split)
-        is_right = _is_right(read)
-        levels.append(jnp.where(is_right, read, reach))
-        left, right = read[..., :1, -1:, :], read[..., 1:, -1:, :]
-        read = read + jnp.where(is_right, left, 0)
-        reach = reach + jnp.where(is_right, 0, right)
-        h *= 2
-        read, reach = lax.optimization_barrier((read, reach))
-        joined = (*shape[:-2], shape[-2] // h, h, shape[-1])
-        read, reach = read.reshape(joined), reach.reshape(joined)
-    return levels, read.reshape(shape), reach.reshape(shape)
+def _is_right(x):
+    return lax.broadcasted_iota(jnp.int32, x.shape[-4:], 1) == 1
 
 
 def _join(a, low):

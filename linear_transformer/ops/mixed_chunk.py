@@ -7,6 +7,7 @@ g, with chunks of C tokens aligned to the start of the row,
     S_g = sum_{h < g} sum_{s in h} k'_s v_s^T / C
 
 The state holds S of the finished chunks and the tokens of the current one: its size is constant.
+Bidirectional, both sums run over all s, of the chunk and of the row.
 """
 
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.ops import segments
+from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
@@ -48,34 +50,48 @@ def mixed_chunk_attention(
     linear_q_BTK: Float[Array, "B T K"],
     linear_k_BTK: Float[Array, "B T K"],
     v_BTV: Float[Array, "B T V"],
-    bias_C: Float[Array, " C"],
+    bias_E: Float[Array, " E"],
     *,
+    chunk_size: int,
+    direction: str = "causal",
     state: MixedChunkState | None = None,
     segment_ids_BT: SegmentIds | None = None,
-) -> tuple[Float[Array, "B T V"], MixedChunkState]:
-    """Causal attention in time and memory linear in T.
+) -> tuple[Float[Array, "B T V"], MixedChunkState | None]:
+    """Attention in time and memory linear in T.
 
     Args:
       q_BTK, k_BTK: of the quadratic part.
       linear_q_BTK, linear_k_BTK: of the linear part.
       v_BTV: of both.
-      bias_C: b by distance; its length is the size of a chunk.
-      state: of the tokens before; rows may have seen different numbers of them.
+      bias_E: b by distance t - s: of 0 to C - 1, or of 1 - C to C - 1 for bidirectional attention.
+      chunk_size: C.
+      direction: "causal" or "bidirectional".
+      state: causal only: of the tokens before; rows may have seen different numbers of them.
       segment_ids_BT: packed documents; None goes on with the state's.
 
     Returns:
-      The output in the dtype of v, and the state after the last token.
+      The output in the dtype of v, and the state after the last token; None for bidirectional.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, an unknown direction, or a state that is not causal.
     """
     B, T, K = q_BTK.shape
-    C, V = bias_C.shape[0], v_BTV.shape[-1]
+    C, V = chunk_size, v_BTV.shape[-1]
     if any(x.shape != q_BTK.shape for x in (k_BTK, linear_q_BTK, linear_k_BTK)) or (
         v_BTV.shape[:2] != (B, T)
     ):
         shapes = [x.shape for x in (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)]
         raise ValueError(f"queries, keys, linear queries, linear keys and values {shapes} differ")
+    if direction not in ("causal", "bidirectional"):
+        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
+    distances = C if direction == "causal" else 2 * C - 1
+    if C < 1 or bias_E.shape != (distances,):
+        raise ValueError(f"chunk_size is {C} and bias_E {bias_E.shape}, not {(distances,)}")
+    if direction != "causal":
+        if state is not None:
+            raise ValueError(f"a state with direction {direction!r}: it is for causal attention")
+        arrays = (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)
+        return _bidirectional(*arrays, bias_E, C, segment_ids_BT), None
     start = state is None
     if state is None:
         state = MixedChunkState.zeros(B, C, K, V, v_BTV.dtype)
@@ -101,11 +117,11 @@ def mixed_chunk_attention(
     grid = (keys, linear_keys, values, run)
 
     if T == 1 and not start:
-        o_BTV, sums = _one_token(q_BTK, linear_q_BTK, grid, bias_C, state.sums, offset_B)
+        o_BTV, sums = _one_token(q_BTK, linear_q_BTK, grid, bias_E, state.sums, offset_B)
     else:
         queries = [to_grid(x, jnp.zeros_like(state.keys)) for x in (q_BTK, linear_q_BTK)]
         finished_B = (offset_B + T) // C
-        o_BTV, sums = _chunks(*queries, grid, bias_C, state.sums, finished_B)
+        o_BTV, sums = _chunks(*queries, grid, bias_E, state.sums, finished_B)
         cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, T, 0))
         o_BTV = cut(o_BTV, offset_B)
 
@@ -130,10 +146,38 @@ def mixed_chunk_attention(
     return o_BTV.astype(v_BTV.dtype), state
 
 
-def _weights(scores, bias_C, distance, visible):
+def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
+    B, T = q.shape[:2]
+    dtype = accumulation_dtype(q, k, v)
+
+    def chunked(x):
+        x = jnp.pad(x, ((0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(B, -1, C, *x.shape[2:])
+
+    run_BT = jnp.zeros((B, T), jnp.int32)
+    if segment_ids_BT is not None:
+        run_BT = segments.run_index(segment_ids_BT)
+    run_BNC = chunked(run_BT + 1)  # 0 is padding
+    visible = (run_BNC[..., :, None] == run_BNC[..., None, :]) & (run_BNC > 0)[..., None]
+    distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
+    scores = jnp.einsum("bnck,bndk->bncd", chunked(q), chunked(k), preferred_element_type=dtype)
+    weights = _weights(scores, bias_E, distance_CC, visible, C).astype(v.dtype)
+    o = jnp.einsum("bncd,bndv->bncv", weights, chunked(v), preferred_element_type=dtype)
+    linear, _ = linear_attention(
+        linear_q[:, :, None],
+        linear_k[:, :, None],
+        v[:, :, None],
+        direction="bidirectional",
+        normalize=False,
+        segment_ids_BT=segment_ids_BT,
+    )
+    return (o.reshape(B, -1, v.shape[-1])[:, :T] + linear[:, :, 0] / C).astype(v.dtype)
+
+
+def _weights(scores, bias_E, distance, visible, C):
     """max(score / C + bias, 0)^2 where visible."""
-    C = bias_C.shape[0]
-    scores = scores / C + bias_C.astype(scores.dtype)[jnp.clip(distance, 0, C - 1)]
+    nth = distance + bias_E.shape[0] - C
+    scores = scores / C + bias_E.astype(scores.dtype)[jnp.clip(nth, 0, bias_E.shape[0] - 1)]
     return jnp.square(jnp.where(visible, jax.nn.relu(scores), 0))
 
 
@@ -145,10 +189,10 @@ def _update(sums, linear_k_BCK, v_BCV, run_BC):
     return update / run_BC.shape[1], end_B
 
 
-def _chunks(q, linear_q, grid, bias_C, sums, finished_B):
+def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
     """A scan over chunks; the backward pass keeps the sums that enter each."""
     keys, linear_keys, values, run = grid
-    C = bias_C.shape[0]
+    C = bias_E.shape[0]
     batch = q.shape[0]
     distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
 
@@ -161,7 +205,7 @@ def _chunks(q, linear_q, grid, bias_C, sums, finished_B):
         n, q, linear_q, k, linear_k, v, run = chunk
         visible = (distance_CC >= 0) & (run[:, :, None] == run[:, None])
         scores = jnp.einsum("bck,bdk->bcd", q, k, preferred_element_type=sums.dtype)
-        weights = _weights(scores, bias_C, distance_CC, visible).astype(v.dtype)
+        weights = _weights(scores, bias_E, distance_CC, visible, C).astype(v.dtype)
         o = jnp.einsum("bcd,bdv->bcv", weights, v, preferred_element_type=sums.dtype)
         reader = jnp.where((run == last_B[:, None])[..., None], linear_q, 0)
         state = sums.astype(q.dtype)
@@ -178,15 +222,15 @@ def _chunks(q, linear_q, grid, bias_C, sums, finished_B):
     return jnp.moveaxis(o_NBCV, 0, 1).reshape(batch, -1, values.shape[-1]), sums
 
 
-def _one_token(q_BTK, linear_q_BTK, grid, bias_C, sums, offset_B):
+def _one_token(q_BTK, linear_q_BTK, grid, bias_E, sums, offset_B):
     """One query, one chunk: O(C (K + V) + K V)."""
     k_BCK, linear_k_BCK, v_BCV, run_BC = grid
-    C = bias_C.shape[0]
+    C = bias_E.shape[0]
     distance_BC = offset_B[:, None] - jnp.arange(C)
     own_B = jnp.take_along_axis(run_BC, offset_B[:, None], axis=1)
     visible_BC = (distance_BC >= 0) & (run_BC == own_B)
     scores_BTC = jnp.einsum("btk,bck->btc", q_BTK, k_BCK, preferred_element_type=sums.dtype)
-    weights = _weights(scores_BTC, bias_C, distance_BC[:, None], visible_BC[:, None])
+    weights = _weights(scores_BTC, bias_E, distance_BC[:, None], visible_BC[:, None], C)
     o = jnp.einsum(
         "btc,bcv->btv", weights.astype(v_BCV.dtype), v_BCV, preferred_element_type=sums.dtype
     )

@@ -1,6 +1,6 @@
 """Rectified attention: a power of max(score, 0) for weights, without a softmax.
 
-    o_t = sum_{s <= t} max(a q_t.k_s + b_{t-s}, 0)^p v_s
+    o_t = sum_s max(a q_t.k_s + b_{t-s}, 0)^p v_s
 
 p = 1 without bias is ReLA (Zhang, Titov and Sennrich 2021, "Sparse Attention with Linear Units",
 equation 5); p = 2 with a bias of the distance is the attention of the gated attention unit (Hua et
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
+DIRECTIONS = ("causal", "bidirectional")
 BLOCK_SIZE = 256
 
 
@@ -24,25 +25,28 @@ def rectified_attention(
     k_BSHK: Keys,
     v_BSHV: Values,
     *,
+    direction: str = "causal",
     scale: float | None = None,
     power: int = 1,
-    bias_S: Float[Array, " S"] | None = None,
+    bias_E: Float[Array, " E"] | None = None,
     window: int | None = None,
     segment_ids_BT: SegmentIds | None = None,
     key_segment_ids_BS: Int[Array, "B S"] | None = None,
     key_mask_BS: KeyMask | None = None,
     block_size: int | None = None,
 ) -> Outputs:
-    """Causal rectified attention; memory is that of the scores of one block of queries.
+    """Rectified attention; memory is that of the scores of one block of queries.
 
     The keys are those of the queries and the S - T before them: query t stands at key S - T + t.
 
     Args:
       q_BTHK, k_BSHK, v_BSHV: queries, keys and values, S >= T.
+      direction: "causal": a query sees the keys at its own place and before; "bidirectional": all.
       scale: factor a on the products; K**-0.5 if None.
       power: p, 1 or more.
-      bias_S: b by distance, the same for all heads.
-      window: a query sees itself and the window - 1 keys before it; None sees all.
+      bias_E: b by distance t - s, the same for all heads: of 0 to S - 1, or of 1 - S to S - 1 for
+        bidirectional attention.
+      window: causal only: a query sees itself and the window - 1 keys before it; None sees all.
       segment_ids_BT: queries and keys of different segments never meet.
       key_segment_ids_BS: segments of the keys; `segment_ids_BT` if None.
       key_mask_BS: False drops the key exactly.
@@ -52,7 +56,8 @@ def rectified_attention(
       o_BTHV, in the dtype of v; 0 where no score is positive.
 
     Raises:
-      ValueError: shapes that do not fit, or a power, window or block size that is not positive.
+      ValueError: shapes that do not fit, an unknown direction, a window that is not causal, or a
+        power, window or block size that is not positive.
     """
     (B, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
     if k_BSHK.shape != (B, S, H, K) or v_BSHV.shape[:3] != (B, S, H) or S < T:
@@ -62,8 +67,14 @@ def rectified_attention(
     for name, value in (("power", power), ("window", window), ("block_size", block_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be positive")
-    if bias_S is not None and bias_S.shape != (S,):
-        raise ValueError(f"bias_S is {bias_S.shape}, not {(S,)}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+    causal = direction == "causal"
+    if window is not None and not causal:
+        raise ValueError(f"window is causal, and direction is {direction!r}")
+    distances = S if causal else 2 * S - 1
+    if bias_E is not None and bias_E.shape != (distances,):
+        raise ValueError(f"bias_E is {bias_E.shape}, not {(distances,)}")
     if segment_ids_BT is None:
         if key_segment_ids_BS is not None:
             raise ValueError("key_segment_ids_BS without segment_ids_BT")
@@ -96,11 +107,13 @@ def rectified_attention(
         k, v, key_segments, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
         at_q = jnp.arange(block) + (window - 1 if seen < S else before + start_q)
         distance_CS = at_q[:, None] - jnp.arange(seen)
-        visible_BCS = (distance_CS >= 0) & (distance_CS < (window or S)) & mask[:, None]
-        visible_BCS &= query_segments[:, :, None] == key_segments[:, None]
+        visible_BCS = (query_segments[:, :, None] == key_segments[:, None]) & mask[:, None]
+        if causal:
+            visible_BCS &= (distance_CS >= 0) & (distance_CS < (window or S))
         scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
-        if bias_S is not None:
-            scores += bias_S.astype(dtype)[jnp.clip(distance_CS, 0, S - 1)]
+        if bias_E is not None:
+            nth = distance_CS + distances - S
+            scores += bias_E.astype(dtype)[jnp.clip(nth, 0, distances - 1)]
         weights = jnp.where(visible_BCS[:, None], jax.nn.relu(scores), 0) ** power
         return jnp.einsum(
             "bhcs,bshv->bchv", weights.astype(v.dtype), v, preferred_element_type=dtype

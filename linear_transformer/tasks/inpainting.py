@@ -156,6 +156,18 @@ class Inpainting:
         del graphdef, parameters, split
         raise ConfigError("stateful evaluation: an anti-causal encoder reads whole windows")
 
+    def stream(self, *arguments: Any) -> None:
+        """Not for this task.
+
+        Raises:
+          ConfigError: always.
+        """
+        del arguments
+        raise ConfigError(
+            "--prompt: a run of inpainting continues no text; "
+            "python -m linear_transformer.inpaint fills gaps"
+        )
+
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _sums(self, graphdef, parameters, batch):
         return self.loss(nnx.merge(graphdef, parameters), batch, None)

@@ -4,6 +4,7 @@ Orbax notices a missing file but not every changed bit, so each checkpoint gets 
 """
 
 import json
+import os
 import zlib
 from typing import Any
 
@@ -34,6 +35,8 @@ class Checkpoints:
         """
         self._unreadable: list[int] = []
         directory = workdir / "checkpoints"
+        if "://" not in str(directory):  # Orbax takes absolute paths only
+            directory = epath.Path(os.path.abspath(directory))
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 directory,

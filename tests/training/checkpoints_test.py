@@ -203,3 +203,13 @@ def test_all_damaged_stops_the_command(unbroken, tmp_path):
     assert sum("cannot be read (" in line for line in lines) == 3
     assert len(lines) == 4
     assert sorted((tmp_path / "run").rglob("*")) == files
+
+
+def test_relative_folder(tmp_path, monkeypatch):
+    """`--workdir` is relative to where the command runs, as its default is."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints(epath.Path("runs/x"), 1)
+    checkpoints.save(1, make_state(1), progress_of(1))
+    assert checkpoints.restore(make_state(0))[1] == progress_of(1)
+    checkpoints.close()
+    assert (tmp_path / "runs/x/checkpoints/1").is_dir()

@@ -1,0 +1,137 @@
+"""A classifier of token sequences, of any layer pattern."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.language_model import LanguageModelConfig, make_stack
+from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.types import PRNGKey, Tokens
+
+POOLINGS = ("mean", "last", "cls")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(LanguageModelConfig):
+    """A language model's choices, and those of the output.
+
+    Attributes:
+      num_classes: classes E.
+      pooling: what the classes are read from: the "mean" of the tokens, the "last" token, or "cls",
+        a learned token that is put in front of them and needs a mixer that looks ahead.
+    """
+
+    num_classes: int
+    pooling: str = "mean"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_classes < 2:
+            raise ConfigError(
+                f"config.model.num_classes is {self.num_classes}; it must be 2 or more"
+            )
+        if self.pooling not in POOLINGS:
+            raise ConfigError(
+                f"config.model.pooling is {self.pooling!r}; choose one of {', '.join(POOLINGS)}"
+            )
+        if self.pooling == "cls" and not any(map(self.looks_ahead, self.pattern)):
+            raise ConfigError(
+                "config.model.pooling is 'cls', a first token, and no mixer looks ahead; set "
+                f"config.model.mixers.{self.pattern[0]}.direction=bidirectional"
+            )
+
+
+class Classifier(nnx.Module):
+    """Embedding, positions, a stack of blocks, pooling, and logits of the classes."""
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        token_width = PositionEmbedding.token_width(c.positions, c.width)
+        self.pooling = c.pooling
+        self.embedding = nnx.Embed(
+            c.vocab_size,
+            token_width,
+            dtype=dtype,
+            embedding_init=nnx.initializers.normal(1.0),
+            rngs=rngs,
+        )
+        self.cls = (
+            nnx.Param(jax.random.normal(rngs.params(), (token_width,), jnp.float32))
+            if c.pooling == "cls"
+            else None
+        )
+        self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
+        self.embedding_norm = (
+            None
+            if c.embedding_norm == "none"
+            else make_norm(c.embedding_norm, c.width, dtype, rngs)
+        )
+        self.stack = make_stack(c, rngs)
+        self.final_norm = (
+            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
+        )
+        self.head = Linear(c.width, c.num_classes, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(c.dropout)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def __call__(
+        self,
+        tokens_BT: Tokens,
+        *,
+        mask_BT: Bool[Array, "B T"] | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "B E"]:
+        """Logits (B, E) in fp32.
+
+        Args:
+          tokens_BT: one sequence a row, from the left.
+          mask_BT: False for the padding behind a sequence, which nothing is read from.
+        """
+        x_BTD = self.embedding(tokens_BT)
+        if self.cls is not None:
+            cls_BxD = jnp.broadcast_to(
+                self.cls[...].astype(x_BTD.dtype), (x_BTD.shape[0], 1, x_BTD.shape[-1])
+            )
+            x_BTD = jnp.concatenate([cls_BxD, x_BTD], axis=1)
+            if mask_BT is not None:
+                mask_BT = jnp.pad(mask_BT, ((0, 0), (1, 0)), constant_values=True)
+        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+        x_BTD = self.positions(x_BTD, positions_BT)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
+        x_BTD, _ = self.stack(
+            x_BTD,
+            segment_ids=None if mask_BT is None else mask_BT.astype(jnp.int32),
+            positions=positions_BT,
+            dropout_key=keys[1],
+        )
+        if self.final_norm is not None:
+            x_BTD = self.final_norm(x_BTD)
+        logits_BE = self.head(self._pool(x_BTD, mask_BT))
+        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))
+
+    def _pool(
+        self, x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"] | None
+    ) -> Float[Array, "B D"]:
+        if self.pooling == "cls":
+            return x_BTD[:, 0]
+        if mask_BT is None:
+            return x_BTD[:, -1] if self.pooling == "last" else jnp.mean(x_BTD, axis=1)
+        lengths_B = jnp.sum(mask_BT, axis=1)
+        if self.pooling == "last":
+            last_B = jnp.maximum(lengths_B - 1, 0)
+            return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+        total_BD = jnp.sum(jnp.where(mask_BT[..., None], x_BTD, 0), axis=1)
+        return total_BD / jnp.maximum(lengths_B, 1)[:, None].astype(x_BTD.dtype)

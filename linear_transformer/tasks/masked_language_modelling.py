@@ -1,0 +1,261 @@
+"""Masked language modelling: tokens that are hidden, and a model that looks both ways for them.
+
+The masks of Devlin et al. 2019 (BERT), drawn anew at every step as in Liu et al. 2019 (RoBERTa,
+section 4.1): 15 % of the tokens of a row are predicted; of these 80 % are replaced by the mask
+token, 10 % by a random token, and 10 % are left as they are.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from linear_transformer import configuration
+from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
+from linear_transformer.decoding.generate import Sampler
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.tasks.language_modelling import negative_log_likelihood
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey, Tokens
+
+LN2 = math.log(2)
+EVALUATION_SEED = 0  # of the masks of every evaluation: one split is one set of predictions
+MASKED, RANDOM = 0.8, 0.1  # shares of the predicted tokens; the rest stays as it is
+
+
+class Masked(NamedTuple):
+    """Tokens to read, and which of them are to be predicted."""
+
+    tokens_BT: Tokens
+    predicted_BT: Bool[Array, "B T"]
+
+
+def mask_tokens(
+    tokens_BT: Tokens,
+    maskable_BT: Bool[Array, "B T"],
+    keys_B: PRNGKey,
+    *,
+    rate: float,
+    bos_id: int,
+    mask_id: int,
+) -> Masked:
+    """Chooses `rate` of the maskable tokens of every row and hides them.
+
+    The number is rounded up or down at random so that the mean is exact.  A row that has maskable
+    tokens but would get none gets one.
+
+    Args:
+      tokens_BT: ids below `mask_id`.
+      maskable_BT: False for padding and special tokens, which are neither hidden nor predicted.
+      keys_B: one key a row; equal keys make equal masks.
+      rate: share of the tokens to predict.
+      bos_id: never drawn as a random token.
+      mask_id: the mask token, one more than the largest id of the text.
+    """
+
+    def row(tokens_T, maskable_T, key):
+        order, rounding, kind, random = jax.random.split(key, 4)
+        count = jnp.sum(maskable_T)
+        number = jnp.floor(rate * count + jax.random.uniform(rounding)).astype(jnp.int32)
+        number = jnp.minimum(jnp.maximum(number, 1), count)
+        draws_T = jnp.where(maskable_T, jax.random.uniform(order, tokens_T.shape), 2.0)
+        ranks_T = jnp.argsort(jnp.argsort(draws_T))
+        predicted_T = ranks_T < number
+        kind_T = jax.random.uniform(kind, tokens_T.shape)
+        random_T = jax.random.randint(random, tokens_T.shape, 0, mask_id - 1)
+        random_T = random_T + (random_T >= bos_id)
+        hidden_T = jnp.where(kind_T < MASKED, mask_id, random_T)
+        hidden_T = jnp.where(kind_T < MASKED + RANDOM, hidden_T, tokens_T)
+        return jnp.where(predicted_T, hidden_T, tokens_T).astype(tokens_T.dtype), predicted_T
+
+    return Masked(*jax.vmap(row)(tokens_BT, maskable_BT, keys_B))
+
+
+def _row_keys(key: PRNGKey, rows_B: Int[Array, " B"]) -> PRNGKey:
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
+
+
+class MaskedLanguageModelling:
+    """The task of every config with `task = "masked_language_modelling"`.
+
+    The text is that of language modelling without its leading BOS tokens; documents that follow one
+    another in a contiguous row stay apart by the BOS between them.  `config.mask_rate` is the share
+    of tokens to predict.
+    """
+
+    headline = "perplexity"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.corpus = load_corpus(config.data)
+        self.data = config.data
+        self.seed = config.seed
+        self.mask_rate = config.get("mask_rate", 0.15)
+        if not 0 < self.mask_rate < 1:
+            raise ConfigError(f"config.mask_rate is {self.mask_rate}; it must be between 0 and 1")
+        if config.label_smoothing:
+            raise ConfigError(
+                f"config.label_smoothing is {config.label_smoothing}; "
+                "masked language modelling has none"
+            )
+        self.mask_id = self.corpus.tokenizer.vocab_size
+        self.model_config: LanguageModelConfig = configuration.build(
+            LanguageModelConfig, config.model, "model", vocab_size=self.mask_id + 1
+        )
+        if not any(map(self.model_config.looks_ahead, self.model_config.pattern)):
+            raise ConfigError(
+                "config.model: masked language modelling needs a mixer that looks ahead; set "
+                f"config.model.mixers.{self.model_config.pattern[0]}.direction=bidirectional"
+            )
+        if (
+            self.model_config.positions == "learned"
+            and self.model_config.max_positions < config.data.sequence_length
+        ):
+            raise ConfigError(
+                f"config.model.max_positions ({self.model_config.max_positions}) is less than "
+                f"config.data.sequence_length ({config.data.sequence_length})"
+            )
+
+    def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
+        return LanguageModel(self.model_config, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        if self.data.batch_size % process_count:
+            raise ConfigError(
+                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
+                f"{process_count} processes"
+            )
+        return training_dataset(
+            self.corpus,
+            batch_size=self.data.batch_size // process_count,
+            sequence_length=self.data.sequence_length,
+            seed=self.seed,
+            packing=self.data.packing,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def loss(
+        self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
+    ) -> Metrics:
+        """The masks come from the step's key, and so are new at each step and the same on resuming.
+
+        Without a key, which is how evaluation calls it, they come from `batch["rows"]`, the numbers
+        of the rows in the split.
+        """
+        if dropout_key is None:
+            keys_B = _row_keys(jax.random.key(EVALUATION_SEED), batch["rows"])
+        else:
+            dropout_key, mask_key = jax.random.split(dropout_key)
+            keys_B = jax.random.split(mask_key, batch["targets"].shape[0])
+        masked = mask_tokens(
+            batch["targets"],
+            batch["weights"] > 0,
+            keys_B,
+            rate=self.mask_rate,
+            bos_id=self.corpus.tokenizer.bos_id,
+            mask_id=self.mask_id,
+        )
+        logits_BTE, _ = model(
+            masked.tokens_BT,
+            segment_ids=batch.get("segment_ids"),
+            positions=batch.get("positions"),
+            dropout_key=dropout_key,
+        )
+        return self._metrics(logits_BTE, batch["targets"], masked.predicted_BT)
+
+    def _metrics(
+        self,
+        logits_BTE: Float[Array, "B T E"],
+        targets_BT: Tokens,
+        predicted_BT: Bool[Array, "B T"],
+    ) -> Metrics:
+        weights_BT = predicted_BT.astype(logits_BTE.dtype)
+        count = weights_BT.sum()
+        nll_BT = negative_log_likelihood(logits_BTE, targets_BT)
+        right_BT = jnp.argmax(logits_BTE, axis=-1) == targets_BT
+        return {
+            "loss": (jnp.sum(nll_BT * weights_BT), count),
+            "accuracy": (jnp.sum(right_BT * weights_BT), count),
+        }
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        """Over the predicted tokens: loss in nats, bits, perplexity, and accuracy."""
+        del split
+        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        nats = means["loss"]
+        means["bits_per_masked_token"] = nats / LN2
+        means["perplexity"] = math.exp(nats) if nats < 700 else math.inf
+        return means
+
+    def evaluate(
+        self,
+        graphdef: nnx.GraphDef,
+        parameters: Any,
+        split: str,
+        max_batches: int | None = None,
+    ) -> dict[str, float]:
+        """Every token is read once; which are predicted depends on the split alone.
+
+        Windows are at most T tokens of one document.
+        """
+        size = self.data.batch_size
+        batches = evaluation_batches(
+            self.corpus.documents(split),
+            self.corpus.tokenizer,
+            batch_size=size,
+            sequence_length=self.data.sequence_length,
+        )
+        totals: dict[str, tuple[float, float]] = {}
+        for number, batch in enumerate(itertools.islice(batches, max_batches)):
+            batch["rows"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+            batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is apart
+            for name, pair in self._sums(graphdef, parameters, batch).items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + float(pair[0]), before[1] + float(pair[1]))
+        return self.summarize(totals, split) | {"masked_tokens": totals["loss"][1]}
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _sums(self, graphdef, parameters, batch):
+        return self.loss(nnx.merge(graphdef, parameters), batch, None)
+
+    def evaluate_stateful(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str
+    ) -> dict[str, float]:
+        """Raises ConfigError: a model that looks ahead has no state to carry."""
+        raise ConfigError("stateful evaluation: a masked language model has no state")
+
+    def describe(self, model: LanguageModel) -> dict[str, str]:
+        context = self.data.sequence_length
+        train_bytes = self.corpus.num_bytes["train"]
+        return {
+            "data": f"{self.corpus.name}, {train_bytes:,} bytes to train on "
+            f"({self.corpus.licence})",
+            "parameters": f"{model.num_parameters:,}",
+            "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
+            f"at context {context}",
+        }
+
+    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str | None:
+        return None  # a masked language model does not write text
+
+    def stream(
+        self,
+        graphdef: nnx.GraphDef,
+        parameters: Any,
+        prompt: str,
+        num_tokens: int,
+        sampler: Sampler,
+        seed: int,
+    ) -> Iterator[str]:
+        """Raises ConfigError."""
+        raise ConfigError("--prompt: a masked language model does not write text")

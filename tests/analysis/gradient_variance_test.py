@@ -1,0 +1,45 @@
+"""The relative deviation of gradients: against NumPy, and the command."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.analysis import gradient_variance
+from linear_transformer.analysis.gradient_variance import Moments
+from tests.training import runs
+from tests.training.conftest import compilation_cache, text
+
+__all__ = ["compilation_cache", "text"]
+
+
+def test_moments():
+    rng = np.random.default_rng(0)
+    gradients = {"a": rng.normal(size=(50, 3, 2)), "b": 2 + rng.normal(size=(50, 4))}
+    gradients["b"][:, 0] = 0  # an entry without any gradient is left out
+    moments = Moments.zeros({n: jnp.zeros(g.shape[1:]) for n, g in gradients.items()})
+    for t in range(50):
+        moments = moments.add({n: jnp.asarray(g[t], jnp.float32) for n, g in gradients.items()})
+    norm, entries = moments.relative_deviations()
+    flat = np.concatenate([g.reshape(50, -1) for g in gradients.values()], axis=1)
+    norms = np.linalg.norm(flat, axis=1)
+    assert norm == pytest.approx(norms.std() / norms.mean(), rel=1e-4)
+    size = np.abs(np.delete(flat, 6, axis=1))
+    assert entries == pytest.approx(np.mean(size.std(0) / size.mean(0)), rel=1e-4)
+
+
+def test_measure(text):
+    config = runs.make_config(text)
+    values = [gradient_variance.measure(config, "norm", {}, steps=4, warmup=2) for _ in range(2)]
+    assert values[0] == values[1]
+    assert all(0 < value < 2 for value in values[0])
+    assert gradient_variance.measure(config, "linear", {}, steps=4, warmup=2) != values[0]
+
+
+@pytest.mark.slow
+def test_command(text):
+    config = runs.make_config(text)
+    arguments = [a for a in runs.arguments(config, "") if a.startswith("--config.")]
+    module = ["-m", "linear_transformer.analysis.gradient_variance", "--steps=4", "--warmup=1"]
+    result = runs.execute([*module, *arguments])
+    assert result.returncode == 0, result.stderr
+    assert "NormAttention: norm 0." in result.stdout

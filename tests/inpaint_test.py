@@ -1,0 +1,130 @@
+"""The inpaint command as a user runs it, on an untrained model."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from configs.papers.hadjeres2021 import piano_small
+from linear_transformer import inpaint
+from linear_transformer.data import midi
+from linear_transformer.decoding.generate import Sampler
+from linear_transformer.errors import ConfigError
+from linear_transformer.evaluation import Run
+from linear_transformer.training.loop import train
+from tests.train_test import assert_one_line
+from tests.training import runs
+
+
+def performance(count=60):
+    rng = np.random.default_rng(0)
+    notes = np.zeros(count, midi.NOTE)
+    notes["onset"] = 0.5 + 0.25 * np.arange(count)
+    notes["duration"] = 0.2
+    notes["pitch"] = rng.integers(40, 80, count)
+    notes["velocity"] = rng.integers(1, 128, count)
+    return notes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`run`, `a.mid`, and files that are none."""
+    folder = tmp_path_factory.mktemp("inpaint")
+    (folder / "midi").mkdir()
+    for number in range(3):
+        midi.write_notes(epath.Path(folder / "midi" / f"{number}.mid"), performance())
+    midi.write_notes(epath.Path(folder / "a.mid"), performance())
+    (folder / "empty.mid").touch()
+    (folder / "short.mid").write_bytes((folder / "a.mid").read_bytes()[:100])
+    (folder / "text.mid").write_text("This is no music.")
+    config = piano_small.get_config()
+    config.data.update(
+        dataset="midi_folder", path=str(folder / "midi"), batch_size=2, sequence_length=128
+    )
+    config.model.update(
+        width=16, encoder_layers=1, decoder_layers=1, num_heads=2, feed_forward_width=16
+    )
+    config.update(num_steps=1, log_every=1, checkpoint_every=1, final_evaluation=False)
+    train(config, epath.Path(folder / "run"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return Run.load(epath.Path(folder / "run"))
+
+
+def command(folder, *changes):
+    flags = {"workdir": "run", "midi": "a.mid", "start": "5", "end": "8", "output": "out.mid"}
+    flags |= dict(change.split("=") for change in changes)
+    for name in ("workdir", "midi", "output"):
+        flags[name] = str(folder / flags[name])
+    return ["-m", "linear_transformer.inpaint", *(f"--{k}={v}" for k, v in flags.items() if v)]
+
+
+def test_command(folder):
+    """Only the stretch is new, as many notes as before, and there is a picture."""
+    result = runs.execute(command(folder))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("12 new notes in ")
+    before = midi.read_notes(epath.Path(folder / "a.mid"))
+    after = midi.read_notes(epath.Path(folder / "out.mid"))
+    assert (folder / "out.png").read_bytes()[:4] == b"\x89PNG"
+
+    def outside(notes):
+        return notes[(notes["onset"] < 5) | (notes["onset"] > 8)]
+
+    kept, expected = outside(after), outside(before)
+    for name in ("onset", "pitch", "velocity"):
+        np.testing.assert_allclose(kept[name], expected[name], atol=1e-9)
+    inside = after[(after["onset"] >= 5) & (after["onset"] <= 8)]
+    assert 0 < inside.size <= 12  # two of one time and pitch are one
+    assert inside["onset"][0] == pytest.approx(5.0)
+
+
+MISTAKES = {
+    "no such file": (["midi=none.mid"], "none.mid"),
+    "empty file": (["midi=empty.mid"], "empty.mid: the file is empty"),
+    "truncated file": (["midi=short.mid"], "short.mid: not a MIDI file, or damaged"),
+    "no MIDI": (["midi=text.mid"], "text.mid: not a MIDI file"),
+    "order": (["start=9"], "--start=9 --end=8"),
+    "beyond": (["start=50", "end=60"], "--start=50"),
+    "too long": (["start=1", "end=14"], "fills at most 16"),
+    "no notes there": (["start=5.3", "end=5.4"], "--num_notes"),
+    "output": (["output=out.wav"], "--output="),
+    "no folder": (["output=none/out.mid"], "none/out.mid: cannot be written"),
+    "no run": (["workdir=none"], "--workdir="),
+    "temperature": (["temperature=-1"], "--temperature=-1"),
+    "missing flag": (["start="], "start"),
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(folder):
+    return runs.execute_all({name: command(folder, *m[0]) for name, m in MISTAKES.items()})
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(mistakes, name):
+    assert_one_line(mistakes[name], MISTAKES[name][1])
+
+
+def new_notes(run, notes, start, end, num_notes=None):
+    gap = inpaint.cut(notes, start, end, num_notes)
+    return inpaint.fill(run, gap, Sampler(), 0)
+
+
+def test_begin_and_end(run):
+    """Stretches that hold the first or the last note, or everything, or nothing."""
+    notes = performance(20)
+    for start, end, count in ((0, 2, 6), (4, 9, 6), (0, 3.1, 11)):
+        new = new_notes(run, notes, start, end)
+        assert new.size == count
+        assert start <= new["onset"].min()
+        assert new["onset"].max() <= end
+    new = new_notes(run, np.delete(notes, slice(6, 12)), 2.1, 3.3, num_notes=5)
+    assert new.size == 5
+    assert new["onset"][0] == 2.1
+    assert new["onset"].max() <= 3.3
+    assert new_notes(run, notes, 0, 10, num_notes=3).size == 3
+    with pytest.raises(ConfigError, match="fills at most 16"):
+        new_notes(run, notes, 0, 10)

@@ -1,0 +1,143 @@
+"""Attention within blocks: against one query at a time in NumPy float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops.block_local import block_local_attention
+from tests.ops.contract import assert_agree, random_segments, relative_rms
+
+B, T, H, K, V, W = 2, 23, 2, 4, 3, 5
+
+
+def inputs(time=T, seed=0):
+    rng = np.random.default_rng(seed)
+    widths = {"q_BTHK": K, "k_BTHK": K, "v_BTHV": V}
+    return {n: rng.normal(size=(B, time, H, w)).astype(np.float32) for n, w in widths.items()}
+
+
+def oracle(q, k, v, *, scores, causal, ids, mask):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    o = np.zeros(v.shape)
+    for b, t, h in np.ndindex(o.shape[:3]):
+        first = t // W * W
+        last = t + 1 if causal else min(first + W, q.shape[1])
+        seen = [s for s in range(first, last) if ids[b, s] == ids[b, t] and mask[b, s]]
+        if not seen:
+            continue
+        s = k[b, seen, h] @ q[b, t, h] / np.sqrt(K)
+        weights = np.maximum(s, 0) if scores == "relu" else np.exp(s) / np.exp(s).sum()
+        o[b, t, h] = weights @ v[b, seen, h]
+    return o
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+@pytest.mark.parametrize("scores", ["relu", "softmax"])
+def test_equations(scores, direction, masked, packed):
+    rng = np.random.default_rng(1)
+    ids = random_segments(rng, B, T) if packed else np.zeros((B, T), np.int32)
+    mask = rng.random((B, T)) < 0.7 if masked else np.ones((B, T), bool)
+    x = inputs()
+    o = block_local_attention(
+        **{n: jnp.asarray(a) for n, a in x.items()},
+        block_size=W,
+        scores=scores,
+        direction=direction,
+        segment_ids_BT=jnp.asarray(ids) if packed else None,
+        key_mask_BT=jnp.asarray(mask) if masked else None,
+    )
+    expected = oracle(*x.values(), scores=scores, causal=direction == "causal", ids=ids, mask=mask)
+    assert relative_rms(o, expected) < 1e-6  # sums of 5 terms in fp32
+
+
+@pytest.mark.parametrize("time", [1, 4, 5, 6, 10])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_any_length(time, direction):
+    x = inputs(time)
+    o = block_local_attention(
+        **{n: jnp.asarray(a) for n, a in x.items()}, block_size=W, direction=direction
+    )
+    ids, mask = np.zeros((B, time), np.int32), np.ones((B, time), bool)
+    causal = direction == "causal"
+    expected = oracle(*x.values(), scores="softmax", causal=causal, ids=ids, mask=mask)
+    assert relative_rms(o, expected) < 1e-6
+
+
+@pytest.mark.parametrize("scores", ["relu", "softmax"])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_gradients(scores, direction):
+    """Against differences of the float64 function, and exactly 0 across blocks and segments."""
+    ids = jnp.array([[1] * 7 + [2] * 16, [3] * T], jnp.int32)
+    op = functools.partial(
+        block_local_attention, block_size=W, scores=scores, direction=direction, segment_ids_BT=ids
+    )
+    with jax.enable_x64(True):
+        x = {n: jnp.asarray(a, jnp.float64) for n, a in inputs().items()}
+        rng = np.random.default_rng(2)
+        cotangent = rng.normal(size=(B, T, H, V))
+
+        def loss(x):
+            return jnp.sum(op(**x) * cotangent)
+
+        gradient = jax.grad(loss)(x)
+        for _ in range(3):
+            direction_ = {n: rng.normal(size=a.shape) for n, a in x.items()}
+            step = 1e-6
+            ends = [loss({n: x[n] + s * direction_[n] for n in x}) for s in (step, -step)]
+            slope = sum(jnp.sum(gradient[n] * direction_[n]) for n in x)
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(slope), rel=1e-6)
+        one = jax.grad(lambda x: jnp.sum(op(**x)[0, 8] ** 2))(x)
+        for name in ("k_BTHK", "v_BTHV"):
+            seen = np.any(np.asarray(one[name][0]) != 0, axis=(1, 2))
+            visible = range(7, 9 if direction == "causal" else 10)  # segment 2 begins at 7
+            assert not np.any(np.delete(seen, visible))
+            if scores == "softmax":  # a ReLU may hide a key
+                assert np.all(seen[list(visible)])
+
+
+def test_query_without_keys():
+    """0 and no NaN, in value and gradient."""
+    x = {n: jnp.asarray(a) for n, a in inputs().items()}
+    mask = jnp.zeros((B, T), bool)
+    for scores in ("relu", "softmax"):
+        op = functools.partial(block_local_attention, block_size=W, scores=scores, key_mask_BT=mask)
+        o, pullback = jax.vjp(lambda x, op=op: op(**x), x)
+        assert np.array_equal(o, np.zeros(o.shape))
+        for g in jax.tree.leaves(pullback(jnp.ones_like(o))):
+            assert np.array_equal(g, np.zeros(g.shape))
+
+
+def test_negative_control():
+    """A block that is one token too long is found."""
+    x = {n: jnp.asarray(a) for n, a in inputs().items()}
+    right, wrong = (block_local_attention(**x, block_size=w) for w in (W, W + 1))
+    with pytest.raises(AssertionError, match="relative RMS"):
+        assert_agree({"o": wrong}, {"o": right}, 1e-2)
+
+
+def test_bfloat16():
+    x = {n: jnp.asarray(a) for n, a in inputs().items()}
+    for scores in ("relu", "softmax"):
+        narrow = {n: a.astype(jnp.bfloat16) for n, a in x.items()}
+        o = block_local_attention(**narrow, block_size=W, scores=scores)
+        assert o.dtype == jnp.bfloat16
+        assert relative_rms(o, block_local_attention(**x, block_size=W, scores=scores)) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_size": 0}, "block_size is 0"),
+        ({"scores": "tanh"}, "scores is 'tanh'; choose one of softmax, relu"),
+        ({"direction": "both"}, "direction is 'both'; choose one of causal, bidirectional"),
+    ],
+)
+def test_misuse_names_the_argument(options, message):
+    x = {n: jnp.asarray(a) for n, a in inputs().items()}
+    with pytest.raises(ValueError, match=message):
+        block_local_attention(**x, **{"block_size": W} | options)

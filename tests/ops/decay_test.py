@@ -1,0 +1,393 @@
+"""Attention with scalar, vector and fixed decay: five forms, one function."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from linear_transformer.ops import decay
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.decay import decayed_attention
+from tests.ops import contract
+
+B, H, K, V = 2, 3, 8, 5
+FORMS = ("recurrent", "parallel", "associative", "chunk")
+GATES = ("scalar", "vector")
+LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
+# Every length of every form compiles for seconds, the associative one most: the rest is marked slow.
+QUICK = {
+    ("scalar", "parallel"): (2, 257, 1000),
+    ("scalar", "associative"): (2, 100),
+    ("scalar", "chunk"): LENGTHS,
+    ("vector", "parallel"): (2, 63),
+    ("vector", "associative"): (63,),
+    ("vector", "chunk"): (2, 63, 100, 257),
+}
+CASES = [
+    pytest.param(gate, form, time, marks=[] if time in quick else [pytest.mark.slow])
+    for (gate, form), quick in QUICK.items()
+    for time in LENGTHS
+    if (gate, form, time) != ("vector", "parallel", 1000)  # (T, T, K) numbers a head
+]
+
+
+@functools.cache
+def op(form, direction="causal", chunk_size=None):
+    call = functools.partial(
+        decayed_attention, form=form, direction=direction, chunk_size=chunk_size
+    )
+    return lambda q, k, v, log_decay, **kw: call(q, k, v, log_decay, **kw)
+
+
+def gates(kind, normal):
+    """Log decays from normal numbers (B, T, H, K)."""
+    soft = -np.logaddexp(0, -(normal + 3))  # log sigmoid, of time scales from 1 to 500 tokens
+    strong = np.random.default_rng(1).random(normal.shape) < 0.2
+    return {
+        "usual": soft,
+        "none": 0 * soft,
+        "-5": soft - 5,
+        "-20": soft - 20,
+        "-100": soft - 100,
+        "resets": np.where(strong, -np.inf, soft),
+        "mixed": np.where(strong, -100, soft / 100),
+    }[kind]
+
+
+def inputs(time, dtype, *, gate, kind="usual", seed=0):
+    """Unit variance in queries, keys, values and state."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, time, H, width)) for width in (K, K, V))
+    log_decay = gates(kind, rng.normal(size=(B, time, H, K)))
+    state = rng.normal(size=(B, H, K, V))
+    log_decay = {"scalar": log_decay[..., 0], "vector": log_decay, "fixed": log_decay[0, 0, :, 0]}
+    arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay[gate], "initial_state": state}
+    return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
+
+
+def packed(rng, time):
+    return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+
+
+def oracle(q, k, v, log_decay, initial_state, segment_ids_BT):
+    """The definition in plain NumPy float64, token by token."""
+    arrays = (q, k, v, log_decay, initial_state)
+    q, k, v, log_decay, initial_state = (np.asarray(x, np.float64) for x in arrays)
+    if log_decay.ndim != 4:
+        log_decay = log_decay[..., None]
+    log_decay = np.broadcast_to(log_decay, q.shape)
+    o = np.zeros(v.shape)
+    final = np.zeros(initial_state.shape)
+    for b, h in itertools.product(range(q.shape[0]), range(q.shape[2])):
+        s = initial_state[b, h].copy()
+        for i in range(q.shape[1]):
+            if i and segment_ids_BT[b, i] != segment_ids_BT[b, i - 1]:
+                s[:] = 0
+            s = np.exp(log_decay[b, i, h])[:, None] * s + np.outer(k[b, i, h], v[b, i, h])
+            o[b, i, h] = s.T @ q[b, i, h]
+        final[b, h] = s
+    return {"o": o, "state": final}
+
+
+@pytest.mark.parametrize("kind", ["usual", "resets", "mixed"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", ["fixed", *GATES])
+def test_definition(gate, form, kind):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, gate=gate, kind=kind)
+        ids = contract.random_segments(rng, B, 70)
+        expected = oracle(**arrays, segment_ids_BT=ids)
+        o, state = jax.jit(op(form))(**arrays, segment_ids_BT=jnp.asarray(ids))
+        # The parallel form subtracts sums that have grown to 1e4 (one decay in fp64 is -744).
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
+
+
+@pytest.mark.parametrize(("gate", "form", "time"), CASES)
+def test_forms_agree(gate, form, time):
+    """Value, state and every gradient against the token scan, packed, with an initial state."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64, gate=gate)
+        constants = packed(rng, time)
+        expected = contract.evaluate(op("recurrent"), arrays, constants)
+        contract.assert_agree(contract.evaluate(op(form), arrays, constants), expected, 1e-10)
+    # fp32 against the fp64 scan.  The inputs round to 6e-8, and so do log decays of order 1; the
+    # parallel form subtracts sums of up to 60, which are off by 4e-6.
+    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    contract.assert_agree(contract.evaluate(op(form), narrow, constants), expected, 5e-5)
+
+
+@pytest.mark.parametrize("kind", ["usual", "none", "-5", "-20", "mixed"])
+@pytest.mark.parametrize("gate", GATES)
+def test_chunk_form_is_accurate_at_any_strength(gate, kind):
+    """Every gradient in fp32 to a few roundings, those of strong decays too, which are tiny."""
+    narrow, _ = inputs(1000, jnp.float32, gate=gate, kind=kind)
+    actual = contract.evaluate(op("chunk"), narrow, {})
+    with jax.enable_x64(True):
+        arrays = {name: x.astype(jnp.float64) for name, x in narrow.items()}
+        expected = contract.evaluate(op("recurrent"), arrays, {})
+    contract.assert_agree(actual, expected, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["none", "-20", "-100", "resets", "mixed"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", GATES)
+def test_extreme_gates_stay_finite(gate, form, kind, dtype):
+    arrays, rng = inputs(100, dtype, gate=gate, kind=kind)
+    constants = packed(rng, 100)
+    results = contract.evaluate(op(form), arrays, constants)
+    for name, x in results.items():
+        assert np.all(np.isfinite(np.asarray(x, np.float32))), name
+    if kind == "-100":
+        assert np.max(np.abs(np.asarray(results["d_log_decay"], np.float32))) < 1e-30
+    if kind == "resets":
+        reset = np.isneginf(np.asarray(arrays["log_decay"], np.float32))
+        assert reset.any()
+        assert np.all(np.asarray(results["d_log_decay"], np.float32)[reset] == 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decay_to_zero_is_a_boundary(form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(100, jnp.float64, gate="scalar")
+        constants = packed(rng, 100)
+        ids = np.asarray(constants["segment_ids_BT"])
+        starts = np.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+        reset = jnp.where(starts[..., None], -jnp.inf, arrays["log_decay"])
+        expected = contract.evaluate(op(form), arrays, constants)
+        actual = contract.evaluate(op(form), arrays | {"log_decay": reset}, {})
+        contract.assert_agree(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("gate", ["fixed", *GATES])
+def test_forms_agree_unpacked(gate, form):
+    time = 257 if gate != "vector" or form == "chunk" else 100
+    with jax.enable_x64(True):
+        arrays, _ = inputs(time, jnp.float64, gate=gate)
+        expected = contract.evaluate(op("recurrent"), arrays, {})
+        contract.assert_agree(contract.evaluate(op(form), arrays, {}), expected, 1e-10)
+
+
+def test_no_decay_is_additive_attention():
+    with jax.enable_x64(True):
+        arrays, rng = inputs(100, jnp.float64, gate="scalar", kind="none")
+        constants = packed(rng, 100)
+        o, state = op("chunk")(**arrays, **constants)
+        del arrays["log_decay"]
+        expected, expected_state = linear_attention(
+            *(arrays.pop(name) for name in ("q", "k", "v")), normalize=False, **arrays, **constants
+        )
+        expected = {"o": expected, "state": expected_state}
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 16, 100])
+@pytest.mark.parametrize("gate", GATES)
+def test_any_chunk_size(gate, chunk_size):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(100, jnp.float64, gate=gate)
+        constants = packed(rng, 100)
+        expected = contract.evaluate(op("recurrent"), arrays, constants)
+        actual = contract.evaluate(op("chunk", chunk_size=chunk_size), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", GATES)
+def test_split_anywhere(gate, form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(130, jnp.float64, gate=gate)
+        constants = packed(rng, 130)
+        for split in (1, 64, int(rng.integers(2, 129))):
+            contract.assert_splits(jax.jit(op(form)), arrays, constants, split, 1e-11)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_bfloat16_is_bounded(gate):
+    """bf16 operands carry 8 bits: each product is off by up to 2^-8, the sums are fp32."""
+    arrays, rng = inputs(257, jnp.bfloat16, gate=gate)
+    arrays["initial_state"] = arrays["initial_state"].astype(jnp.float32)
+    arrays["log_decay"] = arrays["log_decay"].astype(jnp.float32)
+    constants = packed(rng, 257)
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    expected = contract.evaluate(op("recurrent"), exact, constants)
+    for form in ("recurrent", "chunk"):
+        actual = contract.evaluate(op(form), arrays, constants)
+        assert actual["o"].dtype == jnp.bfloat16
+        assert actual["state"].dtype == jnp.float32
+        # The cotangents are the same up to their own rounding to bf16.
+        contract.assert_agree(actual, expected, 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", GATES)
+def test_no_gradient_crosses_a_boundary(gate, form):
+    arrays, _ = inputs(100, jnp.float32, gate=gate)
+    ids = jnp.asarray(np.repeat([[3, 5]], [37, 63], axis=1).repeat(B, 0))
+
+    def second_document(arrays):
+        o, state = op(form)(**arrays, segment_ids_BT=ids)
+        return jnp.sum(o[:, 37:] ** 2) + jnp.sum(state**2)
+
+    gradients = jax.jit(jax.grad(second_document))(arrays)
+    for name in ("q", "k", "v", "log_decay"):
+        first = 38 if name == "log_decay" else 37  # the decay at a start acts on what is dropped
+        gradient = np.asarray(gradients[name])
+        assert np.all(gradient[:, :first] == 0)
+        assert np.all(np.any(gradient[:, first:] != 0, axis=tuple(range(1, gradient.ndim))))
+    assert np.all(np.asarray(gradients["initial_state"]) == 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", GATES)
+def test_causal_by_gradient(gate, form):
+    arrays, _ = inputs(100, jnp.float32, gate=gate)
+    gradients = jax.jit(jax.grad(lambda a: jnp.sum(op(form)(**a)[0][:, 41] ** 2)))(arrays)
+    for name in ("k", "v", "log_decay"):
+        gradient = np.asarray(gradients[name])
+        assert np.all(gradient[:, 42:] == 0)
+        assert np.all(np.any(gradient[:, :42] != 0, axis=tuple(range(2, gradient.ndim))))
+
+
+@pytest.mark.parametrize("gate", ["fixed", *GATES])
+def test_anticausal_and_padding(gate):
+    """Anticausal is causal backwards in time; a masked key is a key of zeros."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, gate=gate)
+        ids = contract.random_segments(rng, B, 70)
+        mask = np.arange(70) < np.array([[50], [70]])
+        constants = {"key_mask_BS": jnp.asarray(mask), "segment_ids_BT": jnp.asarray(ids)}
+        masked = arrays | {"k": np.asarray(arrays["k"]) * mask[..., None, None]}
+        for direction, order in (("causal", 1), ("anticausal", -1)):
+            o, state = op("auto", direction=direction)(**arrays, **constants)
+            timeless = ("initial_state", "log_decay") if gate == "fixed" else ("initial_state",)
+            ordered = {n: x if n in timeless else x[:, ::order] for n, x in masked.items()}
+            expected = oracle(**ordered, segment_ids_BT=ids[:, ::order])
+            expected["o"] = expected["o"][:, ::order]
+            contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
+
+
+def test_padding_keys_never_change_a_result():
+    """Bit for bit: what lies under the mask is not read."""
+    arrays, _ = inputs(70, jnp.float32, gate="vector")
+    mask = jnp.asarray(np.arange(70) < np.array([[50], [69]]))
+    first, _ = op("chunk")(**arrays, key_mask_BS=mask)
+    other = arrays["k"] + jnp.where(mask[..., None, None], 0, 100.0)
+    second, _ = op("chunk")(**arrays | {"k": other}, key_mask_BS=mask)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_long_sequences(gate):
+    """65,536 tokens in fp32, with decays from none to complete, against the fp64 scan."""
+    arrays, _ = inputs(65536, jnp.float32, gate=gate)
+    rng = np.random.default_rng(3)
+    # Time scales from one token to a million, and rows of one head and two features only.
+    log_decay = -np.exp(rng.uniform(-14, 3, size=arrays["log_decay"].shape))
+    arrays["log_decay"] = jnp.asarray(log_decay, jnp.float32)
+    arrays = {n: x[:1] if n == "initial_state" else x[:1, :, :1] for n, x in arrays.items()}
+    arrays["initial_state"] = arrays["initial_state"][:, :1]
+    actual = contract.evaluate(op("chunk"), arrays, {})
+    with jax.enable_x64(True):
+        wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
+        expected = contract.evaluate(op("recurrent"), wide, {})
+    contract.assert_agree(actual, expected, 5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "usual", "mixed"])
+@pytest.mark.parametrize("gate", GATES)
+def test_a_million_tokens(gate, kind):
+    time = 2**20
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, time, 1, K)), jnp.float32) for _ in range(3))
+    log_decay = gates(kind, rng.normal(size=(1, time, 1, K)))
+    log_decay = jnp.asarray(log_decay if gate == "vector" else log_decay[..., 0], jnp.float32)
+    arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+    actual = contract.evaluate(op("chunk"), arrays, {})
+    with jax.enable_x64(True):
+        wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
+        o, state = jax.jit(op("recurrent"))(**wide)
+    for name, x in actual.items():
+        assert np.all(np.isfinite(x)), name
+    contract.assert_agree({n: actual[n] for n in ("o", "state")}, {"o": o, "state": state}, 5e-5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_memory_is_linear(gate):
+    """The backward pass keeps one state a block, not one a token."""
+    temporaries = {}
+    for time in (4096, 16384):
+        shape = jax.ShapeDtypeStruct((1, time, 2, 64), jnp.float32)
+        log_decay = shape if gate == "vector" else jax.ShapeDtypeStruct((1, time, 2), jnp.float32)
+        loss = jax.grad(lambda *arrays: decayed_attention(*arrays)[0].sum(), argnums=(0, 1, 2, 3))
+        analysis = jax.jit(loss).lower(shape, shape, shape, log_decay).compile().memory_analysis()
+        temporaries[time] = analysis.temp_size_in_bytes
+    states_per_token = 2 * 64 * 64 * 4 * 16384
+    assert temporaries[16384] < 4.5 * temporaries[4096]
+    assert temporaries[16384] < states_per_token / 20
+
+
+BROKEN = {
+    "future": lambda q, k, v, a, state, ids: (jnp.roll(q, 1, 1), k, v, a, state, ids),
+    "stale state": lambda q, k, v, a, state, ids: (q, k, v, a, jnp.zeros_like(state), ids),
+    "leak": lambda q, k, v, a, state, ids: (q, k, v, a, state, None),
+    "one key": lambda q, k, v, a, state, ids: (q, k.at[:, 77].set(0), v, a, state, ids),
+    "late decay": lambda q, k, v, a, state, ids: (q, k, v, jnp.roll(a, 1, 1), state, ids),
+    "one decay": lambda q, k, v, a, state, ids: (q, k, v, a.at[:, 77].set(0), state, ids),
+    "no gradient": lambda q, k, v, a, state, ids: (q, k, v, lax.stop_gradient(a), state, ids),
+    "one gradient": lambda q, k, v, a, state, ids: (
+        *(q, k, v, a.at[0, 50].set(lax.stop_gradient(a[0, 50]))),
+        *(state, ids),
+    ),
+}
+
+
+GATE_FAULTS = ("late decay", "one decay", "no gradient", "one gradient")
+
+
+@pytest.mark.parametrize(
+    ("gate", "fault"),
+    [("scalar", fault) for fault in BROKEN] + [("vector", fault) for fault in GATE_FAULTS],
+)
+def test_negative_control(gate, fault, monkeypatch):
+    """The comparison that the forms pass is one that a broken form fails."""
+    arrays, rng = inputs(100, jnp.float32, gate=gate)
+    constants = packed(rng, 100)
+    expected = contract.evaluate(op("recurrent"), arrays, constants)
+    intact = decay._chunk_form
+
+    def broken(*args):
+        return intact(*BROKEN[fault](*args[:6]), *args[6:])
+
+    monkeypatch.setattr(decay, "_chunk_form", broken)
+    attend = functools.partial(decayed_attention, form="chunk", chunk_size=16)
+    actual = contract.evaluate(lambda **kw: attend(**named(kw)), arrays, constants)
+    with pytest.raises(AssertionError, match="relative RMS"):
+        contract.assert_agree(actual, expected, 5e-5)
+
+
+def named(arrays):
+    names = {"q": "q_BTHK", "k": "k_BTHK", "v": "v_BTHV"}
+    return {names.get(name, name): x for name, x in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"direction": "bidirectional"}, "direction is 'bidirectional'"),
+        ({"form": "fast"}, "form is 'fast'"),
+        ({"initial_state": jnp.zeros((B, H, K, V + 1))}, "initial_state is"),
+        ({"log_decay": jnp.zeros((B, 5, H, V))}, "log_decay is"),
+        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "do not fit"),
+    ],
+)
+def test_misuse_names_the_argument(change, message):
+    arrays, _ = inputs(5, jnp.float32, gate="scalar")
+    with pytest.raises((ValueError, TypeError), match=message):
+        decayed_attention(**{"form": "auto"} | named(arrays | change))

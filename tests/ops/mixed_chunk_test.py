@@ -1,0 +1,136 @@
+"""Mixed chunk attention against its definition, one token at a time in NumPy float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
+from tests.ops.contract import assert_agree, random_segments, relative_rms
+
+B, K, V = 2, 6, 5
+NAMES = ("q", "k", "linear_q", "linear_k", "v")
+TOLERANCE = 1e-12  # fp64 sums of a few dozen terms
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(autouse=True)
+def _fp64():
+    with jax.enable_x64(True):
+        yield
+
+
+def inputs(T, chunk, causal=True):
+    rng = np.random.default_rng(T)
+    arrays = [rng.standard_normal((B, T, w)) for w in (K, K, K, K, V)]
+    return arrays, rng.standard_normal(chunk if causal else 2 * chunk - 1)
+
+
+def oracle(q, k, linear_q, linear_k, v, bias, *, chunk, causal=True, segments=None):
+    T = q.shape[1]
+    segments = np.zeros((B, T), int) if segments is None else segments
+    run = np.cumsum(np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0))), 1)
+    o = np.zeros((B, T, V))
+    for b, t, s in np.ndindex(B, T, T):
+        if run[b, t] != run[b, s] or (causal and s > t):
+            continue
+        if t // chunk == s // chunk:
+            score = q[b, t] @ k[b, s] / chunk + bias[t - s + len(bias) - chunk]
+            o[b, t] += max(score, 0) ** 2 * v[b, s]
+        if s // chunk < t // chunk or not causal:
+            o[b, t] += linear_q[b, t] @ linear_k[b, s] / chunk * v[b, s]
+    return o
+
+
+@functools.cache
+def compiled(chunk, direction="causal"):
+    op = functools.partial(mixed_chunk_attention, chunk_size=chunk, direction=direction)
+    return jax.jit(op, compiler_options=QUICK)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+@pytest.mark.parametrize(("T", "chunk"), [(1, 4), (4, 4), (17, 4), (9, 16), (5, 1)])
+def test_definition(T, chunk, direction, packed):
+    causal = direction == "causal"
+    arrays, bias = inputs(T, chunk, causal)
+    ids = random_segments(np.random.default_rng(1), B, T) if packed else None
+    o, _ = compiled(chunk, direction)(*arrays, bias, segment_ids_BT=ids)
+    expected = oracle(*arrays, bias, chunk=chunk, causal=causal, segments=ids)
+    assert relative_rms(o, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("split", [1, 3, 4, 8, 10, 16])
+def test_split_anywhere(split):
+    """Outputs and state of one call are those of two, packed; and the state's size is constant."""
+    T, chunk = 17, 4
+    arrays, bias = inputs(T, chunk)
+    ids = random_segments(np.random.default_rng(1), B, T)
+    op = compiled(chunk)
+    whole, end = op(*arrays, bias, segment_ids_BT=ids)
+    head, state = op(*(x[:, :split] for x in arrays), bias, segment_ids_BT=ids[:, :split])
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(
+        jnp.shape, MixedChunkState.zeros(B, chunk, K, V, jnp.dtype("float64"))
+    )
+    tail, state = op(
+        *(x[:, split:] for x in arrays), bias, state=state, segment_ids_BT=ids[:, split:]
+    )
+    actual = {"o": jnp.concatenate([head, tail], 1)} | state._asdict()
+    assert_agree(actual, {"o": whole} | end._asdict(), TOLERANCE)
+
+
+def test_equal_ids_apart_are_different_segments():
+    arrays, bias = inputs(9, 2)
+    ids = np.array([[1, 1, 1, 2, 2, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 0, 0, 0]])
+    o, _ = compiled(2)(*arrays, bias, segment_ids_BT=ids)
+    assert relative_rms(o, oracle(*arrays, bias, chunk=2, segments=ids)) < TOLERANCE
+
+
+def test_gradients():
+    """Against the definition written as one quadratic form, by JAX."""
+    T, chunk = 11, 4
+    arrays, bias = inputs(T, chunk)
+    ids = random_segments(np.random.default_rng(1), B, T)
+    weights = np.random.default_rng(2).standard_normal((B, T, V))
+    distance = np.arange(T)[:, None] - np.arange(T)
+    chunks = np.arange(T) // chunk
+    same = (ids[:, :, None] == ids[:, None]) & (distance >= 0)
+
+    def quadratic(a):
+        near = jnp.einsum("btk,bsk->bts", a["q"], a["k"]) / chunk
+        near = jax.nn.relu(near + a["bias"][np.clip(distance, 0, chunk - 1)]) ** 2
+        far = jnp.einsum("btk,bsk->bts", a["linear_q"], a["linear_k"]) / chunk
+        mixed = jnp.where(chunks[:, None] == chunks, near, far)
+        return jnp.einsum("bts,bsv->btv", jnp.where(same, mixed, 0), a["v"])
+
+    def ours(a):
+        arrays = [a[name] for name in (*NAMES, "bias")]
+        return mixed_chunk_attention(*arrays, chunk_size=chunk, segment_ids_BT=jnp.asarray(ids))[0]
+
+    def gradient(op):
+        loss = lambda a: jnp.sum(op(a) * weights)  # noqa: E731
+        return jax.jit(jax.grad(loss), compiler_options=QUICK)(given)
+
+    given = dict(zip(NAMES, arrays, strict=True)) | {"bias": bias}
+    assert_agree(gradient(ours), gradient(quadratic), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"direction": "left"}, "direction is 'left'"),
+        ({"chunk_size": 3}, "chunk_size is 3"),
+        (
+            {"state": MixedChunkState.zeros(B, 4, K, V + 1, jnp.dtype("float32"))},
+            "does not fit",
+        ),
+    ],
+)
+def test_misuse_names_the_argument(change, message):
+    arrays, bias = inputs(5, 4)
+    with pytest.raises(ValueError, match=message):
+        mixed_chunk_attention(
+            *map(jnp.asarray, arrays), jnp.asarray(bias), **{"chunk_size": 4} | change
+        )

@@ -1,0 +1,291 @@
+"""Random features estimate their kernels; the attention over them is exact at any size."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops.log_space import ScaledState
+from linear_transformer.ops.random_features import (
+    draw_projections,
+    fourier_features,
+    log_feature_attention,
+    positive_log_features,
+    relu_features,
+)
+from tests.ops import contract
+
+B, H, K, V = 2, 2, 7, 5
+# The forms are those of the decayed recurrence, which has tests of its own: by default only those
+# that `auto` takes, at the lengths of one token and of a few chunks.
+FORMS = (
+    "recurrent",
+    "chunk",
+    pytest.param("parallel", marks=pytest.mark.slow),
+    pytest.param("associative", marks=pytest.mark.slow),
+)
+LENGTHS = (1, 50, *(pytest.param(time, marks=pytest.mark.slow) for time in (2, 16, 65)))
+
+
+@functools.cache
+def op(form="auto", direction="causal", chunk_size=16):
+    """The state as one array (B, H, K, V + 2), the scale repeated in its last column."""
+
+    def call(q, k, v, initial_state=None, **constants):
+        if initial_state is not None:
+            initial_state = ScaledState(initial_state[..., :-1], initial_state[:, :, 0, -1])
+        o, state = log_feature_attention(
+            q,
+            k,
+            v,
+            direction=direction,
+            initial_state=initial_state,
+            form=form,
+            chunk_size=chunk_size,
+            **constants,
+        )
+        scale = jnp.broadcast_to(state.log_scale[..., None, None], (*state.sums.shape[:3], 1))
+        return o, jnp.concatenate([state.sums, scale], axis=-1)
+
+    return call
+
+
+def inputs(time, dtype, *, scale=1.0, state=True, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, time, H, width)) for width in (K, K, V))
+    arrays = {"q": scale * q, "k": scale * k, "v": v}
+    if state:
+        sums = rng.normal(size=(B, H, K, V + 1))
+        sums[..., -1] = rng.uniform(0.5, 1, size=(B, H, K))
+        log_scale = np.broadcast_to(rng.normal(size=(B, H, 1, 1)), (B, H, K, 1))
+        arrays["initial_state"] = np.concatenate([sums, log_scale], axis=-1)
+    return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
+
+
+def oracle(q, k, v, visible_BTS):
+    """Weights sum_f exp(q_if + k_jf) over the visible keys, normalised, in logarithms."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    o = np.zeros((*q.shape[:3], v.shape[-1]))
+    for b, i, h in itertools.product(*(range(n) for n in q.shape[:3])):
+        seen = visible_BTS[b, i]
+        if seen.any():
+            exponents = q[b, i, h] + k[b, seen, h]
+            weights = np.exp(exponents - exponents.max()).sum(axis=1)
+            o[b, i, h] = weights @ v[b, seen, h] / weights.sum()
+    return o
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_equations(direction, packed, masked):
+    time = 50
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64, scale=3, state=False)
+        i, j = np.arange(time)[:, None], np.arange(time)
+        seen = np.broadcast_to(j <= i if direction == "causal" else True, (B, time, time))
+        constants = {}
+        if packed:
+            ids = contract.random_segments(rng, B, time)
+            seen = seen & (ids[:, :, None] == ids[:, None])
+            constants["segment_ids_BT"] = jnp.asarray(ids)
+        if masked:
+            mask = (rng.random((B, time)) < 0.6) & (np.arange(time) > 2)
+            seen = seen & mask[:, None]
+            constants["key_mask_BS"] = jnp.asarray(mask)
+        o, _ = jax.jit(op("auto", direction))(**arrays, **constants)
+        assert contract.relative_rms(o, oracle(**arrays, visible_BTS=seen)) < 1e-12
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_forms_agree(form, time):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64)
+        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+        expected = contract.evaluate(op("recurrent"), arrays, constants)
+        contract.assert_agree(contract.evaluate(op(form), arrays, constants), expected, 1e-10)
+    # Sums of up to 65 positive terms in fp32 and one division.
+    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    contract.assert_agree(contract.evaluate(op(form), narrow, constants), expected, 1e-5)
+
+
+def test_gradients_are_those_of_the_definition():
+    """The scale gets no gradient, and none is missing: it cancels."""
+    time = 30
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64, scale=3, state=False)
+        pairs = jnp.tril(jnp.ones((time, time)))
+        cotangent = jnp.asarray(rng.normal(size=arrays["v"].shape))
+
+        def definition(q, k, v):
+            weights = jnp.einsum("bihk,bjhk->bhij", jnp.exp(q), jnp.exp(k)) * pairs
+            weights = weights / weights.sum(-1, keepdims=True)
+            return jnp.einsum("bhij,bjhv->bihv", weights, v)
+
+        def in_two_parts(q, k, v):
+            head, state = op("chunk")(q[:, :13], k[:, :13], v[:, :13])
+            tail, _ = op("chunk")(q[:, 13:], k[:, 13:], v[:, 13:], state)
+            return jnp.concatenate([head, tail], axis=1)
+
+        def gradient(f):
+            return jax.jit(jax.grad(lambda a: jnp.sum(f(**a) * cotangent)))(arrays)
+
+        expected = gradient(definition)
+        contract.assert_agree(gradient(lambda **a: op("chunk")(**a)[0]), expected, 1e-11)
+        contract.assert_agree(gradient(in_two_parts), expected, 1e-11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_split_anywhere(form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(50, jnp.float64)
+        packed = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 50))}
+        for split in (1, 16, 25, int(rng.integers(2, 49))):
+            contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
+
+
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_features_of_any_size(direction):
+    """Exponents of +-60 in fp32, and offsets of +-1000: plain exp would overflow."""
+    time = 60
+    arrays, _ = inputs(time, jnp.float32, scale=12, state=False)
+    pairs = np.tril(np.ones((time, time), bool)) if direction == "causal" else np.ones((time, time))
+    expected = oracle(**arrays, visible_BTS=np.broadcast_to(pairs.astype(bool), (B, time, time)))
+    actual = contract.evaluate(op("auto", direction), arrays, {})
+    # Exponents of size 60 are rounded to 2e-6.
+    assert contract.relative_rms(actual["o"], expected) < 2e-5
+    assert all(np.all(np.isfinite(x)) for x in actual.values())
+    for offset in (1000, -1000):
+        shifted = arrays | {"k": arrays["k"] + offset, "q": arrays["q"] - 3 * offset}
+        o, _ = op("auto", direction)(**shifted)
+        assert contract.relative_rms(o, expected) < 5e-3  # 1000 + x rounds x to 6e-5 and 2e-4
+
+
+def test_a_later_maximum_does_not_touch_the_past():
+    """Bit for bit: the outputs before a key that is larger than all others."""
+    arrays, _ = inputs(40, jnp.float32, state=False)
+    o, _ = op()(**arrays)
+    later, _ = op()(**arrays | {"k": arrays["k"].at[:, 20:].add(50)})
+    assert np.array_equal(o[:, :20], later[:, :20])
+    assert not np.array_equal(o[:, 20:], later[:, 20:])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_gradient_crosses_a_boundary(form):
+    arrays, _ = inputs(40, jnp.float32)
+    ids = jnp.asarray(np.repeat([[3, 5]], [17, 23], axis=1).repeat(B, 0))
+
+    def second_document(arrays):
+        o, state = op(form)(**arrays, segment_ids_BT=ids)
+        return jnp.sum(o[:, 17:] ** 2) + jnp.sum(state**2)
+
+    gradients = jax.jit(jax.grad(second_document))(arrays)
+    for name in ("q", "k", "v"):
+        assert np.all(np.asarray(gradients[name])[:, :17] == 0)
+        assert np.all(np.any(np.asarray(gradients[name])[:, 17:] != 0, axis=(1, 2, 3)))
+    assert np.all(np.asarray(gradients["initial_state"]) == 0)
+
+
+def pair_of_vectors(width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(2, 1, 6, 1, width))
+
+
+def positive_estimates(q, k, features, seeds, orthogonal):
+    """phi(q)^T phi(k) for each seed, as the library computes it."""
+    estimates = []
+    for seed in range(seeds):
+        w = draw_projections(1, features, q.shape[-1], seed=seed, orthogonal=orthogonal)
+        log_q, log_k = (np.asarray(positive_log_features(x, jnp.asarray(w))) for x in (q, k))
+        estimates.append(np.mean(np.exp(log_q + log_k), axis=-1))
+    return np.stack(estimates)
+
+
+def test_positive_features_are_unbiased_and_orthogonal_rows_are_better():
+    """Lemma 1 and theorem 2 of FAVOR+, for the kernel exp(q^T k / sqrt(K))."""
+    width, seeds = 16, 2000
+    with jax.enable_x64(True):
+        q, k = (jnp.asarray(0.7 * x) for x in pair_of_vectors(width))
+        expected = np.exp(np.sum(np.asarray(q * k), axis=-1) / np.sqrt(width))
+        errors = {}
+        for orthogonal in (True, False):
+            estimates = positive_estimates(q, k, width, seeds, orthogonal)
+            deviation = estimates.std(axis=0) / np.sqrt(seeds)
+            assert np.all(np.abs(estimates.mean(axis=0) - expected) < 4.5 * deviation)
+            errors[orthogonal] = np.mean(((estimates - expected) / expected) ** 2)
+        assert errors[True] < 0.95 * errors[False]
+
+
+def test_positive_features_converge():
+    """Error over the number of features, 16 times as many: close to 1 / 4."""
+    with jax.enable_x64(True):
+        q, k = (jnp.asarray(x) for x in pair_of_vectors(16))
+        expected = np.exp(np.sum(np.asarray(q * k), axis=-1) / 4)
+        few, many = (
+            np.sqrt(np.mean((positive_estimates(q, k, m, 100, True) / expected - 1) ** 2))
+            for m in (64, 1024)
+        )
+        assert many < 0.2
+        assert few / many > 2.5
+
+
+def test_fourier_features_estimate_the_gaussian_kernel():
+    """Theorem 1 of RFA: on unit vectors exp(-|x - y|^2 / 2), with any scale of the inputs."""
+    with jax.enable_x64(True):
+        q, k = pair_of_vectors(16)
+        unit_q, unit_k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+        expected = np.exp(-np.sum((unit_q - unit_k) ** 2, axis=-1) / 2)
+        w = jnp.asarray(draw_projections(1, 20_000, 16, seed=0))
+        phi_q, phi_k = (np.asarray(fourier_features(jnp.asarray(3 * x), w)) for x in (q, k))
+        # 20,000 cosines: a standard deviation of at most 1 / sqrt(40,000).
+        assert np.all(np.abs(np.sum(phi_q * phi_k, axis=-1) - expected) < 0.02)
+        assert np.allclose(np.sum(phi_q**2, axis=-1), 1)
+
+
+def test_fourier_features_of_zero_have_a_finite_gradient():
+    w = jnp.asarray(draw_projections(1, 8, 4, seed=0), jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(fourier_features(x, w)))(jnp.zeros((1, 1, 1, 4)))
+    assert np.all(np.isfinite(gradient))
+
+
+def test_relu_features():
+    w = draw_projections(1, 8, 4, seed=0)
+    x = pair_of_vectors(4)[0]
+    expected = np.maximum(np.einsum("bthk,hmk->bthm", x, w) / 4**0.25, 0) + 1e-3
+    actual = relu_features(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32))
+    assert contract.relative_rms(actual, expected) < 1e-6
+
+
+def test_projections():
+    """Orthogonal blocks, Gaussian lengths and entries, a function of the seed alone."""
+    w = draw_projections(3, 40, 16, seed=5)
+    assert w.shape == (3, 40, 16)
+    for head, start in itertools.product(range(3), (0, 16, 32)):
+        rows = w[head, start : start + 16]
+        gram = rows @ rows.T
+        assert np.allclose(gram, np.diag(np.diag(gram)), atol=1e-10)
+    w = draw_projections(50, 64, 16, seed=5)
+    for rows in (w, draw_projections(50, 64, 16, seed=5, orthogonal=False)):
+        squares = np.sum(rows**2, axis=-1)  # chi^2 of 16 degrees of freedom
+        assert abs(squares.mean() - 16) < 0.6
+        assert abs(squares.var() - 32) < 4
+        assert abs(rows.mean()) < 0.02
+    assert not np.allclose(draw_projections(1, 8, 4, seed=0), draw_projections(1, 8, 4, seed=1))
+    # NumPy's frozen generator, so that a model from a checkpoint is the same function.
+    frozen = np.random.RandomState(0).standard_normal(3)
+    first = draw_projections(1, 3, 1, seed=0, orthogonal=False)
+    assert np.array_equal(first.ravel(), frozen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"direction": "sideways"}, "direction is 'sideways'"), ({"form": "fast"}, "form is 'fast'")],
+)
+def test_misuse_names_the_argument(options, message):
+    arrays, _ = inputs(4, jnp.float32, state=False)
+    with pytest.raises(ValueError, match=message):
+        log_feature_attention(*arrays.values(), **options)
