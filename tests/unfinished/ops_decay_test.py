@@ -18,7 +18,7 @@ B, H, K, V = 2, 3, 8, 5
 FORMS = ("recurrent", "parallel", "associative", "chunk")
 GATES = ("scalar", "vector")
 LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
-# Every length of every form compiles for seconds, the associative one most: the rest is marked slow.
+# Every length of every form compiles for seconds, the associative one most: the rest is marked slow.  # noqa: E501
 QUICK = {
     ("scalar", "parallel"): (2, 257, 1000),
     ("scalar", "associative"): (2, 100),
