@@ -47,7 +47,11 @@ def test_restarts_once_with_the_same_arguments(tmp_path):
     first, second, done = run(tmp_path)
     pid, tunables, *_ = first.split(" ", 2)
     assert tunables == "None"
-    assert second == first.replace("None", "glibc.malloc.hugetlb=1", 1)
+    assert second == first.replace(
+        "None",
+        "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184",
+        1,
+    )
     assert second.startswith(pid)
     assert second.endswith(f"{ARGUMENTS} 1")
     assert done == "done"
@@ -56,7 +60,10 @@ def test_restarts_once_with_the_same_arguments(tmp_path):
 @needs_switch
 def test_keeps_other_tunables(tmp_path):
     _, second, _ = run(tmp_path, GLIBC_TUNABLES="glibc.malloc.check=0")
-    assert second.split(" ")[1] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert (
+        second.split(" ")[1]
+        == "glibc.malloc.check=0:glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def sigmoid(x):
 
 def test_gru_residual():
     width = 8
-    gate = GRUResidual(width, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    gate = GRUResidual(width, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     x, y = jax.random.normal(jax.random.key(1), (2, 3, 5, width))
     w_r, w_z, w_h = np.split(np.asarray(gate.from_output.kernel[...], np.float64), 3, axis=1)
     u_r, u_z = np.split(np.asarray(gate.from_stream.kernel[...], np.float64), 2, axis=1)
@@ -28,6 +28,6 @@ def test_gru_residual():
 
 def test_sum_residual():
     x, y = jax.random.normal(jax.random.key(1), (2, 3, 5, 4))
-    residual = SumResidual(4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    residual = SumResidual(4, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     assert np.array_equal(residual(x, y), x + y)
     assert not jax.tree.leaves(nnx.state(residual))

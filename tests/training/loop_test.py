@@ -112,8 +112,6 @@ def test_config_is_saved_with_the_run(unbroken):
         ("seed", 5),
         ("data.batch_size", 8),
         ("model.pattern", ("softmax",)),
-        ("optimizer.options", {"b2": 0.5}),
-        ("optimizer.options", {}),
     ],
 )
 def test_another_config_in_the_same_folder_is_refused(key, value, unbroken):
