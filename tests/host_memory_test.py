@@ -62,7 +62,7 @@ def test_keeps_other_tunables(tmp_path):
     _, second, _ = run(tmp_path, GLIBC_TUNABLES="glibc.malloc.check=0")
     assert (
         second.split(" ")[1]
-        == "glibc.malloc.check=0:glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184"
+        == "glibc.malloc.check=0:glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184"  # noqa: E501
     )
 
 
