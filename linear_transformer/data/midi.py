@@ -173,10 +173,10 @@ def encode(notes: np.ndarray) -> Int[np.ndarray, "N 4"]:
 
 def time_shift(seconds: float) -> int:
     """The nearest value of the channel."""
-    return int(_nearest(100 * seconds, TIME_GRID))
+    return int(_nearest(np.array([100 * seconds]), TIME_GRID)[0])
 
 
-def _nearest(values: np.ndarray | float, grid: np.ndarray) -> np.ndarray:
+def _nearest(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Index of the nearest value of the grid."""
     return np.searchsorted((grid[1:] + grid[:-1]) / 2, values)
 

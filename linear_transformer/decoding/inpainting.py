@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.types import PRNGKey
 
-Logits = tuple[Float[Array, "B N _"], ...]
+GapEvents = Int[Array, "B M C"]
+GapLogits = tuple[Float[Array, "B M _"], ...]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -64,7 +65,7 @@ def fill(
     elapsed_B: Int[Array, " B"],
     time_left_B: Int[Array, " B"],
     key: PRNGKey,
-) -> tuple[Int[Array, "B N C"], Logits]:
+) -> tuple[GapEvents, GapLogits]:
     """Writes the events of the gap, one token after the other.
 
     Args:
@@ -137,7 +138,7 @@ def inpaint(
     time_left: int,
     sampler: Sampler,
     seed: int,
-) -> tuple[Int[Array, "B N C"], Logits]:
+) -> tuple[GapEvents, GapLogits]:
     """Replaces events `start` to `stop`; their values do not matter, nor the later elapsed times'.
 
     Args:

@@ -58,7 +58,10 @@ class GatedAttentionUnit(nnx.Module):
         features = 2 * self.value_width + key_width
         self.projection = Linear(width, features, use_bias=bias, dtype=dtype, rngs=rngs)
         small = nnx.initializers.normal(0.02)
-        self.scales = nnx.Param(small(rngs.params(), (len(self.uses), key_width), jnp.float32))
+        # Around 1, not around 0 as in the released code: a squared score of two factors of 0.02
+        # leaves next to nothing, and a short run no gradient to grow it with.
+        scales = 1 + small(rngs.params(), (len(self.uses), key_width), jnp.float32)
+        self.scales = nnx.Param(scales)
         self.offsets = nnx.Param(jnp.zeros((len(self.uses), key_width), jnp.float32))
         self.relative = nnx.Param(small(rngs.params(), (2, key_width), jnp.float32))
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")

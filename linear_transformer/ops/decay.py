@@ -30,7 +30,7 @@ from linear_transformer.types import (
 )
 
 CHUNK_SIZE = 64
-CHUNKS_PER_BLOCK = {"scalar": 8, "vector": 4}  # a vector gate has more temporaries in the cache
+CHUNKS_PER_BLOCK = {"scalar": 4, "vector": 8}
 
 
 def decayed_attention(
@@ -137,9 +137,13 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
     run_BT = jnp.zeros((batch, time), jnp.int32)
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
-    visible = run_BT[:, None, :, None] == run_BT[:, None, None, :]
-    visible = (visible & jnp.tril(jnp.ones((time, time), bool)))[..., None]
-    sums = jnp.cumsum(log_decay, axis=1)  # b_t
+    visible_BTS = run_BT[:, :, None] == run_BT[:, None]
+    visible_BTS &= jnp.tril(jnp.ones((time, time), bool))
+    # b_t within each segment: no gradient, not even a rounding error, crosses to another one.
+    sums = jnp.einsum(
+        "bts,bshk->bthk", visible_BTS.astype(dtype), log_decay, precision=lax.Precision.HIGHEST
+    )
+    visible = visible_BTS[:, None, ..., None]
     sums_BHTK = jnp.moveaxis(sums, 2, 1)
     difference = sums_BHTK[:, :, :, None] - sums_BHTK[:, :, None]
     decay_BHTSK = jnp.exp(jnp.where(visible, difference, -jnp.inf))

@@ -101,7 +101,7 @@ def test_no_special_tokens_and_seeds():
     assert (np.stack(fills) < NUM_VALUES).all()
     assert len({f.tobytes() for f in fills}) == 20
     np.testing.assert_array_equal(fill(2, 10, seed=3)[0][:, 2:10], fills[3])
-    greedy = [fill(2, 10, seed=s, sampler=Sampler(temperature=0))[0] for s in (0, 1)]
+    greedy = [fill(2, 10, seed=s, sampler=Sampler(temperature=0.0))[0] for s in (0, 1)]
     np.testing.assert_array_equal(greedy[0], greedy[1])
 
 

@@ -119,7 +119,7 @@ def test_initial_state_is_what_came_before(form):
         scale = np.full((B, H, K), 1.5)
         state = np.concatenate([s * np.exp(-1.5), scale[..., None]], axis=-1)
         tail = {name: x[:, 20:] for name, x in arrays.items()}
-        o, state = op(form)(**tail, initial_state=jnp.asarray(state))
+        o, state = jax.jit(op(form))(**tail, initial_state=jnp.asarray(state))
         assert contract.relative_rms(o, expected[:, 20:]) < 1e-12
         z = np.exp(np.asarray(arrays["k"])).sum(axis=1)
         assert contract.relative_rms(np.exp(state[..., -1]) * state[..., -2], z) < 1e-12
@@ -165,12 +165,12 @@ def test_split_anywhere(form):
     with jax.enable_x64(True):
         arrays, rng = inputs(50, jnp.float64)
         packed = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 50))}
-        for split in (1, 16, 25, int(rng.integers(2, 49))):
+        for split in (1, 25):
             contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
 
 
 @pytest.mark.parametrize("direction", ["causal", "bidirectional"])
-@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("scale", [pytest.param(10.0, marks=pytest.mark.slow), 100.0])
 def test_keys_of_any_size(direction, scale):
     """Keys up to +-300 in fp32: finite, and the fp64 result, gradients too.
 
@@ -218,8 +218,10 @@ def test_no_gradient_crosses_a_boundary(form):
 def test_bfloat16_is_bounded():
     """bf16 weights and values carry 8 bits; the log-sums are fp32."""
     arrays, _ = inputs(100, jnp.bfloat16, state=False)
-    expected, _ = op("recurrent")(**{name: x.astype(jnp.float32) for name, x in arrays.items()})
-    o, state = op()(**arrays)
+    expected, _ = jax.jit(op("recurrent"))(
+        **{name: x.astype(jnp.float32) for name, x in arrays.items()}
+    )
+    o, state = jax.jit(op())(**arrays)
     assert o.dtype == jnp.bfloat16
     assert state.dtype == jnp.float32
     assert contract.relative_rms(o.astype(jnp.float32), expected) < 2e-2

