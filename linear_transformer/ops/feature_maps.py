@@ -15,7 +15,7 @@ FeatureMap = Callable[[Float[Array, "... K"]], Float[Array, "... K"]]
 
 def elu_plus_one(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     """elu(x) + 1 > 0, with a gradient for negative x (Katharopoulos et al. 2020, equation 7)."""
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def squared_relu(x: Float[Array, "... K"]) -> Float[Array, "... K"]:

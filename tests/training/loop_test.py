@@ -112,6 +112,7 @@ def test_config_is_saved_with_the_run(unbroken):
         ("seed", 5),
         ("data.batch_size", 8),
         ("model.pattern", ("softmax",)),
+        ("optimizer.options", {"beta": 0.9}),
     ],
 )
 def test_another_config_in_the_same_folder_is_refused(key, value, unbroken):

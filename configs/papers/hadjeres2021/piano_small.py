@@ -16,23 +16,27 @@ from configs.papers.hadjeres2021 import piano
 
 def get_config() -> ml_collections.ConfigDict:
     config = piano.get_config()
-    config.num_steps = 600
+    config.num_steps = 1500
     config.log_every = 50
-    config.eval_every = 200
-    config.eval_batches = 10
-    config.checkpoint_every = 200
-    config.data.update(dataset="maestro10", batch_size=16, sequence_length=256)
+    config.eval_every = 500
+    config.eval_batches = 20
+    config.checkpoint_every = 500
+    config.data.update(dataset="maestro10", batch_size=8, sequence_length=256)
     config.model.update(
         width=128,
         encoder_layers=2,
         decoder_layers=2,
-        num_heads=4,
+        num_heads=8,
         feed_forward_width=256,
+        # At this width the sinusoids of the paper's size drown the token.
+        token_width=64,
+        index_width=16,
+        elapsed_width=32,
         dropout=0.0,
         scan_layers=False,
     )
     config.optimizer.update(
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         schedule="cosine",
         warmup_steps=50,
         final_fraction=0.1,
