@@ -18,7 +18,7 @@ B, H, K, V = 2, 3, 8, 5
 FORMS = ("recurrent", "parallel", "associative", "chunk")
 GATES = ("scalar", "vector")
 LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
-# Every length of every form compiles for seconds, the associative one most: the rest is marked slow.  # noqa: E501
+# Every length of every form compiles for seconds, most for the associative one: the rest is slow.
 QUICK = {
     ("scalar", "parallel"): (2, 1000),
     ("scalar", "associative"): (100,),
@@ -276,6 +276,66 @@ def test_anticausal_and_padding(gate):
             contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
 
 
+@pytest.mark.parametrize("gate", ["fixed", *GATES])
+def test_bidirectional_is_both_directions_with_the_own_key_once(gate):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, gate=gate)
+        ids = contract.random_segments(rng, B, 70)
+        o, state = op("auto", direction="bidirectional")(**arrays, segment_ids_BT=jnp.asarray(ids))
+        timeless = ("initial_state", "log_decay") if gate == "fixed" else ("initial_state",)
+        ordered = {n: x if n in timeless else x[:, ::-1] for n, x in arrays.items()}
+        ordered["initial_state"] = 0 * arrays["initial_state"]
+        expected = oracle(**arrays, segment_ids_BT=ids)
+        expected["o"] += oracle(**ordered, segment_ids_BT=ids[:, ::-1])["o"][:, ::-1]
+        q, k, v = (np.asarray(arrays[name]) for name in "qkv")
+        expected["o"] -= np.sum(q * k, axis=-1, keepdims=True) * v
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
+
+
+@functools.cache
+def bonus_op(form):
+    return lambda bonus, **kw: decayed_attention(**named(kw), bonus_HK=bonus, form=form)
+
+
+def with_bonus(arrays, rng):
+    return arrays | {"bonus": jnp.asarray(rng.normal(size=(H, K)), arrays["q"].dtype)}
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
+@pytest.mark.parametrize("gate", GATES)
+def test_bonus_is_the_definition(gate, form):
+    """RWKV-6: o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t, in NumPy float64."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, gate=gate, kind="mixed")
+        arrays = with_bonus(arrays, rng)
+        ids = contract.random_segments(rng, B, 70)
+        o, state = jax.jit(bonus_op(form))(**arrays, segment_ids_BT=jnp.asarray(ids))
+        q, k, v, log_decay, s, u = (np.asarray(x) for x in arrays.values())
+        log_decay = log_decay.reshape(B, 70, H, -1)
+        s, expected = s.copy(), np.zeros(v.shape)
+        for b, i, h in np.ndindex(B, 70, H):
+            if i and ids[b, i] != ids[b, i - 1]:
+                s[b, h] = 0
+            own = np.outer(k[b, i, h], v[b, i, h])
+            expected[b, i, h] = (s[b, h] + u[h][:, None] * own).T @ q[b, i, h]
+            s[b, h] = np.exp(log_decay[b, i, h])[:, None] * s[b, h] + own
+        contract.assert_agree({"o": o, "state": state}, {"o": expected, "state": s}, 1e-12)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_bonus_keeps_the_contract(gate):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(100, jnp.float64, gate=gate)
+        arrays, constants = with_bonus(arrays, rng), packed(rng, 100)
+        expected = contract.evaluate(bonus_op("recurrent"), arrays, constants)
+        actual = contract.evaluate(bonus_op("chunk"), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-10)
+        bonus = arrays.pop("bonus")
+        for split in (1, 50, 99):
+            call = jax.jit(functools.partial(bonus_op("chunk"), bonus))
+            contract.assert_splits(call, arrays, constants, split, 1e-11)
+
+
 def test_padding_keys_never_change_a_result():
     """Bit for bit: what lies under the mask is not read."""
     arrays, _ = inputs(70, jnp.float32, gate="vector")
@@ -364,12 +424,12 @@ def test_negative_control(gate, fault, monkeypatch):
     arrays, rng = inputs(100, jnp.float32, gate=gate)
     constants = packed(rng, 100)
     expected = contract.evaluate(op("recurrent"), arrays, constants)
-    intact = decay._chunk_form
+    intact = decay.chunk_form
 
     def broken(*args):
         return intact(*BROKEN[fault](*args[:6]), *args[6:])
 
-    monkeypatch.setattr(decay, "_chunk_form", broken)
+    monkeypatch.setattr(decay, "chunk_form", broken)
     attend = functools.partial(decayed_attention, form="chunk", chunk_size=16)
     actual = contract.evaluate(lambda **kw: attend(**named(kw)), arrays, constants)
     with pytest.raises(AssertionError, match="relative RMS"):
@@ -384,7 +444,9 @@ def named(arrays):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"direction": "bidirectional"}, "direction is 'bidirectional'"),
+        ({"direction": "sideways"}, "direction is 'sideways'"),
+        ({"direction": "anticausal", "bonus_HK": jnp.zeros((H, K))}, "a bonus needs causal"),
+        ({"bonus_HK": jnp.zeros((H, K + 1))}, "bonus_HK is"),
         ({"form": "fast"}, "form is 'fast'"),
         ({"initial_state": jnp.zeros((B, H, K, V + 1))}, "initial_state is"),
         ({"log_decay": jnp.zeros((B, 5, H, V))}, "log_decay"),
