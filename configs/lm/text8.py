@@ -12,7 +12,7 @@ import ml_collections
 from configs.lm import enwik8
 
 
-def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
+def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
     config = enwik8.get_config(variant)
     config.data.dataset = "text8"
     return config

@@ -34,12 +34,13 @@ compare, not to reproduce.  The published setting needs accelerators; not run he
 
 import ml_collections
 
+from configs import mechanisms
 from configs.papers.qin2022 import wikitext103_ar, wikitext103_bidirectional
 
 KIND = "t2"
 LAYERS = wikitext103_bidirectional.LAYERS
 HALF = LAYERS // 2
-DIAG, NORM = wikitext103_ar.DIAG[KIND], wikitext103_ar.NORM[KIND]
+DIAG, NORM = mechanisms.DIAG[KIND], mechanisms.NORM[KIND]
 
 # What each variant changes in the model of TransNormer, or of the baseline with 1 + elu.
 BASELINES = {

@@ -25,35 +25,10 @@ Needs accelerators (8 GPUs there); not run here.
 
 import ml_collections
 
-from configs import default
+from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
 
-DIAG = {
-    "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
-    "t2": {"scores": "softmax", "output_norm": None, "block_size": 64, "lrpe": True},
-}
-NORM = {
-    "t1": {"feature_map": "elu", "output_norm": "simplermsnorm", "lrpe": True},
-    "t2": {"feature_map": "elu_plus_one", "output_norm": "simplermsnorm", "lrpe": True},
-}
 VARIANTS = ("t1", "t2", "vanilla", "one_plus_elu")
-
-
-def gated_width(width: int) -> int:
-    """Feed-forward width with which a gate costs no parameters: int(8/3 D)."""
-    return 8 * width // 3
-
-
-def transnormer(kind: str, *, width: int, num_layers: int) -> dict:
-    """`config.model` of TransNormer T1 or T2, as far as it differs from other models."""
-    return {
-        "pattern": ("diag",) * (num_layers // 2) + ("norm",) * (num_layers - num_layers // 2),
-        "mixers": {"diag": DIAG[kind], "norm": NORM[kind]},
-        "feed_forward_width": gated_width(width),
-        "gated": True,
-        "activation": "silu",
-        "norm": "simplermsnorm",
-    }
 
 
 def model(variant: str, *, width: int, num_layers: int) -> dict:
@@ -64,12 +39,13 @@ def model(variant: str, *, width: int, num_layers: int) -> dict:
     """
     if variant not in VARIANTS:
         raise ConfigError(f"--config=...:{variant}: the variants are {', '.join(VARIANTS)}")
-    if variant in DIAG:
-        return transnormer(variant, width=width, num_layers=num_layers)
+    if variant in mechanisms.DIAG:
+        return mechanisms.transnormer(variant, width=width, num_layers=num_layers)
     mixers = {"vanilla": {"softmax": {}}, "one_plus_elu": {"linear": {}}}[variant]
     return {
         "pattern": tuple(mixers),
         "mixers": mixers,
+        "num_layers": num_layers,
         "feed_forward_width": 4 * width,
         "gated": False,
         "activation": "relu",
@@ -94,7 +70,6 @@ def get_config(variant: str = "t2") -> ml_collections.ConfigDict:
     config.model.mixers = ml_collections.ConfigDict(choices.pop("mixers"))
     config.model.update(
         width=512,
-        num_layers=6,
         num_heads=8,
         positions="sinusoidal",
         norm_position="pre",

@@ -33,9 +33,7 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
     choices = dict(choices)
     mixers = {name: both_ways(name, options) for name, options in choices.pop("mixers").items()}
     config.model.mixers = ml_collections.ConfigDict(mixers)
-    config.model.update(
-        num_layers=LAYERS, positions="learned", max_positions=512, tied=True, **choices
-    )
+    config.model.update(positions="learned", max_positions=512, tied=True, **choices)
     if small:
         config.data.dataset = "shakespeare"
         config.model.update(width=128, num_heads=4)

@@ -1,0 +1,87 @@
+"""The mechanisms by name: what `config.model` says of each, at any size.
+
+    python train.py --config=configs/default.py:performer
+
+A language-model config takes one of these names after the colon.  Positions, feed-forward and
+depth go with the mechanism: a unit that gates itself has no feed-forward and twice the layers.
+"""
+
+from typing import Any
+
+from linear_transformer.errors import ConfigError
+
+# Mixer, its options, and further choices of config.model.  Softmax attention, FLASH-quad and LSH
+# decode from a cache; training ignores its capacity.
+_KERNELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    # A short convolution knows the local order, and then no positions are needed.
+    "linear": (
+        "linear",
+        {"feature_map": "elu_plus_one", "convolution": 4},
+        {"positions": "none"},
+    ),
+    "katharopoulos": ("linear", {"feature_map": "elu_plus_one"}, {}),
+    "softmax": ("softmax", {"cache_capacity": 1024}, {}),
+    "efficient": ("efficient", {}, {}),
+    "performer": ("performer", {"kernel": "softmax", "features": 64}, {}),
+    "cosformer": ("cosformer", {"max_length": 1024}, {}),
+    "rfa": ("rfa", {"features": 64, "gate": True}, {}),
+    "rela": ("rela", {"window": 64}, {}),
+    "lsh": ("lsh", {"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024}, {}),
+}
+_GATED_UNITS = {
+    "flash": {"chunk_size": 64},
+    "flash_quad": {"divisor": 256, "cache_capacity": 1024},
+}
+DIAG = {
+    "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
+    "t2": {"scores": "softmax", "output_norm": None, "block_size": 64, "lrpe": True},
+}
+NORM = {
+    "t1": {"feature_map": "elu", "output_norm": "simplermsnorm", "lrpe": True},
+    "t2": {"feature_map": "elu_plus_one", "output_norm": "simplermsnorm", "lrpe": True},
+}
+NAMES = (*_KERNELS, *_GATED_UNITS, "transnormer_t1", "transnormer_t2")
+
+
+def gated_width(width: int) -> int:
+    """Feed-forward width with which a gate costs no parameters: int(8/3 D)."""
+    return 8 * width // 3
+
+
+def transnormer(kind: str, *, width: int, num_layers: int) -> dict[str, Any]:
+    """TransNormer T1 or T2 (Qin et al. 2022): blocks first, NormAttention after."""
+    return {
+        "pattern": ("diag",) * (num_layers // 2) + ("norm",) * (num_layers - num_layers // 2),
+        "mixers": {"diag": DIAG[kind], "norm": NORM[kind]},
+        "num_layers": num_layers,
+        "feed_forward_width": gated_width(width),
+        "gated": True,
+        "activation": "silu",
+        "norm": "simplermsnorm",
+    }
+
+
+def model(name: str, *, width: int, num_layers: int) -> dict[str, Any]:
+    """The entries of `config.model` that a mechanism decides.
+
+    Raises:
+      ConfigError: there is no such mechanism.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"--config=...:{name}: the variants are {', '.join(NAMES)}")
+    choices = {
+        "num_layers": num_layers,
+        "feed_forward_width": 4 * width,
+        "gated": False,
+        "activation": "gelu",
+        "norm": "layernorm",
+        "positions": "sinusoidal",
+    }
+    if name.startswith("transnormer"):
+        return choices | transnormer(name[-2:], width=width, num_layers=num_layers)
+    if name in _GATED_UNITS:
+        mixer, options, more = name, _GATED_UNITS[name] | {"key_width": width // 2}, {}
+        more = {"num_layers": 2 * num_layers, "feed_forward_width": 0}
+    else:
+        mixer, options, more = _KERNELS[name]
+    return choices | {"pattern": (mixer,), "mixers": {mixer: options}} | more
