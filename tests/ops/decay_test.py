@@ -20,12 +20,12 @@ GATES = ("scalar", "vector")
 LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
 # Every length of every form compiles for seconds, most for the associative one: the rest is slow.
 QUICK = {
-    ("scalar", "parallel"): (2, 1000),
-    ("scalar", "associative"): (100,),
-    ("scalar", "chunk"): LENGTHS,
-    ("vector", "parallel"): (2, 63),
-    ("vector", "associative"): (63,),
-    ("vector", "chunk"): (2, 63, 100),
+    ("scalar", "parallel"): (100,),
+    ("scalar", "associative"): (63,),
+    ("scalar", "chunk"): (2, 64, 257),
+    ("vector", "parallel"): (63,),
+    ("vector", "associative"): (),
+    ("vector", "chunk"): (100,),
 }
 CASES = [
     pytest.param(gate, form, time, marks=[] if time in quick else [pytest.mark.slow])
@@ -34,12 +34,9 @@ CASES = [
     if (gate, form, time) != ("vector", "parallel", 1000)  # (T, T, K) numbers a head
 ]
 
-# The plain forms share their code between gates.
-GATES_AND_FORMS = [("scalar", form) for form in FORMS] + [
-    ("vector", "recurrent"),
-    ("vector", "chunk"),
-    pytest.param("vector", "parallel", marks=pytest.mark.slow),
-    pytest.param("vector", "associative", marks=pytest.mark.slow),
+# The plain forms share their code between gates, and the segments' masks with additive attention.
+GATES_AND_FORMS = [(gate, "chunk") for gate in GATES] + [
+    pytest.param(gate, form, marks=pytest.mark.slow) for gate in GATES for form in FORMS[:-1]
 ]
 
 
@@ -157,7 +154,7 @@ def test_extreme_gates_stay_finite(gate, form, kind, dtype):
         assert np.all(np.asarray(results["d_log_decay"], np.float32)[reset] == 0)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
 def test_a_decay_to_zero_is_a_boundary(form):
     with jax.enable_x64(True):
         arrays, rng = inputs(100, jnp.float64, gate="scalar")
@@ -170,10 +167,12 @@ def test_a_decay_to_zero_is_a_boundary(form):
         contract.assert_agree(actual, expected, 1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
-@pytest.mark.parametrize("gate", ["fixed", *GATES])
+@pytest.mark.parametrize(
+    ("gate", "form"),
+    [("fixed", form) for form in FORMS[1:]] + [(gate, "chunk") for gate in GATES],
+)
 def test_forms_agree_unpacked(gate, form):
-    time = 257 if gate != "vector" or form == "chunk" else 100
+    time = 257 if form == "chunk" else 100
     with jax.enable_x64(True):
         arrays, _ = inputs(time, jnp.float64, gate=gate)
         expected = contract.evaluate(op("recurrent"), arrays, {})
@@ -193,7 +192,7 @@ def test_no_decay_is_additive_attention():
         contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 16, 100])
+@pytest.mark.parametrize("chunk_size", [1, pytest.param(16, marks=pytest.mark.slow), 100])
 @pytest.mark.parametrize("gate", GATES)
 def test_any_chunk_size(gate, chunk_size):
     with jax.enable_x64(True):
@@ -209,7 +208,7 @@ def test_split_anywhere(gate, form):
     with jax.enable_x64(True):
         arrays, rng = inputs(130, jnp.float64, gate=gate)
         constants = packed(rng, 130)
-        for split in (1, 64, int(rng.integers(2, 129))):
+        for split in (1, int(rng.integers(2, 129))):
             contract.assert_splits(jax.jit(op(form)), arrays, constants, split, 1e-11)
 
 
@@ -322,17 +321,17 @@ def test_bonus_is_the_definition(gate, form):
         contract.assert_agree({"o": o, "state": state}, {"o": expected, "state": s}, 1e-12)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ["scalar", pytest.param("vector", marks=pytest.mark.slow)])
 def test_bonus_keeps_the_contract(gate):
     with jax.enable_x64(True):
-        arrays, rng = inputs(100, jnp.float64, gate=gate)
-        arrays, constants = with_bonus(arrays, rng), packed(rng, 100)
+        arrays, rng = inputs(70, jnp.float64, gate=gate)
+        arrays, constants = with_bonus(arrays, rng), packed(rng, 70)
         expected = contract.evaluate(bonus_op("recurrent"), arrays, constants)
         actual = contract.evaluate(bonus_op("chunk"), arrays, constants)
         contract.assert_agree(actual, expected, 1e-10)
         bonus = arrays.pop("bonus")
-        for split in (1, 50, 99):
-            call = jax.jit(functools.partial(bonus_op("chunk"), bonus))
+        call = jax.jit(functools.partial(bonus_op("chunk"), bonus))
+        for split in (1, 50):
             contract.assert_splits(call, arrays, constants, split, 1e-11)
 
 
@@ -446,7 +445,7 @@ def named(arrays):
     [
         ({"direction": "sideways"}, "direction is 'sideways'"),
         ({"direction": "anticausal", "bonus_HK": jnp.zeros((H, K))}, "a bonus needs causal"),
-        ({"bonus_HK": jnp.zeros((H, K + 1))}, "bonus_HK is"),
+        ({"bonus_HK": jnp.zeros((H, K + 1))}, "bonus_HK"),
         ({"form": "fast"}, "form is 'fast'"),
         ({"initial_state": jnp.zeros((B, H, K, V + 1))}, "initial_state is"),
         ({"log_decay": jnp.zeros((B, 5, H, V))}, "log_decay"),
