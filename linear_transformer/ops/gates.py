@@ -1,0 +1,188 @@
+"""The decays of a block of chunks, and their gradients: one matrix of pairs, or one per feature.
+
+Within a chunk, with b_t the sum of log a up to and including token t, the decays are
+
+    pair  exp(b_i - b_j) from key j to query i >= j        (weights A, masked before exp)
+    read  exp(b_i)       from the entering state S to query i
+    reach exp(b_C - b_j) from key j to the end of the chunk
+    total exp(b_C)       from the entering state to the leaving one
+
+The gradient of log a_t is the sum of the gradients of all exponents that contain it: pairs with
+j < t <= i, reads with t <= i, keys j < t that reach the end, and the total.  Only terms that do
+depend on a_t are summed (Q dQ - K dK summed over all later tokens is equal to it, and loses all
+digits to cancellation where decays are strong).
+
+A scalar gate has one C x C matrix of pair decays.  With a vector gate A_ij is the sum over the
+features of q_i k_j exp(b_i - b_j), which must not be factored as (q_i exp(b_i)) (k_j exp(-b_j)):
+the second factor overflows.  It is split in halves instead: for a query in the right half of a
+range and a key in the left half, with r = b at the end of the left half,
+
+    A_ij = (q_i exp(b_i - r))^T (k_j exp(r - b_j))         both exponents <= 0
+
+is a matrix product for each of log2(C) sizes of the halves; only A_ii = q_i^T k_i is left over.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from linear_transformer.ops.blocks import Masks, matmul
+
+
+def make_gate(log_decay: Float[Array, "B H G C _"], masks: Masks) -> "_Gate":
+    """Scalar where the last axis is 1, which a vector over one feature is too."""
+    return (ScalarGate if log_decay.shape[-1] == 1 else VectorGate)(log_decay, masks)
+
+
+def scaled(x, decay):
+    """Multiplied in the accumulation dtype, as an operand again in that of x."""
+    return (x * decay).astype(x.dtype)
+
+
+def totals(gate, masks):
+    """Decay of a state over each chunk (B H G K 1), 0 where a segment starts in it."""
+    same = jnp.diagonal(masks.carry, offset=-1, axis1=-2, axis2=-1)
+    return gate.total[..., 0, :, None] * same[..., None, None]
+
+
+class _Gate:
+    """The decays of a block whose log decays are (B H G C K), or (B H G C 1) for a scalar.
+
+    Differences of sums lose digits where a strong decay is followed by weak ones.  So the sum is
+    kept in two parts, one of multiples of 1/256, which is exact, and a small remainder.
+    """
+
+    def __init__(self, log_decay, masks):
+        self.masks = masks
+        coarse = jnp.round(log_decay * 256) / 256
+        parts = jnp.concatenate([coarse, log_decay - coarse], axis=-1)
+        earlier = jnp.tril(jnp.ones((log_decay.shape[-2],) * 2, bool))
+        self.coarse, self.fine = jnp.split(_sums(earlier, parts), 2, axis=-1)
+        self.read = jnp.exp(self.coarse + self.fine)
+        self.reach = jnp.exp(self._until(self.coarse[..., -1:, :], self.fine[..., -1:, :]))
+        self.total = self.read[..., -1:, :]
+
+    def _until(self, coarse, fine):
+        return (coarse - self.coarse) + (fine - self.fine)
+
+    def log_decay_gradients(self, db, dreach, dtotal):
+        """For the gradients of b_t by pairs and reads, of keys' reaching and of the total."""
+        pairs = self.masks.pairs
+        through = (dtotal * self.total[..., 0, :])[..., None, :]
+        through = self.masks.reaches(self.masks.reads(through))
+        return _sums(pairs.mT, db) + _sums(jnp.tril(pairs, -1), dreach) + through
+
+
+def _sums(terms, x):
+    """Sums over the chosen tokens of a chunk, in full precision on any platform."""
+    terms = jnp.broadcast_to(terms.astype(x.dtype), (*x.shape[:-2], *terms.shape[-2:]))
+    return jnp.matmul(terms, x, precision=lax.Precision.HIGHEST)
+
+
+class ScalarGate(_Gate):
+    """One matrix of pair decays."""
+
+    def __init__(self, log_decay, masks):
+        super().__init__(log_decay, masks)
+        until = self._until(self.coarse.mT, self.fine.mT)
+        self.pairs = jnp.exp(jnp.where(masks.pairs, -until, -jnp.inf))
+
+    def weights(self, q, k):
+        return self.pairs * matmul(q, k.mT, self.pairs.dtype)
+
+    def gradients(self, q, k, dweights):
+        """Weights, and the gradients of q, k and b_t for that of the weights."""
+        dtype = self.pairs.dtype
+        weights = self.weights(q, k)
+        terms = jnp.tril(weights * dweights, -1)
+        db = jnp.sum(terms, axis=-1) - jnp.sum(terms, axis=-2)
+        dweights = self.pairs * dweights
+        dq, dk = matmul(dweights, k, dtype), matmul(dweights.mT, q, dtype)
+        return weights, dq, dk, db[..., None]
+
+    def log_decay_gradients(self, db, dread, dreach, dtotal):
+        db, dreach, dtotal = (
+            db + jnp.sum(dread, axis=-1, keepdims=True),
+            jnp.sum(dreach, axis=-1, keepdims=True),
+            jnp.sum(dtotal, axis=-1, keepdims=True),
+        )
+        return super().log_decay_gradients(db, dreach, dtotal)
+
+
+class VectorGate(_Gate):
+    """Pair decays by halving; C is a power of two."""
+
+    def __init__(self, log_decay, masks):
+        super().__init__(log_decay, masks)
+        chunk = log_decay.shape[-2]
+        halves = [1 << n for n in range(chunk.bit_length() - 1)]
+        self.levels = [self._level(half) for half in halves]
+
+    def _level(self, half):
+        """Decays (.., C / 2h, 2, h, K): to right tokens from, and by left ones to the middle."""
+        coarse, fine = _halves(self.coarse, half), _halves(self.fine, half)
+        middle = (..., slice(0, 1), slice(-1, None), slice(None))
+        since = (coarse - coarse[middle]) + (fine - fine[middle])
+        return jnp.exp(jnp.where(_is_right(since), since, -since))
+
+    def _operands(self, q, k):
+        """For each size of the halves: queries of the right ones and keys of the left ones."""
+        for decay in self.levels:
+            half = decay.shape[-2]
+            x = jnp.where(_is_right(decay), _halves(q, half), _halves(k, half))
+            x = scaled(x, decay)
+            yield x[..., 1, :, :], x[..., 0, :, :], decay
+
+    def weights(self, q, k):
+        dtype = self.read.dtype
+        a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
+        for right, left, _ in self._operands(q, k):
+            a = _join(a, matmul(right, left.mT, dtype))
+        return self.masks.within(a[..., 0, :, :])
+
+    def gradients(self, q, k, dweights):
+        """Weights, and the gradients of q, k and b_t for that of the weights."""
+        dtype = self.read.dtype
+        a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
+        dq = dk = jnp.zeros(q.shape, dtype)
+        *parts, diagonal = _parts(self.masks.within(dweights), len(self.levels))
+        for (right, left, decay), da in zip(self._operands(q, k), reversed(parts), strict=True):
+            a = _join(a, matmul(right, left.mT, dtype))
+            dx = jnp.stack([matmul(da.mT, right, dtype), matmul(da, left, dtype)], axis=-3) * decay
+            dq += jnp.where(_is_right(dx), dx, 0).reshape(q.shape)
+            dk += jnp.where(_is_right(dx), 0, dx).reshape(k.shape)
+        db = q * dq - k * dk
+        diagonal = diagonal[..., 0]
+        return self.masks.within(a[..., 0, :, :]), dq + diagonal * k, dk + diagonal * q, db
+
+    def log_decay_gradients(self, db, dread, dreach, dtotal):
+        return super().log_decay_gradients(db + dread, dreach, dtotal)
+
+
+def _halves(x, half):
+    """(.., C, K) as (.., C / 2h, 2, h, K)."""
+    return x.reshape(*x.shape[:-2], -1, 2, half, x.shape[-1])
+
+
+def _is_right(x):
+    return lax.broadcasted_iota(jnp.int32, x.shape[-4:], 1) == 1
+
+
+def _join(a, low):
+    """Weights within halves (.., N, h, h) and from left to right ones: (.., N / 2, 2 h, 2 h)."""
+    h = low.shape[-1]
+    a = a.reshape(*low.shape[:-2], 2, h, h)
+    top = jnp.concatenate([a[..., 0, :, :], jnp.zeros_like(low)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([low, a[..., 1, :, :]], axis=-1)], axis=-2)
+
+
+def _parts(a, levels):
+    """The transpose of the joins: what each of them has put in, the largest first."""
+    a = a[..., None, :, :]
+    parts = []
+    for _ in range(levels):
+        h = a.shape[-1] // 2
+        parts.append(a[..., h:, :h])
+        a = jnp.stack([a[..., :h, :h], a[..., h:, h:]], axis=-3)
+        a = a.reshape(*a.shape[:-4], -1, h, h)
+    return [*parts, a]
