@@ -35,6 +35,8 @@ class LanguageModelConfig:
       norm_position: "pre" (with a final norm) or "post".
       embedding_norm: norm of the embeddings, a name in `nn.norms.NORMS`, or "none".
       tied: the output layer is the transposed embedding.
+      num_outputs: numbers that the untied output layer gives for each token, for a loss of its own;
+        0 for the logits of the vocabulary.
       scan_layers, remat: see `nn.stack.Stack`.
       dtype: type of the activations; parameters are fp32.
     """
@@ -56,6 +58,7 @@ class LanguageModelConfig:
     residual: str = "sum"
     dropout: float = 0.0
     tied: bool = True
+    num_outputs: int = 0
     scan_layers: bool = False
     remat: str = "none"
     dtype: str = "float32"
@@ -86,6 +89,11 @@ class LanguageModelConfig:
         if self.feed_forward_width < 0:
             raise ConfigError(
                 f"config.model.feed_forward_width is {self.feed_forward_width}; 0 is none"
+            )
+        if self.num_outputs and (self.num_outputs < 0 or self.tied):
+            raise ConfigError(
+                f"config.model.num_outputs is {self.num_outputs}; it must be 0, or positive with "
+                "config.model.tied=False"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
@@ -218,7 +226,9 @@ class LanguageModel(nnx.Module):
         self.head = (
             None
             if c.tied and token_width == c.width
-            else Linear(c.width, c.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+            else Linear(
+                c.width, c.num_outputs or c.vocab_size, use_bias=False, dtype=dtype, rngs=rngs
+            )
         )
         self.dropout = nnx.Dropout(c.dropout)
 

@@ -51,14 +51,18 @@ class Task(Protocol):
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
+    from linear_transformer.tasks.image_generation import ImageGeneration
     from linear_transformer.tasks.inpainting import Inpainting
     from linear_transformer.tasks.language_modelling import LanguageModelling
     from linear_transformer.tasks.masked_language_modelling import MaskedLanguageModelling
+    from linear_transformer.tasks.synthetic import Synthetic
 
     tasks = {
         "language_modelling": LanguageModelling,
         "masked_language_modelling": MaskedLanguageModelling,
         "inpainting": Inpainting,
+        "synthetic": Synthetic,
+        "image_generation": ImageGeneration,
     }
     if config.task not in tasks:
         raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")

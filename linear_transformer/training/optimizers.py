@@ -22,9 +22,9 @@ class OptimizerConfig:
 
     Attributes:
       name: any optimizer of optax or optax.contrib that takes a learning rate: "adamw", "adam",
-        "radam", "lion", "muon" (kernels by Muon, the rest by Adam), ...; decoupled weight decay,
-        where it has one, is for matrices only.
+        "radam", "lion", "muon" (kernels by Muon, the rest by Adam), ...
       learning_rate: the peak.
+      weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of matrices only.
       options: other arguments of the optimizer, such as {"b2": 0.95}.
       schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
         `final_fraction` of the peak at the last step; "rsqrt", with the inverse square root of
@@ -105,7 +105,16 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     make = _find(config.name)
     arguments = inspect.signature(make).parameters
     options = dict(config.options)
-    if config.weight_decay:
+    decay = None
+    if config.weight_decay and "weight_decay" not in arguments:
+        # Decoupled, as in AdamW: updates at rate 1, decayed, then both scaled by the schedule.
+        mask = functools.partial(_by_path, _is_matrix)
+        decay = optax.chain(
+            optax.add_decayed_weights(-config.weight_decay, mask),
+            optax.scale_by_schedule(schedule),
+        )
+        schedule = 1.0
+    elif config.weight_decay:
         mask = "weight_decay_mask" if "weight_decay_mask" in arguments else "mask"
         options["weight_decay"] = config.weight_decay
         options[mask] = functools.partial(_by_path, _is_matrix)
@@ -119,6 +128,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         raise ConfigError(
             f"config.optimizer: optax.{config.name} does not take these options ({error})"
         ) from error
+    if decay is not None:
+        optimizer = optax.chain(optimizer, decay)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

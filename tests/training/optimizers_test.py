@@ -67,7 +67,7 @@ def zeros():
     return jax.tree.map(jnp.zeros_like, parameters())
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "radam", "sgd"])
 def test_weight_decay_is_for_kernels_and_embeddings_only(name):
     """With no gradient, the update is the decay alone: -rate * decay * weight."""
     decay = {"weight_decay": 0.1, "schedule": "constant", "learning_rate": 0.5}
@@ -128,7 +128,7 @@ def test_clipping(scale):
         ({"name": "scale"}, r"config\.optimizer\.name is 'scale'"),
         ({"schedule": "sine"}, r"config\.optimizer\.schedule is 'sine'; choose one of constant"),
         ({"options": {"b3": 0.5}}, r"config\.optimizer: optax\.adamw .*b3"),
-        ({"name": "sgd", "weight_decay": 0.1}, r"config\.optimizer: optax\.sgd .*weight_decay"),
+        ({"name": "sgd", "options": {"b1": 1}}, r"config\.optimizer: optax\.sgd .*b1"),
     ],
 )
 def test_mistakes_name_the_key(values, message):

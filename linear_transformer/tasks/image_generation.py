@@ -1,0 +1,75 @@
+"""Images pixel by pixel: bits per dimension under a mixture of logistics."""
+
+import math
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from linear_transformer.data.image_pipeline import evaluation_pixels, training_pixels
+from linear_transformer.data.images import load_images
+from linear_transformer.data.stream import Batch
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.ops import logistic_mixture
+from linear_transformer.tasks.token_task import TokenTask
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey
+
+
+class ImageGeneration(TokenTask):
+    """The task of every config with `task = "image_generation"`.
+
+    As in Katharopoulos et al. 2020 the model reads pixels and predicts the next one; the first is
+    not predicted.
+    """
+
+    headline = "bits_per_dim"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.images = load_images(config.data)
+        super().__init__(config, logistic_mixture.LEVELS)
+        outputs = self.model_config.num_outputs
+        if outputs < 3 or outputs % 3:
+            raise ConfigError(
+                f"config.model.num_outputs is {outputs}; a mixture of logistics needs 3 for each "
+                "component"
+            )
+        train, _ = self.images.split("train")
+        length = math.prod(train.shape[1:]) - 1
+        if config.data.sequence_length != length:
+            raise ConfigError(
+                f"config.data.sequence_length is {config.data.sequence_length}; an image of "
+                f"{self.images.name} has {length} predicted pixels"
+            )
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        return training_pixels(
+            self.images,
+            batch_size=self.rows_per_process(process_count),
+            seed=self.seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_pixels(self.images, split, batch_size=self.data.batch_size)
+
+    def loss(
+        self, model: LanguageModel, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
+    ) -> Metrics:
+        parameters_BTP, _ = model(batch["inputs"], dropout_key=dropout_key)
+        nll_BT = logistic_mixture.negative_log_likelihood(parameters_BTP, batch["targets"])
+        return {"loss": (jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum())}
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        del split
+        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        return means | {"bits_per_dim": means["loss"] / math.log(2)}
+
+    def describe(self, model: LanguageModel) -> dict[str, str]:
+        train, _ = self.images.split("train")
+        data = f"{self.images.name}, {len(train):,} images to train on ({self.images.licence})"
+        return {"data": data} | super().describe(model)
