@@ -11,7 +11,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixers import MIXERS, check_options, mixer_options
+from linear_transformer.nn.mixers import MIXERS, check_options, make_mixer, mixer_options
 from linear_transformer.nn.norms import NORMS, make_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.residuals import RESIDUALS
@@ -162,7 +162,8 @@ def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
             options["rotary"] = True
         given = {"output_scale": output_scale, "dtype": dtype, "rngs": rngs}
         try:
-            mixer = MIXERS[name](c.width, c.num_heads, **given, **options)
+            depth = layer / c.num_layers
+            mixer = make_mixer(name, c.width, c.num_heads, depth=depth, **given, **options)
         except ValueError as error:
             raise ConfigError(f"config.model.mixers.{name}: {error}") from error
         feed_forward = None

@@ -9,20 +9,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.cosformer import CosFormer
+from linear_transformer.nn.delta_net import DeltaNet
 from linear_transformer.nn.diag_attention import DiagAttention
 from linear_transformer.nn.efficient_attention import EfficientAttention
 from linear_transformer.nn.gated_attention_unit import Flash, FlashQuad
+from linear_transformer.nn.gated_delta_net import GatedDeltaNet
+from linear_transformer.nn.gated_linear_attention import GatedLinearAttention
+from linear_transformer.nn.hgrn2 import HGRN2
+from linear_transformer.nn.kimi_delta_attention import KimiDeltaAttention
+from linear_transformer.nn.lightning import LightningAttention
 from linear_transformer.nn.linear_attention import LinearAttention
 from linear_transformer.nn.linformer import Linformer
+from linear_transformer.nn.lion import Lion
 from linear_transformer.nn.lsh_attention import LSHAttention
+from linear_transformer.nn.mamba2 import Mamba2
+from linear_transformer.nn.mlstm import MLSTM
 from linear_transformer.nn.parallel import Parallel
 from linear_transformer.nn.performer import Performer
 from linear_transformer.nn.random_feature_attention import RandomFeatureAttention
 from linear_transformer.nn.rectified_attention import RectifiedAttention
+from linear_transformer.nn.retnet import Retention
+from linear_transformer.nn.rwkv6 import RWKV6
+from linear_transformer.nn.rwkv7 import RWKV7
 from linear_transformer.nn.softmax_attention import SoftmaxAttention
 
 # Arguments of every mixer that the model sets itself.
-RESERVED = ("width", "heads", "output_scale", "dtype", "rngs")
+RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")
 
 
 def _parallel(
@@ -65,17 +77,41 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "performer": Performer,
     "cosformer": CosFormer,
     "rfa": RandomFeatureAttention,
+    "retnet": Retention,
+    "lightning": LightningAttention,
+    "mamba2": Mamba2,
+    "mlstm": MLSTM,
+    "gla": GatedLinearAttention,
+    "hgrn2": HGRN2,
+    "rwkv6": RWKV6,
+    "lion": Lion,
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "delta_product": functools.partial(GatedDeltaNet, steps=2, negative_eigenvalues=True),
+    "kda": KimiDeltaAttention,
+    "rwkv7": RWKV7,
 }
+
+
+def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
+    """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
+    if "depth" in _arguments(name):
+        given["depth"] = depth
+    return MIXERS[name](width, heads, **given)
 
 
 def mixer_options(name: str) -> set[str]:
     """Names of the options of a mixer of the table."""
+    return _arguments(name) - {"self", *RESERVED}
+
+
+def _arguments(name: str) -> set[str]:
     make = MIXERS[name]
     if isinstance(make, functools.partial):
         make = make.func
     if isinstance(make, type):  # a module's own signature is its metaclass's
         make = make.__init__
-    return set(inspect.signature(make).parameters) - {"self", *RESERVED}
+    return set(inspect.signature(make).parameters)
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

@@ -88,10 +88,39 @@ OPTIONS = {
         "chunks": {"chunk_size": 4},
         "gate": {"gate": True, "chunk_size": 4, "learn_scale": False},
     },
+    "retnet": {
+        "chunks": {"chunk_size": 4},
+        "plain": {"rotary": False, "normalize": False, "value_expansion": 1},
+    },
+    "lightning": {
+        "chunks": {"chunk_size": 4, "depth": 0.5},
+        "lrpe": {"lrpe": True, "depth": 0.9},
+    },
+    "mamba2": {
+        "chunks": {"chunk_size": 4, "state_width": 6},
+        "groups": {"groups": 2, "state_width": 3, "convolution": 2, "expansion": 1},
+    },
+    "mlstm": {"chunks": {"chunk_size": 4}},
+    "gla": {"chunks": {"chunk_size": 4}},
+    "hgrn2": {"chunks": {"chunk_size": 4, "depth": 0.5}},
+    "rwkv6": {"chunks": {"chunk_size": 4, "depth": 0.5}},
+    "lion": {
+        "chunks": {"chunk_size": 4},
+        "scalar": {"gate": "scalar"},
+    },
     "lsh": {
         "cache": {"rounds": 2, "buckets": 4, "chunk_size": 3, "cache_capacity": T},
         "one round": {"rounds": 1, "buckets": 2, "chunk_size": T},
     },
+    "delta_net": {
+        "chunks": {"chunk_size": 4, "key_width": 6},
+        "recurrent": {"form": "recurrent", "negative_eigenvalues": True},
+        "associative": {"form": "associative", "convolution": 2},
+    },
+    "gated_delta_net": {"chunks": {"chunk_size": 4, "negative_eigenvalues": True}},
+    "delta_product": {"chunks": {"chunk_size": 8, "steps": 3}},
+    "kda": {"chunks": {"chunk_size": 4, "key_width": 6}},
+    "rwkv7": {"chunks": {"chunk_size": 8, "depth": 0.5}},
 }
 CASES = [
     (name, label)
@@ -109,6 +138,17 @@ CORE = [
 ]
 # Mixers in which a token may have no influence at all, since a weight may be exactly 0.
 SPARSE = ("flash", "flash_quad", "rela", "lsh")
+SLOW_TO_COMPILE = (
+    "flash_quad",
+    "rela",
+    "lsh",
+    "retnet",
+    "mamba2",
+    "mlstm",
+    "hgrn2",
+    "rwkv6",
+    "lion",
+)
 # Compiling is all that these tests cost, and optimising would double it.
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -180,7 +220,7 @@ def assert_cached_is_full(mixer, apply, data, splits):
 
 @pytest.mark.parametrize(("name", "label"), CORE)
 def test_cached_is_full_at_every_split(name, label):
-    few = label in ("rotary", "convolution") or name in ("flash_quad", "rela", "lsh")
+    few = label in ("rotary", "convolution") or name in SLOW_TO_COMPILE
     splits = (1, 2, 4, 10, 19) if few else range(1, T)
     assert_cached_is_full(*build(name, label), inputs(), splits)
 
@@ -453,6 +493,11 @@ def test_bfloat16_and_float64_states(name, label):
         ("linear", {"key_width": 0}, "key_width is 0"),
         ("linear", {"convolution": 1}, "convolution is 1"),
         ("linear", {"key_width": 3, "rotary": True}, "even key width"),
+        ("delta_net", {"form": "parallel"}, "form is 'parallel'"),
+        ("delta_net", {"convolution": 1}, "convolution is 1"),
+        ("delta_net", {"key_width": 0}, "key_width is 0"),
+        ("delta_product", {"steps": 0}, "steps is 0"),
+        ("rwkv7", {"rate_rank": 0}, "rate_rank is 0"),
         ("softmax", {"window": 0}, "window is 0"),
         ("softmax", {"cache_capacity": 0}, "cache_capacity is 0"),
         ("softmax", {"form": "fast"}, "form is 'fast'"),

@@ -1,0 +1,43 @@
+"""Normalisation of each head by itself, the group norm of RetNet, xLSTM and RWKV."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class HeadNorm(nnx.Module):
+    """RMS norm or layer norm over the features of a head, with parameters for every feature.
+
+    Attributes:
+      center: subtract the mean and add a bias (layer norm).
+      affine: with gains, and biases if centred.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        *,
+        center: bool = False,
+        affine: bool = True,
+        epsilon: float = 1e-5,
+        dtype: DTypeLike,
+    ):
+        self.center = center
+        self.epsilon = epsilon
+        self.dtype = jnp.dtype(dtype)
+        self.scale = nnx.Param(jnp.ones((heads, width))) if affine else None
+        self.bias = nnx.Param(jnp.zeros((heads, width))) if affine and center else None
+
+    def __call__(self, x_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
+        x = x_BTHV.astype(jnp.promote_types(x_BTHV.dtype, jnp.float32))
+        if self.center:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        if self.scale is not None:
+            x = x * self.scale[...]
+        if self.bias is not None:
+            x = x + self.bias[...]
+        return x.astype(self.dtype)

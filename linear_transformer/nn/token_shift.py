@@ -1,0 +1,42 @@
+"""The token before: what RWKV's layers mix with the current one."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.mixer import MixerState
+from linear_transformer.ops import segments
+from linear_transformer.types import Activations, SegmentIds
+
+
+class TokenShift(nnx.Module):
+    """`y_t = x_{t-1}`, 0 at the start of a segment.  The state is the last input."""
+
+    def __init__(self, features: int, *, dtype: jnp.dtype):
+        self.features = features
+        self.dtype = dtype
+
+    def init_state(self, batch_size: int) -> MixerState:
+        return {
+            "input": jnp.zeros((batch_size, self.features), self.dtype),
+            "segment": jnp.zeros((batch_size,), jnp.int32),
+        }
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        before = self.init_state(x_BTD.shape[0]) if state is None else state
+        first_BD = before["input"].astype(x_BTD.dtype)
+        if state is not None and segment_ids is not None:
+            kept_B = segments.continues(state["segment"], segment_ids)
+            first_BD = jnp.where(kept_B[:, None], first_BD, 0)
+        y_BTD = jnp.concatenate([first_BD[:, None], x_BTD[:, :-1]], axis=1)
+        if segment_ids is not None:
+            y_BTD = jnp.where(segments.starts(segment_ids)[..., None], 0, y_BTD)
+        if state is None:
+            return y_BTD, None
+        last_B = state["segment"] if segment_ids is None else segment_ids[:, -1]
+        return y_BTD, {"input": x_BTD[:, -1].astype(self.dtype), "segment": last_B}
