@@ -4,19 +4,16 @@ Each example is a pure function of (seed, index): training never repeats one, an
 evaluation is the same every time.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int
 
+from linear_transformer.data import recall, state_tracking
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape
-
-Example = tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Float[np.ndarray, " T"]]
 
 _EXAMPLES = 2**40  # as good as endless
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -34,39 +31,18 @@ class Generator(Protocol):
 
     vocab_size: int
 
-    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+    def __call__(self, rng: np.random.Generator, length: int) -> recall.Example:
         """Inputs, targets and weights of T = `length` tokens; only weighted targets count."""
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Copying:
-    """A sequence of symbols to be repeated (Katharopoulos et al. 2020, section 4.1.1).
-
-    `w 0 w 0 0 ...` with w of n symbols from 1 to `symbols`, n from T / 4 to T / 2 - 2.  What
-    counts are the separator after the first w and the n tokens of the second, as in the released
-    code.
-    """
-
-    symbols: int = 10
-
-    @property
-    def vocab_size(self) -> int:
-        return self.symbols + 1
-
-    def __call__(self, rng: np.random.Generator, length: int) -> Example:
-        if length < 8:
-            raise DataError(f"config.data.sequence_length = {length}: copying needs 8 or more")
-        count = int(rng.integers(length // 4, length // 2 - 1))
-        word = rng.integers(1, self.symbols + 1, count)
-        tokens = np.zeros(length + 1, np.int32)
-        tokens[:count] = tokens[count + 1 : 2 * count + 1] = word
-        weights = np.zeros(length, np.float32)
-        weights[count - 1 : 2 * count] = 1
-        return tokens[:-1], tokens[1:], weights
-
-
-GENERATORS: dict[str, Callable[..., Generator]] = {"copying": Copying}
+GENERATORS: dict[str, Callable[..., Generator]] = {
+    "copying": recall.Copying,
+    "multi_query_recall": recall.MultiQueryRecall,
+    "selective_copying": recall.SelectiveCopying,
+    "induction_heads": recall.InductionHeads,
+    "words": state_tracking.Words,
+}
 
 
 def make_generator(config: Any) -> Generator:

@@ -1,11 +1,14 @@
 """Synthetic sequences: cross entropy and accuracy of the tokens that count."""
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import nnx
 
 from linear_transformer.data.stream import Batch
 from linear_transformer.data.synthetic import (
@@ -39,14 +42,25 @@ class Synthetic(TokenTask):
             process_count=process_count,
         )
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def _evaluation_batches(self, split: str, length: int | None = None) -> Iterator[Batch]:
         return evaluation_sequences(
             self.generator,
             split,
             batch_size=self.data.batch_size,
-            sequence_length=self.data.sequence_length,
+            sequence_length=self.data.sequence_length if length is None else length,
             examples=self.data.evaluation_examples,
         )
+
+    def evaluate(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
+    ) -> dict[str, float]:
+        """Metrics at the length of training, and accuracies at `config.data.evaluation_lengths`."""
+        metrics = super().evaluate(graphdef, parameters, split, max_batches)
+        for length in self.data.evaluation_lengths:
+            batches = self._evaluation_batches(split, length)
+            sums = self._total(graphdef, parameters, itertools.islice(batches, max_batches))
+            metrics[f"accuracy_at_{length}"] = self.summarize(sums, split)["accuracy"]
+        return metrics
 
     def loss(
         self, model: LanguageModel, batch: dict[str, jax.Array], dropout_key: PRNGKey | None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.recall import Copying
 from linear_transformer.data.synthetic import (
-    Copying,
     evaluation_sequences,
     make_generator,
     training_sequences,

@@ -40,6 +40,7 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
             "batch_size": 64,
             "sequence_length": 32 if small else 128,
             "evaluation_examples": 20 * 64,
+            "evaluation_lengths": (),
         }
     )
     if name == "lsh":

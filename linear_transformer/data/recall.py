@@ -1,0 +1,149 @@
+"""Recall: sequences in which a token that was seen has to be found again.
+
+Each class is a family of sequences; an instance makes one of T = `length` tokens with a random
+generator, as inputs, targets and weights, where only targets of weight 1 count.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from linear_transformer.data.errors import DataError
+
+Example = tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Float[np.ndarray, " T"]]
+
+
+def require(possible: bool, length: int, needs: str) -> None:
+    """Raises the DataError of a length that a generator can't make."""
+    if not possible:
+        raise DataError(f"config.data.sequence_length = {length}: {needs}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """A sequence of symbols to be repeated (Katharopoulos et al. 2020, section 4.1.1).
+
+    `w 0 w 0 0 ...` with w of n symbols from 1 to `symbols`, n from T / 4 to T / 2 - 2.  What
+    counts are the separator after the first w and the n tokens of the second, as in the released
+    code.
+    """
+
+    symbols: int = 10
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 1
+
+    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+        require(length >= 8, length, "copying needs 8 or more")
+        count = int(rng.integers(length // 4, length // 2 - 1))
+        word = rng.integers(1, self.symbols + 1, count)
+        tokens = np.zeros(length + 1, np.int32)
+        tokens[:count] = tokens[count + 1 : 2 * count + 1] = word
+        weights = np.zeros(length, np.float32)
+        weights[count - 1 : 2 * count] = 1
+        return tokens[:-1], tokens[1:], weights
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiQueryRecall:
+    """Key-value pairs, and later some keys again: the value is to be named (MQAR).
+
+    Arora et al. 2023 (Zoology, arXiv:2312.04927, appendix): `k1 v1 k2 v2 ...`, then every key once
+    more at a distance drawn from a power law (most of them soon); between them token 0.  Keys are
+    from the lower half of the vocabulary, values from the upper.
+
+    Attributes:
+      pairs: key-value pairs of a sequence.
+      power: exponent of the power law; 1 is uniform.
+      fill: random tokens instead of 0 between the keys.
+    """
+
+    vocab_size: int = 8192
+    pairs: int = 4
+    power: float = 0.01
+    fill: bool = False
+
+    def __post_init__(self):
+        if self.pairs < 1 or 2 * self.pairs >= self.vocab_size:
+            raise DataError(
+                f"config.data.options: {self.pairs} pairs do not fit a vocabulary of "
+                f"{self.vocab_size}"
+            )
+
+    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+        pairs, half = self.pairs, self.vocab_size // 2
+        require(length >= 4 * pairs, length, f"{pairs} pairs need {4 * pairs} or more")
+        keys = 1 + rng.choice(half - 1, pairs, replace=False)
+        values = half + rng.choice(self.vocab_size - half, pairs, replace=False)
+        slots = (length - 2 * pairs) // 2
+        probabilities = np.arange(1, slots + 1) ** (self.power - 1.0)
+        gaps = rng.choice(slots, pairs, replace=False, p=probabilities / probabilities.sum())
+        places = 2 * pairs + 2 * gaps
+        inputs = np.zeros(length, np.int32)
+        if self.fill:
+            inputs[2 * pairs :] = rng.integers(0, self.vocab_size, length - 2 * pairs)
+        inputs[0 : 2 * pairs : 2], inputs[1 : 2 * pairs : 2] = keys, values
+        inputs[places] = keys
+        targets, weights = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        targets[places], weights[places] = values, 1
+        return inputs, targets, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveCopying:
+    """Symbols scattered among blanks, to be repeated in order at the end.
+
+    Gu & Dao 2023 (Mamba, section 4.1.1): `count` symbols in random places, then `count` markers;
+    the i-th marker asks for the i-th symbol.  T is the whole length.
+
+    Attributes:
+      symbols: different symbols, from 2; 0 is the blank and 1 the marker.
+      count: symbols of a sequence.
+    """
+
+    symbols: int = 14
+    count: int = 16
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 2
+
+    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+        count = self.count
+        require(length >= 2 * count, length, f"{count} symbols need {2 * count} or more")
+        word = rng.integers(2, self.symbols + 2, count)
+        inputs = np.zeros(length, np.int32)
+        inputs[np.sort(rng.choice(length - count, count, replace=False))] = word
+        inputs[-count:] = 1
+        targets, weights = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        targets[-count:], weights[-count:] = word, 1
+        return inputs, targets, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class InductionHeads:
+    """Random symbols with one marker in them; at a second marker, the symbol after the first.
+
+    Gu & Dao 2023 (Mamba, section 4.1.2), after Olsson et al. 2022.  The second marker is the last
+    token.
+
+    Attributes:
+      symbols: different symbols, from 1; 0 is the marker.
+    """
+
+    symbols: int = 15
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 1
+
+    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+        require(length >= 3, length, "induction heads need 3 or more")
+        inputs = rng.integers(1, self.symbols + 1, length).astype(np.int32)
+        place = int(rng.integers(0, length - 2))
+        inputs[place] = inputs[-1] = 0
+        targets, weights = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        targets[-1], weights[-1] = inputs[place + 1], 1
+        return inputs, targets, weights
