@@ -1,0 +1,389 @@
+"""The delta rule without, with scalar and with vector decay, in steps, and with a free rank one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops import delta_chunk
+from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
+from tests.ops import contract
+
+B, H, K, V, N = 2, 3, 8, 5, 3
+MECHANISMS = ("delta", "fixed", "scalar", "vector", "product", "low rank")
+FORMS = ("recurrent", "associative", "chunk")
+NAMES = ("o", "state")
+QUICKLY = {"xla_backend_optimization_level": 0}
+LENGTHS = (1, 2, 33, 130, 257)
+# A program of every length, form and mechanism compiles for seconds: the rest is marked slow.
+QUICK = {
+    ("delta", "chunk"): (1,),
+    ("scalar", "chunk"): (257,),
+    ("vector", "chunk"): (130,),
+    ("low rank", "chunk"): (33,),
+    ("vector", "associative"): (33,),
+}
+CASES = [
+    pytest.param(
+        mechanism,
+        form,
+        time,
+        marks=[] if time in QUICK.get((mechanism, form), ()) else [pytest.mark.slow],
+    )
+    for mechanism in MECHANISMS
+    for form in FORMS[1:]
+    for time in LENGTHS
+    if form == "chunk" or time <= 33
+]
+SPLIT = [
+    ("scalar", "recurrent"),
+    ("vector", "chunk"),
+    ("product", "chunk"),
+    ("low rank", "chunk"),
+    *[
+        pytest.param(mechanism, form, marks=pytest.mark.slow)
+        for mechanism, form in [
+            ("delta", "chunk"),
+            ("scalar", "chunk"),
+            ("scalar", "associative"),
+            ("product", "recurrent"),
+            ("low rank", "recurrent"),
+        ]
+    ],
+]
+EXTREME = [
+    ("scalar", "mixed", jnp.bfloat16),
+    ("vector", "-100", jnp.float32),
+    *[
+        pytest.param(mechanism, kind, dtype, marks=pytest.mark.slow)
+        for mechanism in ("scalar", "vector", "product", "low rank")
+        for kind in ("none", "-20", "-100", "resets", "mixed")
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ],
+]
+
+
+@functools.cache
+def op(mechanism, form="chunk", chunk_size=None):
+    """One signature for all: arrays by the names of `inputs`."""
+    options = {"form": form, "chunk_size": chunk_size}
+    if mechanism == "product":
+        return lambda q, k, v, log_decay, beta, **kw: delta_product(
+            q, k, v, log_decay, beta, **options, **kw
+        )
+    if mechanism == "low rank":
+        return lambda q, k, v, log_decay, write, read, **kw: low_rank_delta_attention(
+            q, k, v, log_decay, write, read, **options, **kw
+        )
+    return lambda q, k, v, beta, log_decay=None, **kw: delta_attention(
+        q, k, v, log_decay, beta, **options, **kw
+    )
+
+
+@functools.cache
+def compiled(mechanism, form):
+    """Most of what a small test costs is compiling, and optimising would double it."""
+    return jax.jit(op(mechanism, form), compiler_options=QUICKLY)
+
+
+def gates(kind, normal):
+    """Log decays from normal numbers (B, T, H, K)."""
+    soft = -np.logaddexp(0, -(normal + 3))  # log sigmoid, of time scales from 1 to 500 tokens
+    strong = np.random.default_rng(1).random(normal.shape) < 0.2
+    return {
+        "usual": soft,
+        "none": 0 * soft,
+        "-20": soft - 20,
+        "-100": soft - 100,
+        "resets": np.where(strong, -np.inf, soft),
+        "mixed": np.where(strong, -100, soft / 100),
+    }[kind]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def inputs(mechanism, time, dtype, *, kind="usual", seed=0):
+    """Unit variance in queries, values and state, unit length in keys, steps from 0 to 2."""
+    rng = np.random.default_rng(seed)
+    steps = (N,) if mechanism == "product" else ()
+    q = rng.normal(size=(B, time, H, K))
+    k = unit(rng.normal(size=(B, time, *steps, H, K)))
+    v = rng.normal(size=(B, time, *steps, H, V))
+    arrays = {"q": q, "k": k, "v": v, "initial_state": rng.normal(size=(B, H, K, V))}
+    log_decay = gates(kind, rng.normal(size=(B, time, H, K)))
+    if mechanism == "fixed":
+        log_decay = log_decay[0, 0, :, 0]
+    elif mechanism in ("scalar", "product"):
+        log_decay = log_decay[..., 0]
+    if mechanism != "delta":
+        arrays["log_decay"] = log_decay
+    if mechanism == "low rank":
+        kappa = unit(rng.normal(size=(B, time, H, K)))
+        arrays |= {"write": rng.random((B, time, H, K)) * kappa, "read": -kappa}
+    else:
+        arrays["beta"] = 2 * rng.random((B, time, *steps, H))
+    return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
+
+
+def packed(rng, time):
+    return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+
+
+def oracle(q, k, v, initial_state, segment_ids, beta=None, log_decay=None, write=None, read=None):
+    """The definitions in NumPy float64, one token, one step and one head at a time."""
+    time = q.shape[1]
+    decay = np.ones(q.shape)
+    if log_decay is not None:
+        axes = {1: (None, None, slice(None), None), 3: (..., None), 4: (...,)}[log_decay.ndim]
+        decay = np.broadcast_to(np.exp(log_decay)[axes], q.shape)
+    o, final = np.zeros((*q.shape[:3], v.shape[-1])), np.zeros(initial_state.shape)
+    for b, h in np.ndindex(B, H):
+        s = initial_state[b, h]
+        for t in range(time):
+            if t and segment_ids[b, t] != segment_ids[b, t - 1]:
+                s = np.zeros_like(s)
+            if write is not None:
+                transition = np.diag(decay[b, t, h]) + np.outer(write[b, t, h], read[b, t, h])
+                s = transition @ s + np.outer(k[b, t, h], v[b, t, h])
+            else:
+                s = np.diag(decay[b, t, h]) @ s
+                steps = [()] if k.ndim == 4 else [(n,) for n in range(k.shape[2])]
+                for n in steps:
+                    key, value, step = (x[(b, t, *n, h)] for x in (k, v, beta))
+                    householder = np.eye(K) - step * np.outer(key, key)
+                    s = householder @ s + step * np.outer(key, value)
+            o[b, t, h] = s.T @ q[b, t, h]
+        final[b, h] = s
+    return {"o": o, "state": final}
+
+
+@pytest.mark.parametrize("kind", ["usual", "resets"])
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_definition(mechanism, form, kind):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(mechanism, 70, jnp.float64, kind=kind)
+        ids = contract.random_segments(rng, B, 70)
+        expected = oracle(**{n: np.asarray(x) for n, x in arrays.items()}, segment_ids=ids)
+        o, state = compiled(mechanism, form)(**arrays, segment_ids_BT=jnp.asarray(ids))
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
+
+
+@pytest.mark.parametrize(("mechanism", "form", "time"), CASES)
+def test_forms_agree(mechanism, form, time):
+    """Value, state and every gradient against the token scan, packed, with an initial state."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(mechanism, time, jnp.float64)
+        constants = packed(rng, time)
+        expected = contract.evaluate(op(mechanism, "recurrent"), arrays, constants)
+        actual = contract.evaluate(op(mechanism, form), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-10)
+    # fp32 against the fp64 scan: roundings of 6e-8, in sums over the tokens of a time scale.
+    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    contract.assert_agree(contract.evaluate(op(mechanism, form), narrow, constants), expected, 5e-5)
+
+
+def test_forms_agree_unpacked():
+    with jax.enable_x64(True):
+        arrays, _ = inputs("delta", 257, jnp.float64)
+        expected = contract.evaluate(op("delta", "recurrent"), arrays, {})
+        contract.assert_agree(contract.evaluate(op("delta"), arrays, {}), expected, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [1, 2, 16, 50, 128])
+@pytest.mark.parametrize("mechanism", ["scalar", "vector"])
+def test_any_chunk_size(mechanism, chunk_size):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(mechanism, 130, jnp.float64)
+        constants = packed(rng, 130)
+        expected = contract.evaluate(op(mechanism, "recurrent"), arrays, constants)
+        actual = contract.evaluate(op(mechanism, chunk_size=chunk_size), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("fault", ["_later", "_earlier", "_substituted", "_inverse", "totals"])
+def test_negative_control(fault, monkeypatch):
+    """A fault in any part of the chunk form is one that the comparison finds."""
+    intact = getattr(delta_chunk, fault)
+    broken = {
+        "_later": lambda x: x,
+        "_earlier": lambda x, first: x,
+        "_substituted": lambda low: jnp.eye(low.shape[-1], dtype=low.dtype) - low,
+        "_inverse": lambda low: intact(low).mT,
+        "totals": lambda gate, masks: jnp.ones_like(intact(gate, masks)),
+    }
+    with jax.enable_x64(True):
+        arrays, rng = inputs("scalar", 100, jnp.float64)
+        constants = packed(rng, 100)
+        expected = dict(zip(NAMES, op("scalar", "recurrent")(**arrays, **constants), strict=True))
+        monkeypatch.setattr(delta_chunk, fault, broken[fault])
+        actual = dict(zip(NAMES, op("scalar")(**arrays, **constants), strict=True))
+        with pytest.raises(AssertionError, match="relative RMS"):
+            contract.assert_agree(actual, expected, 1e-3)
+
+
+@pytest.mark.parametrize(("mechanism", "form"), SPLIT)
+def test_split_anywhere(mechanism, form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(mechanism, 70, jnp.float64)
+        constants = packed(rng, 70)
+        for split in (1, 35):
+            contract.assert_splits(compiled(mechanism, form), arrays, constants, split, 1e-11)
+
+
+@pytest.mark.parametrize("mechanism", ["scalar", "vector", "product", "low rank"])
+def test_no_gradient_crosses_a_boundary(mechanism):
+    """Exactly 0, with the boundary inside a chunk, and causal within the second document."""
+    arrays, _ = inputs(mechanism, 70, jnp.float32)
+    ids = jnp.asarray(np.repeat([[3, 5]], [37, 33], axis=1).repeat(B, 0))
+
+    def second_document(arrays):
+        o, _ = op(mechanism)(**arrays, segment_ids_BT=ids)
+        return jnp.sum(o[:, 37:61] ** 2)
+
+    gradients = jax.jit(jax.grad(second_document), compiler_options=QUICKLY)(arrays)
+    assert np.all(np.asarray(gradients.pop("initial_state")) == 0)
+    for name, gradient in gradients.items():
+        # The first decay acts on what is dropped, and the first read finds nothing.
+        first = 38 if name in ("log_decay", "read", "write") else 37
+        gradient = np.asarray(gradient)
+        seen = np.any(gradient != 0, axis=tuple(range(2, gradient.ndim)))
+        assert np.array_equal(
+            seen, np.tile((np.arange(70) >= first) & (np.arange(70) < 61), (B, 1))
+        )
+
+
+@pytest.mark.parametrize(("mechanism", "kind", "dtype"), EXTREME)
+def test_extreme_gates_stay_finite(mechanism, kind, dtype):
+    arrays, rng = inputs(mechanism, 70, dtype, kind=kind)
+    results = contract.evaluate(op(mechanism), arrays, packed(rng, 70))
+    for name, x in results.items():
+        assert np.all(np.isfinite(np.asarray(x, np.float32))), name
+    if kind == "-100":
+        assert np.max(np.abs(np.asarray(results["d_log_decay"], np.float32))) < 1e-30
+
+
+def test_accurate_in_float32_at_any_strength():
+    """Decays from none to complete, every gradient, to a few roundings."""
+    arrays, rng = inputs("vector", 130, jnp.float32, kind="mixed")
+    constants = packed(rng, 130)
+    actual = contract.evaluate(op("vector"), arrays, constants)
+    with jax.enable_x64(True):
+        wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
+        expected = contract.evaluate(op("vector", "recurrent"), wide, constants)
+    contract.assert_agree(actual, expected, 5e-6)
+
+
+def test_the_inverse_is_stable():
+    """Equal keys and steps of 2: powers of L reach 1e18, and its inverse has entries of 2."""
+    low = jnp.tril(jnp.full((64, 64), 2.0), -1)
+    inverse = np.asarray(delta_chunk._inverse(low))
+    sign = (-1.0) ** (np.arange(64)[:, None] - np.arange(64))
+    assert np.array_equal(inverse, np.tril(2 * sign, -1) + np.eye(64))
+
+
+def test_bfloat16_is_bounded():
+    """Operands carry 8 bits, states and sums are fp32."""
+    arrays, rng = inputs("vector", 130, jnp.bfloat16)
+    for name in ("initial_state", "log_decay", "beta"):
+        arrays[name] = arrays[name].astype(jnp.float32)
+    constants = packed(rng, 130)
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    expected = contract.evaluate(op("vector", "recurrent"), exact, constants)
+    actual = contract.evaluate(op("vector"), arrays, constants)
+    assert (actual["o"].dtype, actual["state"].dtype) == (jnp.bfloat16, jnp.float32)
+    contract.assert_agree(actual, expected, 3e-2)
+
+
+def test_special_cases_of_one_another():
+    """One step of the product is the delta rule, which is a diagonal plus rank one."""
+    with jax.enable_x64(True):
+        arrays, _ = inputs("vector", 33, jnp.float64)
+        q, k, v, state, log_decay, beta = (
+            arrays[n] for n in ("q", "k", "v", "initial_state", "log_decay", "beta")
+        )
+        o, end = op("vector", "recurrent")(**arrays)
+        expected = {"o": o, "state": end}
+        options = {"initial_state": state, "form": "recurrent"}
+        step = (k[:, :, None], v[:, :, None], log_decay, beta[:, :, None])
+        o, end = delta_product(q, *step, **options)
+        contract.assert_agree({"o": o, "state": end}, expected, 1e-13)
+        write = beta[..., None] * k
+        rank_one = (log_decay, -write, jnp.exp(log_decay) * k)
+        o, end = low_rank_delta_attention(q, write, v, *rank_one, **options)
+        contract.assert_agree({"o": o, "state": end}, expected, 1e-13)
+
+
+def test_a_state_of_orthogonal_keys_returns_its_values():
+    """What the delta rule is for: with steps of 1 the last value of each key, exactly."""
+    keys = np.random.default_rng(0).permuted(np.tile(np.arange(K), 9)).reshape(1, -1)
+    k = jax.nn.one_hot(keys, K)[:, :, None]
+    v = jnp.asarray(np.random.default_rng(1).normal(size=(1, 9 * K, 1, V)), jnp.float32)
+    _, state = delta_attention(k, k, v, None, jnp.ones(k.shape[:3]))
+    last = [np.flatnonzero(keys[0] == i)[-1] for i in range(K)]
+    np.testing.assert_allclose(state[0, 0], v[0, last, 0], atol=1e-6)
+
+
+def test_memory_is_linear():
+    """The backward pass keeps a state a block, not one a token."""
+    temporaries = {}
+    for time in (4096, 16384):
+        shape = jax.ShapeDtypeStruct((1, time, 2, 64), jnp.float32)
+        gate = jax.ShapeDtypeStruct((1, time, 2), jnp.float32)
+
+        def loss(q, k, v, log_decay, beta):
+            return jnp.sum(delta_attention(q, k, v, log_decay, beta, form="chunk")[0] ** 2)
+
+        program = jax.jit(jax.grad(loss, range(5))).lower(shape, shape, shape, gate, gate).compile()
+        temporaries[time] = program.memory_analysis().temp_size_in_bytes
+    a_state_a_token = 16384 * 2 * 64 * 64 * 4
+    assert temporaries[16384] < 4.5 * temporaries[4096]
+    assert temporaries[16384] < a_state_a_token / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["delta", "scalar", "vector", "low rank"])
+def test_a_million_tokens(mechanism):
+    """fp32, with decays of every strength, against the fp64 scan."""
+    rng = np.random.default_rng(3)
+    time = 2**20
+    arrays, _ = inputs(mechanism, time // 8, jnp.float32)
+    arrays = {
+        n: x[:1] if n == "initial_state" else jnp.tile(x[:1], (1, 8, *[1] * (x.ndim - 2)))
+        for n, x in arrays.items()
+    }
+    if mechanism != "delta":  # time scales from one token to a million, and -20 per token
+        strength = np.exp(rng.uniform(-14, 3, size=arrays["log_decay"].shape))
+        arrays["log_decay"] = jnp.asarray(-strength, jnp.float32)
+    actual = contract.evaluate(op(mechanism), arrays, {})
+    for name, x in actual.items():
+        assert np.all(np.isfinite(x)), name
+    with jax.enable_x64(True):
+        wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
+        o, state = jax.jit(op(mechanism, "recurrent"))(**wide)
+    contract.assert_agree({n: actual[n] for n in ("o", "state")}, {"o": o, "state": state}, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "parallel"}, "form is 'parallel'; the delta rule has auto, recurrent, assoc"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "do not fit"),
+        ({"beta_BTH": jnp.zeros((B, 4, 1))}, "beta"),
+        ({"log_decay": jnp.zeros((B, 4, H, 1))}, "log_decay"),
+        ({"initial_state": jnp.zeros((B, H, V, K))}, "initial_state"),
+    ],
+)
+def test_misuse_names_the_argument(change, message):
+    x = jnp.zeros((B, 4, H, K))
+    arguments = {"q": x, "k": x, "v": jnp.zeros((B, 4, H, V)), "log_decay": None}
+    arguments |= {"beta_BTH": jnp.zeros((B, 4, H))} | change
+    q, k, v, log_decay = (arguments.pop(n) for n in ("q", "k", "v", "log_decay"))
+    with pytest.raises((ValueError, TypeError), match=message):
+        delta_attention(q, k, v, log_decay, **arguments)
