@@ -1,0 +1,122 @@
+"""What the mixers of the delta rule share: projections, a short convolution, unit keys, steps."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.head_norm import HeadNorm
+from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.short_convolution import ShortConvolution
+from linear_transformer.ops.delta import FORMS, delta_product
+from linear_transformer.types import Activations
+
+
+class DeltaMixer(RecurrentMixer):
+    """Queries and keys of length one, values, and sigmoid steps for each head, token and step.
+
+        [q, k, v]_t = silu(convolution([W_Q, W_K, W_V] x)_t)       b_t = sigmoid(W_b x_t)
+        S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T     y_t = W_O norm(S_t^T q_t)
+
+    A subclass may have a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
+
+    Attributes:
+      convolution: tokens that the convolution sees.
+      negative_eigenvalues: steps up to 2, so that the state can change its sign along a key, which
+        tracking a parity needs (Grazzi et al. 2024, arXiv:2411.12537).
+      steps: keys, values and steps per token, one after the other (Siems et al. 2025).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None,
+        convolution: int,
+        negative_eigenvalues: bool,
+        steps: int = 1,
+        form: str,
+        chunk_size: int | None,
+        output_scale: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        check_form(form)
+        if convolution < 2:
+            raise ValueError(f"convolution is {convolution}; it must be at least 2")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=width // heads if key_width is None else key_width,
+            value_width=width // heads,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.negative_eigenvalues = negative_eigenvalues
+        self.steps = steps
+        keys, values = heads * self.key_width, heads * self.value_width
+        self.query = self._linear(keys, rngs)
+        self.key = self._linear(steps * keys, rngs)
+        self.value = self._linear(steps * values, rngs)
+        self.step = self._linear(steps * heads, rngs)
+        mixed = keys + steps * (keys + values)
+        self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
+        self.norm = HeadNorm(heads, self.value_width, dtype=self.dtype)
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: S^T k and k u^T, and S^T q."""
+        del context  # the cost of a token does not depend on its position
+        return (4 * self.steps + 2) * self.heads * self.key_width * self.value_width
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        ends = [q.shape[-1], q.shape[-1] + k.shape[-1]]
+        mixed, past = self.local(jnp.concatenate([q, k, v], axis=-1), past, segment_ids=segment_ids)
+        q, k, v = jnp.split(jax.nn.silu(mixed), ends, axis=-1)
+        k_BTNHK, v_BTNHV, logits_BTNH = (self._per_step(a) for a in (k, v, self.step(x)))
+        beta_BTNH = jax.nn.sigmoid(logits_BTNH[..., 0].astype(self._state_dtype))
+        if self.negative_eigenvalues:
+            beta_BTNH = 2 * beta_BTNH
+        o_BTHV, sums = delta_product(
+            unit_length(split_heads(q, self.heads)),
+            unit_length(k_BTNHK),
+            v_BTNHV,
+            self._log_decay(x),
+            beta_BTNH,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        return self._gated(merge_heads(self.norm(o_BTHV)), x), sums, past
+
+    def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
+        return x_BTD.reshape(*x_BTD.shape[:2], self.steps, self.heads, -1)
+
+    def _log_decay(self, x_BTD: Activations) -> Array | None:
+        """(B, T, H), (B, T, H, K), or None for no decay."""
+        return None
+
+    def _gated(self, o_BTD: Activations, x_BTD: Activations) -> Activations:
+        return o_BTD
+
+
+def check_form(form: str) -> None:
+    """Raises a ValueError where the delta rule does not have this form."""
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+
+
+def unit_length(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
+    """`x / sqrt(|x|^2 + 1e-6)`, in fp32 or wider."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * lax.rsqrt(squares + 1e-6)).astype(x.dtype)
