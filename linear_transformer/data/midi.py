@@ -11,8 +11,8 @@ events is those events again.
 """
 
 import io
+import types
 
-import mido
 import numpy as np
 from etils import epath
 from jaxtyping import Int
@@ -34,7 +34,7 @@ _STEP = 2  # hundredths of a second: the finest step of the grid
 _TICKS_PER_SECOND = 1000
 _SUSTAIN = 64
 _DRUMS = 9  # the tenth channel
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, mido.KeySignatureError)
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError)
 
 
 def read_notes(path: epath.Path) -> np.ndarray:
@@ -43,19 +43,21 @@ def read_notes(path: epath.Path) -> np.ndarray:
     A note lasts until its key is released, or the pedal after it, or its pitch is struck again.
 
     Raises:
-      DataError: the file can't be read, is no MIDI file, is damaged, or has no notes of a piano.
+      DataError: the file can't be read, is no MIDI file, is damaged, or has no notes of a piano; or
+        mido is not installed.
     """
     return parse_notes(read_file(path), str(path))
 
 
 def parse_notes(data: bytes, name: str) -> np.ndarray:
     """Like `read_notes`, of a file's content; `name` is for the messages."""
+    mido = _mido()
     try:
         file = mido.MidiFile(file=io.BytesIO(data), clip=True)
         if file.ticks_per_beat <= 0:
             raise ValueError("SMPTE time is not supported")
         messages = list(file)
-    except _DAMAGED as error:
+    except (*_DAMAGED, mido.KeySignatureError) as error:
         reason = " ".join(str(error).split()) or "it ends too early"
         raise DataError(f"{name}: not a MIDI file, or damaged ({reason})") from error
     notes = np.array(_sounding(messages), NOTE)
@@ -63,6 +65,15 @@ def parse_notes(data: bytes, name: str) -> np.ndarray:
     if not notes.size:
         raise DataError(f"{name}: the file has no notes between A0 and C8")
     return notes[np.lexsort((notes["pitch"], notes["onset"]))]
+
+
+def _mido() -> types.ModuleType:
+    """Imported on use: who trains on text does without."""
+    try:
+        import mido
+    except ImportError as error:
+        raise DataError("MIDI files need mido: pip install -r requirements.txt") from error
+    return mido
 
 
 def _sounding(messages: list) -> list[tuple[float, float, int, int]]:
@@ -108,8 +119,9 @@ def write_notes(path: epath.Path, notes: np.ndarray) -> None:
     A string can't sound twice: a note ends where its pitch is struck again.
 
     Raises:
-      DataError: the file can't be written.
+      DataError: the file can't be written, or mido is not installed.
     """
+    mido = _mido()
     on = np.rint(notes["onset"] * _TICKS_PER_SECOND).astype(np.int64)
     off = np.rint((notes["onset"] + notes["duration"]) * _TICKS_PER_SECOND).astype(np.int64)
     order = np.lexsort((off, on, notes["pitch"]))

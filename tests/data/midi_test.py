@@ -1,6 +1,7 @@
 """The structured MIDI encoding: the grid, the pedal, the round trip, and files that are no MIDI."""
 
 import io
+import sys
 
 import mido
 import numpy as np
@@ -202,6 +203,15 @@ def test_random_damage():
         places = rng.integers(len(data), size=rng.integers(1, 4))
         data[places] = rng.integers(256, size=places.size)
         one_line(data.tobytes())
+
+
+def test_without_mido(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mido", None)
+    message = r"^MIDI files need mido: pip install -r requirements\.txt$"
+    with pytest.raises(DataError, match=message):
+        midi.parse_notes(b"MThd", NAME)
+    with pytest.raises(DataError, match=message):
+        midi.write_notes(epath.Path(tmp_path / "a.mid"), np.zeros(1, midi.NOTE))
 
 
 def test_files(tmp_path):
