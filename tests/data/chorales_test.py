@@ -58,6 +58,7 @@ def test_without_music21(tmp_path, monkeypatch):
         corpus.pieces("train")
 
 
+@pytest.mark.slow
 def test_chorales():
     try:
         corpus = chorales.load(None)

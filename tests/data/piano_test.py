@@ -17,6 +17,7 @@ def config(path=""):
 
 @pytest.fixture(scope="module")
 def maestro():
+    """Needs the network, once: the tests of it are slow."""
     corpus = piano.load_maestro(config())
     try:
         corpus.splits  # noqa: B018
@@ -25,6 +26,7 @@ def maestro():
     return corpus
 
 
+@pytest.mark.slow
 def test_maestro(maestro):
     sizes = {split: [len(p) for p in pieces] for split, pieces in maestro.splits.items()}
     assert sizes == {
@@ -39,6 +41,7 @@ def test_maestro(maestro):
             np.testing.assert_array_equal(piece, same)
 
 
+@pytest.mark.slow
 def test_maestro_round_trip(maestro, tmp_path):
     """A real performance, through events and a file."""
     notes = maestro.pieces("test")[0]
