@@ -5,7 +5,15 @@
     python eval.py --workdir=runs/papers/hadjeres2021/chorales --split=test
 
 Windows of 48 sixteenth notes, 8 a batch, as in the released code; 2 + 2 layers of width 128 so that
-it trains on 2 cores.  No published number.
+it trains on 2 cores.  No published number.  Nats per masked step (all four voices), and under the
+frequencies of each voice in the training pieces:
+
+                           model   frequencies
+    validation, 18 pieces   2.65         10.97
+    test, 18 pieces         2.66         10.42
+
+Measured on 2026-11-24 on 2 cores of an AMD EPYC (AVX-512), fp32: 4.9 minutes in all, with another
+job on the machine.
 """
 
 import ml_collections

@@ -5,8 +5,16 @@
     python -m linear_transformer.inpaint --workdir=runs/papers/hadjeres2021/piano_small \
         --midi=IN.mid --start=10 --end=14 --output=OUT.mid
 
-The same model with 2 + 2 layers of width 128 and windows of 64 notes.  MINUTES minutes, NUMBER nats
-per masked note on the validation piece.
+The same model with 2 + 2 layers of width 128 and windows of 64 notes: 1.7 M parameters, 1,500 steps
+of 8 windows.  Nats per masked note (all four channels), and under the frequencies of each channel
+in the training pieces, which is what can be had without any context:
+
+                          model   frequencies
+    validation, 1 piece   13.07         15.15
+    test, 1 piece         14.49         16.39
+
+Measured on 2026-11-24 on 2 cores of an AMD EPYC (AVX-512), fp32: 4.9 minutes in all, with another
+job on the machine.  The 1,743 masked notes of the test piece are few: the second decimal is noise.
 """
 
 import ml_collections
