@@ -10,9 +10,10 @@ from typing import Any
 
 from linear_transformer.errors import ConfigError
 
-# Mixer, its options, and further choices of config.model.  Softmax attention, FLASH-quad and LSH
-# decode from a cache; training ignores its capacity.
-_KERNELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+# Mixer, its options, and further choices of config.model: "feed_forward" is its width over the
+# model's, "layers" their number over the given one.  Softmax attention, FLASH-quad and LSH decode
+# from a cache; training ignores its capacity.
+_MIXERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # A short convolution knows the local order, and then no positions are needed.
     "linear": (
         "linear",
@@ -27,10 +28,27 @@ _KERNELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rfa": ("rfa", {"features": 64, "gate": True}, {}),
     "rela": ("rela", {"window": 64}, {}),
     "lsh": ("lsh", {"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024}, {}),
-}
-_GATED_UNITS = {
-    "flash": {"chunk_size": 64},
-    "flash_quad": {"divisor": 256, "cache_capacity": 1024},
+    # Units that gate themselves.
+    "flash": ("flash", {"chunk_size": 64, "key_width": 64}, {"layers": 2, "feed_forward": 0}),
+    "flash_quad": (
+        "flash_quad",
+        {"divisor": 256, "key_width": 64, "cache_capacity": 1024},
+        {"layers": 2, "feed_forward": 0},
+    ),
+    "mamba2": ("mamba2", {}, {"positions": "none", "layers": 2, "feed_forward": 0}),
+    # Decays and convolutions know the order.
+    "retnet": ("retnet", {}, {"positions": "none", "feed_forward": 2}),
+    "lightning": ("lightning", {"lrpe": True}, {"positions": "none"}),
+    "mlstm": ("mlstm", {}, {"positions": "none"}),
+    "gla": ("gla", {}, {"positions": "none"}),
+    "hgrn2": ("hgrn2", {}, {"positions": "none"}),
+    "rwkv6": ("rwkv6", {}, {"positions": "none"}),
+    "lion": ("lion", {}, {"positions": "none"}),
+    "delta_net": ("delta_net", {"negative_eigenvalues": False}, {"positions": "none"}),
+    "gated_delta_net": ("gated_delta_net", {"negative_eigenvalues": False}, {"positions": "none"}),
+    "delta_product": ("delta_product", {}, {"positions": "none"}),
+    "kda": ("kda", {"negative_eigenvalues": False}, {"positions": "none"}),
+    "rwkv7": ("rwkv7", {}, {"positions": "none"}),
 }
 DIAG = {
     "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
@@ -40,7 +58,13 @@ NORM = {
     "t1": {"feature_map": "elu", "output_norm": "simplermsnorm", "lrpe": True},
     "t2": {"feature_map": "elu_plus_one", "output_norm": "simplermsnorm", "lrpe": True},
 }
-NAMES = (*_KERNELS, *_GATED_UNITS, "transnormer_t1", "transnormer_t2")
+# Three layers with a state of constant size, then one that sees a window exactly.
+HYBRID = {
+    "pattern": ("gated_delta_net",) * 3 + ("softmax",),
+    "mixers": {"gated_delta_net": {}, "softmax": {"window": 64}},
+    "positions": "none",
+}
+NAMES = (*_MIXERS, "transnormer_t1", "transnormer_t2", "hybrid")
 
 
 def gated_width(width: int) -> int:
@@ -69,19 +93,20 @@ def model(name: str, *, width: int, num_layers: int) -> dict[str, Any]:
     """
     if name not in NAMES:
         raise ConfigError(f"--config=...:{name}: the variants are {', '.join(NAMES)}")
+    mixer, options, more = _MIXERS.get(name, (name, {}, {}))
+    layers, feed_forward = more.get("layers", 1), more.get("feed_forward", 4)
     choices = {
-        "num_layers": num_layers,
-        "feed_forward_width": 4 * width,
+        "pattern": (mixer,),
+        "mixers": {mixer: options},
+        "num_layers": layers * num_layers,
+        "feed_forward_width": feed_forward * width,
         "gated": False,
         "activation": "gelu",
         "norm": "layernorm",
-        "positions": "sinusoidal",
+        "positions": more.get("positions", "sinusoidal"),
     }
+    if name == "hybrid":
+        return choices | HYBRID
     if name.startswith("transnormer"):
         return choices | transnormer(name[-2:], width=width, num_layers=num_layers)
-    if name in _GATED_UNITS:
-        mixer, options, more = name, _GATED_UNITS[name] | {"key_width": width // 2}, {}
-        more = {"num_layers": 2 * num_layers, "feed_forward_width": 0}
-    else:
-        mixer, options, more = _KERNELS[name]
-    return choices | {"pattern": (mixer,), "mixers": {mixer: options}} | more
+    return choices
