@@ -1,0 +1,119 @@
+"""The mixers of the delta rule against the equations of their papers, token by token in NumPy."""
+
+import numpy as np
+import pytest
+
+from tests.nn.decay_mixers_test import (
+    TOLERANCE,
+    array,
+    dense,
+    heads,
+    layer_norm,
+    rms,
+    sigmoid,
+    silu,
+    softplus,
+)
+from tests.nn.mixers_test import PACKED_POSITIONS, SEGMENTS, B, D, H, T, build
+from tests.ops.contract import assert_agree
+
+
+def unit(x):
+    return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def low_rank(layer, x, activation=lambda x: x):
+    return dense(layer.up, activation(dense(layer.down, x)))
+
+
+def delta_rule(mixer, x, history, s, decay):
+    """Normed outputs (H, V) and states after one token's steps; decay is (H, K)."""
+    layers = (mixer.query, mixer.key, mixer.value)
+    projected = [np.concatenate([dense(layer, a) for layer in layers]) for a in history]
+    taps = array(mixer.local.taps)
+    mixed = silu(sum(tap * a for tap, a in zip(taps, projected[::-1], strict=False)))
+    keys = H * mixer.key_width
+    q, k, v = np.split(mixed, [keys, keys + mixer.steps * keys])
+    q = unit(heads(q))
+    k = unit(k.reshape(mixer.steps, H, -1))
+    v = v.reshape(mixer.steps, H, -1)
+    beta = (1 + mixer.negative_eigenvalues) * sigmoid(dense(mixer.step, x)).reshape(mixer.steps, H)
+    s = np.zeros((H, q.shape[1], v.shape[2])) if s is None else s
+    s = decay[..., None] * s
+    for n, h in np.ndindex(mixer.steps, H):
+        s[h] = s[h] + beta[n, h] * np.outer(k[n, h], v[n, h] - s[h].T @ k[n, h])
+    o = np.einsum("hk,hkv->hv", q, s)
+    return (rms(o, 1e-5) * array(mixer.norm.scale)).ravel(), s
+
+
+def delta_net(mixer, x, history, s):
+    """Yang et al. 2024, section 2.2."""
+    o, s = delta_rule(mixer, x, history, s, np.ones((H, mixer.key_width)))
+    return dense(mixer.output, o), s
+
+
+def gated_delta_net(mixer, x, history, s):
+    """Yang, Kautz and Hatamizadeh 2024, sections 3.1 and 3.4; steps of Siems et al. 2025."""
+    dt = softplus(dense(mixer.dt, x) + array(mixer.dt_bias))
+    decay = np.exp(-np.exp(array(mixer.log_decay)) * dt)
+    o, s = delta_rule(mixer, x, history, s, np.tile(decay[:, None], mixer.key_width))
+    return dense(mixer.output, o * silu(dense(mixer.gate, x))), s
+
+
+def kda(mixer, x, history, s):
+    """Kimi Team 2025, section 4."""
+    dt = softplus(low_rank(mixer.dt, x) + array(mixer.dt_bias))
+    decay = np.exp(-np.exp(array(mixer.log_decay)) * heads(dt))
+    o, s = delta_rule(mixer, x, history, s, decay)
+    return dense(mixer.output, o * sigmoid(low_rank(mixer.gate, x))), s
+
+
+def rwkv7(mixer, x, history, s):
+    """Peng et al. 2025, section 4.1."""
+    before = history[-2] if len(history) > 1 else np.zeros(D)
+    names = ("receptance", "decay", "key", "value", "rate", "gate")
+    inputs = dict(zip(names, x + (before - x) * array(mixer.shift), strict=True))
+    r = heads(dense(mixer.receptance, inputs["receptance"]))
+    k = dense(mixer.key, inputs["key"])
+    v = heads(dense(mixer.value, inputs["value"]))
+    d = low_rank(mixer.decay, inputs["decay"], np.tanh) + array(mixer.decay_bias)
+    w = heads(np.exp(-np.exp(-0.5) * sigmoid(d)))
+    a = sigmoid(low_rank(mixer.rate, inputs["rate"]) + array(mixer.rate_bias))
+    g = low_rank(mixer.gate, inputs["gate"], sigmoid)
+    kappa = unit(heads(k * array(mixer.removal_scale)))
+    k = heads(k * (1 + (a - 1) * array(mixer.replacement)))
+    a = heads(a)
+    s = np.zeros((H, k.shape[1], v.shape[1])) if s is None else s.copy()
+    o = np.zeros(v.shape)
+    for h in range(H):
+        transition = np.diag(w[h]) - np.outer(a[h] * kappa[h], kappa[h])
+        s[h] = transition @ s[h] + np.outer(k[h], v[h])
+        o[h] = s[h].T @ r[h]
+    bonus = np.sum(r * array(mixer.bonus) * k, axis=-1, keepdims=True) * v
+    return dense(mixer.output, g * (layer_norm(o, mixer.norm) + bonus).ravel()), s
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "step"),
+    [
+        ("delta_net", "chunks", delta_net),
+        ("delta_net", "recurrent", delta_net),
+        ("gated_delta_net", "chunks", gated_delta_net),
+        ("delta_product", "chunks", gated_delta_net),
+        ("kda", "chunks", kda),
+        ("rwkv7", "chunks", rwkv7),
+    ],
+)
+def test_equations(name, label, step):
+    """Packed documents: each starts with an empty state, an empty convolution and no last token."""
+    mixer, apply = build(name, label)
+    x = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
+    expected = np.zeros((B, T, D))
+    for b in range(B):
+        for i in range(T):
+            if i == 0 or SEGMENTS[b, i] != SEGMENTS[b, i - 1]:
+                history, s = [], None
+            history.append(x[b, i].astype(np.float64))
+            expected[b, i], s = step(mixer, history[-1], history, s)
+    y, _ = apply(x, None, SEGMENTS, PACKED_POSITIONS)
+    assert_agree({"y": y}, {"y": expected}, TOLERANCE)
