@@ -83,6 +83,8 @@ def test_command(folder):
 
 MISTAKES = {
     "truncated file": (["midi=short.mid"], "short.mid: not a MIDI file, or damaged"),
+    "no MIDI file": (["midi=text.mid"], "text.mid: not a MIDI file, or damaged"),
+    "beyond the notes": (["start=50", "end=60"], "--start=50: the last note of the file begins at"),
     "empty file": (["midi=empty.mid"], "empty.mid: the file is empty"),
     "too long": (["start=1", "end=14"], "fills at most 16"),
     "no folder": (["output=none/out.mid"], "none/out.mid: cannot be written"),
@@ -91,11 +93,16 @@ MISTAKES = {
 }
 
 
-def test_mistakes(folder):
+# Each starts a process for seconds.
+QUICK_MISTAKES = ("truncated file", "beyond the notes")
+NAMES = [n if n in QUICK_MISTAKES else pytest.param(n, marks=pytest.mark.slow) for n in MISTAKES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mistakes(folder, name):
     """One line, status 2, no traceback."""
-    commands = {name: command(folder, *changes) for name, (changes, _) in MISTAKES.items()}
-    for name, result in runs.execute_all(commands).items():
-        assert_one_line(result, MISTAKES[name][1])
+    changes, message = MISTAKES[name]
+    assert_one_line(runs.execute(command(folder, *changes)), message)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +125,22 @@ def new_notes(run, notes, start, end, num_notes=None):
     return inpaint.fill(run, gap, Sampler(), 0)
 
 
-def test_begin_and_end(run):
-    """Stretches that hold the first or the last note, or everything, or nothing."""
+@pytest.mark.parametrize(
+    ("start", "end", "count"),
+    [(0.0, 2.0, 6), (4.0, 9.0, 6), pytest.param(0.0, 3.1, 11, marks=pytest.mark.slow)],
+)
+def test_begin_and_end(run, start, end, count):
+    """Stretches that hold the first or the last note."""
+    new = new_notes(run, performance(20), start, end)
+    assert new.size == count
+    assert start <= new["onset"].min()
+    assert new["onset"].max() <= end
+
+
+@pytest.mark.slow
+def test_everything_and_nothing(run):
+    """Stretches without a note, with all of them, and with too many."""
     notes = performance(20)
-    for start, end, count in ((0.0, 2.0, 6), (4.0, 9.0, 6), (0.0, 3.1, 11)):
-        new = new_notes(run, notes, start, end)
-        assert new.size == count
-        assert start <= new["onset"].min()
-        assert new["onset"].max() <= end
     new = new_notes(run, np.delete(notes, slice(6, 12)), 2.1, 3.3, num_notes=5)
     assert new.size == 5
     assert new["onset"][0] == 2.1

@@ -65,7 +65,10 @@ def fill(start, stop, *, time_left=10_000, sampler=None, seed=0, change=None):
     return whole, elapsed.astype(np.int32), logits
 
 
-@pytest.mark.parametrize(("start", "stop"), [(4, 9), (0, 3), (7, 12), (0, 12), (5, 6)])
+SLOW = [pytest.param(*gap, marks=pytest.mark.slow) for gap in ((0, 12), (5, 6))]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(4, 9), (0, 3), (7, 12), *SLOW])
 def test_equals_parallel(start, stop):
     """The logits of each step are those of one call on the filled events."""
     events, elapsed, logits = fill(start, stop)
