@@ -21,7 +21,9 @@ from linear_transformer.nn.lightning import LightningAttention
 from linear_transformer.nn.linear_attention import LinearAttention
 from linear_transformer.nn.linformer import Linformer
 from linear_transformer.nn.lion import Lion
+from linear_transformer.nn.lru import LRU
 from linear_transformer.nn.lsh_attention import LSHAttention
+from linear_transformer.nn.mamba import Mamba
 from linear_transformer.nn.mamba2 import Mamba2
 from linear_transformer.nn.mlstm import MLSTM
 from linear_transformer.nn.parallel import Parallel
@@ -85,6 +87,8 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "hgrn2": HGRN2,
     "rwkv6": RWKV6,
     "lion": Lion,
+    "mamba": Mamba,
+    "lru": LRU,
     "delta_net": DeltaNet,
     "gated_delta_net": GatedDeltaNet,
     "delta_product": functools.partial(GatedDeltaNet, steps=2, negative_eigenvalues=True),

@@ -88,8 +88,8 @@ class RecurrentMixer(nnx.Module):
             sums, past = state["sums"], state.get("past")
             if segment_ids is not None:
                 sums = reset_rows(sums, ~segments.continues(state["segment"], segment_ids))
-        o_BTD, sums, past = self._mix(x_BTD, sums, past, segment_ids, positions)
-        y_BTD = self.output(o_BTD)
+        o_BTI, sums, past = self._mix(x_BTD, sums, past, segment_ids, positions)
+        y_BTD = self._project(o_BTI)
         if state is None:
             return y_BTD, None
         last = state["segment"] if segment_ids is None else segment_ids[:, -1]
@@ -122,6 +122,9 @@ class RecurrentMixer(nnx.Module):
         """A projection of the input; without bias unless `use_bias`."""
         options = {"use_bias": False} | options
         return Linear(self.width, features, dtype=self.dtype, rngs=rngs, **options)
+
+    def _project(self, o_BTI: Float[Array, "B T I"]) -> Activations:
+        return self.output(o_BTI)
 
     def _mix(
         self,

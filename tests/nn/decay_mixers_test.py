@@ -196,7 +196,35 @@ def lion(mixer, x, position, history, s):
     return dense(mixer.output, o.ravel()), s
 
 
+def mamba(mixer, x, position, history, h):
+    """Gu and Dao 2023, algorithm 2 with the discretisation of section 3."""
+    inner, n, rank = mixer.value_width, mixer.key_width, mixer.dt_rank
+    projected = [dense(mixer.input, a) for a in history]
+    z = projected[-1][inner:]
+    u = convolved(mixer, [a[:inner] for a in projected])
+    selected = dense(mixer.selection, u)
+    dt = softplus(dense(mixer.dt, selected[:rank]))
+    b, c = selected[rank : rank + n], selected[rank + n :]
+    h = np.zeros((n, inner)) if h is None else h
+    h = np.exp(-dt * np.exp(array(mixer.log_decay))) * h + np.outer(b, dt * u)
+    return dense(mixer.output, (c @ h + array(mixer.skip) * u) * silu(z)), h
+
+
+def lru(mixer, x, position, history, h):
+    """Orvieto et al. 2023, section 3, with complex B and C."""
+    eigenvalues = np.exp(-np.exp(array(mixer.nu)) + 1j * np.exp(array(mixer.theta)))
+    real, imaginary = np.split(array(mixer.input.kernel), 2, axis=1)
+    h = 0 if h is None else h
+    h = eigenvalues * h + np.exp(array(mixer.log_gamma)) * (x @ (real + 1j * imaginary))
+    real, imaginary = np.split(array(mixer.read.kernel), 2, axis=0)
+    y = (h @ (real + 1j * imaginary)).real + array(mixer.skip) * x
+    g = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    return dense(mixer.output, g) * sigmoid(dense(mixer.output_gate, g)), h
+
+
 CASES = [
+    ("mamba", "chunks", mamba),
+    ("lru", "chunks", lru),
     ("retnet", "chunks", retnet),
     ("retnet", "plain", retnet),
     ("lightning", "chunks", lightning),
@@ -318,6 +346,11 @@ def test_depth_comes_from_the_model(scan):
         ("hgrn2", {"chunk_size": 0}, "chunk_size is 0"),
         ("rwkv6", {"mix_rank": 0}, "mix_rank is 0"),
         ("rwkv6", {"decay_rank": 0}, "decay_rank is 0"),
+        ("mamba", {"form": "parallel"}, "form is 'parallel'"),
+        ("mamba", {"dt_rank": 0}, "dt_rank is 0"),
+        ("mamba", {"convolution": 1}, "convolution is 1"),
+        ("lru", {"r_max": 1.0}, "r_max is 1.0"),
+        ("lru", {"state_width": 0}, "state_width is 0"),
         ("lion", {"gate": "matrix"}, "gate is 'matrix'"),
         ("lion", {"direction": "sideways"}, "direction is 'sideways'"),
     ],

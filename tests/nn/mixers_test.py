@@ -108,6 +108,8 @@ OPTIONS = {
         "chunks": {"chunk_size": 4},
         "scalar": {"gate": "scalar"},
     },
+    "mamba": {"chunks": {"chunk_size": 4, "state_width": 3, "dt_rank": 2}},
+    "lru": {"chunks": {"chunk_size": 4, "state_width": 6}},
     "lsh": {
         "cache": {"rounds": 2, "buckets": 4, "chunk_size": 3, "cache_capacity": T},
         "one round": {"rounds": 1, "buckets": 2, "chunk_size": T},
@@ -148,6 +150,8 @@ SLOW_TO_COMPILE = (
     "hgrn2",
     "rwkv6",
     "lion",
+    "mamba",
+    "lru",
 )
 # Compiling is all that these tests cost, and optimising would double it.
 QUICK = {"xla_backend_optimization_level": 0}

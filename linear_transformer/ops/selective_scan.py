@@ -1,0 +1,253 @@
+"""Diagonal recurrences: every number of the state has a decay of its own.
+
+    h_t = a_t * h_{t-1} + b_t
+
+In Mamba (Gu and Dao, 2023, arXiv:2312.00752, section 3) a_t = exp(dt_t A) and b_t = dt_t B_t x_t
+for each of D channels with N numbers, read as y_t = C_t^T h_t: `selective_scan`.  In the LRU
+(Orvieto et al., 2023, arXiv:2303.06349) and S5 (Smith et al., 2022, arXiv:2208.04933), a is complex
+and fixed: `diagonal_scan`.
+
+Forms: "recurrent", one `lax.scan` step a token; "associative", `lax.associative_scan` over the maps
+h -> a h + b, with O(T D N) memory; "chunk", which steps through the tokens of one chunk at a time
+and recomputes it in the backward pass, so that T / C states are kept.  There is no parallel form:
+each of the D N numbers would have T x T weights of its own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact
+
+from linear_transformer.ops import segments
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import SegmentIds
+
+FORMS = ("auto", "recurrent", "associative", "chunk")
+DIRECTIONS = ("causal", "anticausal")
+CHUNK_SIZE = 64
+
+
+def selective_scan(
+    x_BTD: Float[Array, "B T D"],
+    dt_BTD: Float[Array, "B T D"],
+    a_ND: Float[Array, "N D"],
+    b_BTN: Float[Array, "B T N"],
+    c_BTN: Float[Array, "B T N"],
+    *,
+    direction: str = "causal",
+    initial_state: Float[Array, "B N D"] | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+    form: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
+    """`h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t`, channel by channel.
+
+    Args:
+      x_BTD: input.
+      dt_BTD: step sizes, positive.
+      a_ND: A, negative.
+      b_BTN: B, what of the input enters the state.
+      c_BTN: C, what of the state is read.
+      direction: "causal", or "anticausal": from the last token to the first.
+      initial_state: (B, N, D), what came before the first token (after the last one if anticausal)
+        in the same segment; zeros if None.
+      segment_ids_BT: packed documents; each token sees its own segment only.
+      form: "recurrent", "associative", "chunk" or "auto": "recurrent" for T = 1, else "chunk".
+      chunk_size: tokens per chunk of the chunk form.
+
+    Returns:
+      The output (B, T, D) in the dtype of x, and the final state in the accumulation dtype.
+
+    Raises:
+      ValueError: on an unknown direction or form, or on shapes that do not fit.
+    """
+    batch, _, channels = x_BTD.shape
+    width = b_BTN.shape[-1]
+    if dt_BTD.shape != x_BTD.shape or c_BTN.shape != b_BTN.shape or a_ND.shape != (width, channels):
+        raise ValueError(
+            f"x {x_BTD.shape}, dt {dt_BTD.shape}, A {a_ND.shape}, B {b_BTN.shape} and "
+            f"C {c_BTN.shape} do not fit"
+        )
+    dtype = accumulation_dtype(x_BTD, dt_BTD, a_ND, b_BTN, c_BTN)
+    a_ND = a_ND.astype(dtype)
+
+    def expand(inputs):
+        x, dt, b, _ = inputs
+        return _decays(dt, a_ND), jnp.einsum("tbn,tbd->tbnd", b, dt * x)
+
+    def read(h, inputs):
+        return jnp.einsum("tbnd,tbn->tbd", h, inputs[3])
+
+    inputs = tuple(x.astype(dtype) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
+    state = _initial(initial_state, (batch, width, channels), dtype)
+    y, state = _run(expand, read, inputs, state, segment_ids_BT, direction, form, chunk_size)
+    return y.astype(x_BTD.dtype), state
+
+
+def diagonal_scan(
+    b_BTN: Inexact[Array, "B T N"],
+    a: Inexact[Array, " N"] | Inexact[Array, "B T N"],
+    *,
+    direction: str = "causal",
+    initial_state: Inexact[Array, "B N"] | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+    form: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Inexact[Array, "B T N"], Inexact[Array, "B N"]]:
+    """`h_t = a_t * h_{t-1} + b_t`, real or complex: all states (B, T, N), and the last one.
+
+    Args:
+      b_BTN: what enters the state.
+      a: factors of modulus at most 1, fixed (N,) or of the token (B, T, N).
+
+    The other arguments are those of `selective_scan`.
+    """
+    batch, _, width = b_BTN.shape
+    if a.shape not in ((width,), b_BTN.shape):
+        raise ValueError(f"a is {a.shape}, neither {(width,)} nor {b_BTN.shape}")
+    dtype = accumulation_dtype(b_BTN, a)
+    a = a.astype(dtype)
+    inputs = (b_BTN.astype(dtype),) if a.ndim == 1 else (b_BTN.astype(dtype), a)
+
+    def expand(inputs):
+        return jnp.broadcast_to(inputs[1] if len(inputs) == 2 else a, inputs[0].shape), inputs[0]
+
+    state = _initial(initial_state, (batch, width), dtype)
+    return _run(expand, lambda h, _: h, inputs, state, segment_ids_BT, direction, form, chunk_size)
+
+
+# XLA on CPU sums products of matrices 5 times faster than it reduces an axis: hence the einsums
+# above, and the matmuls with ones here.
+
+
+@jax.custom_vjp
+def _decays(dt_TBD: Float[Array, "T B D"], a_ND: Float[Array, "N D"]) -> Float[Array, "T B N D"]:
+    return jnp.exp(dt_TBD[..., None, :] * a_ND)
+
+
+def _decays_forward(dt_TBD, a_ND):
+    decays = _decays(dt_TBD, a_ND)
+    return decays, (dt_TBD, a_ND, decays)
+
+
+def _decays_backward(residuals, gradient):
+    dt_TBD, a_ND, decays = residuals
+    exponent = gradient * decays
+    ddt = jnp.matmul(jnp.ones_like(a_ND[:, 0])[None], exponent * a_ND)
+    rows = (exponent * dt_TBD[..., None, :]).reshape(-1, a_ND.size)
+    da = jnp.matmul(jnp.ones((1, rows.shape[0]), rows.dtype), rows)
+    return ddt[..., 0, :], da.reshape(a_ND.shape)
+
+
+_decays.defvjp(_decays_forward, _decays_backward)
+
+
+def _initial(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    if state is None:
+        return jnp.zeros(shape, dtype)
+    if state.shape != shape:
+        raise ValueError(f"initial_state is {state.shape}, not {shape}")
+    return state.astype(dtype)
+
+
+def _run(
+    expand: Callable[[Any], tuple[Array, Array]],
+    read: Callable[[Array, Any], Array],
+    inputs: tuple[Array, ...],
+    state: Array,
+    segment_ids_BT: SegmentIds | None,
+    direction: str,
+    form: str,
+    chunk_size: int | None,
+) -> tuple[Array, Array]:
+    """y = read(h, inputs) of h_t = a_t h_{t-1} + b_t with (a, b) = expand(inputs).
+
+    Both functions work at each token by itself, so the forms choose how many they expand at once.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+    time = inputs[0].shape[1]
+    if form == "auto":
+        form = "recurrent" if time == 1 else "chunk"
+    if direction == "anticausal":
+        inputs = tuple(jnp.flip(x, 1) for x in inputs)
+        segment_ids_BT = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
+    keep_BT = jnp.ones(inputs[0].shape[:2], bool)
+    if segment_ids_BT is not None:
+        keep_BT = ~segments.starts(segment_ids_BT)
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, keep_BT))
+
+    def several(state, tokens, states):
+        """Any number of tokens, with all their states at once."""
+        inputs, keep = tokens
+        a, b = expand(inputs)
+        a = jnp.where(keep.reshape(*keep.shape, *[1] * (a.ndim - 2)), a, 0)
+        h = states(a, b, state)
+        return h[-1], read(h, inputs)
+
+    if form == "associative":
+        state, y = several(state, tokens, _associative)
+    elif form == "recurrent":
+        one = functools.partial(several, states=lambda a, b, h: a * h + b)
+
+        def step(state, token):
+            state, y = one(state, jax.tree.map(lambda x: x[None], token))
+            return state, y[0]
+
+        state, y = lax.scan(step, state, tokens)
+    else:
+        chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
+        body = jax.checkpoint(functools.partial(several, states=_stepwise))
+        whole = time // chunk * chunk
+        chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), tokens)
+        state, y = lax.scan(body, state, chunks)
+        y = y.reshape(whole, *y.shape[2:])
+        if whole < time:
+            state, rest = body(state, jax.tree.map(lambda x: x[whole:], tokens))
+            y = jnp.concatenate([y, rest])
+    y = jnp.moveaxis(y, 0, 1)
+    return (jnp.flip(y, 1) if direction == "anticausal" else y), state
+
+
+def _associative(a: Array, b: Array, state: Array) -> Array:
+    """All states (T, ...); the initial state enters the first map."""
+    b = b.at[0].add(a[0] * state)
+
+    def compose(earlier, later):
+        return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+
+    return lax.associative_scan(compose, (a, b))[1]
+
+
+@jax.custom_vjp
+def _stepwise(a: Array, b: Array, state: Array) -> Array:
+    """All states (T, ...), one after the other."""
+
+    def step(h, token):
+        h = token[0] * h + token[1]
+        return h, h
+
+    return lax.scan(step, state, (a, b))[1]
+
+
+def _stepwise_forward(a, b, state):
+    h = _stepwise(a, b, state)
+    return h, (a, h, state)
+
+
+def _stepwise_backward(residuals, dh):
+    """db_t = dh_t + a_{t+1} db_{t+1}, the same recurrence backwards, and da_t = db_t h_{t-1}."""
+    a, h, state = residuals
+    following = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
+    db = jnp.flip(_stepwise(jnp.flip(following, 0), jnp.flip(dh, 0), jnp.zeros_like(state)), 0)
+    before = jnp.concatenate([state[None], h[:-1]])
+    return db * before, db, a[0] * db[0]
+
+
+_stepwise.defvjp(_stepwise_forward, _stepwise_backward)

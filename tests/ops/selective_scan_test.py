@@ -1,0 +1,282 @@
+"""Diagonal recurrences: Mamba's selective scan and the complex diagonal scan, three forms each."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops import selective_scan as module
+from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
+from tests.ops import contract
+
+B, D, N = 2, 5, 3
+FORMS = ("recurrent", "associative", "chunk")
+# The associative form compiles for seconds.
+QUICK_FORMS = ("recurrent", "chunk", pytest.param("associative", marks=pytest.mark.slow))
+A_ND = -np.exp(np.random.default_rng(5).normal(size=(N, D)))
+
+
+@functools.cache
+def selective(form, chunk_size=None, direction="causal"):
+    call = functools.partial(selective_scan, form=form, chunk_size=chunk_size, direction=direction)
+
+    def op(x, dt, b, c, log_a=None, **kw):
+        a = jnp.asarray(A_ND, x.dtype) if log_a is None else -jnp.exp(log_a)
+        return call(x, dt, a, b, c, **kw)
+
+    return op
+
+
+@functools.cache
+def diagonal(form, chunk_size=None, direction="causal"):
+    """The complex scan with real arrays: the last axis is (real, imaginary)."""
+    call = functools.partial(diagonal_scan, form=form, chunk_size=chunk_size, direction=direction)
+
+    def to_complex(x):
+        return jax.lax.complex(x[..., 0], x[..., 1])
+
+    def to_real(z):
+        return jnp.stack([z.real, z.imag], axis=-1)
+
+    def op(b, log_a, initial_state, **kw):
+        a = jnp.exp(to_complex(log_a))
+        h, state = call(to_complex(b), a, initial_state=to_complex(initial_state), **kw)
+        return to_real(h), to_real(state)
+
+    return op
+
+
+OPS = {"selective": selective, "diagonal": diagonal}
+
+
+def inputs(name, time, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    if name == "selective":
+        arrays = {
+            "x": rng.normal(size=(B, time, D)),
+            "dt": np.exp(rng.normal(size=(B, time, D)) - 2),
+            "b": rng.normal(size=(B, time, N)),
+            "c": rng.normal(size=(B, time, N)),
+            "initial_state": rng.normal(size=(B, N, D)),
+        }
+    else:
+        arrays = {
+            "b": rng.normal(size=(B, time, N, 2)),
+            "log_a": np.stack(
+                [-np.exp(rng.normal(size=(B, time, N)) - 2), rng.normal(size=(B, time, N))], -1
+            ),
+            "initial_state": rng.normal(size=(B, N, 2)),
+        }
+    return {key: jnp.asarray(x, dtype) for key, x in arrays.items()}, rng
+
+
+def packed(rng, time):
+    return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+
+
+def selective_oracle(x, dt, b, c, initial_state, segment_ids_BT):
+    """Gu and Dao 2023, equations 2a-2b after the zero-order hold of A and the Euler step of B."""
+    y, h = np.zeros(x.shape), np.array(initial_state)
+    for row, i in np.ndindex(x.shape[:2]):
+        if i and segment_ids_BT[row, i] != segment_ids_BT[row, i - 1]:
+            h[row] = 0
+        for d in range(D):
+            h[row, :, d] = np.exp(dt[row, i, d] * A_ND[:, d]) * h[row, :, d]
+            h[row, :, d] += dt[row, i, d] * x[row, i, d] * b[row, i]
+            y[row, i, d] = c[row, i] @ h[row, :, d]
+    return {"o": y, "state": h}
+
+
+def diagonal_oracle(b, log_a, initial_state, segment_ids_BT):
+    b, log_a, initial_state = (x[..., 0] + 1j * x[..., 1] for x in (b, log_a, initial_state))
+    states, h = np.zeros(b.shape, complex), initial_state.copy()
+    for row, i in np.ndindex(b.shape[:2]):
+        if i and segment_ids_BT[row, i] != segment_ids_BT[row, i - 1]:
+            h[row] = 0
+        states[row, i] = h[row] = np.exp(log_a[row, i]) * h[row] + b[row, i]
+    return {key: np.stack([z.real, z.imag], -1) for key, z in (("o", states), ("state", h))}
+
+
+ORACLES = {"selective": selective_oracle, "diagonal": diagonal_oracle}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", OPS)
+def test_definition(name, form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(name, 70, jnp.float64)
+        ids = contract.random_segments(rng, B, 70)
+        o, state = jax.jit(OPS[name](form))(**arrays, segment_ids_BT=jnp.asarray(ids))
+        expected = ORACLES[name](**jax.tree.map(np.asarray, arrays), segment_ids_BT=ids)
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("form", "time"),
+    [
+        ("chunk", 1),
+        ("chunk", 64),
+        ("chunk", 150),
+        ("associative", 20),
+        pytest.param("associative", 150, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("name", OPS)
+def test_forms_agree(name, form, time):
+    """Value, state and every gradient, that of A too, against the token scan."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(name, time, jnp.float64)
+        if name == "selective":
+            arrays["log_a"] = jnp.log(-jnp.asarray(A_ND))
+        constants = packed(rng, time)
+        expected = contract.evaluate(OPS[name]("recurrent"), arrays, constants)
+        contract.assert_agree(
+            contract.evaluate(OPS[name](form), arrays, constants), expected, 1e-12
+        )
+    narrow = {key: x.astype(jnp.float32) for key, x in arrays.items()}
+    actual = contract.evaluate(OPS[name](form), narrow, constants)
+    contract.assert_agree(actual, expected, 5e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 16, 1000])
+@pytest.mark.parametrize("name", OPS)
+def test_any_chunk_size(name, chunk_size):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(name, 50, jnp.float64)
+        constants = packed(rng, 50)
+        expected = contract.evaluate(OPS[name]("recurrent"), arrays, constants)
+        actual = contract.evaluate(OPS[name]("chunk", chunk_size), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("form", QUICK_FORMS)
+@pytest.mark.parametrize("name", OPS)
+def test_split_anywhere(name, form):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(name, 90, jnp.float64)
+        constants = packed(rng, 90)
+        for split in (1, 64):
+            contract.assert_splits(jax.jit(OPS[name](form)), arrays, constants, split, 1e-12)
+
+
+@pytest.mark.parametrize("form", QUICK_FORMS)
+@pytest.mark.parametrize("name", OPS)
+def test_no_gradient_crosses_a_boundary(name, form):
+    arrays, _ = inputs(name, 80, jnp.float32)
+    ids = jnp.asarray(np.repeat([[3, 5]], [37, 43], axis=1).repeat(B, 0))
+
+    def second_document(arrays):
+        o, state = OPS[name](form)(**arrays, segment_ids_BT=ids)
+        return jnp.sum(o[:, 37:] ** 2) + jnp.sum(state**2)
+
+    gradients = jax.jit(jax.grad(second_document))(arrays)
+    assert np.all(np.asarray(gradients.pop("initial_state")) == 0)
+    for key, gradient in gradients.items():
+        first = 38 if key == "log_a" else 37  # the decay at a start acts on what is dropped
+        gradient = np.asarray(gradient)
+        assert np.all(gradient[:, :37] == 0), key
+        assert np.all(np.any(gradient[:, first:] != 0, axis=tuple(range(2, gradient.ndim)))), key
+
+
+@pytest.mark.parametrize("form", QUICK_FORMS)
+def test_extreme_steps_stay_finite(form):
+    arrays, rng = inputs("selective", 100, jnp.float32)
+    arrays["dt"] = jnp.asarray(10.0 ** rng.integers(-6, 4, size=(B, 100, D)), jnp.float32)
+    for key, x in contract.evaluate(selective(form), arrays, packed(rng, 100)).items():
+        assert np.all(np.isfinite(x)), key
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_anticausal_is_causal_backwards(name):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(name, 70, jnp.float64)
+        ids = contract.random_segments(rng, B, 70)
+        o, state = OPS[name]("auto", None, "anticausal")(**arrays, segment_ids_BT=jnp.asarray(ids))
+        turned = {
+            key: np.asarray(x) if key == "initial_state" else np.asarray(x)[:, ::-1]
+            for key, x in arrays.items()
+        }
+        expected = ORACLES[name](**turned, segment_ids_BT=ids[:, ::-1])
+        expected["o"] = expected["o"][:, ::-1]
+        contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
+
+
+def test_fixed_factors_are_factors_of_every_token():
+    with jax.enable_x64(True):
+        arrays, _ = inputs("diagonal", 40, jnp.float64)
+        b = jax.lax.complex(arrays["b"][..., 0], arrays["b"][..., 1])
+        a = jnp.array([0.9 + 0.2j, 0.5j, 0.99])
+        fixed, _ = diagonal_scan(b, a)
+        every, _ = diagonal_scan(b, jnp.broadcast_to(a, b.shape))
+        np.testing.assert_array_equal(fixed, every)
+        real, state = diagonal_scan(b.real, a.real)
+        assert real.dtype == state.dtype == jnp.float64
+
+
+def test_bfloat16_inputs_have_fp32_states():
+    arrays, rng = inputs("selective", 100, jnp.bfloat16)
+    arrays["initial_state"] = arrays["initial_state"].astype(jnp.float32)
+    exact = {key: x.astype(jnp.float32) for key, x in arrays.items()}
+    constants = packed(rng, 100)
+    o, state = selective("chunk")(**arrays, **constants)
+    expected, expected_state = selective("recurrent")(**exact, **constants)
+    assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    # Only the output, and A, are rounded to bf16.
+    contract.assert_agree({"o": o, "state": state}, {"o": expected, "state": expected_state}, 2**-7)
+
+
+def test_memory_is_a_state_per_chunk():
+    temporaries = {}
+    for time in (1024, 4096):
+        x = jax.ShapeDtypeStruct((1, time, 64), jnp.float32)
+        b = jax.ShapeDtypeStruct((1, time, 16), jnp.float32)
+        a = jax.ShapeDtypeStruct((16, 64), jnp.float32)
+        loss = jax.grad(lambda *arrays: selective_scan(*arrays)[0].sum(), argnums=(0, 1, 2, 3, 4))
+        analysis = jax.jit(loss).lower(x, x, a, b, b).compile().memory_analysis()
+        temporaries[time] = analysis.temp_size_in_bytes
+    states_per_token = 64 * 16 * 4 * 4096
+    assert temporaries[4096] < states_per_token / 2
+    assert temporaries[4096] < 4.5 * temporaries[1024]
+
+
+@pytest.mark.parametrize("fault", ["leak", "no gradient of a", "late"])
+def test_negative_control(fault, monkeypatch):
+    """The comparison that the forms pass is one that a broken form fails."""
+    arrays, rng = inputs("selective", 100, jnp.float32)
+    constants = packed(rng, 100)
+    expected = contract.evaluate(selective("recurrent"), arrays, constants)
+    intact = module._stepwise
+
+    def broken(a, b, state):
+        if fault == "leak":
+            a = jnp.where(a == 0, 1, a)
+        elif fault == "no gradient of a":
+            a = jax.lax.stop_gradient(a)
+        else:
+            a = jnp.roll(a, 1, 0)
+        return intact(a, b, state)
+
+    monkeypatch.setattr(module, "_stepwise", broken)
+    attempt = functools.partial(selective("chunk", 16))
+    actual = contract.evaluate(lambda **kw: attempt(**kw), arrays, constants)
+    with pytest.raises(AssertionError, match="relative RMS"):
+        contract.assert_agree(actual, expected, 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "parallel"}, "form is 'parallel'"),
+        ({"direction": "bidirectional"}, "direction is 'bidirectional'"),
+        ({"c": jnp.zeros((B, 5, N + 1))}, "C"),
+        ({"initial_state": jnp.zeros((B, N + 1, D))}, "initial_state"),
+    ],
+)
+def test_misuse_names_the_argument(options, message):
+    arrays, _ = inputs("selective", 5, jnp.float32)
+    call = {"form": "auto"} | arrays | options
+    x, dt, b, c = (call.pop(key) for key in ("x", "dt", "b", "c"))
+    with pytest.raises((ValueError, TypeError), match=message):
+        selective_scan(x, dt, jnp.asarray(A_ND, jnp.float32), b, c, **call)
