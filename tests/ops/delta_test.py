@@ -264,7 +264,7 @@ def test_extreme_gates_stay_finite(mechanism, kind, dtype):
     results = contract.evaluate(op(mechanism), arrays, packed(rng, 70))
     for name, x in results.items():
         assert np.all(np.isfinite(np.asarray(x, np.float32))), name
-    if kind == "-100":
+    if kind == "-100" and mechanism in ("scalar", "vector"):  # every token, with no steps between
         assert np.max(np.abs(np.asarray(results["d_log_decay"], np.float32))) < 1e-30
 
 
