@@ -26,8 +26,9 @@ from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
 # A query whose whole weight is below this, where 1 is its best feature on the strongest key
-# feature so far, gets an output that fades to 0; smaller would overflow in its gradient.
-FLOOR = 1e-20
+# feature so far, gets an output that fades to 0.  Its inverse square, which is in the gradient,
+# must not overflow.
+FLOOR = 1e-18
 
 
 @functools.cache

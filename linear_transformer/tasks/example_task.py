@@ -51,11 +51,18 @@ class ExampleTask:
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
         """Metrics over a split, every example exactly once."""
+        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        return self.summarize(self._total(graphdef, parameters, batches), split)
+
+    def _total(
+        self, graphdef: nnx.GraphDef, parameters: Any, batches: Iterator[Batch]
+    ) -> dict[str, tuple[float, float]]:
+        """Sums and counts of all metrics over these batches."""
         sums: dict[str, np.ndarray] = {}
-        for batch in itertools.islice(self._evaluation_batches(split), max_batches):
+        for batch in batches:
             for name, pair in jax.device_get(self._sums(graphdef, parameters, batch)).items():
                 sums[name] = sums.get(name, 0.0) + np.array(pair, np.float64)
-        return self.summarize({name: tuple(pair) for name, pair in sums.items()}, split)
+        return {name: tuple(pair) for name, pair in sums.items()}
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _sums(self, graphdef, parameters, batch):

@@ -165,6 +165,24 @@ def test_features_of_any_size(direction):
         assert contract.relative_rms(o, expected) < 5e-3  # 1000 + x rounds x to 6e-5 and 2e-4
 
 
+@pytest.mark.parametrize("form", ["chunk", "parallel"])
+def test_weak_weights_have_finite_gradients(form):
+    """Queries whose best feature no key has, down to where the whole weight underflows."""
+    offsets = np.linspace(0, 120, 16, dtype=np.float32)
+    q = np.tile(np.array([0.0, -200.0], np.float32), (16, 1))
+    q[:, 1] = -offsets
+    k = np.tile(np.array([-200.0, 0.0], np.float32), (16, 1))
+    v = np.random.default_rng(0).normal(size=(1, 16, 1, 3)).astype(np.float32)
+
+    def total(q, k, v):
+        o, _ = log_feature_attention(q[None, :, None], k[None, :, None], v, form=form)
+        return jnp.sum(o**2)
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))(jnp.array(q), jnp.array(k), jnp.array(v))
+    assert all(np.all(np.isfinite(x)) for x in gradients)
+    assert np.any(gradients[2][0, :4])
+
+
 def test_a_later_maximum_does_not_touch_the_past():
     """Bit for bit: the outputs before a key that is larger than all others."""
     arrays, _ = inputs(40, jnp.float32, state=False)
