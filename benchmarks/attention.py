@@ -6,7 +6,8 @@ python -m benchmarks.attention --forms=chunk --lengths=1024,4096,16384,65536,131
 python -m benchmarks.attention --sweep --lengths=4096,16384
 
 Linear attention is causal and normalised, with elu + 1 on queries and keys; `unnormalised` rows are
-the chunk form and the peer's kernel without feature map and normaliser.
+the chunk form and the peer's kernel without feature map and normaliser.  The gated and delta rows
+are chunk forms, with the gradients of gates and steps included.
 """
 
 from linear_transformer.host_memory import use_huge_pages
@@ -19,10 +20,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import peers, timing
 from linear_transformer.ops import additive
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.softmax import softmax_attention
 
@@ -37,10 +41,13 @@ LONGEST = {
     "torch SDPA": 16384,
 }
 FORMS = ("chunk", "associative", "recurrent", "parallel", "unnormalised")
+GATED_FORMS = ("scalar decay", "vector decay", "delta", "gated delta", "kimi delta")
 SOFTMAX_FORMS = ("softmax blockwise", "softmax parallel", "jax.nn.dot_product_attention")
 
 _FORMS = flags.DEFINE_list(
-    "forms", [*FORMS, *SOFTMAX_FORMS], f"Among: {', '.join((*FORMS, *SOFTMAX_FORMS))}."
+    "forms",
+    [*FORMS, *GATED_FORMS, *SOFTMAX_FORMS],
+    f"Among: {', '.join((*FORMS, *GATED_FORMS, *SOFTMAX_FORMS))}.",
 )
 _LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096", "16384"], "Tokens.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Types of queries, keys and values.")
@@ -95,6 +102,11 @@ OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "jax.nn.dot_product_attention": lambda q, k, v: jax.nn.dot_product_attention(
         q, k, v, is_causal=True
     ),
+    "scalar decay": lambda q, k, v, gate: decayed_attention(q, k, v, gate[..., 0])[0],
+    "vector decay": lambda q, k, v, gate: decayed_attention(q, k, v, gate)[0],
+    "delta": lambda q, k, v, beta: delta_attention(q, k, v, None, beta)[0],
+    "gated delta": lambda q, k, v, gate, beta: delta_attention(q, k, v, gate[..., 0], beta)[0],
+    "kimi delta": lambda q, k, v, gate, beta: delta_attention(q, k, v, gate, beta)[0],
 }
 
 
@@ -102,7 +114,8 @@ def flops(name: str, time: int) -> float:
     """Multiply-adds, counted as two, of the products in a forward and a backward pass.
 
     chunk: what it computes, masked halves included.  Softmax and parallel: 2 products forward and 5
-    backward over the causal half.  Others: k v^T and q^T S forward, and twice that backward.
+    backward over the causal half.  Others: k v^T and q^T S forward, and twice that backward; the
+    delta rule has S^T k too.
     """
     width = _WIDTH.value
     if "softmax" in name or "SDPA" in name or name in ("parallel", "jax.nn.dot_product_attention"):
@@ -111,13 +124,13 @@ def flops(name: str, time: int) -> float:
         values, chunk = width + (name == "chunk"), min(additive.CHUNK_SIZE, time)
         per_token = 2 * (chunk * (4 * width + 3 * values) + 7 * width * values)
     else:
-        per_token = 12 * width * width
+        per_token = (18 if "delta" in name else 12) * width * width
     return float(_BATCH.value * _HEADS.value * time * per_token)
 
 
 def forward_and_backward(operator: Callable[..., jax.Array]) -> Callable[..., Any]:
-    def both(q, k, v, do):
-        o, gradient = jax.vjp(operator, q, k, v)
+    def both(do, *inputs):
+        o, gradient = jax.vjp(operator, *inputs)
         return o, *gradient(do)
 
     return both
@@ -128,10 +141,18 @@ def compiled(operator: Callable[..., jax.Array], inputs: list[jax.Array]) -> tim
     return program._replace(call=lambda: jax.block_until_ready(program.call(*inputs)))
 
 
-def make_inputs(time: int, dtype: str) -> list[jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 4)
+def make_inputs(time: int, dtype: str, name: str = "") -> list[jax.Array]:
+    """The output's gradient, queries, keys and values, and the gates and steps of `name`."""
+    keys = jax.random.split(jax.random.key(0), 6)
     shape = (_BATCH.value, time, _HEADS.value, _WIDTH.value)
-    return [jax.random.normal(key, shape).astype(dtype) for key in keys]
+    inputs = [jax.random.normal(key, shape).astype(dtype) for key in keys[:4]]
+    if "delta" in name:  # keys of length 1, else the state grows without bound
+        inputs[2] /= jnp.linalg.norm(inputs[2], axis=-1, keepdims=True)
+    if "decay" in name or name in ("gated delta", "kimi delta"):
+        inputs.append(jax.nn.log_sigmoid(jax.random.normal(keys[4], shape) + 3))
+    if "delta" in name:
+        inputs.append(jax.nn.sigmoid(jax.random.normal(keys[5], shape[:3])))
+    return inputs
 
 
 def candidates(time: int, dtype: str) -> dict[str, Candidate | str]:
@@ -146,14 +167,13 @@ def candidates(time: int, dtype: str) -> dict[str, Candidate | str]:
             peer_runs["fast-transformers kernel"] = lambda: peers.causal_dot_product(*shape)
     if peers.wanted(peers.TORCH) and {*_FORMS.value} & {*SOFTMAX_FORMS}:
         peer_runs["torch SDPA"] = lambda: peers.softmax_attention(*shape, dtype)
-    inputs = make_inputs(time, dtype)
     for name in [*_FORMS.value, *peer_runs]:
         if time > LONGEST.get(name, time):
             found[name] = f"skipped above {LONGEST[name]:,}: slow or too large"
         elif name in peer_runs:
             found[name] = Candidate(peer_runs[name](), flops(name, time))
         else:
-            program = compiled(OPERATORS[name], inputs)
+            program = compiled(OPERATORS[name], make_inputs(time, dtype, name))
             facts = {"temp MB": program.temp_bytes / 1e6, "compile s": program.compile_seconds}
             peer = "fast-transformers layer"
             if name == "unnormalised":
