@@ -11,16 +11,18 @@ import math
 import pathlib
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 from linear_transformer.data import fetch
 from linear_transformer.data.errors import DataError
 
 NUM_VALIDATION = 5_000
+NUM_CLASSES = 10  # of each set
 
 _IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -48,12 +50,26 @@ class ImageSet:
     licence: str
     images: Mapping[str, UInt8[np.ndarray, "N Y X C"]]
     labels: Mapping[str, Int[np.ndarray, " N"]]
+    num_classes: ClassVar[int] = NUM_CLASSES
+    num_threads: ClassVar[int] = 0  # they would only wait for each other
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of an image."""
+        return self.images["train"].shape[1:]
 
     def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
         """Returns images and labels of a split; an unknown name is a DataError."""
         if name not in self.images:
             raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.images)}')
         return self.images[name], self.labels[name]
+
+    def read(
+        self, image: UInt8[np.ndarray, "Y X C"], rng: np.random.Generator | None = None
+    ) -> UInt8[np.ndarray, "Y X C"]:
+        """The image itself, for training too: it has no more to choose a view from."""
+        del rng
+        return image
 
 
 def load_images(config: Any) -> ImageSet:
@@ -78,7 +94,7 @@ def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:
     try:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: cannot be unzipped ({error})") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(f"{name}: not an IDX file of unsigned bytes")
@@ -102,9 +118,15 @@ def parse_cifar10(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"],
         raise DataError(f"{name}: {len(data)} bytes are not a multiple of {record}, a record's")
     rows = np.frombuffer(data, np.uint8).reshape(-1, record)
     labels = rows[:, 0].astype(np.int32)
-    if labels.max() > 9:
-        raise DataError(f"{name}: label {labels.max()} in record {labels.argmax()}; at most 9")
+    _check_labels(labels, name)
     return rows[:, 1:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1), labels
+
+
+def _check_labels(labels: Integer[np.ndarray, " N"], name: str) -> None:
+    if labels.max() >= NUM_CLASSES:
+        raise DataError(
+            f"{name}: label {labels.max()} of image {labels.argmax()}; at most {NUM_CLASSES - 1}"
+        )
 
 
 def _load_mnist(path: str) -> ImageSet:
@@ -153,10 +175,13 @@ def _from_idx(name: str, licence: str, path: str, fetched: Callable[[str], bytes
         for file in names:
             data = _read(path, (file, f"{file}.gz")) if path else fetched(file)
             arrays.append(parse_idx(data, file))
-        if len(arrays[0]) != len(arrays[1]) or (arrays[0].ndim, arrays[1].ndim) != (3, 1):
+        shapes = [array.shape for array in arrays]
+        if tuple(map(len, shapes)) != (3, 1) or shapes[0][:1] != shapes[1] or 0 in shapes[0]:
             raise DataError(
-                f"{', '.join(names)}: shapes {arrays[0].shape} and {arrays[1].shape} do not fit"
+                f"{', '.join(names)}: shapes {shapes[0]} and {shapes[1]} are not those of images "
+                "and their labels"
             )
+        _check_labels(arrays[1], names[1])
         images[split], labels[split] = arrays[0][..., None], arrays[1].astype(np.int32)
     return _hold_out(name, licence, images, labels)
 

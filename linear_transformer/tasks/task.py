@@ -51,6 +51,7 @@ class Task(Protocol):
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
+    from linear_transformer.tasks.image_classification import ImageClassification
     from linear_transformer.tasks.image_generation import ImageGeneration
     from linear_transformer.tasks.inpainting import Inpainting
     from linear_transformer.tasks.language_modelling import LanguageModelling
@@ -63,6 +64,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         "inpainting": Inpainting,
         "synthetic": Synthetic,
         "image_generation": ImageGeneration,
+        "image_classification": ImageClassification,
     }
     if config.task not in tasks:
         raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")

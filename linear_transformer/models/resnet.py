@@ -1,0 +1,231 @@
+"""Residual networks for images, with attention between their blocks.
+
+He et al. 2016 (arXiv:1512.03385), with the stride of a bottleneck in its 3 x 3 convolution.  A
+module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the non-local module that it
+replaces, may follow any block.
+
+Deviation: the norms are GroupNorms of 32 groups (Wu & He 2018, arXiv:1803.08494) where the papers
+have BatchNorm, because a model here is parameters and nothing else: it has no running statistics.
+The number of parameters is the same.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.nn.linear import Linear
+
+Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
+Layers = tuple[tuple[int, int, int], ...]  # size, outputs and stride of convolutions
+
+
+def _basic(width: int, stride: int) -> Layers:
+    return (3, width, stride), (3, width, 1)
+
+
+def _bottleneck(width: int, stride: int) -> Layers:
+    return (1, width, 1), (3, width, stride), (1, 4 * width, 1)
+
+
+BLOCKS = {"basic": _basic, "bottleneck": _bottleneck}
+STEMS = {"photograph": (7, 2), "thumbnail": (3, 1)}  # size and stride
+ATTENTIONS = {"efficient": EfficientAttention2D, "non_local": NonLocal2D}
+_EPSILON = 1e-5
+_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """What `config.model` holds.
+
+    Attributes:
+      num_classes: classes E.
+      image_channels: channels of the images.
+      stage_blocks: blocks of each stage; each stage but the first halves the image and doubles the
+        width.  (3, 4, 6, 3) of the kind "bottleneck" is ResNet-50.
+      block: a name in BLOCKS.
+      width: channels of the first stage; the bottleneck's outputs are four times as wide.
+      stem: "photograph", a 7 x 7 convolution and a max-pooling, both with stride 2; or "thumbnail",
+        a 3 x 3 convolution with stride 1, for images of some 30 pixels.
+      norm_groups: groups of each norm.
+      attention: what follows the blocks of `attention_after`, a name in ATTENTIONS.
+      attention_after: numbers of blocks, counted from 1 through all stages.
+      dtype: type of the activations; parameters are fp32.
+    """
+
+    num_classes: int
+    image_channels: int
+    stage_blocks: tuple[int, ...]
+    block: str
+    width: int
+    stem: str
+    norm_groups: int = 32
+    attention: str = "efficient"
+    attention_after: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        choices = {
+            "block": BLOCKS,
+            "stem": STEMS,
+            "attention": ATTENTIONS,
+            "dtype": ("float32", "bfloat16", "float64"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        for key in ("num_classes", "image_channels", "width", "norm_groups"):
+            if getattr(self, key) < 1:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)}; it must be positive"
+                )
+        if self.width % self.norm_groups:
+            raise ConfigError(
+                f"config.model.width ({self.width}) is not a multiple of "
+                f"config.model.norm_groups ({self.norm_groups})"
+            )
+        if not self.stage_blocks or min(self.stage_blocks) < 1:
+            raise ConfigError(
+                f"config.model.stage_blocks is {self.stage_blocks}; every stage needs a block"
+            )
+        blocks = range(1, sum(self.stage_blocks) + 1)
+        for number in self.attention_after:
+            if number not in blocks:
+                raise ConfigError(
+                    f"config.model.attention_after names block {number}; there are {len(blocks)}, "
+                    "counted from 1"
+                )
+        if len(set(self.attention_after)) < len(self.attention_after):
+            raise ConfigError(
+                f"config.model.attention_after is {self.attention_after}; one module a block"
+            )
+
+
+class ConvNorm(nnx.Module):
+    """A square convolution without bias, and its norm; 1 x 1 is a product of matrices."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        config: ResNetConfig,
+        *,
+        stride: int = 1,
+        scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        dtype = jnp.dtype(config.dtype)
+        given = {"use_bias": False, "dtype": dtype, "kernel_init": _INIT, "rngs": rngs}
+        self.stride = stride if size == 1 else 1
+        if size == 1:
+            self.conv = Linear(inputs, outputs, **given)
+        else:
+            self.conv = nnx.Conv(
+                inputs, outputs, (size, size), strides=stride, padding=size // 2, **given
+            )
+        self.norm = nnx.GroupNorm(
+            outputs,
+            config.norm_groups,
+            epsilon=_EPSILON,
+            scale_init=nnx.initializers.constant(scale),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x_BYXD: Features) -> Features:
+        return self.norm(self.conv(x_BYXD[:, :: self.stride, :: self.stride]))
+
+
+class ResidualBlock(nnx.Module):
+    """`relu(shortcut(x) + branch(x))`; the branch starts at zero (Goyal et al. 2017, section 5.1).
+
+    The shortcut is the identity, or a 1 x 1 convolution where the shape changes.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        layers: Layers,
+        config: ResNetConfig,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = (inputs, *(outputs for _, outputs, _ in layers))
+        strides = math.prod(stride for _, _, stride in layers)
+        self.branch = nnx.List(
+            ConvNorm(
+                widths[i],
+                outputs,
+                size,
+                config,
+                stride=stride,
+                scale=float(i + 1 < len(layers)),
+                rngs=rngs,
+            )
+            for i, (size, outputs, stride) in enumerate(layers)
+        )
+        self.shortcut = (
+            None
+            if (inputs, 1) == (widths[-1], strides)
+            else ConvNorm(inputs, widths[-1], 1, config, stride=strides, rngs=rngs)
+        )
+
+    def __call__(self, x_BYXD: Features) -> Features:
+        y_BYXD = x_BYXD
+        for layer in self.branch[:-1]:
+            y_BYXD = jax.nn.relu(layer(y_BYXD))
+        y_BYXD = self.branch[-1](y_BYXD)
+        return jax.nn.relu(y_BYXD + (x_BYXD if self.shortcut is None else self.shortcut(x_BYXD)))
+
+
+class ResNet(nnx.Module):
+    """A stem, residual blocks with attention after some of them, the mean pixel, and logits."""
+
+    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        size, stride = STEMS[c.stem]
+        self.stem = ConvNorm(c.image_channels, c.width, size, c, stride=stride, rngs=rngs)
+        self.pools = stride > 1
+        self.layers = nnx.List()
+        inputs, number = c.width, 0
+        for stage, blocks in enumerate(c.stage_blocks):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers = BLOCKS[c.block](c.width * 2**stage, stride)
+                self.layers.append(ResidualBlock(inputs, layers, c, rngs=rngs))
+                _, inputs, _ = layers[-1]
+                number += 1
+                if number in c.attention_after:
+                    self.layers.append(ATTENTIONS[c.attention](inputs, dtype=dtype, rngs=rngs))
+        self.head = Linear(
+            inputs,
+            c.num_classes,
+            kernel_init=nnx.initializers.normal(0.01),  # as in Goyal et al. 2017
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def __call__(self, images_BYXC: Float[Array, "B Y X C"]) -> Float[Array, "B E"]:
+        """Logits (B, E) in fp32, of images of any size with values of about unit variance."""
+        x_BYXD = jax.nn.relu(self.stem(images_BYXC))
+        if self.pools:
+            x_BYXD = nnx.max_pool(x_BYXD, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for layer in self.layers:
+            x_BYXD = layer(x_BYXD)
+        logits_BE = self.head(jnp.mean(x_BYXD, axis=(1, 2)))
+        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))

@@ -1,0 +1,83 @@
+"""Classification of images: cross entropy of the class, and accuracy."""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from linear_transformer import configuration
+from linear_transformer.data.image_batches import (
+    Augmentation,
+    evaluation_images,
+    load_source,
+    training_images,
+)
+from linear_transformer.data.stream import Batch
+from linear_transformer.models.resnet import ResNet, ResNetConfig
+from linear_transformer.tasks.classification import classification_loss
+from linear_transformer.tasks.example_task import ExampleTask
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey
+
+
+class ImageClassification(ExampleTask):
+    """The task of every config with `task = "image_classification"`.
+
+    `config.data` has the keys of `data.image_batches.Augmentation`.
+    """
+
+    headline = "accuracy"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
+        self.augmentation = Augmentation(flip=config.data.flip, padding=config.data.padding)
+        self.source = load_source(config.data)
+        self.model_config: ResNetConfig = configuration.build(
+            ResNetConfig,
+            config.model,
+            "model",
+            num_classes=self.source.num_classes,
+            image_channels=self.source.shape[-1],
+        )
+
+    def make_model(self, rngs: nnx.Rngs) -> ResNet:
+        return ResNet(self.model_config, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        return training_images(
+            self.source,
+            self.augmentation,
+            batch_size=self.rows_per_process(process_count),
+            seed=self.seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_images(self.source, split, batch_size=self.data.batch_size)
+
+    def loss(
+        self, model: ResNet, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
+    ) -> Metrics:
+        del dropout_key
+        # Bytes to -2 .. 2: about zero mean and unit variance.
+        images_BYXC = batch["images"].astype(jnp.float32) / 63.75 - 2
+        return classification_loss(model(images_BYXC), batch["labels"], batch["weights"])
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        """The loss in nats, and the share of right answers."""
+        del split
+        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+
+    def describe(self, model: ResNet) -> dict[str, str]:
+        _, labels = self.source.split("train")
+        shape = " x ".join(map(str, self.source.shape))
+        return {
+            "data": f"{self.source.name}, {len(labels):,} images to train on "
+            f"({self.source.licence})",
+            "images": f"{shape}, {self.source.num_classes} classes",
+            "parameters": f"{model.num_parameters:,}",
+        }
