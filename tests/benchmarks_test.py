@@ -20,7 +20,7 @@ def run(script: str, *flags: str) -> subprocess.CompletedProcess:
 
 class BenchmarksTest(parameterized.TestCase):
     @parameterized.named_parameters(
-        ("attention", "attention", SMALL_ATTENTION, "attention", 8, "ms"),
+        ("attention", "attention", SMALL_ATTENTION, "attention", 13, "ms"),
         (
             "attention_skips",
             "attention",

@@ -5,7 +5,7 @@
 
 Any mechanism of configs/mechanisms.py is a variant: 2 layers without feed-forward, 64 tokens with 4
 pairs.  The paper's vocabulary is 8,192 and it sees 6.4 million examples; here the vocabulary is 256
-and a run sees STEPS x 128, so that it takes minutes on 2 CPU cores.
+and a run sees 2,000 x 128, meant to take minutes on 2 CPU cores.  Not run yet.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@
 The setting of Grazzi et al. 2024 (arXiv:2411.12537, section 5.1), where only models whose state
 transitions have negative eigenvalues solve it at lengths that were not trained.  Any mechanism of
 configs/mechanisms.py is a variant; `--config.data.options.group=S5` makes it the word problem of
-the permutations of five things.
+the permutations of five things.  Not run yet.
 """
 
 import ml_collections

@@ -8,7 +8,8 @@ Published bits/dim: :softmax 0.621, :linear 0.644, :lsh 0.745 (1 round) and 0.67
 16 images a step for 937,500 steps (250 epochs).  Concatenated positions and the dropout of 0.1
 are those of the copy task; the paper does not state them.  At this size not run here.
 
-`,small` (`:linear,small`) has 4 layers of width 128 and trains for SMALL_STEPS steps.
+`,small` (`:linear,small`) has 4 layers of width 128 and trains for 1,500 steps.  Not run
+to its end yet.
 """
 
 import ml_collections
