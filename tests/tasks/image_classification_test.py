@@ -162,7 +162,7 @@ def test_uneven_processes(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", fashion_mnist.VARIANTS)
 def test_fashion_mnist(tmp_path, variant):
-    """The numbers of the config's docstring, within a point."""
+    """Seven of eight validation images are right, as in the config's docstring."""
     workdir = epath.Path(tmp_path / "run")
     train(fashion_mnist.get_config(variant), workdir)
-    assert runs.curve(workdir, "validation")[-1]["accuracy"] > 0.88
+    assert runs.curve(workdir, "validation")[-1]["accuracy"] > 0.875

@@ -1,11 +1,19 @@
-"""Fashion-MNIST classes with and without an efficient attention module (Shen et al. 2021).
+"""Efficient attention in a small ResNet on Fashion-MNIST: a twin of imagenet.py for 2 cores.
 
     python train.py --config=configs/papers/shen2021/fashion_mnist.py:efficient
     python eval.py --workdir=runs/papers/shen2021/fashion_mnist-efficient --split=test
 
-The small twin of imagenet.py: a residual network of three stages, 16 channels wide.  Variants:
-:baseline has no module, :efficient has one, :non_local the quadratic module it replaces.  Not run
-to its end yet.
+Three blocks of 16, 32 and 64 channels; the module comes after the second, where images have
+14 x 14 pixels.  1,500 steps of 64 images, 1.7 epochs:
+
+    variant       validation   test    loss, nats   parameters   seconds in all
+    :baseline        89.80 %   89.27 %      0.272       77,754               54
+    :efficient       90.38 %   89.77 %      0.263       80,922               58
+    :non_local       88.90 %   88.43 %      0.306       80,922               81
+
+Accuracies, one seed each, and the loss of the validation split.  Measured on 2026-11-24 on 2 cores
+of an AMD EPYC (AVX-512), fp32.  With 5,000 validation images the standard error of an accuracy is
+0.4 points: this shows that all three train and what they cost, not which is better.
 """
 
 import ml_collections
