@@ -51,7 +51,7 @@ def get_config(variant: str = "efficient") -> ml_collections.ConfigDict:
     )
     config.optimizer = ml_collections.ConfigDict(
         {
-            "name": "muon",  # SGD needs many more epochs
+            "name": "muon",  # further than SGD and AdamW after 400 steps
             "learning_rate": 2e-2,
             "weight_decay": 0.1,
             "options": {},
