@@ -22,6 +22,20 @@ def check_shape(batch_size: int, sequence_length: int) -> None:
             raise DataError(f"config.data.{name} = {value}: must be at least 1")
 
 
+def rows_per_process(batch_size: int, process_count: int) -> int:
+    """Rows of a batch that one of the processes reads.
+
+    Raises:
+      DataError: the processes can't share a batch evenly.
+    """
+    if batch_size % process_count:
+        raise DataError(
+            f"config.data.batch_size ({batch_size}) is not a multiple of the {process_count} "
+            "processes"
+        )
+    return batch_size // process_count
+
+
 def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -> np.ndarray:
     """Returns the stream, shape (sum of n + 1,), in the smallest unsigned dtype."""
     stream = np.empty(sum(d.size + 1 for d in documents), np.min_scalar_type(vocab_size - 1))

@@ -143,6 +143,22 @@ class LanguageModelConfig:
         parts = options.get("branches", {}).values() if name == "parallel" else [options]
         return any(part.get("direction", "causal") != "causal" for part in parts)
 
+    def require_causal(self) -> None:
+        """Raises a ConfigError where a mixer sees the token that a causal model predicts."""
+        for name in self.pattern:
+            if self.looks_ahead(name):
+                raise ConfigError(
+                    f"config.model.mixers.{name}: direction must be causal, else the model sees "
+                    "the token that it predicts"
+                )
+
+    def require_positions(self, key: str, length: int) -> None:
+        """Raises a ConfigError where `key`, a length of the data, is beyond a learned table."""
+        if self.positions == "learned" and self.max_positions < length:
+            raise ConfigError(
+                f"config.model.max_positions ({self.max_positions}) is less than {key} ({length})"
+            )
+
 
 def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
     """The blocks of a model.

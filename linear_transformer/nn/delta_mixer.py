@@ -24,10 +24,12 @@ class DeltaMixer(RecurrentMixer):
     A subclass may have a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
 
     Attributes:
+      key_width: that of the values, width / heads, if None.
       convolution: tokens that the convolution sees.
       negative_eigenvalues: steps up to 2, so that the state can change its sign along a key, which
         tracking a parity needs (Grazzi et al. 2024, arXiv:2411.12537).
       steps: keys, values and steps per token, one after the other (Siems et al. 2025).
+      form, chunk_size: see `ops.delta.delta_product`.
     """
 
     def __init__(
@@ -35,14 +37,14 @@ class DeltaMixer(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None,
-        convolution: int,
-        negative_eigenvalues: bool,
+        key_width: int | None = None,
+        convolution: int = 4,
+        negative_eigenvalues: bool = False,
         steps: int = 1,
-        form: str,
-        chunk_size: int | None,
-        output_scale: float,
-        dtype: DTypeLike,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_form(form)

@@ -27,15 +27,6 @@ class ExampleTask:
         self.data = config.data
         self.seed = config.seed
 
-    def rows_per_process(self, process_count: int) -> int:
-        """Rows of a batch that one process reads."""
-        if self.data.batch_size % process_count:
-            raise ConfigError(
-                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
-                f"{process_count} processes"
-            )
-        return self.data.batch_size // process_count
-
     def loss(
         self, model: nnx.Module, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:

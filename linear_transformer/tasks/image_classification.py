@@ -15,7 +15,7 @@ from linear_transformer.data.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.stream import Batch
+from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.tasks.example_task import ExampleTask
@@ -50,7 +50,7 @@ class ImageClassification(ExampleTask):
         return training_images(
             self.source,
             self.augmentation,
-            batch_size=self.rows_per_process(process_count),
+            batch_size=rows_per_process(self.data.batch_size, process_count),
             seed=self.seed,
             process_index=process_index,
             process_count=process_count,

@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from linear_transformer.data.image_pipeline import evaluation_pixels, training_pixels
-from linear_transformer.data.images import load_images
-from linear_transformer.data.stream import Batch
+from linear_transformer.data.image_batches import (
+    Augmentation,
+    evaluation_images,
+    load_source,
+    training_images,
+)
+from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import logistic_mixture
@@ -22,14 +26,14 @@ from linear_transformer.types import PRNGKey
 class ImageGeneration(TokenTask):
     """The task of every config with `task = "image_generation"`.
 
-    As in Katharopoulos et al. 2020 the model reads pixels and predicts the next one; the first is
-    not predicted.
+    An image is a sequence of its channel values, row by row.  As in Katharopoulos et al. 2020 the
+    model reads them and predicts the next one; the first is not predicted.
     """
 
     headline = "bits_per_dim"
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self.images = load_images(config.data)
+        self.source = load_source(config.data)
         super().__init__(config, logistic_mixture.LEVELS)
         outputs = self.model_config.num_outputs
         if outputs < 3 or outputs % 3:
@@ -37,32 +41,34 @@ class ImageGeneration(TokenTask):
                 f"config.model.num_outputs is {outputs}; a mixture of logistics needs 3 for each "
                 "component"
             )
-        train, _ = self.images.split("train")
-        length = math.prod(train.shape[1:]) - 1
+        length = math.prod(self.source.shape) - 1
         if config.data.sequence_length != length:
             raise ConfigError(
                 f"config.data.sequence_length is {config.data.sequence_length}; an image of "
-                f"{self.images.name} has {length} predicted pixels"
+                f"{self.source.name} has {length} predicted pixels"
             )
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        return training_pixels(
-            self.images,
-            batch_size=self.rows_per_process(process_count),
+        return training_images(
+            self.source,
+            Augmentation(flip=False, padding=0),
+            batch_size=rows_per_process(self.data.batch_size, process_count),
             seed=self.seed,
             process_index=process_index,
             process_count=process_count,
         )
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_pixels(self.images, split, batch_size=self.data.batch_size)
+        return evaluation_images(self.source, split, batch_size=self.data.batch_size)
 
     def loss(
         self, model: LanguageModel, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:
-        parameters_BTP, _ = model(batch["inputs"], dropout_key=dropout_key)
-        nll_BT = logistic_mixture.negative_log_likelihood(parameters_BTP, batch["targets"])
-        return {"loss": (jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum())}
+        pixels = batch["images"].reshape(len(batch["images"]), -1).astype(jnp.int32)
+        parameters_BTP, _ = model(pixels[:, :-1], dropout_key=dropout_key)
+        nll_BT = logistic_mixture.negative_log_likelihood(parameters_BTP, pixels[:, 1:])
+        count = batch["weights"].sum() * nll_BT.shape[1]
+        return {"loss": (jnp.sum(nll_BT * batch["weights"][:, None]), count)}
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         del split
@@ -70,6 +76,6 @@ class ImageGeneration(TokenTask):
         return means | {"bits_per_dim": means["loss"] / math.log(2)}
 
     def describe(self, model: LanguageModel) -> dict[str, str]:
-        train, _ = self.images.split("train")
-        data = f"{self.images.name}, {len(train):,} images to train on ({self.images.licence})"
+        _, labels = self.source.split("train")
+        data = f"{self.source.name}, {len(labels):,} images to train on ({self.source.licence})"
         return {"data": data} | super().describe(model)

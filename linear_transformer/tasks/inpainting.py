@@ -22,6 +22,7 @@ from linear_transformer.data.note_pipeline import (
     evaluation_events,
     training_events,
 )
+from linear_transformer.data.stream import rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
@@ -78,14 +79,9 @@ class Inpainting:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        if self.data.batch_size % process_count:
-            raise ConfigError(
-                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
-                f"{process_count} processes"
-            )
         return training_events(
             self.corpus,
-            batch_size=self.data.batch_size // process_count,
+            batch_size=rows_per_process(self.data.batch_size, process_count),
             num_events=self.num_events,
             seed=self.seed,
             process_index=process_index,

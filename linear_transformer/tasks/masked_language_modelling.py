@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer import configuration
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
+from linear_transformer.data.stream import rows_per_process
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
@@ -116,27 +117,16 @@ class MaskedLanguageModelling:
                 "config.model: masked language modelling needs a mixer that looks ahead; set "
                 f"config.model.mixers.{self.model_config.pattern[0]}.direction=bidirectional"
             )
-        if (
-            self.model_config.positions == "learned"
-            and self.model_config.max_positions < config.data.sequence_length
-        ):
-            raise ConfigError(
-                f"config.model.max_positions ({self.model_config.max_positions}) is less than "
-                f"config.data.sequence_length ({config.data.sequence_length})"
-            )
+        length = config.data.sequence_length
+        self.model_config.require_positions("config.data.sequence_length", length)
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        if self.data.batch_size % process_count:
-            raise ConfigError(
-                f"config.data.batch_size ({self.data.batch_size}) is not a multiple of the "
-                f"{process_count} processes"
-            )
         return training_dataset(
             self.corpus,
-            batch_size=self.data.batch_size // process_count,
+            batch_size=rows_per_process(self.data.batch_size, process_count),
             sequence_length=self.data.sequence_length,
             seed=self.seed,
             packing=self.data.packing,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from linear_transformer.data.stream import Batch
+from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.data.synthetic import (
     evaluation_sequences,
     make_generator,
@@ -31,11 +31,13 @@ class Synthetic(TokenTask):
     def __init__(self, config: ml_collections.ConfigDict):
         self.generator = make_generator(config.data)
         super().__init__(config, self.generator.vocab_size)
+        longest = max(config.data.evaluation_lengths, default=0)
+        self.model_config.require_positions("config.data.evaluation_lengths", longest)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
             self.generator,
-            batch_size=self.rows_per_process(process_count),
+            batch_size=rows_per_process(self.data.batch_size, process_count),
             sequence_length=self.data.sequence_length,
             seed=self.seed,
             process_index=process_index,

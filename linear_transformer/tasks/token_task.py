@@ -5,7 +5,6 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer import configuration
-from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.tasks.example_task import ExampleTask
 
@@ -23,12 +22,9 @@ class TokenTask(ExampleTask):
         self.model_config: LanguageModelConfig = configuration.build(
             LanguageModelConfig, config.model, "model", vocab_size=vocab_size
         )
-        for name in self.model_config.pattern:
-            if self.model_config.looks_ahead(name):
-                raise ConfigError(
-                    f"config.model.mixers.{name}: direction must be causal, else the model sees "
-                    "the token that it predicts"
-                )
+        self.model_config.require_causal()
+        length = config.data.sequence_length
+        self.model_config.require_positions("config.data.sequence_length", length)
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
