@@ -15,14 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags
-from flax import nnx
 
 from benchmarks import peers, timing
-from linear_transformer.decoding.generate import Sampler, decode
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from benchmarks.programs import Decoder
+from linear_transformer.models.language_model import LanguageModelConfig
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sequences decoded side by side.")
 _STEPS = flags.DEFINE_integer("steps", 783, "Tokens decoded: those of a 28 x 28 image but one.")
@@ -62,62 +59,22 @@ CONTEXT_COLUMNS = {
 LONG_COLUMNS = {"tokens": ",", "us per token": ",.1f", "resident MB": ",.1f"}
 
 
-class Decoder:
-    """Our model and its state: each call decodes the next `steps` tokens, on from where it was."""
-
-    def __init__(self, mixer: str, batch: int, steps: int, capacity: int):
-        config = LanguageModelConfig(
-            vocab_size=VOCAB,
-            width=_WIDTH.value,
-            num_layers=_LAYERS.value,
-            num_heads=_HEADS.value,
-            feed_forward_width=_FEED_FORWARD.value,
-            pattern=(mixer,),
-            mixers={"softmax": {"cache_capacity": capacity}},
-        )
-        model = LanguageModel(config, rngs=nnx.Rngs(0))
-        graphdef, parameters = nnx.split(model)
-        self.parameters = nnx.to_pure_dict(parameters)
-        self.start = lambda: model.init_state(batch)
-        self.state = self.start()
-        self.token = jnp.zeros(batch, jnp.int32)
-        self.key = jax.random.key(0)
-        arguments = (self.parameters, self.state, self.token, self.key)
-        began = time.perf_counter()
-        self.program = decode.lower(graphdef, Sampler(), steps, *arguments).compile()
-        self.compile_seconds = time.perf_counter() - began
-        self.temp_bytes = self.program.memory_analysis().temp_size_in_bytes
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(x.nbytes for x in jax.tree.leaves(self.state))
-
-    def __call__(self) -> None:
-        self.state, tokens = self.program(self.parameters, self.state, self.token, self.key)
-        self.token = tokens[:, -1].block_until_ready()
-        self.key = jax.random.fold_in(self.key, 0)
-
-    def from_start(self) -> None:
-        self.state = self.start()
-        self()
-
-    def at(self, context: int) -> Callable[[], None]:
-        """Decodes as if `context` tokens had come before; their values do not change the cost."""
-
-        def run():
-            counts = {"length", "position"}
-            self.state = jax.tree.map_with_path(
-                lambda path, x: jnp.full_like(x, context) if path[-1].key in counts else x,
-                self.state,
-            )
-            self()
-
-        return run
+def make_decoder(mixer: str, batch: int, steps: int, capacity: int) -> Decoder:
+    config = LanguageModelConfig(
+        vocab_size=VOCAB,
+        width=_WIDTH.value,
+        num_layers=_LAYERS.value,
+        num_heads=_HEADS.value,
+        feed_forward_width=_FEED_FORWARD.value,
+        pattern=(mixer,),
+        mixers={"softmax": {"cache_capacity": capacity}},
+    )
+    return Decoder(config, batch, steps)
 
 
 def throughput(batch: int) -> list[dict[str, Any]]:
     steps = _STEPS.value
-    decoders = {mixer: Decoder(mixer, batch, steps, steps) for mixer in _MIXERS.value}
+    decoders = {mixer: make_decoder(mixer, batch, steps, steps) for mixer in _MIXERS.value}
     runs: dict[str, Callable[[], Any]] = {name: d.from_start for name, d in decoders.items()}
     if peers.wanted(peers.FAST_TRANSFORMERS):
         runs[peers.FAST_TRANSFORMERS] = peers.decode(
@@ -152,7 +109,7 @@ def per_token(measured: timing.Timing, steps: int, name: str) -> dict[str, float
 
 
 def by_context(context: int, steps: int = 32) -> list[dict[str, Any]]:
-    decoders = {mixer: Decoder(mixer, 1, steps, context) for mixer in _MIXERS.value}
+    decoders = {mixer: make_decoder(mixer, 1, steps, context) for mixer in _MIXERS.value}
     runs = {name: d.at(max(context - steps, 0)) for name, d in decoders.items()}
     timings = timing.interleave(runs, timing.ROUNDS.value)
     return [
@@ -168,7 +125,7 @@ def by_context(context: int, steps: int = 32) -> list[dict[str, Any]]:
 
 
 def long() -> list[dict[str, Any]]:
-    decoder = Decoder("linear", 1, _SEGMENT.value, 1)
+    decoder = make_decoder("linear", 1, _SEGMENT.value, 1)
     decoder()  # the first call pays for memory that all later ones reuse
     rows = []
     for tokens in range(0, _LONG_TOKENS.value, _SEGMENT.value):

@@ -16,19 +16,14 @@ if __name__ == "__main__" and "--huge_pages=false" not in sys.argv:
 
 import resource
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import ml_collections
 from absl import app, flags
-from flax import nnx
 
 from benchmarks import peers, timing
+from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
-from linear_transformer import configuration
-from linear_transformer.tasks.task import make_task
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import init_state, make_train_step
 
 _SHAPES = flags.DEFINE_list("shapes", ["8x1024", "1x8192"], "Batch x tokens.")
 _MIXERS = flags.DEFINE_list(
@@ -61,14 +56,6 @@ COLUMNS = {
 RATIOS = {peers.FAST_TRANSFORMERS: "x FT", peers.TORCH: "x SDPA"}
 
 
-class Candidate(NamedTuple):
-    """One row of the table."""
-
-    run: Callable[[], Any]
-    flops_per_token: int | None = None
-    facts: dict[str, Any] = {}  # noqa: RUF012
-
-
 def make_config(mixer: str, batch: int, time: int) -> ml_collections.ConfigDict:
     config = default.get_config(mixer, width=_WIDTH.value, num_layers=_LAYERS.value)
     config.optimizer.update(name="adamw", learning_rate=1e-3)
@@ -77,34 +64,6 @@ def make_config(mixer: str, batch: int, time: int) -> ml_collections.ConfigDict:
     if config.model.feed_forward_width:  # a gated unit has none
         config.model.feed_forward_width = _FEED_FORWARD.value
     return config
-
-
-def ours(mixer: str, batch: int, time: int) -> Candidate:
-    """The step that train.py runs, on a batch of its data."""
-    config = make_config(mixer, batch, time)
-    task = make_task(config)
-    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-    optimizer = make_optimizer(optimizer_config, config.num_steps)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
-    options = {"seed": config.seed, "ema_decay": config.ema_decay}
-    step = make_train_step(
-        nnx.graphdef(model),
-        task.loss,
-        optimizer,
-        accumulate_steps=config.accumulate_steps,
-        **options,
-    )
-    state = init_state(task.make_model, optimizer, **options)
-    inputs = jax.device_put(next(iter(task.training_data(0, 1))))
-    program = timing.compile_ahead(step, state, inputs, donate_argnums=0)
-    held = [state]
-
-    def run():
-        held[0], metrics = program.call(held[0], inputs)
-        jax.block_until_ready((held[0], metrics))
-
-    facts = {"temp MB": program.temp_bytes / 1e6, "compile s": program.compile_seconds}
-    return Candidate(run, 3 * model.flops_per_token(time), facts)
 
 
 def faults(run: Callable[[], Any], calls: int = 2) -> dict[str, float]:
@@ -120,7 +79,7 @@ def faults(run: Callable[[], Any], calls: int = 2) -> dict[str, float]:
 
 
 def compare(batch: int, time: int, matmul: float) -> list[dict[str, Any]]:
-    found = {mixer: ours(mixer, batch, time) for mixer in _MIXERS.value}
+    found = {mixer: training_step(make_config(mixer, batch, time)) for mixer in _MIXERS.value}
     sizes = {
         "batch": batch,
         "time": time,

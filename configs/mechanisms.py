@@ -35,10 +35,10 @@ _MIXERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"divisor": 256, "key_width": 64, "cache_capacity": 1024},
         {"layers": 2, "feed_forward": 0},
     ),
+    "mamba": ("mamba", {}, {"positions": "none", "layers": 2, "feed_forward": 0}),
     "mamba2": ("mamba2", {}, {"positions": "none", "layers": 2, "feed_forward": 0}),
     # Decays and convolutions know the order.
     "retnet": ("retnet", {}, {"positions": "none", "feed_forward": 2}),
-    "lightning": ("lightning", {"lrpe": True}, {"positions": "none"}),
     "mlstm": ("mlstm", {}, {"positions": "none"}),
     "gla": ("gla", {}, {"positions": "none"}),
     "hgrn2": ("hgrn2", {}, {"positions": "none"}),
@@ -49,6 +49,7 @@ _MIXERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "delta_product": ("delta_product", {}, {"positions": "none"}),
     "kda": ("kda", {"negative_eigenvalues": False}, {"positions": "none"}),
     "rwkv7": ("rwkv7", {}, {"positions": "none"}),
+    "lru": ("lru", {}, {"positions": "none"}),
 }
 DIAG = {
     "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
@@ -64,7 +65,7 @@ HYBRID = {
     "mixers": {"gated_delta_net": {}, "softmax": {"window": 64}},
     "positions": "none",
 }
-NAMES = (*_MIXERS, "transnormer_t1", "transnormer_t2", "hybrid")
+NAMES = (*_MIXERS, "transnormer_t1", "transnormer_t2", "lightning", "hybrid")
 
 
 def gated_width(width: int) -> int:
@@ -82,6 +83,19 @@ def transnormer(kind: str, *, width: int, num_layers: int) -> dict[str, Any]:
         "gated": True,
         "activation": "silu",
         "norm": "simplermsnorm",
+    }
+
+
+def transnormer_llm(*, width: int, num_layers: int) -> dict[str, Any]:
+    """TransNormerLLM (Qin et al. 2024, arXiv:2405.17381): decays, and LRPE in the first layer."""
+    return {
+        "pattern": ("lightning_lrpe",) + ("lightning",) * (num_layers - 1),
+        "mixers": {"lightning_lrpe": {}, "lightning": {}},
+        "feed_forward_width": gated_width(width),
+        "gated": True,
+        "activation": "identity",
+        "norm": "simplermsnorm",
+        "positions": "none",
     }
 
 
@@ -107,6 +121,8 @@ def model(name: str, *, width: int, num_layers: int) -> dict[str, Any]:
     }
     if name == "hybrid":
         return choices | HYBRID
+    if name == "lightning":
+        return choices | transnormer_llm(width=width, num_layers=num_layers)
     if name.startswith("transnormer"):
         return choices | transnormer(name[-2:], width=width, num_layers=num_layers)
     return choices

@@ -81,6 +81,7 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "rfa": RandomFeatureAttention,
     "retnet": Retention,
     "lightning": LightningAttention,
+    "lightning_lrpe": functools.partial(LightningAttention, lrpe=True),  # of the first layer
     "mamba2": Mamba2,
     "mlstm": MLSTM,
     "gla": GatedLinearAttention,

@@ -228,7 +228,7 @@ CASES = [
     ("retnet", "chunks", retnet),
     ("retnet", "plain", retnet),
     ("lightning", "chunks", lightning),
-    ("lightning", "lrpe", lightning),
+    ("lightning_lrpe", "lrpe", lightning),
     ("mamba2", "chunks", mamba2),
     ("mamba2", "groups", mamba2),
     ("mlstm", "chunks", mlstm),

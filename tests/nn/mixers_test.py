@@ -92,10 +92,8 @@ OPTIONS = {
         "chunks": {"chunk_size": 4},
         "plain": {"rotary": False, "normalize": False, "value_expansion": 1},
     },
-    "lightning": {
-        "chunks": {"chunk_size": 4, "depth": 0.5},
-        "lrpe": {"lrpe": True, "depth": 0.9},
-    },
+    "lightning": {"chunks": {"chunk_size": 4, "depth": 0.5}},
+    "lightning_lrpe": {"lrpe": {"depth": 0.9}},
     "mamba2": {
         "chunks": {"chunk_size": 4, "state_width": 6},
         "groups": {"groups": 2, "state_width": 3, "convolution": 2, "expansion": 1},

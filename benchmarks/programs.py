@@ -1,0 +1,97 @@
+"""Our programs, compiled and ready to be timed: a training step, and a loop of decoding."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from benchmarks import timing
+from linear_transformer import configuration
+from linear_transformer.decoding.generate import Sampler, decode
+from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.tasks.task import make_task
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import init_state, make_train_step
+
+
+class Candidate(NamedTuple):
+    """One row of a table."""
+
+    run: Callable[[], Any]
+    flops_per_token: int | None = None
+    facts: dict[str, Any] = {}  # noqa: RUF012
+
+
+def training_step(config: ml_collections.ConfigDict) -> Candidate:
+    """The step that train.py runs with this config, on a batch of its data."""
+    task = make_task(config)
+    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+    optimizer = make_optimizer(optimizer_config, config.num_steps)
+    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    options = {"seed": config.seed, "ema_decay": config.ema_decay}
+    step = make_train_step(
+        nnx.graphdef(model),
+        task.loss,
+        optimizer,
+        accumulate_steps=config.accumulate_steps,
+        **options,
+    )
+    state = init_state(task.make_model, optimizer, **options)
+    inputs = jax.device_put(next(iter(task.training_data(0, 1))))
+    program = timing.compile_ahead(step, state, inputs, donate_argnums=0)
+    held = [state]
+
+    def run():
+        held[0], metrics = program.call(held[0], inputs)
+        jax.block_until_ready((held[0], metrics))
+
+    facts = {"temp MB": program.temp_bytes / 1e6, "compile s": program.compile_seconds}
+    return Candidate(run, 3 * model.flops_per_token(config.data.sequence_length), facts)
+
+
+class Decoder:
+    """A model and its state: each call decodes the next `steps` tokens, on from where it was."""
+
+    def __init__(self, config: LanguageModelConfig, batch: int, steps: int):
+        model = LanguageModel(config, rngs=nnx.Rngs(0))
+        graphdef, parameters = nnx.split(model)
+        self.parameters = nnx.to_pure_dict(parameters)
+        self.start = lambda: model.init_state(batch)
+        self.state = self.start()
+        self.token = jnp.zeros(batch, jnp.int32)
+        self.key = jax.random.key(0)
+        arguments = (self.parameters, self.state, self.token, self.key)
+        began = time.perf_counter()
+        self.program = decode.lower(graphdef, Sampler(), steps, *arguments).compile()
+        self.compile_seconds = time.perf_counter() - began
+        self.temp_bytes = self.program.memory_analysis().temp_size_in_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(x.nbytes for x in jax.tree.leaves(self.state))
+
+    def __call__(self) -> None:
+        self.state, tokens = self.program(self.parameters, self.state, self.token, self.key)
+        self.token = tokens[:, -1].block_until_ready()
+        self.key = jax.random.fold_in(self.key, 0)
+
+    def from_start(self) -> None:
+        self.state = self.start()
+        self()
+
+    def at(self, context: int) -> Callable[[], None]:
+        """Decodes as if `context` tokens had come before; their values do not change the cost."""
+
+        def run():
+            counts = {"length", "position"}
+            self.state = jax.tree.map_with_path(
+                lambda path, x: jnp.full_like(x, context) if path[-1].key in counts else x,
+                self.state,
+            )
+            self()
+
+        return run

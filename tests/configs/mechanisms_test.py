@@ -1,0 +1,39 @@
+"""Every name of the table is a language model, of about the size of the others."""
+
+import jax
+import pytest
+from flax import nnx
+
+from configs import default, mechanisms
+from linear_transformer import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+
+
+def model_of(name):
+    config = configuration.build(
+        LanguageModelConfig, default.get_config(name).model, "model", vocab_size=257
+    )
+    return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("name", mechanisms.NAMES)
+def test_about_the_parameters_of_softmax(name):
+    ratio = model_of(name).num_parameters / model_of("softmax").num_parameters
+    assert 0.9 < ratio < 1.4
+
+
+def test_lightning_has_the_layers_of_transnormer_llm():
+    """LRPE in the first layer, norms without gain, a gated feed-forward without activation."""
+    model = model_of("lightning")
+    mixers = [block.mixer for block in model.stack.blocks]
+    assert [mixer.lrpe is not None for mixer in mixers] == [True, False, False, False]
+    assert {block.feed_forward.activation for block in model.stack.blocks} == {"identity"}
+    assert all(block.feed_forward.gate is not None for block in model.stack.blocks)
+    gains = [p for p in jax.tree.leaves_with_path(nnx.state(model)) if "norm" in str(p[0]).lower()]
+    assert not gains
+
+
+def test_an_unknown_name_is_one_line():
+    with pytest.raises(ConfigError, match="variants are"):
+        default.get_config("no_such")
