@@ -1,0 +1,55 @@
+"""Curves of runs: what is read, what is said of a mistake, and the picture."""
+
+import json
+
+import pytest
+from etils import epath
+
+from linear_transformer.analysis import curves
+from linear_transformer.errors import ConfigError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name, accuracy in (("a", 0.25), ("b", 0.75)):
+        (tmp_path / name).mkdir()
+        records = [
+            {"step": 10, "split": "train", "accuracy": 0.0},
+            {"step": 10, "split": "validation", "accuracy": 0.1},
+            {"step": 20, "split": "validation", "accuracy": accuracy, "accuracy_at_64": 0.5}
+            | {"accuracy_at_128": accuracy},
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return tmp_path
+
+
+def test_curves_by_step_and_by_length(runs):
+    read = curves.read_runs([f"{runs}/*"], "validation")
+    assert list(read) == ["a", "b"]
+    assert curves.by_step(read["a"], "accuracy") == [(10, 0.1), (20, 0.25)]
+    assert curves.by_length(read["b"], "accuracy") == [(64, 0.5), (128, 0.75)]
+
+
+def test_table_and_picture(runs):
+    read = curves.read_runs([f"{runs}/*"], "validation")
+    steps = {name: curves.by_step(records, "accuracy") for name, records in read.items()}
+    assert curves.markdown(steps, "step").splitlines()[2] == "| a | 20 | 0.2500 |"
+    lengths = {name: curves.by_length(records, "accuracy") for name, records in read.items()}
+    lengths["a"] = lengths["a"][:1]
+    assert curves.markdown(lengths, "length").splitlines() == [
+        "| run | 64 | 128 |",
+        "| --- | ---: | ---: |",
+        "| a | 0.5000 |  |",
+        "| b | 0.5000 | 0.7500 |",
+    ]
+    curves.plot(lengths, "length", "accuracy", epath.Path(runs / "c.png"))
+    assert (runs / "c.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_mistakes(runs):
+    with pytest.raises(ConfigError, match="no such folder"):
+        curves.read_runs([f"{runs}/x*"], "validation")
+    with pytest.raises(ConfigError, match="no metrics of the split test"):
+        curves.read_runs([f"{runs}/a"], "test")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        curves.plot({"a": [(1, 1.0)]}, "step", "accuracy", epath.Path(runs / "none" / "c.png"))
