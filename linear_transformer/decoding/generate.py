@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 from linear_transformer.errors import ConfigError
 from linear_transformer.types import PRNGKey
 
+# Draws the next token of each row from what the model says of it, (B, E); must be hashable.
+Draw = Callable[[Array, PRNGKey], Array]
 SEGMENT = 32  # tokens per call of the compiled loop, and so per piece of streamed text
 
 
@@ -58,7 +60,7 @@ class Sampler:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill(
-    graphdef: nnx.GraphDef, sampler: Sampler, parameters: Any, tokens_BT: Array, key: PRNGKey
+    graphdef: nnx.GraphDef, sampler: Draw, parameters: Any, tokens_BT: Array, key: PRNGKey
 ) -> tuple[Any, Int[Array, " B"]]:
     """Reads the prompt in parallel; returns the state and the first new token of each row."""
     model = nnx.merge(graphdef, parameters)
@@ -69,7 +71,7 @@ def prefill(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def decode(
     graphdef: nnx.GraphDef,
-    sampler: Sampler,
+    sampler: Draw,
     num_tokens: int,
     parameters: Any,
     state: Any,

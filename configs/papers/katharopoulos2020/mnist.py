@@ -2,6 +2,8 @@
 
     python train.py --config=configs/papers/katharopoulos2020/mnist.py:linear
     python eval.py --workdir=runs/papers/katharopoulos2020/mnist-linear --split=test
+    python -m linear_transformer.generate_images \
+        --workdir=runs/papers/katharopoulos2020/mnist-linear --given_rows=14 --output=mnist.png
 
 Published bits/dim: :softmax 0.621, :linear 0.644, :lsh 0.745 (1 round) and 0.676 (4 rounds).
 8 post-norm layers of 8 heads of 32, feed-forward 1024, a mixture of 10 logistics, RAdam at 1e-4,

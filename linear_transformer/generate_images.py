@@ -1,0 +1,150 @@
+"""Draws images pixel by pixel, from nothing or from the upper rows of test images.
+
+python -m linear_transformer.generate_images \
+    --workdir=runs/papers/katharopoulos2020/mnist-linear --output=samples.png
+python -m linear_transformer.generate_images \
+    --workdir=runs/papers/katharopoulos2020/mnist-linear --given_rows=14 --output=completions.png
+
+Writes a grid.  With --given_rows, each row of the grid is a test image, what the model is given of
+it, and its completions.  Prints images a second, compilation left out.
+"""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from linear_transformer import configuration
+from linear_transformer.decoding.generate import decode, prefill
+from linear_transformer.errors import ConfigError, UserError
+from linear_transformer.evaluation import Run
+from linear_transformer.ops import logistic_mixture
+from linear_transformer.tasks.image_generation import ImageGeneration
+from linear_transformer.types import PRNGKey
+
+Pixels = UInt8[np.ndarray, "B Y X C"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelSampler:
+    """Draws a channel value from the mixture that the model predicts."""
+
+    def __call__(self, parameters_BP: Float[Array, "B P"], key: PRNGKey) -> Int[Array, " B"]:
+        return logistic_mixture.sample(parameters_BP, key)
+
+
+def continue_pixels(
+    graphdef: nnx.GraphDef,
+    parameters: Any,
+    given_BT: UInt8[np.ndarray, "B T"],
+    length: int,
+    seed: int,
+) -> UInt8[np.ndarray, "B L"]:
+    """The given pixels, at least one, and new ones up to `length` of each image.
+
+    Raises:
+      ConfigError: the cache of the model's attention is smaller than an image.
+    """
+    capacity = nnx.merge(graphdef, parameters).capacity
+    if capacity is not None and capacity < length:
+        raise ConfigError(
+            f"an image has {length:,} values, and the model's state or positions hold "
+            f"{capacity:,}; train with a larger cache_capacity"
+        )
+    key = jax.random.key(seed)
+    sampler = PixelSampler()
+    given = jnp.asarray(given_BT, jnp.int32)
+    state, first_B = prefill(graphdef, sampler, parameters, given, jax.random.fold_in(key, 0))
+    new = [first_B[:, None]]
+    if (left := length - given.shape[1] - 1) > 0:
+        loop_key = jax.random.fold_in(key, 1)
+        new.append(decode(graphdef, sampler, left, parameters, state, first_B, loop_key)[1])
+    return np.concatenate([given, *new], axis=1).astype(np.uint8)
+
+
+def write_grid(path: epath.Path, rows: list[Pixels]) -> None:
+    """Writes the images of each entry side by side, the entries below each other, as a PNG.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    from matplotlib import image
+
+    padded = [np.pad(row, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=64) for row in rows]
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in padded])
+    grid = grid.repeat(2, axis=0).repeat(2, axis=1)
+    grid = np.broadcast_to(grid, (*grid.shape[:2], 3))
+    try:
+        with path.open("wb") as file:
+            image.imsave(file, grid, format="png")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def unconditional(run: Run, count: int, seed: int) -> list[Pixels]:
+    """Rows of a square grid; each image starts with the first value of a training image."""
+    shape = run.task.source.shape
+    images, _ = run.task.source.split("train")
+    chosen = np.random.default_rng(seed).integers(len(images), size=count)
+    first = np.stack([run.task.source.read(images[i]).ravel()[:1] for i in chosen])
+    drawn = continue_pixels(run.graphdef, run.parameters, first, math.prod(shape), seed)
+    return np.array_split(drawn.reshape(-1, *shape), math.isqrt(count))
+
+
+def completions(run: Run, count: int, given_rows: int, seed: int) -> list[Pixels]:
+    """A row for each of the first test images: itself, what is given, and four completions.
+
+    Raises:
+      ConfigError: --given_rows is not below the image's height.
+    """
+    shape = run.task.source.shape
+    if not 0 < given_rows < shape[0]:
+        raise ConfigError(f"--given_rows={given_rows}: an image has {shape[0]} rows")
+    items, _ = run.task.source.split("test")
+    images = np.stack([run.task.source.read(item) for item in items[:count]])
+    given = np.repeat(images[:, :given_rows].reshape(len(images), -1), 4, axis=0)
+    drawn = continue_pixels(run.graphdef, run.parameters, given, math.prod(shape), seed)
+    drawn = drawn.reshape(len(images), 4, *shape)
+    kept = images * (np.arange(shape[0]) < given_rows)[:, None, None].astype(np.uint8)
+    return list(np.concatenate([images[:, None], kept[:, None], drawn], axis=1))
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of image_generation.", required=True)
+    flags.DEFINE_string("output", None, "The PNG file to write.", required=True)
+    flags.DEFINE_integer("num_images", 36, "Images drawn, or completed.", lower_bound=1)
+    flags.DEFINE_integer("given_rows", 0, "Rows of test images to go on from; 0: from nothing.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    run = Run.load(epath.Path(values.workdir))
+    if not isinstance(run.task, ImageGeneration):
+        raise ConfigError(f"--workdir={values.workdir}: not a run of image_generation")
+
+    def draw() -> list[Pixels]:
+        if values.given_rows:
+            return completions(run, values.num_images, values.given_rows, values.seed)
+        return unconditional(run, values.num_images, values.seed)
+
+    draw()  # compiles
+    began = time.perf_counter()
+    rows = draw()
+    seconds = time.perf_counter() - began
+    drawn = values.num_images * (4 if values.given_rows else 1)
+    write_grid(epath.Path(values.output), rows)
+    print(f"{drawn} images in {seconds:.1f} s, {drawn / seconds:.2f} a second: {values.output}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    configuration.run(main)
