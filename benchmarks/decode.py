@@ -19,6 +19,7 @@ from absl import app, flags
 
 from benchmarks import peers, timing
 from benchmarks.programs import Decoder
+from linear_transformer.decoding.generate import Sampler
 from linear_transformer.models.language_model import LanguageModelConfig
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sequences decoded side by side.")
@@ -69,7 +70,7 @@ def make_decoder(mixer: str, batch: int, steps: int, capacity: int) -> Decoder:
         pattern=(mixer,),
         mixers={"softmax": {"cache_capacity": capacity}},
     )
-    return Decoder(config, batch, steps)
+    return Decoder(config, batch, steps, Sampler())
 
 
 def throughput(batch: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from benchmarks import timing
 from benchmarks.programs import Decoder, training_step
 from configs import mechanisms
 from configs.lm import shakespeare
+from linear_transformer.decoding.generate import Sampler
 from linear_transformer.tasks.task import make_task
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
@@ -44,7 +45,7 @@ def measure(name: str) -> dict[str, Any]:
     config = shakespeare.get_config(name)
     config.data.dataset = _DATASET.value
     step = training_step(config)
-    decoder = Decoder(make_task(config).model_config, 1, _STEPS.value)
+    decoder = Decoder(make_task(config).model_config, 1, _STEPS.value, Sampler())
     timings = timing.interleave(
         {"train": step.run, "decode": decoder.from_start}, timing.ROUNDS.value
     )

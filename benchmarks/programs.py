@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks import timing
 from linear_transformer import configuration
-from linear_transformer.decoding.generate import Sampler, decode
+from linear_transformer.decoding.generate import Draw, decode
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.tasks.task import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
@@ -56,7 +56,7 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
 class Decoder:
     """A model and its state: each call decodes the next `steps` tokens, on from where it was."""
 
-    def __init__(self, config: LanguageModelConfig, batch: int, steps: int):
+    def __init__(self, config: LanguageModelConfig, batch: int, steps: int, sampler: Draw):
         model = LanguageModel(config, rngs=nnx.Rngs(0))
         graphdef, parameters = nnx.split(model)
         self.parameters = nnx.to_pure_dict(parameters)
@@ -66,7 +66,7 @@ class Decoder:
         self.key = jax.random.key(0)
         arguments = (self.parameters, self.state, self.token, self.key)
         began = time.perf_counter()
-        self.program = decode.lower(graphdef, Sampler(), steps, *arguments).compile()
+        self.program = decode.lower(graphdef, sampler, steps, *arguments).compile()
         self.compile_seconds = time.perf_counter() - began
         self.temp_bytes = self.program.memory_analysis().temp_size_in_bytes
 

@@ -38,6 +38,22 @@ class BenchmarksTest(parameterized.TestCase):
             "ms",
         ),
         ("train_step", "train_step", (*SMALL_MODEL, "--shapes=2x32"), "train_step", 2, "tokens/s"),
+        (
+            "mechanisms",
+            "mechanisms",
+            ("--names=katharopoulos", "--steps=4", "--dataset=embedded"),
+            "mechanisms",
+            1,
+            "decoding tokens/s",
+        ),
+        (
+            "images",
+            "images",
+            ("--small", "--methods=linear,softmax", "--lengths=3"),
+            "images",
+            2,
+            "images/s",
+        ),
         ("non_local", "non_local", ("--sizes=4,8", "--channels=4"), "non_local", 4, "ms"),
         (
             "decode",

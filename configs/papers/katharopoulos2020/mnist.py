@@ -46,8 +46,15 @@ def images(
     config.data = ml_collections.ConfigDict(
         {"dataset": dataset, "path": "", "batch_size": 16, "sequence_length": pixels - 1}
     )
+    if name == "softmax":
+        config.model.mixers.softmax.cache_capacity = pixels
     if name == "lsh":
-        config.model.mixers.lsh = {"rounds": 4, "buckets": 64, "chunk_size": lsh_chunk}
+        config.model.mixers.lsh = {
+            "rounds": 4,
+            "buckets": 64,
+            "chunk_size": lsh_chunk,
+            "cache_capacity": pixels,
+        }
     config.optimizer.update(
         name="radam",
         learning_rate=1e-4,
