@@ -11,26 +11,12 @@ the permutations of five things.  Not run yet.
 
 import ml_collections
 
-from configs import default
+from configs.recall import synthetic
 
 
 def get_config(variant: str = "gated_delta_net") -> ml_collections.ConfigDict:
-    config = default.get_config(variant, width=64, num_layers=2)
-    config.task = "synthetic"
-    config.sample = False
-    config.num_steps = 2_000
-    config.log_every = 100
-    config.eval_every = config.checkpoint_every = 500
-    config.data = ml_collections.ConfigDict(
-        {
-            "dataset": "words",
-            "options": {"group": "Z2", "shortest": 3},
-            "batch_size": 128,
-            "sequence_length": 40,
-            "evaluation_examples": 1_024,
-            "evaluation_lengths": (64, 128, 256),
-        }
+    config = synthetic.get_config(
+        variant, dataset="words", options={"group": "Z2", "shortest": 3}, sequence_length=40
     )
-    config.model.num_heads = 2
-    config.optimizer.update(name="adamw", learning_rate=3e-3, clip_norm=1.0)
+    config.data.evaluation_lengths = (64, 128, 256)
     return config

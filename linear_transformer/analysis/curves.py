@@ -1,12 +1,16 @@
-"""Runs side by side: a metric against steps or against length, as a picture and a table.
+"""Runs side by side: a metric against steps, length or an option, as a picture and a table.
 
     python -m linear_transformer.analysis.curves --runs='runs/recall/mqar-*' --output=mqar.png
     python -m linear_transformer.analysis.curves --runs='runs/recall/parity-*' --by=length
+    python -m linear_transformer.analysis.curves --runs='runs/recall/mqar-*' --by=pairs
 
 Reads the `metrics.jsonl` that train.py leaves in each folder.  `--by=step` draws every evaluation,
-`--by=length` the numbers `accuracy_at_<length>` of the last one.  The table is Markdown.
+`--by=length` the numbers `accuracy_at_<length>` of the last one, and any other word is an option of
+`config.data.evaluation_options`, drawn from `accuracy_at_length_<length>_<option>_<value>`.  The
+table is Markdown.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +28,26 @@ Points = list[tuple[int, float]]
 def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, Any]]]:
     """Records of a split by the name of the run's folder.
 
+    Raises:
+      ConfigError: a pattern that fits no folder, or a folder without such records.
+    """
+    runs = {}
+    for folder in run_folders(patterns):
+        records = [r for r in read_metrics(folder) if r["split"] == split]
+        if not records:
+            raise ConfigError(f"--runs: {folder} has no metrics of the split {split}")
+        runs[folder.name] = records
+    return runs
+
+
+def run_folders(patterns: Sequence[str]) -> list[epath.Path]:
+    """The folders of `--runs`.
+
     Args:
       patterns: folders, or their last parts with `*` and `?`.
 
     Raises:
-      ConfigError: a pattern that fits no folder, or a folder without such records.
+      ConfigError: a pattern that fits no folder.
     """
     folders = []
     for pattern in patterns:
@@ -37,13 +56,7 @@ def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, A
         if not found:
             raise ConfigError(f"--runs={pattern}: no such folder")
         folders += found
-    runs = {}
-    for folder in folders:
-        records = [r for r in read_metrics(folder) if r["split"] == split]
-        if not records:
-            raise ConfigError(f"--runs: {folder} has no metrics of the split {split}")
-        runs[folder.name] = records
-    return runs
+    return folders
 
 
 def by_step(records: list[dict[str, Any]], metric: str) -> Points:
@@ -58,18 +71,26 @@ def by_length(records: list[dict[str, Any]], metric: str) -> Points:
     return sorted((int(match[1]), value) for match, value in matches if match)
 
 
+def by_option(records: list[dict[str, Any]], metric: str, option: str) -> Points:
+    """(value, metric) of the last record by an option of the data; of two lengths, the longer."""
+    names = re.compile(rf"{re.escape(metric)}_at_length_(\d+)_{re.escape(option)}_(\d+)")
+    matches = ((names.fullmatch(name), value) for name, value in records[-1].items())
+    points = sorted((int(match[1]), int(match[2]), value) for match, value in matches if match)
+    return sorted({x: value for _, x, value in points}.items())
+
+
 def markdown(curves: dict[str, Points], by: str) -> str:
-    """A row for each run: its last point by step, or every point by length."""
+    """A row for each run: its last point by step, or every point by length or option."""
     if by == "step":
         rows = [
             (name, f"{points[-1][0]:,}", f"{points[-1][1]:.4f}") for name, points in curves.items()
         ]
         head = ("run", "step", "value")
     else:
-        lengths = sorted({x for points in curves.values() for x, _ in points})
-        head = ("run", *map(str, lengths))
+        values = sorted({x for points in curves.values() for x, _ in points})
+        head = ("run", *map(str, values))
         rows = [
-            (name, *(f"{dict(points)[x]:.4f}" if x in dict(points) else "" for x in lengths))
+            (name, *(f"{dict(points)[x]:.4f}" if x in dict(points) else "" for x in values))
             for name, points in curves.items()
         ]
     rule = ("---", *["---:"] * (len(head) - 1))
@@ -77,7 +98,7 @@ def markdown(curves: dict[str, Points], by: str) -> str:
 
 
 def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) -> None:
-    """Draws a line for each run; lengths on a logarithmic axis."""
+    """Draws a line for each run; lengths and options on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -87,7 +108,7 @@ def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) ->
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
     axes.set(xlabel=by, ylabel=metric.replace("_", " "))
-    if by == "length":
+    if by != "step":
         axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -104,13 +125,14 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string("runs", None, "Folders of runs; may be given again.", required=True)
     flags.DEFINE_string("metric", "accuracy", "Name of the metric.")
     flags.DEFINE_string("split", "validation", "Split of the metric.")
-    flags.DEFINE_enum("by", "step", ["step", "length"], "What the metric is drawn against.")
+    flags.DEFINE_string("by", "step", "What it is drawn against: step, length or an option.")
     flags.DEFINE_string("output", None, "A PNG file.")
 
 
 def main() -> None:
     values = flags.FLAGS
-    read = by_step if values.by == "step" else by_length
+    readers = {"step": by_step, "length": by_length}
+    read = readers.get(values.by, functools.partial(by_option, option=values.by))
     runs = read_runs(values.runs, values.split)
     curves = {name: read(records, values.metric) for name, records in runs.items()}
     for name, points in curves.items():

@@ -10,7 +10,8 @@ from jaxtyping import Int, UInt8
 
 from linear_transformer.data import image_folder, images
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.stream import Batch
 
 Image = UInt8[np.ndarray, "Y X C"]
 
@@ -113,17 +114,18 @@ def training_images(
     Raises:
       DataError: a value out of range; on reading, a broken file.
     """
-    check_shape(batch_size, 1)
-    if not 0 <= seed < 2**32:
-        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
-    items, labels = source.split("train")
 
-    def example(number: int, rng: np.random.Generator) -> Batch:
-        return _example(augmentation(source.read(items[number], rng), rng), labels[number])
+    def read(item: Any, rng: np.random.Generator) -> Batch:
+        return {"images": augmentation(source.read(item, rng), rng)}
 
-    numbers = grain.MapDataset.range(len(items)).seed(seed).shuffle().repeat()
-    examples = numbers.random_map(example)[slice(process_index, None, process_count)]
-    return examples.to_iter_dataset(_read_options(source, batch_size)).batch(batch_size)
+    return training_batches(
+        source,
+        read,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def evaluation_images(source: ImageSource, split: str, *, batch_size: int) -> Iterator[Batch]:
@@ -132,28 +134,8 @@ def evaluation_images(source: ImageSource, split: str, *, batch_size: int) -> It
     Raises:
       DataError: an unknown split, a value out of range, or a broken file.
     """
-    check_shape(batch_size, 1)
-    items, labels = source.split(split)
 
-    def example(number: int) -> Batch:
-        return _example(source.read(items[number]), labels[number])
+    def read(item: Any) -> Batch:
+        return {"images": source.read(item)}
 
-    examples = grain.MapDataset.range(len(items)).map(example)
-    batches = examples.to_iter_dataset(_read_options(source, batch_size))
-    for batch in batches.batch(batch_size, drop_remainder=False):
-        missing = batch_size - len(batch["labels"])
-        yield {
-            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-            for name, array in batch.items()
-        }
-
-
-def _example(image: Image, label: np.integer) -> Batch:
-    return {"images": image, "labels": label, "weights": np.float32(1)}
-
-
-def _read_options(source: ImageSource, batch_size: int) -> grain.ReadOptions:
-    """Two batches ahead where there are threads to read them."""
-    threads = source.num_threads
-    ahead = max(2 * batch_size, threads) if threads else 0
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return evaluation_batches(source, split, read, batch_size=batch_size)

@@ -15,9 +15,9 @@ Example = tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Float[np.ndarray, 
 
 
 def require(possible: bool, length: int, needs: str) -> None:
-    """Raises the DataError of a length that a generator can't make."""
+    """Raises the DataError of a length that a generator can't make; the caller names the key."""
     if not possible:
-        raise DataError(f"config.data.sequence_length = {length}: {needs}")
+        raise DataError(f"sequences of {length} tokens: {needs}")
 
 
 @dataclasses.dataclass(frozen=True)

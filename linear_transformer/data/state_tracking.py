@@ -1,4 +1,4 @@
-"""State tracking: words over a finite group, whose product has to be known after every letter."""
+"""State tracking: products of words over a finite group, and values of expressions."""
 
 import dataclasses
 import functools
@@ -73,3 +73,54 @@ class Words:
         weights = np.zeros(length, np.float32)
         weights[:count] = 1
         return letters, np.fromiter(products, np.int32, length), weights
+
+
+@dataclasses.dataclass(frozen=True)
+class ModularArithmetic:
+    """Digits joined by + - * without brackets, then "=": there the value is to be named.
+
+    `3 * 2 - 4 =` is 2 modulo 5; multiplication comes first.  Deletang et al. 2022
+    (arXiv:2207.02098), and Grazzi et al. 2024 (arXiv:2411.12537, section 5.1) for linear
+    recurrences.  Tokens from 0 are the residues, then "+", "-", "*" and "=".
+
+    Attributes:
+      modulus: of the arithmetic.
+      shortest: expressions have an odd number of tokens, `shortest` to T - 1; 0 for always the
+        most.  What follows "=" is 0, and does not count.
+    """
+
+    modulus: int = 5
+    shortest: int = 0
+
+    def __post_init__(self):
+        if self.modulus < 2:
+            raise DataError(f"config.data.options.modulus = {self.modulus}: must be 2 or more")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.modulus + 4
+
+    def __call__(self, rng: np.random.Generator, length: int) -> Example:
+        most, fewest = length // 2, self.shortest // 2 + 1  # digits
+        shortest = 2 * fewest  # with the "="
+        require(length >= shortest, length, f"expressions and their = have {shortest} or more")
+        digits = int(rng.integers(fewest, most + 1)) if self.shortest else most
+        residues = rng.integers(0, self.modulus, digits)
+        operators = rng.integers(0, 3, digits - 1)
+
+        inputs, targets = np.zeros(length, np.int32), np.zeros(length, np.int32)
+        weights = np.zeros(length, np.float32)
+        end = 2 * digits - 1
+        inputs[0:end:2], inputs[1:end:2] = residues, self.modulus + operators
+        inputs[end] = self.modulus + 3
+        targets[end], weights[end] = self._value(residues.tolist(), operators.tolist()), 1
+        return inputs, targets, weights
+
+    def _value(self, residues: list[int], operators: list[int]) -> int:
+        total, term = 0, residues[0]
+        for operator, residue in zip(operators, residues[1:], strict=True):
+            if operator == 2:
+                term = term * residue % self.modulus
+            else:
+                total, term = total + term, (residue, -residue)[operator]
+        return (total + term) % self.modulus

@@ -4,6 +4,7 @@ Each example is a pure function of (seed, index): training never repeats one, an
 evaluation is the same every time.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
-from linear_transformer.data import recall, state_tracking
+from linear_transformer.data import mad, needle, recall, state_tracking
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape
 
@@ -41,12 +42,21 @@ GENERATORS: dict[str, Callable[..., Generator]] = {
     "multi_query_recall": recall.MultiQueryRecall,
     "selective_copying": recall.SelectiveCopying,
     "induction_heads": recall.InductionHeads,
+    "mad_in_context_recall": mad.InContextRecall,
+    "mad_noisy_recall": functools.partial(
+        mad.InContextRecall, vocab_size=32, noise_symbols=16, noise=0.2
+    ),
+    "mad_fuzzy_recall": mad.FuzzyRecall,
+    "mad_memorization": mad.Memorization,
+    "mad_compression": mad.Compression,
+    "needle": needle.Needle,
     "words": state_tracking.Words,
+    "modular_arithmetic": state_tracking.ModularArithmetic,
 }
 
 
-def make_generator(config: Any) -> Generator:
-    """The generator `config.dataset` with its `config.options`.
+def make_generator(config: Any, **changes: Any) -> Generator:
+    """The generator `config.dataset` with its `config.options`, some of them changed.
 
     Raises:
       DataError: an unknown name or option.
@@ -56,10 +66,21 @@ def make_generator(config: Any) -> Generator:
             f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(GENERATORS)}'
         )
     make = GENERATORS[config.dataset]
-    for option in config.options:
+    options = {**config.options, **changes}
+    for option in options:
         if option not in inspect.signature(make).parameters:
             raise DataError(f"config.data.options.{option}: {config.dataset} has no such option")
-    return make(**config.options)
+    return make(**options)
+
+
+def require_length(generator: Generator, length: int, key: str) -> None:
+    """Raises a DataError that names the config's key if the generator can't make this length."""
+    if length < 1:
+        raise DataError(f"{key}: {length} is not a length")
+    try:
+        generator(np.random.default_rng(0), length)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
 
 
 def training_sequences(

@@ -1,4 +1,4 @@
-"""A classifier of token sequences, of any layer pattern."""
+"""A classifier of sequences, of any layer pattern."""
 
 import dataclasses
 
@@ -15,6 +15,7 @@ from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import PRNGKey, Tokens
 
 POOLINGS = ("mean", "last", "cls")
+INPUTS = ("tokens", "pixels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,13 @@ class ClassifierConfig(LanguageModelConfig):
       num_classes: classes E.
       pooling: what the classes are read from: the "mean" of the tokens, the "last" token, or "cls",
         a learned token that is put in front of them and needs a mixer that looks ahead.
+      input: "tokens" have a row of an embedding each (as in Long Range Arena); "pixels" are numbers
+        that one linear layer widens (as in S4 and its successors, which are not comparable).
     """
 
     num_classes: int
     pooling: str = "mean"
+    input: str = "tokens"
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,10 +40,12 @@ class ClassifierConfig(LanguageModelConfig):
             raise ConfigError(
                 f"config.model.num_classes is {self.num_classes}; it must be 2 or more"
             )
-        if self.pooling not in POOLINGS:
-            raise ConfigError(
-                f"config.model.pooling is {self.pooling!r}; choose one of {', '.join(POOLINGS)}"
-            )
+        for key, allowed in (("pooling", POOLINGS), ("input", INPUTS)):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"config.model.{key} is {getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
         if self.pooling == "cls" and not any(map(self.looks_ahead, self.pattern)):
             raise ConfigError(
                 "config.model.pooling is 'cls', a first token, and no mixer looks ahead; set "
@@ -47,20 +53,26 @@ class ClassifierConfig(LanguageModelConfig):
             )
 
 
-class Classifier(nnx.Module):
-    """Embedding, positions, a stack of blocks, pooling, and logits of the classes."""
+class Encoder(nnx.Module):
+    """Embedding, positions, a stack of blocks, pooling: one vector for a sequence."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         c = config
         dtype = jnp.dtype(c.dtype)
         token_width = PositionEmbedding.token_width(c.positions, c.width)
         self.pooling = c.pooling
-        self.embedding = nnx.Embed(
-            c.vocab_size,
-            token_width,
-            dtype=dtype,
-            embedding_init=nnx.initializers.normal(1.0),
-            rngs=rngs,
+        self.highest = c.vocab_size - 1
+        self.input = c.input
+        self.embedding = (
+            nnx.Embed(
+                c.vocab_size,
+                token_width,
+                dtype=dtype,
+                embedding_init=nnx.initializers.normal(1.0),
+                rngs=rngs,
+            )
+            if c.input == "tokens"
+            else Linear(1, token_width, dtype=dtype, rngs=rngs)
         )
         self.cls = (
             nnx.Param(jax.random.normal(rngs.params(), (token_width,), jnp.float32))
@@ -77,12 +89,7 @@ class Classifier(nnx.Module):
         self.final_norm = (
             make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
         )
-        self.head = Linear(c.width, c.num_classes, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(c.dropout)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def __call__(
         self,
@@ -90,14 +97,14 @@ class Classifier(nnx.Module):
         *,
         mask_BT: Bool[Array, "B T"] | None = None,
         dropout_key: PRNGKey | None = None,
-    ) -> Float[Array, "B E"]:
-        """Logits (B, E) in fp32.
+    ) -> Float[Array, "B D"]:
+        """What the pooled token or tokens have become.
 
         Args:
           tokens_BT: one sequence a row, from the left.
           mask_BT: False for the padding behind a sequence, which nothing is read from.
         """
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self._embed(tokens_BT)
         if self.cls is not None:
             cls_BxD = jnp.broadcast_to(
                 self.cls[...].astype(x_BTD.dtype), (x_BTD.shape[0], 1, x_BTD.shape[-1])
@@ -119,8 +126,13 @@ class Classifier(nnx.Module):
         )
         if self.final_norm is not None:
             x_BTD = self.final_norm(x_BTD)
-        logits_BE = self.head(self._pool(x_BTD, mask_BT))
-        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))
+        return self._pool(x_BTD, mask_BT)
+
+    def _embed(self, tokens_BT: Tokens) -> Float[Array, "B T M"]:
+        if self.input == "tokens":
+            return self.embedding(tokens_BT)
+        # 0 to the highest value -> -2 to 2: about zero mean and unit variance.
+        return self.embedding(4 / self.highest * tokens_BT[..., None].astype(jnp.float32) - 2)
 
     def _pool(
         self, x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"] | None
@@ -135,3 +147,27 @@ class Classifier(nnx.Module):
             return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
         total_BD = jnp.sum(jnp.where(mask_BT[..., None], x_BTD, 0), axis=1)
         return total_BD / jnp.maximum(lengths_B, 1)[:, None].astype(x_BTD.dtype)
+
+
+class Classifier(nnx.Module):
+    """An encoder, and logits of the classes."""
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs=rngs)
+        dtype = jnp.dtype(config.dtype)
+        self.head = Linear(config.width, config.num_classes, dtype=dtype, rngs=rngs)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def __call__(
+        self,
+        tokens_BT: Tokens,
+        *,
+        mask_BT: Bool[Array, "B T"] | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "B E"]:
+        """Logits (B, E) in fp32; the arguments are those of `Encoder`."""
+        logits_BE = self.head(self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key))
+        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))

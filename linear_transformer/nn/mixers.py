@@ -21,6 +21,7 @@ from linear_transformer.nn.lightning import LightningAttention
 from linear_transformer.nn.linear_attention import LinearAttention
 from linear_transformer.nn.linformer import Linformer
 from linear_transformer.nn.lion import Lion
+from linear_transformer.nn.local_convolution import LocalConvolution
 from linear_transformer.nn.lru import LRU
 from linear_transformer.nn.lsh_attention import LSHAttention
 from linear_transformer.nn.mamba import Mamba
@@ -75,6 +76,7 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
     "rela": RectifiedAttention,
     "lsh": LSHAttention,
     "linformer": Linformer,  # bidirectional only
+    "convolution": LocalConvolution,  # bidirectional only
     "efficient": EfficientAttention,
     "performer": Performer,
     "cosformer": CosFormer,

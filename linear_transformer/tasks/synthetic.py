@@ -10,29 +10,81 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.mad import Compression
 from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.data.synthetic import (
+    Generator,
     evaluation_sequences,
     make_generator,
+    require_length,
     training_sequences,
 )
+from linear_transformer.models.compressor import Compressor
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.training.state import Metrics
 from linear_transformer.types import PRNGKey
 
+# Of one evaluation at more than the length of training, which then has fewer examples.
+_MOST_TOKENS = 2**22
+
+
+def _pairs(settings: Any, key: str) -> list[tuple[int, Any]]:
+    """The (length, value) of each; lists where a config was read from a file."""
+    many = (list, tuple)
+    if not isinstance(settings, many) or not all(
+        isinstance(s, many) and len(s) == 2 and isinstance(s[0], int) for s in settings
+    ):
+        raise DataError(f"{key} = {settings}: must be ((length, value), (length, value), ...)")
+    return [(length, value) for length, value in settings]
+
 
 class Synthetic(TokenTask):
-    """The task of every config with `task = "synthetic"`; `config.data.dataset` is a generator."""
+    """The task of every config with `task = "synthetic"`; `config.data.dataset` is a generator.
+
+    Besides the length of training it evaluates at each of `config.data.evaluation_lengths`, and
+    with other options of the generator: `config.data.evaluation_options.pairs = ((64, 8), (128,
+    32))` is 64 tokens with 8 pairs and 128 with 32.
+    """
 
     headline = "accuracy"
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.generator = make_generator(config.data)
         super().__init__(config, self.generator.vocab_size)
-        longest = max(config.data.evaluation_lengths, default=0)
-        self.model_config.require_positions("config.data.evaluation_lengths", longest)
+        self._check(self.generator, config.data.sequence_length, "config.data.sequence_length")
+        # By the end of the metrics' names.
+        self.evaluations: dict[str, tuple[Generator, int]] = {}
+        for length in config.data.evaluation_lengths:
+            self._check(self.generator, length, "config.data.evaluation_lengths")
+            self.evaluations[str(length)] = self.generator, length
+        # Configs without other options need not say so.
+        for option, settings in config.data.get("evaluation_options", {}).items():
+            key = f"config.data.evaluation_options.{option}"
+            for length, value in _pairs(settings, key):
+                generator = self._with_option(option, value, key)
+                self._check(generator, length, key)
+                self.evaluations[f"length_{length}_{option}_{value}"] = generator, length
+
+    def _with_option(self, option: str, value: Any, key: str) -> Generator:
+        try:
+            generator = make_generator(self.data, **{option: value})
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
+        if generator.vocab_size > self.generator.vocab_size:
+            raise DataError(f"{key} = {value}: has more tokens than the model is trained on")
+        return generator
+
+    def _check(self, generator: Generator, length: int, key: str) -> None:
+        require_length(generator, length, key)
+        self.model_config.require_positions(key, length)
+
+    def make_model(self, rngs: nnx.Rngs) -> LanguageModel | Compressor:
+        if isinstance(self.generator, Compression):
+            return Compressor(self.model_config, rngs=rngs)
+        return super().make_model(rngs)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
@@ -44,28 +96,42 @@ class Synthetic(TokenTask):
             process_count=process_count,
         )
 
-    def _evaluation_batches(self, split: str, length: int | None = None) -> Iterator[Batch]:
+    def _evaluation_batches(
+        self, split: str, generator: Generator | None = None, length: int | None = None
+    ) -> Iterator[Batch]:
+        """Beyond the length of training a batch has fewer rows, about the same tokens."""
+        trained = self.data.sequence_length
+        length = trained if length is None else length
+        rows, examples = self.data.batch_size, self.data.evaluation_examples
+        if length > trained:
+            rows = max(rows * trained // length, 1)
+            examples = min(examples, max(_MOST_TOKENS // length, 1))
         return evaluation_sequences(
-            self.generator,
+            self.generator if generator is None else generator,
             split,
-            batch_size=self.data.batch_size,
-            sequence_length=self.data.sequence_length if length is None else length,
-            examples=self.data.evaluation_examples,
+            batch_size=rows,
+            sequence_length=length,
+            examples=examples,
         )
 
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Metrics at the length of training, and accuracies at `config.data.evaluation_lengths`."""
+        """Metrics at the length of training, and `accuracy_at_` and `sequences_at_` the others."""
         metrics = super().evaluate(graphdef, parameters, split, max_batches)
-        for length in self.data.evaluation_lengths:
-            batches = self._evaluation_batches(split, length)
+        for name, (generator, length) in self.evaluations.items():
+            batches = self._evaluation_batches(split, generator, length)
             sums = self._total(graphdef, parameters, itertools.islice(batches, max_batches))
-            metrics[f"accuracy_at_{length}"] = self.summarize(sums, split)["accuracy"]
+            values = self.summarize(sums, split)
+            for metric in ("accuracy", "sequences"):
+                metrics[f"{metric}_at_{name}"] = values[metric]
         return metrics
 
     def loss(
-        self, model: LanguageModel, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
+        self,
+        model: LanguageModel | Compressor,
+        batch: dict[str, jax.Array],
+        dropout_key: PRNGKey | None,
     ) -> Metrics:
         """The mean over weighted tokens; `sequences` are examples without any wrong one."""
         logits_BTE, _ = model(batch["inputs"], dropout_key=dropout_key)
@@ -85,5 +151,8 @@ class Synthetic(TokenTask):
         del split
         return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
-    def describe(self, model: LanguageModel) -> dict[str, str]:
-        return {"data": f"{self.data.dataset}, made as it is read"} | super().describe(model)
+    def describe(self, model: LanguageModel | Compressor) -> dict[str, str]:
+        data = {"data": f"{self.data.dataset}, made as it is read"}
+        if isinstance(model, Compressor):
+            return data | {"parameters": f"{model.num_parameters:,}"}
+        return data | super().describe(model)

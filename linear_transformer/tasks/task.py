@@ -56,6 +56,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     from linear_transformer.tasks.inpainting import Inpainting
     from linear_transformer.tasks.language_modelling import LanguageModelling
     from linear_transformer.tasks.masked_language_modelling import MaskedLanguageModelling
+    from linear_transformer.tasks.sequence_classification import SequenceClassification
     from linear_transformer.tasks.synthetic import Synthetic
 
     tasks = {
@@ -65,6 +66,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         "synthetic": Synthetic,
         "image_generation": ImageGeneration,
         "image_classification": ImageClassification,
+        "sequence_classification": SequenceClassification,
     }
     if config.task not in tasks:
         raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")

@@ -46,6 +46,13 @@ def test_table_and_picture(runs):
     assert (runs / "c.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_curves_by_option(runs):
+    """Of two lengths with one value, the longer."""
+    record = {"accuracy_at_length_64_pairs_8": 0.5, "accuracy_at_length_64_pairs_4": 0.75}
+    record |= {"accuracy_at_length_128_pairs_8": 0.25, "accuracy_at_length_64_depth_1": 0.1}
+    assert curves.by_option([record], "accuracy", "pairs") == [(4, 0.75), (8, 0.25)]
+
+
 def test_mistakes(runs):
     with pytest.raises(ConfigError, match="no such folder"):
         curves.read_runs([f"{runs}/x*"], "validation")

@@ -7,7 +7,11 @@ import pytest
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.recall import InductionHeads, MultiQueryRecall, SelectiveCopying
-from linear_transformer.data.state_tracking import Words, multiplication_table
+from linear_transformer.data.state_tracking import (
+    ModularArithmetic,
+    Words,
+    multiplication_table,
+)
 
 
 def examples(generator, length, count=50):
@@ -92,14 +96,33 @@ def test_words_of_permutations():
             assert permutations[targets[end - 1]] == product
 
 
+@pytest.mark.parametrize(("modulus", "shortest"), [(5, 3), (5, 0), (7, 20)])
+def test_modular_arithmetic(modulus, shortest):
+    """Python evaluates the expression."""
+    counts, operators = set(), set()
+    for inputs, targets, weights in examples(ModularArithmetic(modulus, shortest), 40, 200):
+        [end] = np.flatnonzero(weights)
+        symbols = [*map(str, range(modulus)), "+", "-", "*", "="]
+        text = "".join(symbols[token] for token in inputs)
+        assert text[end] == "=" and end % 2 == 1
+        assert targets[end] == eval(text[:end]) % modulus
+        assert not inputs[end + 1 :].any()
+        counts.add(end)
+        operators |= set(text[:end]) - set(symbols[:modulus])
+    assert operators == {"+", "-", "*"}
+    assert (min(counts), max(counts)) == (shortest + 1 - shortest % 2 if shortest else 39, 39)
+
+
 @pytest.mark.parametrize(
     ("make", "length", "message"),
     [
-        (lambda: MultiQueryRecall(pairs=4), 15, "config.data.sequence_length = 15: 4 pairs need"),
+        (lambda: MultiQueryRecall(pairs=4), 15, "sequences of 15 tokens: 4 pairs need"),
         (lambda: MultiQueryRecall(vocab_size=8, pairs=4), 64, "4 pairs do not fit"),
-        (SelectiveCopying, 31, "config.data.sequence_length = 31: 16 symbols need"),
-        (InductionHeads, 2, "config.data.sequence_length = 2: induction heads"),
-        (lambda: Words("Z2", shortest=4), 3, "config.data.sequence_length = 3: words have 4"),
+        (SelectiveCopying, 31, "sequences of 31 tokens: 16 symbols need"),
+        (InductionHeads, 2, "sequences of 2 tokens: induction heads"),
+        (lambda: Words("Z2", shortest=4), 3, "sequences of 3 tokens: words have 4"),
+        (lambda: ModularArithmetic(shortest=4), 5, "sequences of 5 tokens: .* have 6"),
+        (lambda: ModularArithmetic(1), 8, "config.data.options.modulus = 1"),
         (lambda: Words("Q8"), 3, 'config.data.options.group = "Q8"'),
         (lambda: Words("S9"), 3, 'config.data.options.group = "S9"'),
     ],

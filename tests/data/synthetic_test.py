@@ -10,6 +10,7 @@ from linear_transformer.data.recall import Copying
 from linear_transformer.data.synthetic import (
     evaluation_sequences,
     make_generator,
+    require_length,
     training_sequences,
 )
 
@@ -85,7 +86,8 @@ def test_evaluation_is_fixed_and_counts_each_example_once():
     [
         (lambda: make_generator(config("sorting")), 'dataset = "sorting": unknown; use one of'),
         (lambda: make_generator(config("copying", symbol=3)), "config.data.options.symbol: "),
-        (lambda: Copying()(np.random.default_rng(0), 7), "config.data.sequence_length = 7"),
+        (lambda: require_length(Copying(), 7, "KEY"), "KEY: sequences of 7 tokens: copying needs"),
+        (lambda: require_length(Copying(), 0, "KEY"), "KEY: 0 is not a length"),
         (lambda: evaluate("train", 1), 'unknown split "train"'),
         (lambda: evaluate("test", 0), "config.data.evaluation_examples = 0"),
     ],

@@ -1,0 +1,69 @@
+"""Text of Long Range Arena (Tay et al. 2021, arXiv:2011.04006, section 2.2.2): IMDb in bytes.
+
+    python train.py --config=configs/lra/text.py:linear,small
+    python eval.py --workdir=runs/lra/text-linear,small --split=test
+
+Is a film review positive or negative?  Variants: the names in variants.py, each alone (Long Range
+Arena's code: 4 layers of width 256, 20,000 steps of 32, the first 1,000 bytes) or with ",small" (2
+layers of width 64, the first 1,024 bytes).  `--config.data.path=FOLDER` names the unpacked folder
+aclImdb; without, training and test are parts of its train half, which is not the benchmark's split.
+`--config.data.dataset` takes newsgroups or spam too.
+
+Published accuracy, %:
+
+    linear transformer   65.9   table 1 of the paper: the best of 1,000 to 4,000 bytes
+    Performer            65.4   "
+    transformer          64.3   "
+    TransNormer T2       72.2   in its own setting, 4,096 characters, as cited by others
+    LION-S               88.1   in its own setting, 4,096 characters
+
+IMDb has no validation split; Long Range Arena validates on the test split, and S4 and its
+successors choose their epoch by it.  Here a part of the training split is held out.
+
+Differences from the released code: the paper itself has 6 layers of width 512; padding is masked,
+in Long Range Arena's linear transformer it is not.  TransNormer and S5 read characters, not bytes.
+
+Not run yet.
+"""
+
+import ml_collections
+
+from configs.lra import variants
+
+SETTINGS = {
+    "lra": variants.Setting(
+        num_layers=4,
+        width=256,
+        num_heads=4,
+        feed_forward=1024,
+        pooling="cls",
+        dropout=0.1,
+        batch_size=32,
+        num_steps=20_000,
+        sequence_length=1_000,
+        optimizer=variants.lra_rsqrt(0.05, warmup_steps=8_000),
+    ),
+    "small": variants.small(batch_size=32, num_steps=20_000, sequence_length=1_024),
+    "transnormer": variants.transnormer(
+        num_layers=4,
+        feed_forward=4,
+        batch_size=64,
+        sequence_length=4_096,
+        learning_rate=1e-3,
+        warmup_steps=80,
+    ),
+    "lion_s": variants.lion(
+        num_layers=6,
+        width=256,
+        dropout=0.1,
+        batch_size=50,
+        num_steps=35 * 25_000 // 50,
+        sequence_length=4_096,
+        weight_decay=0.07,
+    ),
+}
+
+
+def get_config(variant: str = "linear,small") -> ml_collections.ConfigDict:
+    name, _, is_small = variants.parse(variant)
+    return variants.get_config(name, is_small, SETTINGS, {"dataset": "imdb", "path": ""})

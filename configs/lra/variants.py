@@ -1,0 +1,233 @@
+"""What the Long Range Arena configs share: mechanisms by name, and the settings they train in.
+
+A variant is a name, alone or with ",small" behind it.  The names are those of
+configs/mechanisms.py, and two more:
+
+    convolution   a depthwise convolution of 61 tokens instead of a mixer of the whole sequence:
+                  the control that tells how local a task is
+    lion_s        LION-S, in the setting of its paper
+
+Mechanisms that can look both ways do; the others are causal and pool by the mean.  A name alone
+trains in the setting of Long Range Arena's released code, except TransNormer and LION-S, which have
+settings of their own; ",small" is 2 layers of width 64 with 2 heads, as in Nystromformer's
+experiments.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from configs import default, mechanisms
+from linear_transformer.errors import ConfigError
+from linear_transformer.nn.mixers import mixer_options
+
+NAMES = (*mechanisms.NAMES, "lion_s", "convolution")
+
+# Names here -> names there, where "linear" has a causal convolution.
+_SAME_AS = {"linear": "katharopoulos", "lion_s": "lion", "convolution": "katharopoulos"}
+# Options of mixers that only look back.
+_CAUSAL_ONLY = ("window", "gate", "cache_capacity")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Sizes of a model, and its training.
+
+    Attributes:
+      feed_forward: its width, for mechanisms that have it whole; see `mechanisms.model`.
+      positions: of mechanisms that need any.
+      optimizer: entries of `config.optimizer`, AdamW.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    feed_forward: int
+    batch_size: int
+    num_steps: int
+    sequence_length: int
+    optimizer: dict[str, Any]
+    positions: str = "sinusoidal"
+    pooling: str = "mean"
+    dropout: float = 0.0
+
+
+def adam(
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    options: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Entries of `config.optimizer`: a warm-up to the peak, and a decay to 0."""
+    return {
+        "name": "adamw",
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps,
+        "schedule": schedule,
+        "final_fraction": 0.0,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "options": {} if options is None else options,
+    }
+
+
+def lra_adam(learning_rate: float, **options: Any) -> dict[str, Any]:
+    """Adam as in every config of Long Range Arena's code."""
+    return adam(learning_rate, options={"b1": 0.9, "b2": 0.98, "eps": 1e-9}, **options)
+
+
+def lra_rsqrt(factor: float, warmup_steps: int) -> dict[str, Any]:
+    """Its rate for text and ListOps: factor * min(1, step / warmup) / sqrt(max(step, warmup))."""
+    return lra_adam(
+        factor / warmup_steps**0.5, schedule="rsqrt", warmup_steps=warmup_steps, weight_decay=0.1
+    )
+
+
+def small(*, batch_size: int, num_steps: int, **options: Any) -> Setting:
+    """Nystromformer's; the schedule is assumed: a tenth of warm-up to 1e-4, then a cosine."""
+    return Setting(
+        num_layers=2,
+        width=64,
+        num_heads=2,
+        feed_forward=128,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        optimizer=adam(1e-4, warmup_steps=num_steps // 10),
+        **options,
+    )
+
+
+def transnormer(
+    *, learning_rate: float, warmup_steps: int, feed_forward: float, width: int = 128, **options
+) -> Setting:
+    """TransNormer's own: AdamW and a cosine over 50,000 steps; the width is that of its run script.
+
+    Deviations: SimpleRMSNorm as in its language models, where the LRA code has a batch norm; LRPE
+    with a reflection and learned frequencies; 8 heads in all layers.
+
+    Args:
+      feed_forward: its width over the model's.
+    """
+    return Setting(
+        width=width,
+        num_heads=8,
+        feed_forward=int(feed_forward * width),
+        num_steps=50_000,
+        optimizer=adam(learning_rate, warmup_steps=warmup_steps),
+        **options,
+    )
+
+
+def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> Setting:
+    """LION's own: depth, width, batches and epochs of S5, AdamW with a cosine from 5e-4.
+
+    Assumed: 8 heads, a feed-forward of 4 widths, a tenth of warm-up.  Deviation: LayerNorm, where
+    S5 has a batch norm, because a model here is parameters and has no running statistics.
+    """
+    return Setting(
+        width=width,
+        num_heads=8,
+        feed_forward=4 * width,
+        num_steps=num_steps,
+        optimizer=adam(5e-4, warmup_steps=num_steps // 10, weight_decay=weight_decay),
+        **options,
+    )
+
+
+def parse(
+    variant: str, sizes: tuple[str, ...] = (), names: tuple[str, ...] = NAMES
+) -> tuple[str, str | None, bool]:
+    """("linear", None, True) for "linear,small"; ("linear", "128", False) for "linear,128".
+
+    Raises:
+      ConfigError: there is no such variant.
+    """
+    name, *rest = variant.split(",")
+    is_small = rest[-1:] == ["small"]
+    size = rest[: len(rest) - is_small]
+    if name not in names or size not in ([], *([s] for s in sizes)):
+        size_note = f", then {' or '.join(',' + s for s in sizes)} if any" if sizes else ""
+        raise ConfigError(
+            f"--config=...:{variant}: the variants are {', '.join(names)}{size_note}, "
+            "each alone or with ',small'"
+        )
+    return name, size[0] if size else None, is_small
+
+
+def model(name: str, setting: Setting) -> dict[str, Any]:
+    """The entries of `config.model` that differ from those of configs/default.py."""
+    layers = setting.num_layers
+    if name == "hybrid":  # whole repetitions of its four layers
+        layers = -(-layers // 4) * 4
+    choices = mechanisms.model(_SAME_AS.get(name, name), width=setting.width, num_layers=layers)
+    if name == "convolution":
+        choices |= {"pattern": ("convolution",), "mixers": {"convolution": {"size": 61}}}
+    mixers = {
+        mixer: _fit(mixer, options, setting.sequence_length)
+        for mixer, options in choices["mixers"].items()
+    }
+    looks_ahead = any(options.get("direction") == "bidirectional" for options in mixers.values())
+    choices["feed_forward_width"] = (
+        choices["feed_forward_width"] * setting.feed_forward // (4 * setting.width)
+    )
+    if choices["positions"] == "sinusoidal":
+        choices["positions"] = setting.positions
+    return choices | {
+        "mixers": mixers,
+        "width": setting.width,
+        "num_heads": setting.num_heads,
+        "max_positions": setting.sequence_length + 1,  # and the cls token
+        "dropout": setting.dropout,
+        "pooling": setting.pooling if looks_ahead or setting.pooling != "cls" else "mean",
+        "input": "tokens",
+    }
+
+
+def _fit(mixer: str, options: dict[str, Any], length: int) -> dict[str, Any]:
+    """The options of a mixer made bidirectional, if it can be, and for this length."""
+    if "direction" in mixer_options(mixer):
+        options = {key: value for key, value in options.items() if key not in _CAUSAL_ONLY}
+        options["direction"] = "bidirectional"
+    of_length = {
+        "lsh": {"chunking": "sorted"},
+        "cosformer": {"max_length": length + 1},
+        "flash_quad": {"divisor": length},
+    }
+    return options | of_length.get(mixer, {})
+
+
+def get_config(
+    name: str, is_small: bool, settings: Mapping[str, Setting], data: dict[str, Any]
+) -> ml_collections.ConfigDict:
+    """The experiment.
+
+    Args:
+      name: of NAMES.
+      is_small: in the setting "small".
+      settings: "lra" and "small", and those of single mechanisms by name; "transnormer" is for both
+        TransNormers.
+      data: what `config.data` has besides its sizes.
+    """
+    kind = "transnormer" if name.startswith("transnormer") else name
+    setting = settings["small"] if is_small else settings.get(kind, settings["lra"])
+    config = default.get_config()
+    config.task = "sequence_classification"
+    config.sample = False
+    config.num_steps = setting.num_steps
+    config.log_every = 100
+    config.eval_every = config.checkpoint_every = max(setting.num_steps // 10, 1)
+    config.data = ml_collections.ConfigDict(
+        data | {"batch_size": setting.batch_size, "sequence_length": setting.sequence_length}
+    )
+    choices = model(name, setting)
+    config.model.mixers = ml_collections.ConfigDict(choices.pop("mixers"))
+    del config.model.tied
+    with config.model.unlocked():
+        config.model.update(choices)
+    config.optimizer.update(setting.optimizer)
+    return config

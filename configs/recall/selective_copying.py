@@ -1,0 +1,25 @@
+"""Selective copying of Mamba (Gu & Dao 2023, arXiv:2312.00752, section 4.1.1 and table 1).
+
+    python train.py --config=configs/recall/selective_copying.py:mamba
+    python eval.py --workdir=runs/recall/selective_copying-mamba --split=test
+
+16 symbols of 14 kinds among blanks, to be repeated in order at the end.  Any mechanism of
+configs/mechanisms.py is a variant.  The paper has 4,096 tokens, 2 layers of width 64 and 400,000
+steps of 64 at a constant 1e-4; here there are 256 tokens, 2,000 steps of 64 and a cosine from 3e-3.
+Not run yet.
+"""
+
+import ml_collections
+
+from configs.recall import synthetic
+
+
+def get_config(variant: str = "mamba") -> ml_collections.ConfigDict:
+    config = synthetic.get_config(
+        variant,
+        dataset="selective_copying",
+        options={"symbols": 14, "count": 16},
+        sequence_length=256,
+    )
+    config.data.batch_size = 64
+    return config

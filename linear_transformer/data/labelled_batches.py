@@ -1,0 +1,102 @@
+"""Batches of labelled examples of any kind: for training with Grain, and for evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.stream import Batch, check_shape
+
+
+@runtime_checkable
+class LabelledSource(Protocol):
+    """What sources of images and of sequences have in common.
+
+    Attributes:
+      num_threads: that reading is worth; 0 reads in the thread that asks.
+    """
+
+    num_threads: int
+
+    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+        """Items to be read, and the labels; an unknown name is a DataError."""
+        ...
+
+
+def training_batches(
+    source: LabelledSource,
+    read: Callable[[Any, np.random.Generator], Batch],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> grain.IterDataset:
+    """Makes the endless dataset of the train split, shuffled anew every epoch.
+
+    All processes together see the same examples whatever their number.
+
+    Args:
+      source: whose train split is read.
+      read: an item of the split and a generator of random views -> the arrays of an example.
+      batch_size: examples B of a batch of this process.
+      seed: 0 to 2^32 - 1; decides order and views.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields the arrays of `read` with
+      a leading axis B, `labels` (B,) int32, and `weights` (B,) float32, all 1.
+
+    Raises:
+      DataError: a value out of range; on reading, a broken file.
+    """
+    check_shape(batch_size, 1)
+    if not 0 <= seed < 2**32:
+        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    items, labels = source.split("train")
+
+    def example(number: int, rng: np.random.Generator) -> Batch:
+        return _with_label(read(items[number], rng), labels[number])
+
+    numbers = grain.MapDataset.range(len(items)).seed(seed).shuffle().repeat()
+    examples = numbers.random_map(example)[slice(process_index, None, process_count)]
+    return examples.to_iter_dataset(_read_options(source, batch_size)).batch(batch_size)
+
+
+def evaluation_batches(
+    source: LabelledSource, split: str, read: Callable[[Any], Batch], *, batch_size: int
+) -> Iterator[Batch]:
+    """Yields every example of a split once; the last batch is filled up with zeros of weight 0.
+
+    Raises:
+      DataError: an unknown split, a value out of range, or a broken file.
+    """
+    check_shape(batch_size, 1)
+    items, labels = source.split(split)
+
+    def example(number: int) -> Batch:
+        return _with_label(read(items[number]), labels[number])
+
+    examples = grain.MapDataset.range(len(items)).map(example)
+    batches = examples.to_iter_dataset(_read_options(source, batch_size))
+    for batch in batches.batch(batch_size, drop_remainder=False):
+        missing = batch_size - len(batch["labels"])
+        yield {
+            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+            for name, array in batch.items()
+        }
+
+
+def _with_label(arrays: Batch, label: np.integer) -> Batch:
+    return arrays | {"labels": np.int32(label), "weights": np.float32(1)}
+
+
+def _read_options(source: LabelledSource, batch_size: int) -> grain.ReadOptions:
+    """Two batches ahead where there are threads to read them."""
+    threads = source.num_threads
+    ahead = max(2 * batch_size, threads) if threads else 0
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

@@ -1,0 +1,159 @@
+"""Batches of labelled sequences, single or in pairs, cut and padded to one length."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Int, Integer
+
+from linear_transformer.data import image_tokens, images, labelled_text, listops, retrieval
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.stream import Batch, check_shape
+
+
+@runtime_checkable
+class SequenceSource(Protocol):
+    """Labelled sequences by split: "train", "validation" and "test".
+
+    Attributes:
+      name, licence: of the data set.
+      vocab_size: ids are from 0 to below this.  In text 0 is padding and byte b is b + 1; the
+        grey levels of pixels are 256 and have no padding.
+      num_classes: labels are from 0 to below this.
+      towers: sequences of an example: 1, or 2 that are compared.
+      num_threads: that reading is worth; 0 reads in the thread that asks.
+    """
+
+    name: str
+    licence: str
+    vocab_size: int
+    num_classes: int
+    towers: int
+    num_threads: int
+
+    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+        """What `read` takes, and the labels; an unknown name is a DataError."""
+        ...
+
+    def read(self, item: Any) -> tuple[Integer[np.ndarray, " T"], ...]:
+        """The ids of each tower, uncut."""
+        ...
+
+
+def _pathfinder(config: Any) -> SequenceSource:
+    return importlib.import_module("linear_transformer.data.pathfinder").load(config)
+
+
+DATASETS: dict[str, Callable[[Any], SequenceSource]] = {
+    "listops": listops.load,
+    "pathfinder": _pathfinder,
+    "imdb": labelled_text.load_imdb,
+    "newsgroups": labelled_text.load_newsgroups,
+    "spam": labelled_text.load_spam,
+    "aan": retrieval.load_aan,
+    "passages": retrieval.load_passages,
+    **dict.fromkeys(images.DATASETS, image_tokens.load),
+}
+
+
+def load_source(config: Any) -> SequenceSource:
+    """Loads the set that `config.dataset` names.
+
+    Raises:
+      DataError: an unknown name, files that are missing or broken, or pixels that would need
+        padding.
+    """
+    if config.dataset not in DATASETS:
+        raise DataError(
+            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
+        )
+    check_shape(config.batch_size, config.sequence_length)
+    source = DATASETS[config.dataset](config)
+    if not has_padding(source):
+        items, _ = source.split("train")
+        pixels = source.read(items[0])[0].size
+        if config.sequence_length > pixels:
+            raise DataError(
+                f"config.data.sequence_length = {config.sequence_length}: an image of "
+                f"{source.name} has {pixels} pixels, and there is no padding"
+            )
+    return source
+
+
+def has_padding(source: SequenceSource) -> bool:
+    """False for pixels: images of one size fill every row."""
+    return source.vocab_size != image_tokens.GREY_LEVELS
+
+
+def training_sequences(
+    source: SequenceSource,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Makes the endless dataset of sequences, shuffled anew every epoch.
+
+    All processes together see the same examples whatever their number.
+
+    Args:
+      source: whose train split is read.
+      batch_size: examples B of a batch of this process.
+      sequence_length: T; longer sequences lose their end.
+      seed: 0 to 2^32 - 1; decides the order.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields `inputs` (B, T) int32,
+      0 behind each sequence, `lengths` (B,) int32, `labels` (B,) int32, and `weights` (B,)
+      float32, all 1.  With two towers inputs are (B, 2, T) and lengths (B, 2).
+
+    Raises:
+      DataError: a value out of range; on reading, a broken file.
+    """
+    check_shape(batch_size, sequence_length)
+
+    def read(item: Any, rng: np.random.Generator) -> Batch:
+        del rng  # a sequence has one view
+        return _example(source.read(item), sequence_length)
+
+    return training_batches(
+        source,
+        read,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def evaluation_sequences(
+    source: SequenceSource, split: str, *, batch_size: int, sequence_length: int
+) -> Iterator[Batch]:
+    """Yields every example of a split once; the last batch is filled up with rows of weight 0.
+
+    Raises:
+      DataError: an unknown split, a value out of range, or a broken file.
+    """
+    check_shape(batch_size, sequence_length)
+
+    def read(item: Any) -> Batch:
+        return _example(source.read(item), sequence_length)
+
+    return evaluation_batches(source, split, read, batch_size=batch_size)
+
+
+def _example(sequences: tuple[Integer[np.ndarray, " _"], ...], sequence_length: int) -> Batch:
+    inputs = np.zeros((len(sequences), sequence_length), np.int32)
+    lengths = np.array([min(ids.size, sequence_length) for ids in sequences], np.int32)
+    for row, ids, length in zip(inputs, sequences, lengths, strict=True):
+        row[:length] = ids[:length]
+    if len(sequences) == 1:
+        inputs, lengths = inputs[0], lengths[0]
+    return {"inputs": inputs, "lengths": lengths}

@@ -1,0 +1,48 @@
+"""An autoencoder of sequences: one vector for a sequence, and all of its tokens from the vector."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.models.classifier import ClassifierConfig, Encoder
+from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.types import Logits, PRNGKey, Tokens
+
+
+class Compressor(nnx.Module):
+    """An encoder read at its last token, and a decoder that sees that vector and a position.
+
+    The decoder is that of MAD's compression task (Poli et al. 2024, arXiv:2403.17844): sinusoidal
+    positions are added to the vector, then two layers as wide as the model with a norm before and a
+    GELU after each, and a norm and a linear layer to the logits.
+    """
+
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        self.encoder = Encoder(
+            ClassifierConfig(**vars(c), num_classes=c.vocab_size, pooling="last"), rngs=rngs
+        )
+        self.positions = PositionEmbedding("sinusoidal", c.width, c.max_positions, rngs=rngs)
+        self.norms = nnx.List([make_norm(c.norm, c.width, dtype, rngs) for _ in range(3)])
+        self.hidden = nnx.List([Linear(c.width, c.width, dtype=dtype, rngs=rngs) for _ in range(2)])
+        self.head = Linear(c.width, c.vocab_size, dtype=dtype, rngs=rngs)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def __call__(
+        self, tokens_BT: Tokens, *, dropout_key: PRNGKey | None = None
+    ) -> tuple[Logits, None]:
+        """Logits (B, T, E) in fp32 of the tokens themselves, and no state."""
+        vector_BD = self.encoder(tokens_BT, dropout_key=dropout_key)
+        x_BTD = jnp.broadcast_to(vector_BD[:, None], (*tokens_BT.shape, vector_BD.shape[-1]))
+        x_BTD = self.positions(x_BTD, jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), tokens_BT.shape))
+        for norm, layer in zip(self.norms, self.hidden, strict=False):
+            x_BTD = jax.nn.gelu(layer(norm(x_BTD)))
+        logits_BTE = self.head(self.norms[-1](x_BTD))
+        return logits_BTE.astype(jnp.promote_types(logits_BTE.dtype, jnp.float32)), None

@@ -1,0 +1,48 @@
+"""A classifier of pairs of sequences that never see each other: the document retrieval of LRA."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from linear_transformer.models.classifier import ClassifierConfig, Encoder
+from linear_transformer.nn.linear import Linear
+from linear_transformer.types import PRNGKey
+
+
+class Matcher(nnx.Module):
+    """Two towers with one set of weights, a hidden layer on [a, b, a * b, a - b], and logits.
+
+    The features are those of Long Range Arena's paper (Tay et al. 2021, arXiv:2011.04006, section
+    2.2.3); its released code has [a, b] alone.
+    """
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        self.encoder = Encoder(c, rngs=rngs)
+        self.hidden = Linear(4 * c.width, c.width, dtype=dtype, rngs=rngs)
+        self.head = Linear(c.width, c.num_classes, dtype=dtype, rngs=rngs)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def __call__(
+        self,
+        tokens_B2T: Int[Array, "B 2 T"],
+        *,
+        mask_B2T: Bool[Array, "B 2 T"] | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "B E"]:
+        """Logits (B, E) in fp32; the arguments are those of `models.classifier.Encoder`, twice."""
+        batch, _, time = tokens_B2T.shape
+        x_ID = self.encoder(
+            tokens_B2T.reshape(2 * batch, time),
+            mask_BT=None if mask_B2T is None else mask_B2T.reshape(2 * batch, time),
+            dropout_key=dropout_key,
+        )
+        a_BD, b_BD = jnp.moveaxis(x_ID.reshape(batch, 2, -1), 1, 0)
+        features = jnp.concatenate([a_BD, b_BD, a_BD * b_BD, a_BD - b_BD], axis=-1)
+        logits_BE = self.head(jax.nn.relu(self.hidden(features)))
+        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))

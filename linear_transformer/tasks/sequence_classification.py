@@ -1,0 +1,119 @@
+"""Classification of sequences or of pairs of them: cross entropy of the class, and accuracy."""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from linear_transformer import configuration
+from linear_transformer.data.sequence_batches import (
+    evaluation_sequences,
+    has_padding,
+    load_source,
+    training_sequences,
+)
+from linear_transformer.data.stream import Batch, rows_per_process
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.classifier import Classifier, ClassifierConfig
+from linear_transformer.models.matcher import Matcher
+from linear_transformer.tasks.classification import classification_loss
+from linear_transformer.tasks.example_task import ExampleTask
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import PRNGKey
+
+# Options that bound the length of an input.
+_LONGEST = {"cosformer": "max_length", "linformer": "length"}
+
+
+class SequenceClassification(ExampleTask):
+    """The task of every config with `task = "sequence_classification"`.
+
+    The source says whether an example is one sequence, for a `Classifier`, or two, for a `Matcher`.
+    """
+
+    headline = "accuracy"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
+        self.source = load_source(config.data)
+        self.padded = has_padding(self.source)
+        self.model_config: ClassifierConfig = configuration.build(
+            ClassifierConfig,
+            config.model,
+            "model",
+            vocab_size=self.source.vocab_size,
+            num_classes=self.source.num_classes,
+        )
+        if self.padded and self.model_config.input == "pixels":
+            raise ConfigError(
+                f"config.model.input is 'pixels', and {self.source.name} is text; use 'tokens'"
+            )
+        length, key = config.data.sequence_length, "config.data.sequence_length"
+        if self.model_config.pooling == "cls":
+            length, key = length + 1, f"{key} and the cls token"
+        self.model_config.require_positions(key, length)
+        for mixer, option in _LONGEST.items():
+            longest = self.model_config.mixers.get(mixer, {}).get(option, length)
+            if longest < length:
+                raise ConfigError(
+                    f"config.model.mixers.{mixer}.{option} ({longest}) is less than {key} "
+                    f"({length})"
+                )
+
+    def make_model(self, rngs: nnx.Rngs) -> Classifier | Matcher:
+        make = Classifier if self.source.towers == 1 else Matcher
+        return make(self.model_config, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        return training_sequences(
+            self.source,
+            batch_size=rows_per_process(self.data.batch_size, process_count),
+            sequence_length=self.data.sequence_length,
+            seed=self.seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_sequences(
+            self.source,
+            split,
+            batch_size=self.data.batch_size,
+            sequence_length=self.data.sequence_length,
+        )
+
+    def loss(
+        self,
+        model: Classifier | Matcher,
+        batch: dict[str, jax.Array],
+        dropout_key: PRNGKey | None,
+    ) -> Metrics:
+        inputs, mask = batch["inputs"], None
+        if self.padded:  # attention to all of a row is cheaper than to a part of it
+            mask = jnp.arange(inputs.shape[-1]) < batch["lengths"][..., None]
+        masked = {"mask_BT" if self.source.towers == 1 else "mask_B2T": mask}
+        logits_BE = model(inputs, **masked, dropout_key=dropout_key)
+        return classification_loss(logits_BE, batch["labels"], batch["weights"])
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        """The loss in nats, and the share of right answers."""
+        del split
+        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+
+    def describe(self, model: Classifier | Matcher) -> dict[str, str]:
+        source = self.source
+        _, labels = source.split("train")
+        _, held_out = source.split("validation")
+        most = np.bincount(held_out).max() / len(held_out)
+        pairs = "" if source.towers == 1 else "pairs of "
+        return {
+            "data": f"{source.name}, {len(labels):,} examples to train on ({source.licence})",
+            "sequences": f"{pairs}up to {self.data.sequence_length:,} tokens of "
+            f"{source.vocab_size}, {source.num_classes} classes",
+            "chance": f"{most:.4f} of the validation split are of the most frequent class",
+            "parameters": f"{model.num_parameters:,}",
+        }

@@ -1,0 +1,147 @@
+"""The recall configs: each builds its task, makes a batch and evaluates; mistakes are one line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from configs.recall import (
+    induction_heads,
+    mad,
+    modular_arithmetic,
+    mqar,
+    needle,
+    parity,
+    selective_copying,
+)
+from linear_transformer.errors import ConfigError, UserError
+from linear_transformer.models.compressor import Compressor
+from linear_transformer.tasks.task import make_task
+
+CONFIGS = {
+    "induction_heads": induction_heads.get_config(),
+    "modular_arithmetic": modular_arithmetic.get_config(),
+    "mqar": mqar.get_config(),
+    "needle": needle.get_config(),
+    "parity": parity.get_config("delta_net"),
+    "selective_copying": selective_copying.get_config(),
+    **{f"mad {task}": mad.get_config(task) for task in mad.TASKS},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_task_and_batch(name):
+    """One batch of training and a loss, by shape."""
+    config = CONFIGS[name]
+    task = make_task(config)
+    batch = next(iter(task.training_data(0, 1)))
+    shape = (config.data.batch_size, config.data.sequence_length)
+    assert {array.shape for array in batch.values()} == {shape}
+    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    assert model.num_parameters > 10_000
+    assert "parameters" in task.describe(model)
+    loss = nnx.eval_shape(lambda model, batch: task.loss(model, batch, None), model, batch)
+    assert loss.keys() == {"loss", "accuracy", "sequences"}
+
+
+def small(config, **data):
+    config.data.update(batch_size=4, evaluation_examples=6, **data)
+    config.model.update(width=16, num_layers=1)
+    task = make_task(config)
+    return task, *nnx.split(task.make_model(nnx.Rngs(0)))
+
+
+def test_evaluates_lengths_and_options():
+    config = mqar.get_config("katharopoulos")
+    options = {"pairs": ((64, 4), (64, 8), (128, 32))}
+    task, graphdef, parameters = small(
+        config, evaluation_lengths=(64, 128), evaluation_options=options
+    )
+    metrics = task.evaluate(graphdef, parameters, "test")
+    names = ("64", "128", "length_64_pairs_4", "length_64_pairs_8", "length_128_pairs_32")
+    expected = [f"{m}_at_{name}" for name in names for m in ("accuracy", "sequences")]
+    assert metrics.keys() == {"loss", "accuracy", "sequences", *expected}
+    assert (
+        metrics["accuracy"] == metrics["accuracy_at_64"] == metrics["accuracy_at_length_64_pairs_4"]
+    )
+
+
+def test_long_evaluations_keep_their_tokens(monkeypatch):
+    """Fewer rows in a batch, and fewer examples beyond a number of tokens."""
+    task, _, _ = small(induction_heads.get_config("katharopoulos"), sequence_length=8)
+    monkeypatch.setattr("linear_transformer.tasks.synthetic._MOST_TOKENS", 64)
+
+    def shapes(length):
+        batches = list(task._evaluation_batches("test", length=length))
+        examples = sum(int(batch["weights"].sum()) for batch in batches)
+        return [batch["inputs"].shape for batch in batches], examples
+
+    assert shapes(4) == ([(4, 4), (4, 4)], 6)
+    assert shapes(16) == ([(2, 16), (2, 16)], 4)
+    assert shapes(256) == ([(1, 256)], 1)
+
+
+def test_compression_sees_all_through_one_vector():
+    """Every logit depends on every token, but only by the vector of the last."""
+    task, graphdef, parameters = small(mad.get_config("compression,katharopoulos"))
+    model = nnx.merge(graphdef, parameters)
+    assert isinstance(model, Compressor)
+    tokens = jnp.asarray(task.generator(np.random.default_rng(0), 32)[0][None])
+    logits, _ = model(tokens)
+    assert logits.shape == (1, 32, 16)
+    changed = tokens.at[0, 0].set((tokens[0, 0] + 1) % 15)
+    assert np.abs(model(changed)[0] - logits).max(-1).min() > 1e-6
+    model.encoder = lambda tokens, dropout_key: jnp.ones((1, 16))
+    np.testing.assert_array_equal(model(tokens)[0], model(changed)[0])
+
+
+def test_compression_learns():
+    """Two symbols by chance are 1 in 15 each, and one token is sure: 0.38."""
+    config = mad.get_config("compression,katharopoulos")
+    task, graphdef, parameters = small(config, sequence_length=3)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(parameters, state, batch):
+        def loss(parameters):
+            total, count = task.loss(nnx.merge(graphdef, parameters), batch, None)["loss"]
+            return total / count
+
+        updates, state = optimizer.update(jax.grad(loss)(parameters), state)
+        return optax.apply_updates(parameters, updates), state
+
+    task.data.update(batch_size=64, evaluation_examples=64)
+    state = optimizer.init(parameters)
+    for _, batch in zip(range(200), task.training_data(0, 1), strict=False):
+        parameters, state = step(parameters, state, batch)
+    assert task.evaluate(graphdef, parameters, "test")["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sequence_length": 15}, r"config.data.sequence_length: sequences of 15 tokens: 4 pairs"),
+        ({"evaluation_lengths": (64, 8)}, r"config.data.evaluation_lengths: sequences of 8 tokens"),
+        ({"evaluation_options": {"pears": ((64, 4),)}}, r"evaluation_options.pears: .*no such"),
+        (
+            {"evaluation_options": {"pairs": ((64, 32),)}},
+            r"evaluation_options.pairs: .*32 pairs",
+        ),
+        ({"evaluation_options": {"pairs": (64, 4)}}, r"evaluation_options.pairs = \(64, 4\): must"),
+        ({"evaluation_options": {"vocab_size": ((64, 512),)}}, r"vocab_size = 512: has more"),
+    ],
+)
+def test_mistakes_show_before_training(changes, message):
+    config = mqar.get_config()
+    config.data.update(changes)
+    with pytest.raises(UserError, match=message) as caught:
+        make_task(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["recall", "recall,linear", "compression,lstm"])
+def test_unknown_variants_are_named(variant):
+    with pytest.raises(ConfigError, match=r"the variants are"):
+        mad.get_config(variant)
