@@ -36,6 +36,9 @@ from configs.lra import variants
 PIXELS = 32 * 32
 EXAMPLES = 45_000  # of CIFAR-10 to train on
 
+SMALL = variants.small(
+    batch_size=256, num_steps=35_000, sequence_length=PIXELS, positions="learned"
+)
 SETTINGS = {
     "lra": variants.Setting(
         num_layers=1,
@@ -50,9 +53,8 @@ SETTINGS = {
         sequence_length=PIXELS,
         optimizer=variants.lra_adam(5e-4, warmup_steps=175),
     ),
-    "small": variants.small(
-        batch_size=256, num_steps=35_000, sequence_length=PIXELS, positions="learned"
-    ),
+    "small": SMALL,
+    "quick": variants.quick(SMALL, batch_size=64, num_steps=1_500),
     "transnormer": variants.transnormer(
         num_layers=12,
         feed_forward=2,
@@ -76,5 +78,5 @@ SETTINGS = {
 
 
 def get_config(variant: str = "linear,small") -> ml_collections.ConfigDict:
-    name, _, is_small = variants.parse(variant)
-    return variants.get_config(name, is_small, SETTINGS, {"dataset": "fashion_mnist", "path": ""})
+    name, _, scale = variants.parse(variant)
+    return variants.get_config(name, scale, SETTINGS, {"dataset": "fashion_mnist", "path": ""})

@@ -30,6 +30,7 @@ import ml_collections
 
 from configs.lra import variants
 
+SMALL = variants.small(batch_size=32, num_steps=5_000, sequence_length=2_000)
 SETTINGS = {
     "lra": variants.Setting(
         num_layers=4,
@@ -43,7 +44,8 @@ SETTINGS = {
         sequence_length=2_000,
         optimizer=variants.lra_rsqrt(0.05, warmup_steps=1_000),
     ),
-    "small": variants.small(batch_size=32, num_steps=5_000, sequence_length=2_000),
+    "small": SMALL,
+    "quick": variants.quick(SMALL, batch_size=64, num_steps=2_000),
     "transnormer": variants.transnormer(
         num_layers=4,
         feed_forward=4,
@@ -64,5 +66,5 @@ SETTINGS = {
 
 
 def get_config(variant: str = "linear,small") -> ml_collections.ConfigDict:
-    name, _, is_small = variants.parse(variant)
-    return variants.get_config(name, is_small, SETTINGS, {"dataset": "listops", "path": ""})
+    name, _, scale = variants.parse(variant)
+    return variants.get_config(name, scale, SETTINGS, {"dataset": "listops", "path": ""})

@@ -74,11 +74,13 @@ def _settings(side: int) -> dict[str, Setting]:
         }
     shared = {"sequence_length": side**2, "positions": "learned"}
     near = side <= 64
+    small = variants.small(
+        batch_size=256 if side == 32 else lra.batch_size, num_steps=lra.num_steps, **shared
+    )
     return of_names | {
         "lra": lra,
-        "small": variants.small(
-            batch_size=256 if side == 32 else lra.batch_size, num_steps=lra.num_steps, **shared
-        ),
+        "small": small,
+        "quick": variants.quick(small, batch_size=64, num_steps=2_000),
         "transnormer": variants.transnormer(
             width=128 if near else 64,
             num_layers=4 if near else 6,
@@ -102,7 +104,7 @@ def _settings(side: int) -> dict[str, Setting]:
 
 
 def get_config(variant: str = "linear,small") -> ml_collections.ConfigDict:
-    name, size, is_small = variants.parse(variant, sizes=tuple(map(str, SIDES)))
+    name, size, scale = variants.parse(variant, sizes=tuple(map(str, SIDES)))
     side = int(size or 32)
     data = {"dataset": "pathfinder", "path": "", "difficulty": "hard", "side": side}
-    return variants.get_config(name, is_small, _settings(side), data)
+    return variants.get_config(name, scale, _settings(side), data)

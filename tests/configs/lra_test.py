@@ -23,7 +23,15 @@ MODULES = {
     "image": image,
     "pathfinder": pathfinder,
 }
-SETTINGS = ("linear", "linear,small", "transnormer_t2", "lion_s", "convolution", "softmax")
+SETTINGS = (
+    "linear",
+    "linear,small",
+    "linear,quick",
+    "transnormer_t2",
+    "lion_s",
+    "convolution",
+    "softmax",
+)
 CASES = [
     *(("image", name + size) for name in variants.NAMES for size in ("", ",small")),
     *((task, name) for task in MODULES if task != "image" for name in SETTINGS),
