@@ -50,7 +50,10 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
         jax.block_until_ready((held[0], metrics))
 
     facts = {"temp MB": program.temp_bytes / 1e6, "compile s": program.compile_seconds}
-    return Candidate(run, 3 * model.flops_per_token(config.data.sequence_length), facts)
+    flops = None
+    if isinstance(model, LanguageModel):
+        flops = 3 * model.flops_per_token(config.data.sequence_length)
+    return Candidate(run, flops, facts)
 
 
 class Decoder:

@@ -54,6 +54,14 @@ class BenchmarksTest(parameterized.TestCase):
             2,
             "images/s",
         ),
+        (
+            "lra",
+            "lra",
+            ("--names=softmax,linear", "--lengths=32,64", "--scale=small"),
+            "lra",
+            4,
+            "steps/s",
+        ),
         ("non_local", "non_local", ("--sizes=4,8", "--channels=4"), "non_local", 4, "ms"),
         (
             "decode",

@@ -111,8 +111,14 @@ def linear_attention(
     elif segment_ids_BT is None:
         o, state = _bidirectional(q_BTHK, k_BSHK, v_BSHV, initial_state, normalize, epsilon)
     else:
-        o, state = _bidirectional_packed(
-            q_BTHK, k_BSHK, v_BSHV, initial_state, segment_ids_BT, normalize, epsilon, attend
+        run_BT = segments.run_index(segment_ids_BT)
+        arrays = (q_BTHK, k_BSHK, v_BSHV, initial_state, run_BT)
+        options = {"normalize": normalize, "epsilon": epsilon}
+        o, state = lax.cond(
+            jnp.max(run_BT) < 2,
+            functools.partial(_bidirectional_padded, **options),
+            functools.partial(_bidirectional_packed, attend=attend, **options),
+            *arrays,
         )
     return o.astype(v_BSHV.dtype), state
 
@@ -202,6 +208,20 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
     state = state + jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
     o = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
     return (_divide(o, epsilon) if normalize else o), state
+
+
+def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
+    """At most two segments a row, as padding makes them: each has a half of a doubled key."""
+
+    def doubled(x):
+        return jnp.concatenate(
+            [jnp.where((run_BT == run)[..., None, None], x, 0) for run in (0, 1)], axis=-1
+        )
+
+    both = jnp.concatenate([state, jnp.zeros_like(state)], axis=2)
+    o, both = _bidirectional(doubled(q), doubled(k), v, both, normalize, epsilon)
+    first, second = jnp.split(both, 2, axis=2)
+    return o, jnp.where((run_BT[:, -1] == 0)[:, None, None, None], first, second)
 
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):

@@ -233,6 +233,44 @@ def test_cross_attention_and_its_state():
         )
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_sequence_and_its_padding_are_two_calls(normalize):
+    """At most two segments a row: value, state and every gradient of each alone, in both orders."""
+    time = 70
+    with jax.enable_x64(True):
+        arrays, _ = inputs(time, jnp.float64)
+        if not normalize:
+            arrays["initial_state"] = arrays["initial_state"][..., :-1]
+        ids = np.where(np.arange(time) < np.array([[43], [time]]), 1, 0)
+        attend = functools.partial(linear_attention, direction="bidirectional", normalize=normalize)
+
+        def together(arrays):
+            q, k, v, state = (arrays[name] for name in ("q", "k", "v", "initial_state"))
+            o, state = attend(q, k, v, initial_state=state, segment_ids_BT=jnp.asarray(ids))
+            return (jnp.sum(o**3) + jnp.sum(state**3)), (o, state)
+
+        def alone(arrays):
+            q, k, v, state = (arrays[name] for name in ("q", "k", "v", "initial_state"))
+            rows, states = [], []
+            for row, length in enumerate((43, time)):
+                parts, last = [], state[row : row + 1]
+                for cut in (slice(0, length), slice(length, time)):
+                    if cut.start < time:
+                        part = [x[row : row + 1, cut] for x in (q, k, v)]
+                        o, last = attend(*part, initial_state=last if cut.start == 0 else None)
+                        parts.append(o)
+                rows.append(jnp.concatenate(parts, axis=1))
+                states.append(last)
+            o, state = jnp.concatenate(rows), jnp.concatenate(states)
+            return (jnp.sum(o**3) + jnp.sum(state**3)), (o, state)
+
+        results = []
+        for function in (together, alone):
+            gradients, (o, state) = jax.jit(jax.grad(function, has_aux=True))(arrays)
+            results.append({"o": o, "state": state} | gradients)
+        contract.assert_agree(results[0], results[1], 1e-11)
+
+
 def test_padding_keys_never_change_a_result():
     """Bit for bit: what lies under the mask is not read."""
     arrays, _ = inputs(70, jnp.float32)
