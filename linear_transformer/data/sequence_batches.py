@@ -1,6 +1,5 @@
 """Batches of labelled sequences, single or in pairs, cut and padded to one length."""
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,7 +7,14 @@ import grain
 import numpy as np
 from jaxtyping import Int, Integer
 
-from linear_transformer.data import image_tokens, images, labelled_text, listops, retrieval
+from linear_transformer.data import (
+    image_tokens,
+    images,
+    labelled_text,
+    listops,
+    pathfinder,
+    retrieval,
+)
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.labelled_batches import evaluation_batches, training_batches
 from linear_transformer.data.stream import Batch, check_shape
@@ -43,13 +49,9 @@ class SequenceSource(Protocol):
         ...
 
 
-def _pathfinder(config: Any) -> SequenceSource:
-    return importlib.import_module("linear_transformer.data.pathfinder").load(config)
-
-
 DATASETS: dict[str, Callable[[Any], SequenceSource]] = {
     "listops": listops.load,
-    "pathfinder": _pathfinder,
+    "pathfinder": pathfinder.load,
     "imdb": labelled_text.load_imdb,
     "newsgroups": labelled_text.load_newsgroups,
     "spam": labelled_text.load_spam,

@@ -1,0 +1,247 @@
+"""What the contours of Pathfinder are made of: the settings by size, and paddles on a pixel grid.
+
+A contour is a row of short lines, its paddles.  Their directions come from a small set, so that
+every drawing is made once and looked up afterwards.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw
+
+SCALE = 2  # lines are drawn this many times larger, and reduced
+SEED_DIRECTIONS = 360  # whole degrees
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The parameters of one image size in Long Range Arena (Tay et al. 2021, arXiv:2011.04006).
+
+    All lengths are in pixels.
+
+    Attributes:
+      size: side S of the square images.
+      border: width of the margin of the image that contours keep free.
+      length, thickness: of a paddle.
+      gaps: half of the distance between paddles of a contour; an image has one of these.
+      seed_distance: between the first ends of the two long contours.
+      marker_radius: of the two discs.
+      continuity: the larger, the straighter.
+      distractor_paddles: in all distractors of an image together, at most.
+      contrast, distractor_contrast: of the long contours, and of the others; discs have 1.
+    """
+
+    size: int
+    border: int
+    length: int
+    thickness: float
+    gaps: tuple[int, ...]
+    seed_distance: int
+    marker_radius: float
+    continuity: float
+    distractor_paddles: int
+    contrast: float
+    distractor_contrast: float
+
+
+SETTINGS = {
+    32: Setting(
+        size=32,
+        border=1,
+        length=2,
+        thickness=0.5,
+        gaps=(1,),
+        seed_distance=7,
+        marker_radius=1.5,
+        continuity=1.0,
+        distractor_paddles=20,
+        contrast=1.5,
+        distractor_contrast=2.0,
+    ),
+    64: Setting(
+        size=64,
+        border=1,
+        length=5,
+        thickness=1.0,
+        gaps=(1,),
+        seed_distance=12,
+        marker_radius=2.5,
+        continuity=1.8,
+        distractor_paddles=22,
+        contrast=0.8,
+        distractor_contrast=0.8,
+    ),
+    128: Setting(
+        size=128,
+        border=1,
+        length=5,
+        thickness=1.5,
+        gaps=(2, 3),
+        seed_distance=20,
+        marker_radius=3.0,
+        continuity=1.8,
+        distractor_paddles=35,
+        contrast=0.9,
+        distractor_contrast=0.9,
+    ),
+    256: Setting(
+        size=256,
+        border=22,
+        length=5,
+        thickness=2.0,
+        gaps=(3,),
+        seed_distance=27,
+        marker_radius=5.0,
+        continuity=1.8,
+        distractor_paddles=30,
+        contrast=1.0,
+        distractor_contrast=1.0,
+    ),
+}
+
+
+class Paddles:
+    """Drawings of a paddle in every direction R, and where the next one may go.
+
+    Coordinates are (row, column), angles go from columns to rows.  The first SEED_DIRECTIONS (Q)
+    directions are those of the first paddle, drawn from its tail to its head, which is `heads`
+    away.  The others belong to one of E `ends` each, where the head of a next paddle may be, and
+    are drawn backwards, from the head.  Drawings are levels 0 to 255 around the point where the
+    drawing begins.
+
+    Attributes:
+      gap: half of the distance between the paddles of a contour, pixels.
+      pad: pixels around an image that no drawing leaves.
+      lines: (R, K, K), the paddle.
+      masks: (R, K, K), the space it keeps free, a line thickened by the gap on each side.
+      limits: (R, K, K), a mask below overlaps too much where it is larger than this.
+      halos: (R, H, H), the masks thickened by the gap once more: no paddle may end there.
+      clearings: by seed direction, (n, 2) offsets that must be free around a tail.
+      tails: by seed direction, (n, 2), where the first contour of an empty image may begin: in the
+        middle, and, as in the published program, at borders that the paddle points along.
+      heads: (Q, 2), exactly from the tail to the head.
+      backs: (Q, 2), exactly from the head to the pivot, the point behind the tail around which the
+        paddle turns.
+      steps: (R, 2), exactly from a pivot to the next.
+      ends: (E, 2), from a pivot to heads.
+      weights: (R, E), how well each end continues each direction.
+    """
+
+    gap: int
+    pad: int
+    lines: UInt8[np.ndarray, "R K K"]
+    masks: UInt8[np.ndarray, "R K K"]
+    limits: UInt8[np.ndarray, "R K K"]
+    halos: UInt8[np.ndarray, "R H H"]
+    clearings: list[Int[np.ndarray, "n 2"]]
+    tails: list[Int[np.ndarray, "n 2"]]
+    heads: Float[np.ndarray, "Q 2"]
+    backs: Float[np.ndarray, "Q 2"]
+    steps: Float[np.ndarray, "R 2"]
+    ends: Int[np.ndarray, "E 2"]
+    weights: Float[np.ndarray, "R E"]
+
+    _OVERLAP: ClassVar[int] = 459  # 1.8 times 255: sum of two masks that is too much
+
+    def __init__(self, setting: Setting, gap: int):
+        self.gap, length = gap, setting.length
+        seeds = (np.arange(SEED_DIRECTIONS) - 180) * np.pi / 180
+        self.ends = _circle(length + gap)
+        angles = np.concatenate([seeds, np.arctan2(self.ends[:, 0], self.ends[:, 1])])
+        drawn = np.concatenate([seeds, _reverse(angles[SEED_DIRECTIONS:])])
+        pairs = [_draw(angle, setting, gap) for angle in drawn]
+        self.lines, self.masks = (np.stack(levels) for levels in zip(*pairs, strict=True))
+        self.limits = np.minimum(self._OVERLAP - 1 - self.masks.astype(int), 255).astype(np.uint8)
+        self.halos = np.stack([_thicken(np.pad(mask, gap), gap) for mask in self.masks])
+        # Tails may be outside where their heads are not.
+        self.pad = self.halos.shape[1] // 2 + length + 1
+        # One row and column beside the paddle itself, as in the published program.
+        reach = self.masks.shape[1] // 2
+        offsets = [np.argwhere(mask == 255) - reach + 1 for mask in self.masks[:SEED_DIRECTIONS]]
+        self.clearings = [near[(abs(near) <= length + gap).all(1)] for near in offsets]
+        outside = np.ones((setting.size, setting.size), bool)
+        middle = slice(2 * setting.seed_distance, setting.size - 2 * setting.seed_distance)
+        outside[middle, middle] = False
+        self.tails = [free_tails(outside, near) for near in self.clearings]
+        self.heads = length * _direction(seeds)
+        self.backs = (length + gap) * _direction(_reverse(seeds))
+        self.steps = (length + 2 * gap) * _direction(angles)
+        turn = abs(angles[:, None] - angles[SEED_DIRECTIONS:])
+        turn = setting.continuity * np.minimum(turn, 2 * np.pi - turn)
+        self.weights = np.cos(np.minimum(turn, np.pi / 2)) ** 2
+
+
+def free_tails(
+    occupied: Bool[np.ndarray, "S S"], clearing: Int[np.ndarray, "n 2"]
+) -> Int[np.ndarray, "m 2"]:
+    """Pixels around which a clearing has no occupied pixel; there are none beyond the image."""
+    reach, size = abs(clearing).max(), len(occupied)
+    padded = np.pad(occupied, reach)
+    blocked = np.zeros((size, size), bool)
+    for y, x in clearing + reach:
+        blocked |= padded[y : y + size, x : x + size]
+    return np.argwhere(~blocked)
+
+
+def disc(radius: float) -> UInt8[np.ndarray, "K K"]:
+    """A filled circle around the middle pixel, levels 0 to 255."""
+    reach = int(np.ceil(radius)) + 2
+    side = 2 * reach + 1
+    y, x = np.indices((side * SCALE, side * SCALE)) - reach * SCALE
+    return _resize(255 * (y**2 + x**2 <= (radius * SCALE) ** 2), (side, side))
+
+
+def _direction(angles: np.ndarray | float) -> Float[np.ndarray, "*n 2"]:
+    return np.stack([np.sin(angles), np.cos(angles)], -1)
+
+
+def _reverse(angles: np.ndarray) -> np.ndarray:
+    return np.where(angles < 0, angles + np.pi, angles - np.pi)
+
+
+def _circle(radius: int) -> Int[np.ndarray, "E 2"]:
+    """Pixels around a circle, found in steps of one pixel."""
+    exact = radius * _direction(np.arange(0, 2 * np.pi, 1 / radius))
+    return np.unique(np.floor(exact).astype(int), axis=0)
+
+
+def shifted(
+    at: Int[np.ndarray, "*n 2"], exact: Float[np.ndarray, "*n 2"]
+) -> Int[np.ndarray, "*n 2"]:
+    """Moves pixels by distances, and rounds up.
+
+    Sums are rounded as in the published program: next to the upper and left border, where floating
+    point is finest, a cosine of 6e-17 moves a point by a pixel.  Were sums exact, a tenth more of
+    the hard pairs of 32 pixels would succeed.
+    """
+    return np.ceil(at + exact).astype(int)
+
+
+def _draw(angle: float, setting: Setting, gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Line and mask, (K, K) each, of a paddle from the middle into a direction."""
+    reach = setting.length + int(np.ceil(setting.thickness)) + gap
+    middle, side = reach * SCALE, 2 * reach * SCALE + 1
+    large = Image.new("L", (side, side))
+    y, x = shifted(np.full(2, middle), setting.length * SCALE * _direction(angle)).tolist()
+    ImageDraw.Draw(large).line(
+        [(middle, middle), (x, y)], fill=255, width=round(setting.thickness * SCALE)
+    )
+    line = np.asarray(large)
+    shape = (2 * reach + 1, 2 * reach + 1)
+    return _resize(line, shape), _resize(_thicken(line, gap * SCALE), shape)
+
+
+def _resize(levels: np.ndarray, shape: tuple[int, int]) -> UInt8[np.ndarray, "Y X"]:
+    image = Image.fromarray(levels.astype(np.uint8))
+    return np.asarray(image.resize(shape, Image.Resampling.LANCZOS))
+
+
+def _thicken(levels: np.ndarray, radius: int) -> np.ndarray:
+    """The largest level within a radius of each pixel, nothing around the picture."""
+    padded = np.pad(levels, radius)
+    offsets = np.argwhere(np.ones((2 * radius + 1, 2 * radius + 1)))
+    near = offsets[((offsets - radius) ** 2).sum(1) <= radius**2]
+    rows, columns = levels.shape
+    return np.max([padded[y : y + rows, x : x + columns] for y, x in near], axis=0)
