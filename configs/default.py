@@ -27,6 +27,7 @@ def get_config(
             "final_evaluation": True,
             "sample": True,
             "accumulate_steps": 1,
+            "mesh": {"data": 0, "fsdp": 1},  # devices; 0 takes all
             "ema_decay": 0.0,
             "label_smoothing": 0.0,
             "data": {

@@ -15,7 +15,8 @@ from ml_collections import config_flags
 
 from linear_transformer.errors import ConfigError, UserError
 
-# What a resumed run may change: how long it goes on and what it reports, not what it computes.
+# What a resumed run may change: how long it goes on, what it reports and where, not what it
+# computes.
 RESUMABLE_KEYS = (
     "num_steps",
     "log_every",
@@ -25,6 +26,7 @@ RESUMABLE_KEYS = (
     "keep_checkpoints",
     "final_evaluation",
     "sample",
+    "mesh",
 )
 
 

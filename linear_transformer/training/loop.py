@@ -10,10 +10,12 @@ import ml_collections
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from linear_transformer import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
@@ -42,6 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
+    mesh_config = configuration.build(sharding.MeshConfig, config.get("mesh", {}), "mesh")
+    mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
     data = iter(task.training_data(jax.process_index(), jax.process_count()))
     configuration.save(config, workdir)
@@ -50,11 +54,17 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     graphdef = nnx.graphdef(model)
     for name, fact in task.describe(model).items():
         print(f"{name + ':':12} {fact}", flush=True)
-    print(f"{'device:':12} {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
+    devices = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items() if size > 1)
+    print(
+        f"{'device:':12} {mesh.size} x {jax.devices()[0].device_kind}"
+        + (f" ({devices})" if devices else ""),
+        flush=True,
+    )
 
-    state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
+    options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
+    state = init_state(task.make_model, optimizer, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    loop = _Loop(config, workdir, task, graphdef, data, checkpoints)
+    loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -70,9 +80,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
             graphdef,
             task.loss,
             optimizer,
-            seed=config.seed,
             accumulate_steps=config.accumulate_steps,
-            ema_decay=config.ema_decay,
+            **options,
         )
         state = loop.run(state, step_fn)
         if loop.step == config.num_steps:
@@ -115,13 +124,16 @@ def _check(config: ml_collections.ConfigDict) -> None:
 class _Loop:
     """The host's side of training: what has been done, and what is reported."""
 
-    def __init__(self, config, workdir, task: Task, graphdef, data, checkpoints: Checkpoints):
+    def __init__(
+        self, config, workdir, task: Task, graphdef, data, checkpoints: Checkpoints, mesh: Mesh
+    ):
         self.config = config
         self.workdir = workdir
         self.task = task
         self.graphdef = graphdef
         self.data = data
         self.checkpoints = checkpoints
+        self.mesh = mesh
         self.step = 0
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
@@ -142,6 +154,8 @@ class _Loop:
         try:
             while self.step < config.num_steps and not self.terminated:
                 batch = next(self.data)
+                if self.mesh.size > 1:
+                    batch = sharding.put_batch(self.mesh, batch)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, metrics = step_fn(state, batch)
                 if pending is not None:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
+from linear_transformer.training import sharding
 from linear_transformer.types import PRNGKey
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
@@ -41,15 +43,22 @@ def init_state(
     *,
     seed: int,
     ema_decay: float,
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """Initialises in one compiled call, the same on every backend and device count."""
+    """Initialises in one compiled call, the same on every backend and device count.
+
+    Args:
+      mesh: that the state is spread over (`training.sharding`); the default device alone if None.
+    """
 
     def init() -> TrainState:
         parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
         average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
 
-    return jax.jit(init)()
+    if mesh is None:
+        return jax.jit(init)()
+    return jax.jit(init, out_shardings=sharding.shardings(mesh, jax.eval_shape(init)))()
 
 
 def make_train_step(
@@ -60,11 +69,13 @@ def make_train_step(
     seed: int,
     accumulate_steps: int,
     ema_decay: float,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
-    the gradient is that of the whole batch whatever the weights.
+    the gradient is that of the whole batch whatever the weights.  On a mesh of several devices each
+    one has its rows, and state and batch are arrays on that mesh (`training.sharding`).
     """
 
     def loss_sum(parameters, batch, key):
@@ -87,9 +98,11 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
+    total_sums = sums if mesh is None else sharding.sum_over_devices(mesh, sums)
+
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, metrics = sums(state.parameters, batch, key)
+        gradients, metrics = total_sums(state.parameters, batch, key)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
@@ -101,4 +114,12 @@ def make_train_step(
         metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
         return TrainState(state.step + 1, parameters, optimizer_state, average), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if mesh is None or mesh.size == 1:
+        return jax.jit(train_step, donate_argnums=0)
+
+    def sharded_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = train_step(state, batch)
+        split = sharding.shardings(mesh, state)  # as it came in
+        return jax.lax.with_sharding_constraint(state, split), metrics
+
+    return jax.jit(sharded_step, donate_argnums=0)

@@ -1,0 +1,134 @@
+"""Training on several devices: which of them holds what.
+
+A mesh has two axes.  Over "data" every device has all parameters and a part of the batch; over
+"fsdp" a part of the batch and a part of each parameter and of the optimizer's state (Rajbhandari et
+al. 2020, ZeRO, arXiv:1910.02054): a step gathers the parameters, and scatters the gradients.
+Each device runs the very program of a single device on its rows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from linear_transformer.errors import ConfigError
+
+AXES = ("data", "fsdp")
+_SMALLEST = 2**12  # numbers of an array that are worth splitting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis.
+
+    Attributes:
+      data: 0 takes all devices that `fsdp` leaves.
+      fsdp: 1 keeps parameters whole.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+
+    def __post_init__(self):
+        for key, least in (("data", 0), ("fsdp", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(
+                    f"config.mesh.{key} is {getattr(self, key)}; it must be {least} or more"
+                )
+
+
+def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
+    """The mesh of all processes' devices, or of the first ones where fewer are asked for.
+
+    Raises:
+      ConfigError: there are too few devices, or the batch cannot be split between them.
+    """
+    devices = jax.devices()
+    data = config.data or len(devices) // config.fsdp
+    size = data * config.fsdp
+    if not 0 < size <= len(devices):
+        raise ConfigError(
+            f"config.mesh asks for {max(data, 1)} x {config.fsdp} devices; there are {len(devices)}"
+        )
+    if size < len(devices) and jax.process_count() > 1:
+        raise ConfigError(
+            f"config.mesh has {size} of {len(devices)} devices; several processes need all"
+        )
+    if batch_size % size:
+        raise ConfigError(
+            f"config.data.batch_size ({batch_size}) is not a multiple of the {size} devices of "
+            "config.mesh; change it, or set config.mesh.data=1"
+        )
+    return Mesh(np.array(devices[:size]).reshape(data, config.fsdp), AXES)
+
+
+def specs(mesh: Mesh, tree: Any) -> Any:
+    """How each array is split over "fsdp": along its longest axis that can be, if it is large."""
+    parts = mesh.shape["fsdp"]
+
+    def spec(x: Any) -> PartitionSpec:
+        candidates = [size for size in x.shape if size % parts == 0]
+        if parts == 1 or x.size < _SMALLEST or not candidates:
+            return PartitionSpec()
+        axis = x.shape.index(max(candidates))
+        return PartitionSpec(*[None] * axis, "fsdp")
+
+    return jax.tree.map(spec, tree)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """`specs` with the mesh, as `jax.jit` and checkpoints take them."""
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree))
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """The rows that this process has read, as its part of the batch of all processes."""
+    rows = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def sum_over_devices(mesh: Mesh, sums: Callable[..., Any]) -> Callable[..., Any]:
+    """`sums(parameters, rows, key) -> (gradients, metrics)` of the rows of all devices.
+
+    Gradients are sums over rows, split as the parameters are.  Each device has a key of its own, so
+    that dropout depends on their number.
+    """
+    if mesh.size == 1:
+        return sums
+
+    def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
+        split = specs(mesh, parameters)
+
+        def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+            if "fsdp" not in spec:
+                return x
+            return lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+        def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+            if "fsdp" not in spec:
+                return lax.psum(x, AXES)
+            axis = spec.index("fsdp")
+            x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
+            return lax.psum(x, "data")
+
+        def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
+            key = jax.random.fold_in(key, lax.axis_index(AXES))
+            gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
+            return jax.tree.map(scatter, gradients, split), lax.psum(metrics, AXES)
+
+        whole, rows = PartitionSpec(), PartitionSpec(AXES)
+        run = jax.shard_map(
+            of_one,
+            mesh=mesh,
+            in_specs=(split, rows, whole),
+            out_specs=(split, whole),
+            check_vma=False,  # the sums are written out above
+        )
+        return run(parameters, batch, key)
+
+    return of_all
