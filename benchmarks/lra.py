@@ -62,6 +62,7 @@ def measure(name: str, length: int) -> dict[str, Any]:
     seconds = timing.interleave({name: step.run}, timing.ROUNDS.value)[name].median
     peak = timing.peak_bytes(step.run)
     row = {"name": name, "length": length, "steps/s": 1 / seconds, **step.facts}
+    row |= {"batch": _BATCH.value, "temp GB": step.facts["temp MB"] / 1e3}
     row["peak MB"] = None if peak is None else peak / 1e6
     if name in PUBLISHED and length in PUBLISHED_LENGTHS:
         rates, gigabytes = PUBLISHED[name]
@@ -127,7 +128,8 @@ def main() -> None:
     powers = exponents(rows)
     print("a step takes length to the power of", {n: round(p, 2) for n, p in powers.items()})
     print("x: over softmax at the same length")
-    timing.save("lra", {"lra": rows}, batch=_BATCH.value, exponents=powers)
+    size = "paper size" if _BATCH.value == 32 and _SCALE.value is None else "small twin"
+    timing.save("lra", {"lra": rows}, size=size, exponents=powers)
     if _PLOT.value:
         plot(rows, _PLOT.value)
 

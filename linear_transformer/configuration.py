@@ -27,6 +27,7 @@ RESUMABLE_KEYS = (
     "final_evaluation",
     "sample",
     "mesh",
+    "beam_width",
 )
 
 

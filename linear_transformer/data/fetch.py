@@ -6,11 +6,13 @@ in one atomic step, so an interrupted or a simultaneous fetch never leaves a bro
 
 import hashlib
 import http.client
+import io
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable
@@ -96,6 +98,23 @@ def _by_command(command: list[str]) -> Callable[[pathlib.Path], None]:
             raise OSError(errors[-1])
 
     return download
+
+
+def open_debian_data(package: pathlib.Path) -> tarfile.TarFile:
+    """Opens the files of a Debian package: the member data.tar.* of an `ar` archive.
+
+    Raises:
+      DataError: it has no such member.
+    """
+    data = package.read_bytes()
+    start = len("!<arch>\n")
+    while start < len(data):  # headers of 60 bytes, members of even size
+        name, size = data[start : start + 16].decode().strip(), int(data[start + 48 : start + 58])
+        start += 60
+        if name.startswith("data.tar"):
+            return tarfile.open(fileobj=io.BytesIO(data[start : start + size]))
+        start += size + size % 2
+    raise DataError(f"{package}: the Debian package has no data.tar")
 
 
 def _check_sha256(path: pathlib.Path, sha256: str, name: str, remedy: str) -> None:

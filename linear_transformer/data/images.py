@@ -6,7 +6,6 @@ held out as the validation split; the test splits are the official ones.
 
 import dataclasses
 import gzip
-import io
 import math
 import pathlib
 import struct
@@ -150,22 +149,10 @@ def _load_fashion_mnist(path: str) -> ImageSet:
             "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
         )
         folder = "./usr/share/datasets/fashion-mnist"
-        with tarfile.open(fileobj=io.BytesIO(_debian_data(archive.read_bytes()))) as members:
+        with fetch.open_debian_data(archive) as members:
             return members.extractfile(f"{folder}/{name}.gz").read()
 
     return _from_idx("fashion_mnist", "MIT", path, fetched)
-
-
-def _debian_data(data: bytes) -> bytes:
-    """The member data.tar.* of a Debian package, an `ar` archive: 60-byte headers, even sizes."""
-    start = len("!<arch>\n")
-    while start < len(data):
-        name, size = data[start : start + 16].decode().strip(), int(data[start + 48 : start + 58])
-        start += 60
-        if name.startswith("data.tar"):
-            return data[start : start + size]
-        start += size + size % 2
-    raise DataError("the Debian package has no data.tar")
 
 
 def _from_idx(name: str, licence: str, path: str, fetched: Callable[[str], bytes]) -> ImageSet:

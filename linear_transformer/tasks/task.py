@@ -57,6 +57,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     from linear_transformer.tasks.language_modelling import LanguageModelling
     from linear_transformer.tasks.masked_language_modelling import MaskedLanguageModelling
     from linear_transformer.tasks.sequence_classification import SequenceClassification
+    from linear_transformer.tasks.speech_recognition import SpeechRecognition
     from linear_transformer.tasks.synthetic import Synthetic
 
     tasks = {
@@ -67,6 +68,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         "image_generation": ImageGeneration,
         "image_classification": ImageClassification,
         "sequence_classification": SequenceClassification,
+        "speech_recognition": SpeechRecognition,
     }
     if config.task not in tasks:
         raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")

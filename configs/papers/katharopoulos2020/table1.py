@@ -1,0 +1,32 @@
+"""MNIST pixel by pixel: table 1 of Katharopoulos et al. 2020; see `mnist.py`."""
+
+from configs.papers.katharopoulos2020 import experiments
+from linear_transformer.papers.tables import Row, Table
+
+_PUBLISHED = {
+    "softmax": (0.621, 0.45),
+    "lsh-1": (0.745, 0.68),
+    "lsh-4": (0.676, 0.27),
+    "linear": (0.644, 142.8),
+}
+
+TABLE = Table(
+    title="MNIST: bits per dimension, and images drawn a second",
+    source="Katharopoulos et al. 2020 (arXiv:2006.16236), table 1",
+    note="Trained for 250 epochs.  lsh-X is Reformer's attention with X rounds of hashing, in a "
+    "re-implementation of the authors there and of this project here.",
+    columns=(
+        experiments.bits_per_dim("bits per dimension", digits=3),
+        experiments.images_per_second("mnist", "images a second"),
+    ),
+    rows=tuple(
+        Row(
+            name,
+            published,
+            paper=experiments.images("mnist", name),
+            reduced=experiments.images("mnist", name, small=True),
+            candidate=name,
+        )
+        for name, published in _PUBLISHED.items()
+    ),
+)

@@ -1,0 +1,1 @@
+"""Published tables, and beside each number what this project has measured."""

@@ -1,0 +1,137 @@
+"""Published tables beside what was measured here.
+
+    python -m linear_transformer.papers --list
+    python -m linear_transformer.papers --table=katharopoulos2020/table1
+    python -m linear_transformer.papers --table=qin2022/table8 --output=table8.md
+    python -m linear_transformer.papers --table=qin2022/table8 --launch
+    python -m linear_transformer.papers --table=qin2022/table4 --launch --scale=paper \
+        --files=wikitext103=FOLDER
+
+A table is a file `configs/papers/PAPER/TABLE.py`.  `--list` counts the cells of every table: how
+many were measured in the paper's setting, how many by a reduced twin for small machines, and how
+many not at all.  `--table` prints one as Markdown, with date, command and time of every run it
+quotes; `--output` writes it, and beside it a picture (.png) of bars, or of curves for a figure.
+
+A cell is filled by a run or by a benchmark file found on disk, and by nothing else:
+
+- `--runs=DIR` (default: runs) is searched with all folders below it.  A run counts if it is at its
+  last step and its config equals that of the cell, seed, paths and how often it reports apart; the
+  runs of several seeds are averaged.  The value is that of eval.py, or of the last evaluation while
+  training.
+- Speeds are those of JSON files that `python -m benchmarks.NAME` wrote, there or in
+  build/benchmarks: the newest that fits.  Compare the hardware before the numbers.
+
+Only at the paper's scale is a difference from the published number printed.  Of reduced twins
+compare the order of the rows.
+
+`--launch` first runs what the table lacks, one after the other: the reduced twins, or the paper's
+settings with `--scale=paper`.  It resumes what was stopped.  What fails is one line, and the next
+one goes on; the exit status is then 1.  Data that must be the user's own are named with
+`--files=NAME=PATH`; the message of a run without them says the name.
+"""
+
+import pathlib
+
+from absl import flags
+
+from linear_transformer import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.papers import cells, launch, report
+from linear_transformer.papers.runs import Found, find
+from linear_transformer.papers.tables import PAPER, REDUCED, Table, load_table, table_names
+
+BENCHMARKS = pathlib.Path("build/benchmarks")
+_SCALES = {"paper": PAPER, "reduced": REDUCED}
+
+
+def _find(folder: pathlib.Path) -> Found:
+    return find([folder, BENCHMARKS])
+
+
+def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str, str]) -> list[str]:
+    """Runs what the table lacks, and returns a line for each failure."""
+    jobs = launch.plan(table, scale, _find(folder), folder)
+    if not jobs:
+        print("nothing is missing", flush=True)
+        return []
+    for job in jobs:
+        print(job.describe(), flush=True)
+    training = [job for job in jobs if not job.finished]
+    known = [job.seconds for job in training if job.seconds is not None]
+    if len(known) < len(training):
+        print(f"{len(jobs)} to run; time in all unknown", flush=True)
+    else:
+        print(
+            f"{len(jobs)} to run; {launch.duration(sum(known, start=0.0))} of training", flush=True
+        )
+    failures = []
+    for job in jobs:
+        print(f"--- {job.name}", flush=True)
+        if problem := launch.launch(job, files):
+            failures.append(f"{job.name}: {problem}")
+            print(f"failed: {failures[-1]}", flush=True)
+    return failures
+
+
+def write(table: Table, found: Found, output: str | None) -> None:
+    """Prints the table, and writes it with its picture."""
+    filled = cells.fill(table, found)
+    text = report.markdown(table, filled)
+    print(text)
+    if not output:
+        return
+    path = pathlib.Path(output)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+    picture = path.with_suffix(".png")
+    drawn = report.plot(table, filled, picture)
+    print(f"wrote {path}{f' and {picture}' if drawn else '; there is nothing to draw yet'}")
+
+
+def _files(arguments: list[str]) -> dict[str, str]:
+    """{"wsj": PATH} of ["wsj=PATH"]."""
+    files = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--files={argument}: must be NAME=PATH")
+        files[name] = path
+    return files
+
+
+def _define_flags() -> None:
+    flags.DEFINE_bool("list", False, "All tables, with counts of their cells.")
+    flags.DEFINE_string("table", None, "The table to print, as --list names it.")
+    flags.DEFINE_string("runs", "runs", "Folder of runs, searched with all below it.")
+    flags.DEFINE_string("output", None, "Markdown file to write, with a picture beside it.")
+    flags.DEFINE_bool("launch", False, "Run what the table lacks.")
+    flags.DEFINE_enum("scale", "reduced", list(_SCALES), "Of what --launch runs.")
+    flags.DEFINE_multi_string("files", [], "For --launch: NAME=PATH of data; may be given again.")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    folder = pathlib.Path(values.runs)
+    if values.list == bool(values.table):
+        raise ConfigError("--list, or --table=NAME")
+    if values.output and pathlib.Path(values.output).suffix != ".md":
+        raise ConfigError(f"--output={values.output}: the name must end in .md")
+    if values["runs"].present and not values.launch and not folder.is_dir():
+        raise ConfigError(f"--runs={values.runs}: no such folder")
+    if values.list:
+        found = _find(folder)
+        print(report.listing({n: cells.fill(load_table(n), found) for n in table_names()}))
+        return
+    table, failures = load_table(values.table), []
+    if values.launch:
+        failures = run_missing(table, _SCALES[values.scale], folder, _files(values.files))
+    write(table, _find(folder), values.output)
+    if failures:
+        raise configuration.RunError(f"{len(failures)} failed, the first: {failures[0]}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    configuration.run(main)

@@ -1,0 +1,147 @@
+"""The cells of a table: what was published, and what was measured, by whom and how."""
+
+import dataclasses
+import statistics
+
+from linear_transformer.papers.runs import Found, Run
+from linear_transformer.papers.tables import (
+    PAPER,
+    REDUCED,
+    Column,
+    Experiment,
+    Published,
+    Row,
+    Table,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+      scale: PAPER or REDUCED; None if it was not run.
+      values: of repetitions with other seeds, in the column's unit.
+      sources: where each value is from, as Markdown.
+      runs: that the values are from.
+      remark: what else to know of the values; how to get them, or why not, where there are none.
+    """
+
+    row: Row
+    column: Column
+    published: Published
+    scale: str | None = None
+    values: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
+    runs: tuple[Run, ...] = ()
+    remark: str = ""
+
+    @property
+    def value(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published, or over it for benchmarks; None unless at paper scale."""
+        if self.scale != PAPER or not isinstance(self.published, int | float):
+            return None
+        if self.column.benchmark:
+            return self.value / self.published
+        return self.value - self.published
+
+
+def fill(table: Table, found: Found) -> list[Cell]:
+    """All cells, row by row; the paper's setting goes before the reduced one."""
+    cells = []
+    for row in table.rows:
+        filled = [_fill(row, number, column, found) for number, column in enumerate(table.columns)]
+        cells += [_mean(cell, filled) if cell.column.mean_of else cell for cell in filled]
+    return cells
+
+
+def experiments(table: Table, scale: str) -> list[tuple[Row, Column, Experiment]]:
+    """Every cell that runs of this scale fill."""
+    return [
+        (row, column, experiment)
+        for row in table.rows
+        for number, column in enumerate(table.columns)
+        if column.metric and (experiment := row.experiment(number, scale))
+    ]
+
+
+def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:
+    empty = Cell(row, column, row.published[number], remark=_how_to_run(row, number, column))
+    if column.benchmark:
+        return _from_benchmarks(empty, found)
+    for scale in (PAPER, REDUCED):
+        experiment, metric = row.experiment(number, scale), column.metric_at(scale)
+        if experiment is None or metric is None:
+            continue
+        values, sources, runs = [], [], []
+        for run in found.of(experiment):
+            if run.finished and (measured := run.value(column.split, metric)):
+                value, evaluated = measured
+                source = f"`{run.command(found.config(experiment), experiment)}`"
+                if evaluated:
+                    source += f", `python eval.py --workdir={run.folder} --split={column.split}`"
+                values.append(column.scale * value)
+                sources.append(f"{source}, {run.date}, {run.seconds:,.0f} s of training steps")
+                runs.append(run)
+        if values:
+            remark = metric.replace("_", " ") if metric != column.metric else ""
+            return dataclasses.replace(
+                empty,
+                scale=scale,
+                values=tuple(values),
+                sources=tuple(sources),
+                runs=tuple(runs),
+                remark=remark,
+            )
+    return empty
+
+
+def _how_to_run(row: Row, number: int, column: Column) -> str:
+    """The config or the benchmark of a cell, or why it has none."""
+    if column.benchmark and row.candidate:
+        return f"`{column.benchmark.command}`"
+    if column.metric is None:
+        return column.reason
+    if paper := row.experiment(number, PAPER):
+        return f"`{' '.join(paper.arguments())}`"
+    reduced = row.experiment(number, REDUCED)
+    twin = f"reduced: `{' '.join(reduced.arguments())}`" if reduced else ""
+    return "; ".join(filter(None, (row.reason, twin)))
+
+
+def _from_benchmarks(empty: Cell, found: Found) -> Cell:
+    """From the newest file, and the best of its rows: batches differ."""
+    benchmark, candidate = empty.column.benchmark, empty.row.candidate
+    if candidate is None:
+        return empty
+    best = max if empty.column.better == "higher" else min
+    for scale in (PAPER, REDUCED):
+        files = [f for f in found.benchmarks if f.scale == scale and f.rows(benchmark, candidate)]
+        if not files:
+            continue
+        newest = max(files, key=lambda file: file.content.get("date", ""))
+        row = best(newest.rows(benchmark, candidate), key=lambda row: row[benchmark.value])
+        value = float(row[benchmark.value])
+        remark = ", ".join(
+            str(part)
+            for part in (f"batch {row['batch']}" if "batch" in row else "", row.get("how", ""))
+            if part
+        )
+        return dataclasses.replace(
+            empty, scale=scale, values=(value,), sources=(newest.source(),), remark=remark
+        )
+    return empty
+
+
+def _mean(cell: Cell, row: list[Cell]) -> Cell:
+    """The mean of other cells, if all of them were measured and at the same scale."""
+    parts = [part for part in row if part.column.name in cell.column.mean_of]
+    scales = {part.scale for part in parts}
+    if len(scales) != 1 or None in scales:
+        return cell
+    mean = statistics.fmean(part.value for part in parts)
+    return dataclasses.replace(cell, scale=scales.pop(), values=(mean,), remark="of this row")

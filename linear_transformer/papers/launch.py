@@ -1,0 +1,117 @@
+"""Runs what a table lacks, one after the other, with train.py and eval.py."""
+
+import dataclasses
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from linear_transformer.papers import cells
+from linear_transformer.papers.runs import Found, Run, find
+from linear_transformer.papers.tables import Experiment, Table
+
+
+@dataclasses.dataclass
+class Job:
+    """An experiment, and the splits that it has to be evaluated on.
+
+    Attributes:
+      rows: names of the rows it is of.
+      measures: (split, metric), of which some are missing.
+      workdir: of the run, made or to be made.
+      finished: whether it needs no more training.
+      seconds: an estimate of training, from earlier runs of the config; None without any.
+    """
+
+    experiment: Experiment
+    rows: list[str]
+    measures: list[tuple[str, str]]
+    workdir: pathlib.Path
+    finished: bool
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{', '.join(self.rows)}: {' '.join(self.experiment.arguments())}"
+
+    def describe(self) -> str:
+        if self.finished:
+            return f"{self.name}: only to be evaluated, {self.workdir}"
+        return f"{self.name}: {duration(self.seconds)}, {self.workdir}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "time unknown"
+    return f"about {seconds:.0f} s" if seconds < 600 else f"about {seconds / 3600:.1f} h"
+
+
+def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[Job]:
+    """What is missing; experiments that several cells share are one job.
+
+    Args:
+      folder: of runs to be made.
+    """
+    wanted: list[tuple[Experiment, list[str], list[tuple[str, str]]]] = []
+    for row, column, experiment in cells.experiments(table, scale):
+        known = next((entry for entry in wanted if entry[0] == experiment), None)
+        if known is None:
+            known = (experiment, [], [])
+            wanted.append(known)
+        measure = (column.split, column.metric_at(scale))
+        for value, values in ((row.name, known[1]), (measure, known[2])):
+            if value not in values:
+                values.append(value)
+    jobs = []
+    for experiment, rows, measures in wanted:
+        runs = found.of(experiment)
+        finished = [run for run in runs if run.finished]
+        if any(not _missing(run, measures) for run in finished):
+            continue
+        workdir = finished[0].folder if finished else folder / experiment.folder()
+        seconds = _estimate(runs, found.config(experiment)["num_steps"])
+        jobs.append(Job(experiment, rows, measures, workdir, bool(finished), seconds))
+    return jobs
+
+
+def launch(job: Job, files: dict[str, str]) -> str | None:
+    """Trains and evaluates; the scripts write to this terminal.  Says what failed, if anything.
+
+    Args:
+      files: paths of the user's own files, by `Experiment.files`.
+    """
+    lacking = [name for name in job.experiment.files.values() if name not in files]
+    if lacking and not job.finished:
+        return f"needs --files={lacking[0]}=PATH"
+    if not job.finished:
+        given = [f"--config.{key}={files[name]}" for key, name in job.experiment.files.items()]
+        status = execute(["train.py", *job.experiment.arguments(), *given, *_workdir(job)])
+        if status:
+            return f"train.py ended with status {status}"
+    trained = find([job.workdir]).of(job.experiment)
+    if not trained or not trained[0].finished:
+        return f"{job.workdir} has no finished run of this config"
+    for split in dict.fromkeys(_missing(trained[0], job.measures)):
+        status = execute(["eval.py", *_workdir(job), f"--split={split}", "--nostateful"])
+        if status:
+            return f"eval.py --split={split} ended with status {status}"
+    return None
+
+
+def execute(arguments: list[str]) -> int:
+    """Runs a script of the repository to its end."""
+    return subprocess.run([sys.executable, *arguments], check=False).returncode
+
+
+def _workdir(job: Job) -> list[str]:
+    return [f"--workdir={job.workdir}"]
+
+
+def _missing(run: Run, measures: list[tuple[str, str]]) -> list[str]:
+    """Splits that a run still has to be evaluated on."""
+    return [split for split, metric in measures if run.value(split, metric) is None]
+
+
+def _estimate(runs: list[Run], num_steps: int) -> float | None:
+    rates = [run.seconds / run.step for run in runs if run.seconds]
+    return num_steps * statistics.fmean(rates) if rates else None

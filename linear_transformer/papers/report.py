@@ -1,0 +1,230 @@
+"""A filled table as Markdown and as a picture, and the list of all tables."""
+
+import itertools
+import math
+import pathlib
+from collections.abc import Sequence
+
+from etils import epath
+
+from linear_transformer.analysis import curves
+from linear_transformer.errors import ConfigError
+from linear_transformer.papers.cells import Cell
+from linear_transformer.papers.tables import PAPER, REDUCED, Column, Published, Table
+
+NOT_RUN = "not run"
+_HEAD = ("row", "measure", "published", "measured", "difference", "how measured")
+_COLORS = {"published": "0.7", PAPER: "tab:blue", REDUCED: "tab:orange"}
+_LOGARITHMIC = 50  # a panel whose values differ by more than this factor
+
+
+def counts(cells: Sequence[Cell]) -> dict[str, int]:
+    """Cells by how they were measured, and those without a published number, which overlap."""
+    return {
+        "cells": len(cells),
+        PAPER: sum(cell.scale == PAPER for cell in cells),
+        REDUCED: sum(cell.scale == REDUCED for cell in cells),
+        NOT_RUN: sum(cell.scale is None for cell in cells),
+        "without a published number": sum(
+            not isinstance(cell.published, int | float) for cell in cells
+        ),
+    }
+
+
+def listing(tables: dict[str, list[Cell]]) -> str:
+    """A line for each table with its counts, and the sums."""
+    rows = [(name, *counts(cells).values()) for name, cells in tables.items()]
+    total = ("all", *map(sum, zip(*(row[1:] for row in rows), strict=True)))
+    head = ("table", *counts([]))
+    return _table(head, [tuple(map(str, row)) for row in (*rows, total)], "r")
+
+
+def markdown(table: Table, cells: Sequence[Cell]) -> str:
+    """Published beside measured, one line a cell, and under it where each value is from."""
+    notes: list[str] = []
+
+    def marks(cell: Cell) -> str:
+        for source in cell.sources:
+            if source not in notes:
+                notes.append(source)
+        return "".join(f"[^{notes.index(source) + 1}]" for source in cell.sources)
+
+    lines = [
+        (
+            cell.row.name,
+            f"{cell.column.name}, {cell.column.unit}" if cell.column.unit else cell.column.name,
+            number(cell.published, cell.column.digits),
+            _measured(cell),
+            _difference(cell),
+            _how(cell) + marks(cell),
+        )
+        for cell in cells
+    ]
+    summary = ", ".join(f"{count} {name}" for name, count in counts(cells).items())
+    parts = [f"# {table.title}", f"{table.source}.  {table.note}".strip(), f"{summary}."]
+    parts += [_table(_HEAD, lines, "lrrrl"), *_orders(table, cells)]
+    parts += ["\n".join(f"[^{n}]: {note}" for n, note in enumerate(notes, 1))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def number(value: Published, digits: int | None = None) -> str:
+    """With so many digits; without, a published number as it is, and a word as it is."""
+    if value is None:
+        return "-"
+    if isinstance(value, str) or digits is None:
+        return f"{value:,}" if isinstance(value, int | float) else value
+    return f"{value:,.{digits}f}"
+
+
+def _measured(cell: Cell) -> str:
+    if cell.value is None:
+        return NOT_RUN
+    texts = [_four_digits(value, cell.column) for value in (cell.value, *sorted(cell.values))]
+    if len(cell.values) == 1:
+        return texts[0]
+    return f"{texts[0]} (mean of {len(cell.values)}, {texts[1]} to {texts[-1]})"
+
+
+def _four_digits(value: float, column: Column) -> str:
+    if column.digits is not None or not math.isfinite(value):
+        return number(value, column.digits)
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(3 - magnitude, 0)}f}"
+
+
+def _difference(cell: Cell) -> str:
+    """A ratio for benchmarks, else a difference, and what is thought of it."""
+    if cell.difference is None:
+        return ""
+    if cell.column.benchmark:
+        return f"x {cell.difference:.3g}"
+    text = f"{cell.difference:+.{3 if cell.column.digits is None else cell.column.digits}f}"
+    if cell.column.tolerance is None:
+        return text
+    within = "within" if abs(cell.difference) <= cell.column.tolerance else "beyond"
+    return f"{text}, {within} {cell.column.tolerance:g}"
+
+
+def _how(cell: Cell) -> str:
+    if cell.scale:
+        return f"{cell.scale}, {cell.remark}" if cell.remark else cell.scale
+    return cell.remark
+
+
+def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
+    """For each column: how many pairs of its rows are in the published order."""
+    sentences = []
+    for column in table.columns:
+        measured = [
+            cell
+            for cell in cells
+            if cell.column is column and cell.scale and isinstance(cell.published, int | float)
+        ]
+        pairs = [
+            (a, b)
+            for a, b in itertools.combinations(measured, 2)
+            if a.scale == b.scale and a.published != b.published
+        ]
+        if pairs:
+            same = sum((a.value < b.value) == (a.published < b.published) for a, b in pairs)
+            sentences.append(
+                f"{column.name}: {same} of {len(pairs)} pairs of measured rows are in the "
+                "published order."
+            )
+    return sentences
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """Markdown; `align` is of the columns after the first, the last letter of all others."""
+    align = align.ljust(len(head) - 1, align[-1])
+    rule = ("---", *("---:" if letter == "r" else "---" for letter in align))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def plot(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
+    """Bars of each column, or the curves of a figure; False if there is nothing to draw.
+
+    Raises:
+      ConfigError: the file cannot be written.
+    """
+    return (_plot_curves if table.curves else _plot_bars)(table, cells, output)
+
+
+def _plot_curves(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
+    column = table.columns[0]
+    drawn = {}
+    for cell in cells:
+        for run in cell.runs if cell.column is column else ():
+            records = [r for r in run.records if r["split"] == column.split]
+            name = f"{cell.row.name}, {cell.scale}, {run.folder.name}"
+            if points := curves.by_step(records, column.metric_at(cell.scale)):
+                drawn[name] = points
+    if drawn:
+        curves.plot(drawn, "step", column.metric, epath.Path(output))
+    return bool(drawn)
+
+
+def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    bars = {
+        column.name: _bars([c for c in cells if c.column is column]) for column in table.columns
+    }
+    bars = {name: found for name, found in bars.items() if found}
+    if not bars:
+        return False
+    names = [row.name for row in table.rows]
+    height = 0.9 + 0.34 * len(names)
+    figure, panels = plt.subplots(
+        1,
+        len(bars),
+        figsize=(1.8 + 2.3 * len(bars), height),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    units = {column.name: column.unit for column in table.columns}
+    for axes, (name, found) in zip(panels[0], bars.items(), strict=True):
+        for row, kind, value in found:
+            offset = -0.2 if kind == "published" else 0.2
+            axes.barh(names.index(row) + offset, value, 0.4, color=_COLORS[kind])
+        values = [abs(value) for _, _, value in found if value]
+        if values and max(values) > _LOGARITHMIC * min(values):
+            axes.set_xscale("log")
+        axes.set_title(name, fontsize="small")
+        axes.set_xlabel(units[name], fontsize="small")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0, 0].set_yticks(range(len(names)), names, fontsize="small")
+    panels[0, 0].invert_yaxis()
+    kinds = {kind for found in bars.values() for _, kind, _ in found}
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for k, c in _COLORS.items() if k in kinds]
+    figure.legend(
+        handles,
+        [kind for kind in _COLORS if kind in kinds],
+        loc="outside lower center",
+        ncols=len(kinds),
+        fontsize="small",
+    )
+    try:
+        with output.open("wb") as file:
+            figure.savefig(file, format="png", dpi=120)
+    except OSError as error:
+        raise ConfigError(f"--output: {output} cannot be written ({error.strerror})") from error
+    finally:
+        plt.close(figure)
+    return True
+
+
+def _bars(cells: Sequence[Cell]) -> list[tuple[str, str, float]]:
+    """(row, kind, value) of one column; twins that are measured in another unit are left out."""
+    bars = []
+    for cell in cells:
+        if isinstance(cell.published, int | float):
+            bars.append((cell.row.name, "published", float(cell.published)))
+        same_unit = cell.scale and cell.column.metric_at(cell.scale) == cell.column.metric
+        if same_unit and math.isfinite(cell.value):
+            bars.append((cell.row.name, cell.scale, cell.value))
+    return bars

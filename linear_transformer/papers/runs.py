@@ -1,0 +1,204 @@
+"""Finding what can fill a table: folders of runs, and files that the benchmarks wrote."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+from flax import traverse_util
+
+from linear_transformer import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
+from linear_transformer.training.metrics import read_metrics
+
+# With other values of these it is the same experiment: what a run reports, keeps, and reads from
+# where, and a repetition.
+IGNORED = {*configuration.RESUMABLE_KEYS, "seed"} - {"num_steps"}
+_NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
+_SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write them
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """A config by dotted keys, as it is after a way through JSON."""
+    values = json.loads(json.dumps(configuration.plain(config)))
+    return traverse_util.flatten_dict(values, keep_empty_nodes=True, sep=".")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder that train.py wrote.
+
+    Attributes:
+      config: flat.
+      records: of `metrics.jsonl`.
+    """
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Run":
+        path = epath.Path(folder)
+        return cls(folder, flatten(configuration.load(path)), read_metrics(path))
+
+    @property
+    def step(self) -> int:
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def finished(self) -> bool:
+        return self.step > 0 and self.step >= self.config.get("num_steps", 0)
+
+    def is_of(self, config: dict[str, Any], experiment: Experiment) -> bool:
+        """Whether this is a run of an experiment; `config` is its own, flat."""
+        for key in config.keys() | self.config.keys():
+            same = config.get(key) == self.config.get(key)
+            if key in experiment.files:
+                if same:
+                    return False
+            elif not same and key.split(".")[0] not in IGNORED and key != "data.path":
+                return False
+        return True
+
+    def value(self, split: str, metric: str) -> tuple[float, bool] | None:
+        """The metric over the whole split after the last step, and whether eval.py computed it.
+
+        Raises:
+          ConfigError: a file of eval.py that can't be read.
+        """
+        path = self.folder / f"eval-{split}.json"
+        if path.exists():
+            try:
+                evaluation = json.loads(path.read_text())
+                if evaluation["step"] == self.step and metric in evaluation["metrics"]:
+                    return float(evaluation["metrics"][metric]), True
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}: not an evaluation; run eval.py again") from error
+        if split == "train":  # its records are of the last steps only
+            return None
+        last = [r for r in self.records if r["split"] == split and r["step"] == self.step]
+        return (float(last[-1][metric]), False) if last and metric in last[-1] else None
+
+    @property
+    def seconds(self) -> float:
+        """Of training steps, without evaluations."""
+        total, before = 0.0, 0
+        for record in self.records:
+            if record["split"] == "train" and record.get("steps_per_second"):
+                total += (record["step"] - before) / record["steps_per_second"]
+                before = record["step"]
+        return total
+
+    @property
+    def date(self) -> str:
+        """Of its last record."""
+        seconds = self.records[-1].get("time") if self.records else None
+        if seconds is None:
+            return "no date"
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M UTC}"
+
+    def command(self, config: dict[str, Any], experiment: Experiment) -> str:
+        """The train.py command that makes this run; `config` is the experiment's, flat."""
+        given = [
+            f"--config.{key}={value}"
+            for key, value in sorted(self.config.items())
+            if config.get(key) != value
+        ]
+        return shlex.join(
+            ["python", "train.py", *experiment.arguments(), *given, f"--workdir={self.folder}"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkFile:
+    """A JSON file of `benchmarks/`."""
+
+    path: pathlib.Path
+    content: dict[str, Any]
+
+    @property
+    def scale(self) -> str | None:
+        return _SIZES.get(self.content.get("size", ""))
+
+    def rows(self, benchmark: Benchmark, candidate: str) -> list[dict[str, Any]]:
+        """The results that a benchmark names, of one candidate."""
+        if any(self.content.get(key) != value for key, value in benchmark.facts.items()):
+            return []
+        devices = self.content.get("hardware", {}).get("devices", "")
+        if benchmark.devices and (benchmark.devices == "cpu") != devices.endswith("cpu"):
+            return []
+        wanted = {benchmark.candidate: candidate} | benchmark.where
+        return [
+            row
+            for row in self.content["results"].get(benchmark.results, [])
+            if benchmark.value in row and all(row.get(k) == v for k, v in wanted.items())
+        ]
+
+    def source(self) -> str:
+        """Command, date and hardware."""
+        hardware = self.content.get("hardware", {})
+        machine = f"{hardware.get('devices')}, {hardware.get('cores')} cores {hardware.get('cpu')}"
+        return f"`{self.content['command']}`, {self.content.get('date')}, {machine}; {self.path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All that lies in some folders."""
+
+    runs: list[Run]
+    benchmarks: list[BenchmarkFile]
+
+    @functools.cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def config(self, experiment: Experiment) -> dict[str, Any]:
+        """The flat config of an experiment, made once."""
+        name = " ".join(experiment.arguments())
+        if name not in self._configs:
+            self._configs[name] = flatten(experiment.load())
+        return self._configs[name]
+
+    def of(self, experiment: Experiment) -> list[Run]:
+        """Runs of an experiment, finished or not."""
+        config = self.config(experiment) if self.runs else {}
+        return [run for run in self.runs if run.is_of(config, experiment)]
+
+
+def find(folders: Sequence[pathlib.Path]) -> Found:
+    """Looks through folders and all below them.
+
+    Raises:
+      ConfigError: a folder has a run that can't be read.
+    """
+    runs, benchmarks = {}, {}
+    for top in folders:
+        for name, below, files in os.walk(top):
+            folder = pathlib.Path(name)
+            below[:] = sorted(set(below) - set(_NOT_RUNS))
+            if "config.json" in files and "metrics.jsonl" in files:
+                runs.setdefault(folder.resolve(), Run.read(folder))
+                continue
+            for path in (folder / file for file in files if file.endswith(".json")):
+                if file := _read_benchmark(path):
+                    benchmarks.setdefault(path.resolve(), file)
+    return Found(list(runs.values()), list(benchmarks.values()))
+
+
+def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:
+    """None for any other JSON."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        return None
+    return BenchmarkFile(path, content) if "command" in content else None

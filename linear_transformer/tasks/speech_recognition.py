@@ -1,0 +1,162 @@
+"""Speech recognition: connectionist temporal classification, and error rates."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+
+from linear_transformer import configuration
+from linear_transformer.data.filterbanks import NUM_FILTERS, SHIFT_MS
+from linear_transformer.data.speech_batches import (
+    evaluation_utterances,
+    load_source,
+    training_utterances,
+)
+from linear_transformer.data.speech_units import BLANK
+from linear_transformer.data.stream import Batch, check_shape, rows_per_process
+from linear_transformer.decoding import ctc
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.speech_recognizer import (
+    BiLSTMConfig,
+    SpeechRecognizer,
+    TransformerConfig,
+)
+from linear_transformer.tasks.example_task import ExampleTask
+from linear_transformer.training.state import Metrics
+from linear_transformer.types import Logits, PRNGKey
+
+ENCODERS = {"transformer": TransformerConfig, "bilstm": BiLSTMConfig}
+_SAMPLED = 5  # utterances
+
+
+class SpeechRecognition(ExampleTask):
+    """The task of every config with `task = "speech_recognition"`.
+
+    `config.encoder` says what `config.model` describes: a "transformer" or a "bilstm".
+    `config.beam_width` is of the prefix beam search of evaluations; 0 takes the best path.
+    """
+
+    headline = "loss"
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
+        for key in ("encoder", "beam_width"):
+            if key not in config:
+                raise ConfigError(f"config.{key} is missing")
+        if config.encoder not in ENCODERS:
+            raise ConfigError(
+                f"config.encoder is {config.encoder!r}; choose one of {', '.join(ENCODERS)}"
+            )
+        self.beam_width = config.beam_width
+        if self.beam_width < 0:
+            raise ConfigError(f"config.beam_width is {self.beam_width}; it must be 0 or more")
+        check_shape(config.data.batch_size, 1)
+        self.source = load_source(config.data)
+        self.model_config = configuration.build(
+            ENCODERS[config.encoder],
+            config.model,
+            "model",
+            vocab_size=self.source.units.size + 1,
+        )
+        if isinstance(self.model_config, TransformerConfig):
+            self.model_config.require_positions("config.data.max_frames", config.data.max_frames)
+
+    def make_model(self, rngs: nnx.Rngs) -> SpeechRecognizer:
+        return SpeechRecognizer(self.model_config, NUM_FILTERS, rngs=rngs)
+
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+        return training_utterances(
+            self.source,
+            batch_size=rows_per_process(self.data.batch_size, process_count),
+            seed=self.seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_utterances(self.source, split, batch_size=self.data.batch_size)
+
+    def loss(
+        self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
+    ) -> Metrics:
+        """{"loss": nats of the transcripts, of all their alignments; their units}."""
+        return self._loss_and_logits(model, batch, dropout_key)[0]
+
+    def _loss_and_logits(
+        self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
+    ) -> tuple[Metrics, Logits]:
+        heard_BT = jnp.arange(self.data.max_frames) < batch["num_frames"][:, None]
+        spelled_BU = jnp.arange(self.data.max_units) < batch["num_units"][:, None]
+        logits_BTE = model(batch["frames"], mask_BT=heard_BT, dropout_key=dropout_key)
+        nll_B = optax.ctc_loss(logits_BTE, ~heard_BT, batch["units"], ~spelled_BU, blank_id=BLANK)
+        weights_B = batch["weights"]
+        sums = jnp.sum(nll_B * weights_B), jnp.sum(batch["num_units"] * weights_B)
+        return {"loss": sums}, logits_BTE
+
+    def _sums(
+        self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch
+    ) -> dict[str, tuple[Any, Any]]:
+        """The loss, and errors of what is recognized, which is found outside of JAX."""
+        metrics, logits_BTE = jax.device_get(self._forward(graphdef, parameters, batch))
+        errors = np.zeros((2, 2))  # of units and of words; errors and count
+        for row in np.flatnonzero(batch["weights"]):
+            found = self._recognize(logits_BTE[row, : batch["num_frames"][row]])
+            expected = batch["units"][row, : batch["num_units"][row]]
+            texts = [self.source.units.write(ids).split() for ids in (found, expected)]
+            for n, pair in enumerate(((found.tolist(), expected.tolist()), texts)):
+                errors[n] += ctc.edit_distance(*pair), len(pair[1])
+        metrics["unit_error_rate"] = tuple(errors[0])
+        if self.source.units.has_words:
+            metrics["word_error_rate"] = tuple(errors[1])
+        return metrics
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _forward(self, graphdef, parameters, batch):
+        return self._loss_and_logits(nnx.merge(graphdef, parameters), batch, None)
+
+    def _recognize(self, logits_TE: np.ndarray) -> ctc.Labelling:
+        if not self.beam_width:
+            return ctc.greedy(logits_TE)
+        log_probs_TE = logits_TE - np.logaddexp.reduce(logits_TE, axis=1, keepdims=True)
+        return ctc.prefix_beam_search(log_probs_TE, self.beam_width)[0]
+
+    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
+        """The loss in nats a unit, and of evaluations the error rates, which can exceed 1."""
+        del split
+        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
+
+    def describe(self, model: SpeechRecognizer) -> dict[str, str]:
+        source = self.source
+        examples, _ = source.split("train")
+        held_out, _ = source.split("validation")
+        minutes = sum(e.utterance.num_frames for e in examples) * SHIFT_MS / 60_000
+        units = sum(len(e.ids) for e in examples)
+        return {
+            "data": f"{source.corpus.name}, {len(examples):,} utterances ({minutes:,.1f} minutes, "
+            f"{units:,} {source.units.name}) to train on, {len(held_out):,} to validate on "
+            f"({source.corpus.licence})",
+            "left out": f"{source.left_out('train'):,} and {source.left_out('validation'):,}: "
+            f"more than {self.data.max_frames:,} frames or {self.data.max_units:,} units, or not "
+            "to be spelled",
+            "parameters": f"{model.num_parameters:,}",
+        }
+
+    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
+        """Validation transcripts, and what is recognized."""
+        batch = next(self._evaluation_batches("validation"))
+        _, logits_BTE = jax.device_get(self._forward(graphdef, parameters, batch))
+        lines = []
+        for row in itertools.islice(np.flatnonzero(batch["weights"]), _SAMPLED):
+            found = self._recognize(logits_BTE[row, : batch["num_frames"][row]])
+            expected = batch["units"][row, : batch["num_units"][row]]
+            write = self.source.units.write
+            lines.append(f"said:  {write(expected)}\nfound: {write(found)}")
+        return "\n".join(lines)

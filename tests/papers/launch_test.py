@@ -1,0 +1,135 @@
+"""What is launched for a table, with the scripts replaced; and the command as a user runs it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from linear_transformer.errors import ConfigError
+from linear_transformer.papers import __main__ as command
+from linear_transformer.papers import launch
+from linear_transformer.papers.runs import find
+from linear_transformer.papers.tables import PAPER, REDUCED
+from tests.papers import folders
+from tests.train_test import assert_one_line
+from tests.training import runs
+
+LINEAR, SOFTMAX = folders.TABLE.rows
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    """What ran; train.py writes a finished run unless it is of softmax, which fails."""
+    calls = []
+
+    def execute(arguments):
+        calls.append(arguments)
+        workdir = next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2]
+        folder = tmp_path / workdir
+        if arguments[0] == "train.py":
+            if ":softmax" in arguments[1]:
+                return 2
+            folders.write_run(folder, LINEAR.reduced, {"loss": 0.5})
+        else:
+            record = {"step": folders.STEPS, "metrics": {"accuracy": 0.5}}
+            (folder / "eval-test.json").write_text(json.dumps(record))
+        return 0
+
+    monkeypatch.setattr(launch, "execute", execute)
+    monkeypatch.setattr(command, "BENCHMARKS", tmp_path / "none")
+    return calls
+
+
+def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
+    failures = command.run_missing(folders.TABLE, REDUCED, tmp_path / "runs", {})
+    name = "copying-linear,small-num_steps=40"
+    workdir = f"--workdir={tmp_path}/runs/papers/katharopoulos2020/{name}"
+    config = [f"--config={folders.CONFIG}:linear,small", "--config.num_steps=40"]
+    assert scripts[0] == ["train.py", *config, workdir]
+    assert scripts[1] == ["eval.py", workdir, "--split=test", "--nostateful"]
+    assert [call[0] for call in scripts[2:]] == ["train.py"]
+    (failure,) = failures
+    assert failure.startswith(f"softmax: --config={folders.CONFIG}:softmax,small")
+    assert failure.endswith("train.py ended with status 2")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("linear: --config=")
+    assert printed[2] == "2 to run; time in all unknown"
+    assert f"failed: {failure}" in printed
+    assert command.run_missing(folders.TABLE, REDUCED, tmp_path / "runs", {}) == failures
+    assert len(scripts) == 4  # linear is not run again
+    table = dataclasses.replace(folders.TABLE, rows=(LINEAR,))
+    assert command.run_missing(table, REDUCED, tmp_path / "runs", {}) == []
+    assert capsys.readouterr().out.endswith("nothing is missing\n")
+
+
+def test_a_finished_run_is_only_evaluated(tmp_path, scripts):
+    folders.write_run(tmp_path / "elsewhere", LINEAR.paper, {"loss": 0.5})
+    folders.write_run(tmp_path / "begun", SOFTMAX.paper, step=20)
+    jobs = launch.plan(folders.TABLE, PAPER, find([tmp_path]), tmp_path)
+    assert [job.finished for job in jobs] == [True, False]
+    assert jobs[0].workdir == tmp_path / "elsewhere"
+    assert "only to be evaluated" in jobs[0].describe()
+    # 10 steps at 2 a second and 10 at 4, and 40 to go.
+    assert jobs[1].seconds == pytest.approx(2 * (10 / 2 + 10 / 4))
+    assert "about 15 s" in jobs[1].describe()
+    assert launch.launch(jobs[0], {}) is None
+    assert [call[0] for call in scripts] == ["eval.py"]
+
+
+def test_data_of_the_user(tmp_path, scripts):
+    experiment = dataclasses.replace(LINEAR.paper, files={"data.path": "wsj"})
+    row = dataclasses.replace(LINEAR, paper=experiment)
+    table = dataclasses.replace(folders.TABLE, rows=(row,))
+    [job] = launch.plan(table, PAPER, find([tmp_path]), tmp_path)
+    assert launch.launch(job, {}) == "needs --files=wsj=PATH"
+    assert not scripts
+    launch.launch(job, {"wsj": "/data/wsj"})
+    assert "--config.data.path=/data/wsj" in scripts[0]
+
+
+def test_a_stopped_run_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "execute", lambda arguments: 0)
+    [job, _] = launch.plan(folders.TABLE, REDUCED, find([tmp_path]), tmp_path)
+    assert launch.launch(job, {}).endswith("has no finished run of this config")
+
+
+def test_durations():
+    assert launch.duration(None) == "time unknown"
+    assert launch.duration(90.0) == "about 90 s"
+    assert launch.duration(5400.0) == "about 1.5 h"
+
+
+def test_files_have_names():
+    assert command._files(["wsj=/a=b", "gpt2=x"]) == {"wsj": "/a=b", "gpt2": "x"}
+    for argument in ("wsj", "wsj="):
+        with pytest.raises(ConfigError, match=f"--files={argument}: must be NAME=PATH"):
+            command._files([argument])
+
+
+def test_the_command(tmp_path):
+    """Mistakes are one line and status 2; --list and --output do what they say; a failure is 1."""
+    module, table = ["-m", "linear_transformer.papers"], "--table=katharopoulos2020/table2"
+    results = runs.execute_all(
+        {
+            "unknown table": [*module, "--table=nope"],
+            "no such folder": [*module, table, f"--runs={tmp_path}/none"],
+            "list": [*module, "--list", f"--runs={tmp_path}"],
+            "launch": [
+                *(*module, table, "--launch"),
+                *(f"--runs={tmp_path}/new", f"--output={tmp_path}/x.md"),
+            ],
+        }
+    )
+    assert_one_line(results["no such folder"], f"--runs={tmp_path}/none: no such folder")
+    unknown = results["unknown table"]
+    assert unknown.returncode == 2
+    (line,) = unknown.stderr.splitlines()
+    assert line.startswith("error: --table=nope: the tables are katharopoulos2020/figure1, ")
+    assert results["list"].returncode == 0, results["list"].stderr
+    assert "| lra2020/table1 | 77 | 0 | 0 | 77 | 11 |" in results["list"].stdout
+    failed = results["launch"]
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: 4 failed, the first: softmax: --config=")
+    assert failed.stderr.endswith("needs --files=cifar10=PATH\n")
+    assert (tmp_path / "x.png").exists()
+    assert (tmp_path / "x.md").read_text() in failed.stdout
