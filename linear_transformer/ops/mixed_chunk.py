@@ -10,7 +10,7 @@ The state holds S of the finished chunks and the tokens of the current one: its 
 Bidirectional, both sums run over all s, of the chunk and of the row.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,19 @@ class MixedChunkState(NamedTuple):
 
     @classmethod
     def zeros(cls, batch: int, chunk: int, key_width: int, value_width: int, dtype: jnp.dtype):
-        integers, count = jnp.zeros((batch, chunk), jnp.int32), jnp.zeros((batch,), jnp.int32)
-        keys = jnp.zeros((batch, chunk, key_width), dtype)
-        values = jnp.zeros((batch, chunk, value_width), dtype)
-        sums = jnp.zeros((batch, key_width, value_width), accumulation_dtype(keys))
-        return cls(sums, count, keys, keys, values, integers, count, count)
+        def zeros(*shape: int, dtype: Any = dtype) -> Array:
+            return jnp.zeros((batch, *shape), dtype)  # each its own buffer, to be donated
+
+        return cls(
+            sums=zeros(key_width, value_width, dtype=accumulation_dtype(jnp.zeros((), dtype))),
+            sums_segment=zeros(dtype=jnp.int32),
+            keys=zeros(chunk, key_width),
+            linear_keys=zeros(chunk, key_width),
+            values=zeros(chunk, value_width),
+            segments=zeros(chunk, dtype=jnp.int32),
+            segment=zeros(dtype=jnp.int32),
+            length=zeros(dtype=jnp.int32),
+        )
 
 
 def mixed_chunk_attention(

@@ -305,6 +305,8 @@ def test_state_is_zeros_of_constant_size(name, label):
     state = mixer.init_state(B)
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(state))
     assert all(x.shape[0] == B for x in jax.tree.leaves(state))
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)  # else the state could not be donated
     described = jax.tree.map(lambda x: (x.shape, x.dtype), state)
     for length in (1, 4, T):
         x, _, positions = cut(inputs(), 0, length)
