@@ -8,7 +8,10 @@ Any mechanism of configs/mechanisms.py is a variant: 2 layers without feed-forwa
 tokens with 4 pairs and tested with 4 to 64 pairs in 64 to 256 tokens, as Based is (Arora et al.
 2024, arXiv:2402.18668, figure 2; it is trained on up to 64 pairs in 256 tokens and tested on up to
 256 in 1,024).  The vocabulary of both papers is 8,192, and Zoology sees 6.4 million examples; here
-the vocabulary is 256 and a run sees 2,000 x 128.  Not run yet.
+the vocabulary is 256 and a run sees 2,000 x 128.
+
+Validation accuracy with 4 pairs after 2,000 steps, one seed, 2 shared cores, 2026-11-24: :softmax,
+:delta_net and :gated_delta_net 100 %, :linear 99.95 %, :gla 26 %; docs/recall.md has the curves.
 """
 
 import ml_collections
