@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModelConfig, make_stack
+from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import PRNGKey, Tokens
 
@@ -79,17 +79,7 @@ class Encoder(nnx.Module):
             if c.pooling == "cls"
             else None
         )
-        self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
-        self.embedding_norm = (
-            None
-            if c.embedding_norm == "none"
-            else make_norm(c.embedding_norm, c.width, dtype, rngs)
-        )
-        self.stack = make_stack(c, rngs)
-        self.final_norm = (
-            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
-        )
-        self.dropout = nnx.Dropout(c.dropout)
+        self.trunk = Trunk(c, rngs=rngs)
 
     def __call__(
         self,
@@ -112,20 +102,7 @@ class Encoder(nnx.Module):
             x_BTD = jnp.concatenate([cls_BxD, x_BTD], axis=1)
             if mask_BT is not None:
                 mask_BT = jnp.pad(mask_BT, ((0, 0), (1, 0)), constant_values=True)
-        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-        x_BTD = self.positions(x_BTD, positions_BT)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
-        x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
-        x_BTD, _ = self.stack(
-            x_BTD,
-            segment_ids=None if mask_BT is None else mask_BT.astype(jnp.int32),
-            positions=positions_BT,
-            dropout_key=keys[1],
-        )
-        if self.final_norm is not None:
-            x_BTD = self.final_norm(x_BTD)
+        x_BTD = self.trunk(x_BTD, mask_BT=mask_BT, dropout_key=dropout_key)
         return self._pool(x_BTD, mask_BT)
 
     def _embed(self, tokens_BT: Tokens) -> Float[Array, "B T M"]:

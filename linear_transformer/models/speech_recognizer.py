@@ -8,10 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModelConfig, make_stack
+from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.bilstm import BiLSTM
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import KeyMask, Logits, PRNGKey
 
@@ -67,17 +67,7 @@ class FrameEncoder(nnx.Module):
         dtype = jnp.dtype(c.dtype)
         frame_width = PositionEmbedding.token_width(c.positions, c.width)
         self.embedding = Linear(features, frame_width, dtype=dtype, rngs=rngs)
-        self.positions = PositionEmbedding(c.positions, frame_width, c.max_positions, rngs=rngs)
-        self.embedding_norm = (
-            None
-            if c.embedding_norm == "none"
-            else make_norm(c.embedding_norm, c.width, dtype, rngs)
-        )
-        self.stack = make_stack(c, rngs)
-        self.final_norm = (
-            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
-        )
-        self.dropout = nnx.Dropout(c.dropout)
+        self.trunk = Trunk(c, rngs=rngs)
 
     def __call__(
         self,
@@ -86,19 +76,7 @@ class FrameEncoder(nnx.Module):
         mask: KeyMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B T D"]:
-        positions_BT = jnp.broadcast_to(jnp.arange(frames_BTI.shape[1]), frames_BTI.shape[:2])
-        x_BTD = self.positions(self.embedding(frames_BTI), positions_BT)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
-        x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
-        x_BTD, _ = self.stack(
-            x_BTD,
-            segment_ids=None if mask is None else mask.astype(jnp.int32),
-            positions=positions_BT,
-            dropout_key=keys[1],
-        )
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        return self.trunk(self.embedding(frames_BTI), mask_BT=mask, dropout_key=dropout_key)
 
 
 class SpeechRecognizer(nnx.Module):

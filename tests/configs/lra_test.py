@@ -114,7 +114,7 @@ def test_peak_of_the_rate(task, peak):
 
 def mixers_of(variant, task="image"):
     encoder = model_of(MODULES[task].get_config(variant)).encoder
-    return [block.mixer for block in encoder.stack.blocks]
+    return [block.mixer for block in encoder.trunk.stack.blocks]
 
 
 def test_mechanisms_look_both_ways():

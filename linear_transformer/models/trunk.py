@@ -1,0 +1,58 @@
+"""What lies between the embedding of a sequence and its outputs."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.models.language_model import LanguageModelConfig, make_stack
+from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.types import Activations, KeyMask, PRNGKey
+
+
+class Trunk(nnx.Module):
+    """Positions, dropout and a stack of blocks with their norms; nothing is carried from before."""
+
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+        c = config
+        dtype = jnp.dtype(c.dtype)
+        token_width = PositionEmbedding.token_width(c.positions, c.width)
+        self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
+        self.embedding_norm = (
+            None
+            if c.embedding_norm == "none"
+            else make_norm(c.embedding_norm, c.width, dtype, rngs)
+        )
+        self.stack = make_stack(c, rngs)
+        self.final_norm = (
+            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
+        )
+        self.dropout = nnx.Dropout(c.dropout)
+
+    def __call__(
+        self,
+        x_BTM: Float[Array, "B T M"],
+        *,
+        mask_BT: KeyMask | None = None,
+        dropout_key: PRNGKey | None = None,
+    ) -> Activations:
+        """What every token has become.
+
+        Args:
+          x_BTM: embedded tokens, of `PositionEmbedding.token_width`.
+          mask_BT: False for the padding behind a sequence, which nothing is read from.
+        """
+        positions_BT = jnp.broadcast_to(jnp.arange(x_BTM.shape[1]), x_BTM.shape[:2])
+        x_BTD = self.positions(x_BTM, positions_BT)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
+        x_BTD, _ = self.stack(
+            x_BTD,
+            segment_ids=None if mask_BT is None else mask_BT.astype(jnp.int32),
+            positions=positions_BT,
+            dropout_key=keys[1],
+        )
+        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
