@@ -8,7 +8,7 @@
 32 x 32 grey levels, row by row, one token each; nothing tells the model that they are an image.
 The benchmark's set is CIFAR-10; the default is Fashion-MNIST with a border, which is easier and can
 be downloaded.  Variants: the names in variants.py, each alone (Long Range Arena's code: 1 layer of
-width 32, 35,000 steps of 256) or with ",small" (2 layers of width 64).
+width 32, 35,000 steps of 256), with ",small" or ",quick" (2 layers of width 64).
 
 Published accuracy on CIFAR-10, %:
 
@@ -26,7 +26,9 @@ accuracy of Mega, so much of this task is local: compare with :convolution.
 Differences from the released code: it shuffles batches, not images; it leaves out the last test
 images where they do not fill a batch; its models drop attention weights too.
 
-Not run yet.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:linear,quick` reaches 84.5 % of the 10,000 test images
+of Fashion-MNIST after 1,500 steps of 64, 13 minutes at 125,000 tokens/s; see docs/lra.md.  The other
+variants are not run.
 """
 
 import ml_collections
