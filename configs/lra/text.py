@@ -23,7 +23,8 @@ successors choose their epoch by it.  Here a part of the training split is held 
 Differences from the released code: the paper itself has 6 layers of width 512; padding is masked,
 in Long Range Arena's linear transformer it is not.  TransNormer and S5 read characters, not bytes.
 
-Not run yet.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:transnormer_t2,quick` with `--config.num_steps=1000`
+reaches 65.9 % of the held-out reviews in 372 s; see docs/lra.md.  The other variants are not run.
 """
 
 import ml_collections
