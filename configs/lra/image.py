@@ -27,8 +27,8 @@ Differences from the released code: it shuffles batches, not images; it leaves o
 images where they do not fill a batch; its models drop attention weights too.
 
 On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:linear,quick` reaches 84.5 % of the 10,000 test images
-of Fashion-MNIST after 1,500 steps of 64, 13 minutes at 125,000 tokens/s; see docs/lra.md.  The other
-variants are not run.
+of Fashion-MNIST after 1,500 steps of 64, 13 minutes at 125,000 tokens/s; see docs/lra.md.  The
+other variants are not run.
 """
 
 import ml_collections

@@ -23,8 +23,8 @@ The released files had no seed, so that no generator makes the same ones.
 Differences from the released code: the paper itself has 6 layers and a feed-forward of 2,048;
 padding is masked, in Long Range Arena's linear transformer it is not.
 
-On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:gla,quick` reaches 48.9 % in 241 s on own trees of 21 to
-119 tokens; see docs/lra.md.  The other variants, and long trees, are not run.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:gla,quick` reaches 48.9 % in 241 s on own trees of 21
+to 119 tokens; see docs/lra.md.  The other variants, and long trees, are not run.
 """
 
 import ml_collections
