@@ -44,7 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    mesh_config = configuration.build(sharding.MeshConfig, config.get("mesh", {}), "mesh")
+    devices = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
+    mesh_config = configuration.build(sharding.MeshConfig, devices, "mesh")
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
     data = iter(task.training_data(jax.process_index(), jax.process_count()))

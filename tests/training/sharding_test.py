@@ -80,6 +80,14 @@ print(json.dumps([sum(x.nbytes for x in leaves),
     assert one < 0.35 * whole
 
 
+def test_a_config_without_a_mesh_takes_all_devices(text, tmp_path):
+    """As configs that were saved before there was one."""
+    config = runs.make_config(text, num_steps=1)
+    del config.mesh
+    runs.run(config, tmp_path / "run")
+    assert len(runs.curve(tmp_path / "run")) == 1
+
+
 def test_mistakes():
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp is 0"):
         sharding.MeshConfig(fsdp=0)

@@ -58,6 +58,7 @@ def get_config(variant: str = "one_module") -> ml_collections.ConfigDict:
             "final_evaluation": True,
             "sample": False,
             "accumulate_steps": 1,
+            "mesh": {"data": 0, "fsdp": 1},
             "ema_decay": 0.0,
             "data": {
                 "dataset": "image_folder",
