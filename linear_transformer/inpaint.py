@@ -20,8 +20,9 @@ from linear_transformer.data import midi
 from linear_transformer.data.note_pipeline import framed, padded
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.decoding.inpainting import inpaint
-from linear_transformer.errors import ConfigError, UserError
+from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run
+from linear_transformer.pictures import save_figure
 from linear_transformer.tasks.inpainting import Inpainting
 
 
@@ -137,13 +138,7 @@ def plot(path: epath.Path, pictures: dict[str, np.ndarray], start: float, end: f
         axes.barh(seen["pitch"], seen["duration"], left=seen["onset"], height=0.9, color=colors)
         axes.set(title=title, ylabel="MIDI pitch", xlim=(left, right))
     rows[-1].set(xlabel="seconds")
-    try:
-        with path.open("wb") as file:
-            figure.savefig(file, format="png", dpi=110)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path)
 
 
 def _define_flags() -> None:

@@ -20,6 +20,7 @@ from etils import epath
 
 from linear_transformer import configuration
 from linear_transformer.errors import ConfigError
+from linear_transformer.pictures import save_figure
 from linear_transformer.training.metrics import read_metrics
 
 Points = list[tuple[int, float]]
@@ -112,13 +113,7 @@ def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) ->
         axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    try:
-        with output.open("wb") as file:
-            figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, output)
 
 
 def _define_flags() -> None:

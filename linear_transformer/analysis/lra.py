@@ -41,6 +41,7 @@ _COLUMNS = {
 }
 _PATHFINDERS = {1_024: "Pathfinder", 16_384: "Path-X"}
 _NAMES = {"Text": "imdb", "Retrieval": "aan", "Image": "cifar10"}  # of the benchmark's own sets
+_GENERATED = ("listops", "aan", "pathfinder")  # this project writes these formats too
 _LENGTHS = {"ListOps": 2_000, "Text": 1_000, "Retrieval": 4_000, "Image": 1_024}  # at least
 
 Cells = dict[str, tuple[float, list[str]]]  # percent and notes, by column
@@ -72,8 +73,8 @@ def notes_on(data: Any, column: str) -> list[str]:
         notes.append(f"{data.dataset} instead of {own}")
     if data.dataset == "imdb" and not data.path:
         notes.append("imdb: its train half only, of which a part is the test split")
-    if data.dataset == "listops" and not data.path:
-        notes.append("listops: generated, not the released files")
+    if data.dataset in _GENERATED and data.get("path"):
+        notes.append(f"{data.dataset}: of {data.path}, released files or generated ones")
     if data.dataset == "pathfinder" and data.difficulty != "hard":
         notes.append(f"pathfinder: {data.difficulty} images instead of hard")
     if data.sequence_length < _LENGTHS.get(column, 0):

@@ -11,7 +11,13 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixers import MIXERS, check_options, make_mixer, mixer_options
+from linear_transformer.nn.mixers import (
+    MIXERS,
+    check_options,
+    longest_input,
+    make_mixer,
+    mixer_options,
+)
 from linear_transformer.nn.norms import NORMS, make_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.residuals import RESIDUALS
@@ -153,11 +159,18 @@ class LanguageModelConfig:
                 )
 
     def require_positions(self, key: str, length: int) -> None:
-        """Raises a ConfigError where `key`, a length of the data, is beyond a learned table."""
+        """Raises a ConfigError where `key`, a length of the data, is beyond what a part can see."""
         if self.positions == "learned" and self.max_positions < length:
             raise ConfigError(
                 f"config.model.max_positions ({self.max_positions}) is less than {key} ({length})"
             )
+        for name in self.pattern:
+            bound = longest_input(name, self.mixers.get(name, {}))
+            if bound is not None and bound[1] < length:
+                raise ConfigError(
+                    f"config.model.mixers.{name}.{bound[0]} ({bound[1]}) is less than {key} "
+                    f"({length})"
+                )
 
 
 def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:

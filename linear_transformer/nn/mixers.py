@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -100,6 +100,10 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
+# Options that bound the length of an input.
+_LONGEST = {"cosformer": "max_length", "linformer": "length"}
+
+
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
     """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
     if "depth" in _arguments(name):
@@ -109,16 +113,24 @@ def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any)
 
 def mixer_options(name: str) -> set[str]:
     """Names of the options of a mixer of the table."""
-    return _arguments(name) - {"self", *RESERVED}
+    return _arguments(name).keys() - {"self", *RESERVED}
 
 
-def _arguments(name: str) -> set[str]:
+def longest_input(name: str, options: dict[str, Any]) -> tuple[str, int] | None:
+    """The option of a mixer that bounds the length of its input, and its value; None without."""
+    option = _LONGEST.get(name)
+    if option is None:
+        return None
+    return option, options.get(option, _arguments(name)[option].default)
+
+
+def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
     make = MIXERS[name]
     if isinstance(make, functools.partial):
         make = make.func
     if isinstance(make, type):  # a module's own signature is its metaclass's
         make = make.__init__
-    return set(inspect.signature(make).parameters)
+    return inspect.signature(make).parameters
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

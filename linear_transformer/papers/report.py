@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from etils import epath
 
 from linear_transformer.analysis import curves
-from linear_transformer.errors import ConfigError
 from linear_transformer.papers.cells import Cell
 from linear_transformer.papers.tables import PAPER, REDUCED, Column, Published, Table
+from linear_transformer.pictures import save_figure
 
 NOT_RUN = "not run"
 _HEAD = ("row", "measure", "published", "measured", "difference", "how measured")
@@ -145,7 +145,7 @@ def plot(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
     """Bars of each column, or the curves of a figure; False if there is nothing to draw.
 
     Raises:
-      ConfigError: the file cannot be written.
+      UserError: the file cannot be written.
     """
     return (_plot_curves if table.curves else _plot_bars)(table, cells, output)
 
@@ -208,13 +208,7 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
         ncols=len(kinds),
         fontsize="small",
     )
-    try:
-        with output.open("wb") as file:
-            figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise ConfigError(f"--output: {output} cannot be written ({error.strerror})") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, epath.Path(output))
     return True
 
 

@@ -25,9 +25,6 @@ from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.training.state import Metrics
 from linear_transformer.types import PRNGKey
 
-# Options that bound the length of an input.
-_LONGEST = {"cosformer": "max_length", "linformer": "length"}
-
 
 class SequenceClassification(ExampleTask):
     """The task of every config with `task = "sequence_classification"`.
@@ -56,13 +53,6 @@ class SequenceClassification(ExampleTask):
         if self.model_config.pooling == "cls":
             length, key = length + 1, f"{key} and the cls token"
         self.model_config.require_positions(key, length)
-        for mixer, option in _LONGEST.items():
-            longest = self.model_config.mixers.get(mixer, {}).get(option, length)
-            if longest < length:
-                raise ConfigError(
-                    f"config.model.mixers.{mixer}.{option} ({longest}) is less than {key} "
-                    f"({length})"
-                )
 
     def make_model(self, rngs: nnx.Rngs) -> Classifier | Matcher:
         make = Classifier if self.source.towers == 1 else Matcher

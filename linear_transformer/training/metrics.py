@@ -9,6 +9,8 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from linear_transformer.pictures import save_figure
+
 LN2 = math.log(2)
 
 
@@ -79,6 +81,4 @@ def plot_loss(workdir: epath.Path, metric: str) -> None:
     axes.set(xlabel="step", ylabel=metric.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()
-    with (workdir / "loss.png").open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    save_figure(figure, workdir / "loss.png")

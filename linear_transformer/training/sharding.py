@@ -27,7 +27,7 @@ class MeshConfig:
     """Devices along each axis.
 
     Attributes:
-      data: 0 takes all devices that `fsdp` leaves.
+      data: 0 takes as many devices as there are and as divide the batch.
       fsdp: 1 keeps parameters whole.
     """
 
@@ -42,27 +42,33 @@ class MeshConfig:
                 )
 
 
-def make_mesh(config: MeshConfig, batch_size: int) -> Mesh:
+def make_mesh(config: MeshConfig, rows: int) -> Mesh:
     """The mesh of all processes' devices, or of the first ones where fewer are asked for.
+
+    Args:
+      config: how many devices along which axis.
+      rows: of a batch, or of a part of it that is computed at a time.
 
     Raises:
       ConfigError: there are too few devices, or the batch cannot be split between them.
     """
     devices = jax.devices()
-    data = config.data or len(devices) // config.fsdp
+    most = max(len(devices) // config.fsdp, 1)
+    fitting = (n for n in range(most, 1, -1) if rows % (n * config.fsdp) == 0)
+    data = config.data or next(fitting, 1)
     size = data * config.fsdp
-    if not 0 < size <= len(devices):
+    if size > len(devices):
         raise ConfigError(
-            f"config.mesh asks for {max(data, 1)} x {config.fsdp} devices; there are {len(devices)}"
+            f"config.mesh asks for {data} x {config.fsdp} devices; there are {len(devices)}"
         )
     if size < len(devices) and jax.process_count() > 1:
         raise ConfigError(
             f"config.mesh has {size} of {len(devices)} devices; several processes need all"
         )
-    if batch_size % size:
+    if rows % size:
         raise ConfigError(
-            f"config.data.batch_size ({batch_size}) is not a multiple of the {size} devices of "
-            "config.mesh; change it, or set config.mesh.data=1"
+            f"config.data.batch_size / config.accumulate_steps ({rows} rows) is not a multiple of "
+            f"the {size} devices of config.mesh"
         )
     return Mesh(np.array(devices[:size]).reshape(data, config.fsdp), AXES)
 

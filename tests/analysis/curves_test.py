@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from linear_transformer.analysis import curves
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, UserError
 
 
 @pytest.fixture
@@ -58,5 +58,5 @@ def test_mistakes(runs):
         curves.read_runs([f"{runs}/x*"], "validation")
     with pytest.raises(ConfigError, match="no metrics of the split test"):
         curves.read_runs([f"{runs}/a"], "test")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         curves.plot({"a": [(1, 1.0)]}, "step", "accuracy", epath.Path(runs / "none" / "c.png"))

@@ -45,11 +45,12 @@ def test_a_row_of_runs(tmp_path):
     text = lra.markdown(lra.read_runs([f"{tmp_path}/*"]))
     head, _, row, *published = rows_of(text)
     assert head == ["model", *TASKS, *lra.AVERAGES, "source"]
-    accuracies = ["40.00", "50.00[^1]", "60.00[^2]", "70.00[^3]", "80.00", "not run"]
+    accuracies = ["40.00[^1]", "50.00[^2]", "60.00[^3]", "70.00[^4]", "80.00", "not run"]
     means = ["60.00", "not run", "50.00"]  # nobody knows if Path-X would fail
     assert row == ["linear,small", *accuracies, *means, "this project"]
-    assert "\n[^1]: newsgroups instead of imdb\n[^2]: passages instead of aan\n" in text
-    assert "[^3]: fashion_mnist instead of cifar10\n" in text
+    assert "\n[^1]: listops: of lra, released files or generated ones\n" in text
+    assert "\n[^2]: newsgroups instead of imdb\n[^3]: passages instead of aan\n" in text
+    assert "[^4]: fashion_mnist instead of cifar10\n" in text
     assert len(published) == len(ROWS)
 
 
@@ -74,8 +75,8 @@ def test_path_x_is_in_the_row_of_its_model(tmp_path):
     ("data", "notes"),
     [
         (
-            DATA["listops"] | {"path": "", "sequence_length": 500},
-            ["generated", "500 tokens of 2,000"],
+            DATA["listops"] | {"path": "own/listops", "sequence_length": 500},
+            ["of own/listops, released files or generated ones", "500 tokens of 2,000"],
         ),
         (DATA["text"] | {"dataset": "imdb"}, ["its train half only"]),
         (DATA["text"] | {"dataset": "imdb", "path": "aclImdb"}, []),

@@ -78,3 +78,14 @@ def test_odd_widths_where_they_are_allowed(positions):
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     logits = jax.eval_shape(lambda tokens: model(tokens)[0], jnp.zeros((1, 3), jnp.int32))
     assert logits.shape == (1, 3, 7)
+
+
+def test_a_mixer_that_bounds_the_length_is_named():
+    """By its option or by the default of it; other mixers take any length."""
+    for mixers, bound in (({}, 1024), ({"cosformer": {"max_length": 50}}, 50)):
+        config = LanguageModelConfig(**SIZES, pattern=("linear", "cosformer"), mixers=mixers)
+        config.require_positions("config.data.sequence_length", bound)
+        message = rf"cosformer\.max_length \({bound}\) is less than config\.data\.sequence_length"
+        with pytest.raises(ConfigError, match=message):
+            config.require_positions("config.data.sequence_length", bound + 1)
+    LanguageModelConfig(**SIZES).require_positions("config.data.sequence_length", 10**6)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import UserError
 from linear_transformer.papers import cells, report
 from linear_transformer.papers.runs import find
 from linear_transformer.papers.tables import PAPER, REDUCED, Column, Row, Table, load_table
@@ -133,7 +133,7 @@ def test_pictures(runs, curves):
     filled = cells.fill(table, find([runs]))
     assert report.plot(table, filled, runs / "x.png")
     assert (runs / "x.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         report.plot(table, filled, runs / "none" / "x.png")
 
 

@@ -229,7 +229,10 @@ MISTAKES = {
         r"max_positions \(13\) is less than config\.data\.sequence_length and the cls token \(14\)",
     ),
     "cosformer": (
-        {"model__mixers": ml_collections.ConfigDict({"cosformer": {"max_length": 5}})},
+        {
+            "model__pattern": ("cosformer",),
+            "model__mixers": ml_collections.ConfigDict({"cosformer": {"max_length": 5}}),
+        },
         r"mixers\.cosformer\.max_length \(5\) is less than config\.data\.sequence_length \(12\)",
     ),
     "key": ({"model__tied": 3}, r"config\.model\.tied is 3"),

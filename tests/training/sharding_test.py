@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -86,6 +87,22 @@ def test_a_config_without_a_mesh_takes_all_devices(text, tmp_path):
     del config.mesh
     runs.run(config, tmp_path / "run")
     assert len(runs.curve(tmp_path / "run")) == 1
+
+
+def test_devices_that_do_not_divide_the_batch_are_left_out(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
+    sizes = {
+        rows: sharding.make_mesh(sharding.MeshConfig(fsdp=fsdp), rows).shape
+        for rows, fsdp in ((12, 1), (8, 1), (7, 1), (4, 2))
+    }
+    assert {rows: (shape["data"], shape["fsdp"]) for rows, shape in sizes.items()} == {
+        12: (6, 1),
+        8: (4, 1),
+        7: (1, 1),
+        4: (2, 2),
+    }
+    with pytest.raises(ConfigError, match=r"8 rows.* not a multiple of the 6 devices"):
+        sharding.make_mesh(sharding.MeshConfig(data=6), 8)
 
 
 def test_mistakes():
