@@ -40,6 +40,7 @@ class Setting:
     Attributes:
       feed_forward: its width, for mechanisms that have it whole; see `mechanisms.model`.
       positions: of mechanisms that need any.
+      norm: of the sub-layers; None leaves it to the mechanism.
       optimizer: entries of `config.optimizer`, AdamW.
     """
 
@@ -54,6 +55,7 @@ class Setting:
     positions: str = "sinusoidal"
     pooling: str = "mean"
     dropout: float = 0.0
+    norm: str | None = None
 
 
 def adam(
@@ -124,8 +126,8 @@ def transnormer(
 ) -> Setting:
     """TransNormer's own: AdamW and a cosine over 50,000 steps; the width is that of its run script.
 
-    Deviations: SimpleRMSNorm as in its language models, where the LRA code has a batch norm; LRPE
-    with a reflection and learned frequencies; 8 heads in all layers.
+    The sub-layers have batch norms.  Deviations: LRPE with a reflection and learned frequencies; 8
+    heads in all layers.
 
     Args:
       feed_forward: its width over the model's.
@@ -136,6 +138,7 @@ def transnormer(
         feed_forward=int(feed_forward * width),
         num_steps=50_000,
         optimizer=adam(learning_rate, warmup_steps=warmup_steps),
+        norm="batchnorm",
         **options,
     )
 
@@ -143,8 +146,7 @@ def transnormer(
 def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> Setting:
     """LION's own: depth, width, batches and epochs of S5, AdamW with a cosine from 5e-4.
 
-    Assumed: 8 heads, a feed-forward of 4 widths, a tenth of warm-up.  Deviation: LayerNorm, where
-    S5 has a batch norm, because a model here is parameters and has no running statistics.
+    Assumed: 8 heads, a feed-forward of 4 widths, a tenth of warm-up, S5's batch norm.
     """
     return Setting(
         width=width,
@@ -152,6 +154,7 @@ def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> 
         feed_forward=4 * width,
         num_steps=num_steps,
         optimizer=adam(5e-4, warmup_steps=num_steps // 10, weight_decay=weight_decay),
+        norm="batchnorm",
         **options,
     )
 
@@ -194,6 +197,8 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
     )
     if choices["positions"] == "sinusoidal":
         choices["positions"] = setting.positions
+    if setting.norm is not None:
+        choices["norm"] = setting.norm
     return choices | {
         "mixers": mixers,
         "width": setting.width,

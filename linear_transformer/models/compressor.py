@@ -7,7 +7,7 @@ from flax import nnx
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import Logits, PRNGKey, Tokens
 
@@ -27,7 +27,7 @@ class Compressor(nnx.Module):
             ClassifierConfig(**vars(c), num_classes=c.vocab_size, pooling="last"), rngs=rngs
         )
         self.positions = PositionEmbedding("sinusoidal", c.width, c.max_positions, rngs=rngs)
-        self.norms = nnx.List([make_norm(c.norm, c.width, dtype, rngs) for _ in range(3)])
+        self.norms = nnx.List([make_stream_norm(c.norm, c.width, dtype, rngs) for _ in range(3)])
         self.hidden = nnx.List([Linear(c.width, c.width, dtype=dtype, rngs=rngs) for _ in range(2)])
         self.head = Linear(c.width, c.vocab_size, dtype=dtype, rngs=rngs)
 
@@ -39,10 +39,11 @@ class Compressor(nnx.Module):
         self, tokens_BT: Tokens, *, dropout_key: PRNGKey | None = None
     ) -> tuple[Logits, None]:
         """Logits (B, T, E) in fp32 of the tokens themselves, and no state."""
+        training = dropout_key is not None
         vector_BD = self.encoder(tokens_BT, dropout_key=dropout_key)
         x_BTD = jnp.broadcast_to(vector_BD[:, None], (*tokens_BT.shape, vector_BD.shape[-1]))
         x_BTD = self.positions(x_BTD, jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), tokens_BT.shape))
         for norm, layer in zip(self.norms, self.hidden, strict=False):
-            x_BTD = jax.nn.gelu(layer(norm(x_BTD)))
-        logits_BTE = self.head(self.norms[-1](x_BTD))
+            x_BTD = jax.nn.gelu(layer(apply_norm(norm, x_BTD, training=training)))
+        logits_BTE = self.head(apply_norm(self.norms[-1], x_BTD, training=training))
         return logits_BTE.astype(jnp.promote_types(logits_BTE.dtype, jnp.float32)), None

@@ -18,7 +18,7 @@ from linear_transformer.nn.mixers import (
     make_mixer,
     mixer_options,
 )
-from linear_transformer.nn.norms import NORMS, make_norm
+from linear_transformer.nn.norms import STREAM_NORMS, apply_norm, make_stream_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
@@ -39,7 +39,8 @@ class LanguageModelConfig:
       positions: one of `nn.positions.POSITIONS`.
       max_positions: rows of a learned table.
       norm_position: "pre" (with a final norm) or "post".
-      embedding_norm: norm of the embeddings, a name in `nn.norms.NORMS`, or "none".
+      norm: of the sub-layers, a name in `nn.norms.STREAM_NORMS`.
+      embedding_norm: norm of the embeddings, a name in `nn.norms.STREAM_NORMS`, or "none".
       tied: the output layer is the transposed embedding.
       num_outputs: numbers that the untied output layer gives for each token, for a loss of its own;
         0 for the logits of the vocabulary.
@@ -73,9 +74,9 @@ class LanguageModelConfig:
         choices = {
             "activation": ACTIVATIONS,
             "positions": POSITIONS,
-            "norm": NORMS,
+            "norm": STREAM_NORMS,
             "norm_position": ("pre", "post"),
-            "embedding_norm": ("none", *NORMS),
+            "embedding_norm": ("none", *STREAM_NORMS),
             "residual": RESIDUALS,
             "remat": REMAT_POLICIES,
             "dtype": ("float32", "bfloat16", "float64"),
@@ -247,11 +248,11 @@ class LanguageModel(nnx.Module):
         self.embedding_norm = (
             None
             if c.embedding_norm == "none"
-            else make_norm(c.embedding_norm, c.width, dtype, rngs)
+            else make_stream_norm(c.embedding_norm, c.width, dtype, rngs)
         )
         self.stack = make_stack(c, rngs)
         self.final_norm = (
-            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
+            make_stream_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
         )
         self.head = (
             None
@@ -309,7 +310,7 @@ class LanguageModel(nnx.Module):
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
         x_BTD = self.positions(x_BTD, positions)
         if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
+            x_BTD = apply_norm(self.embedding_norm, x_BTD, training=dropout_key is not None)
         x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
         x_BTD, layers = self.stack(
             x_BTD,
@@ -319,7 +320,7 @@ class LanguageModel(nnx.Module):
             dropout_key=keys[1],
         )
         if self.final_norm is not None:
-            x_BTD = self.final_norm(x_BTD)
+            x_BTD = apply_norm(self.final_norm, x_BTD, training=dropout_key is not None)
         if self.head is None:
             rows = x_BTD.reshape(-1, x_BTD.shape[-1])
             logits = self.embedding.attend(rows).reshape(*tokens_BT.shape, -1)

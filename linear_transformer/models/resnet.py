@@ -5,8 +5,8 @@ module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the non-l
 replaces, may follow any block.
 
 Deviation: the norms are GroupNorms of 32 groups (Wu & He 2018, arXiv:1803.08494) where the papers
-have BatchNorm, because a model here is parameters and nothing else: it has no running statistics.
-The number of parameters is the same.
+have BatchNorm, so that an image's logits depend on no other image in training.  The number of
+parameters is the same.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.models.language_model import LanguageModelConfig, make_stack
-from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import Activations, KeyMask, PRNGKey
 
@@ -22,11 +22,11 @@ class Trunk(nnx.Module):
         self.embedding_norm = (
             None
             if c.embedding_norm == "none"
-            else make_norm(c.embedding_norm, c.width, dtype, rngs)
+            else make_stream_norm(c.embedding_norm, c.width, dtype, rngs)
         )
         self.stack = make_stack(c, rngs)
         self.final_norm = (
-            make_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
+            make_stream_norm(c.norm, c.width, dtype, rngs) if c.norm_position == "pre" else None
         )
         self.dropout = nnx.Dropout(c.dropout)
 
@@ -46,7 +46,7 @@ class Trunk(nnx.Module):
         positions_BT = jnp.broadcast_to(jnp.arange(x_BTM.shape[1]), x_BTM.shape[:2])
         x_BTD = self.positions(x_BTM, positions_BT)
         if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
+            x_BTD = apply_norm(self.embedding_norm, x_BTD, training=dropout_key is not None)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
         x_BTD, _ = self.stack(
@@ -55,4 +55,6 @@ class Trunk(nnx.Module):
             positions=positions_BT,
             dropout_key=keys[1],
         )
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if self.final_norm is None:
+            return x_BTD
+        return apply_norm(self.final_norm, x_BTD, training=dropout_key is not None)

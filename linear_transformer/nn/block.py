@@ -6,7 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn.feed_forward import FeedForward
 from linear_transformer.nn.mixer import MixerState
-from linear_transformer.nn.norms import make_norm
+from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
@@ -39,7 +39,7 @@ class Block(nnx.Module):
     ):
         def sub_layer():
             residual_layer = RESIDUALS[residual](width, dtype=dtype, rngs=rngs)
-            return make_norm(norm, width, dtype, rngs), residual_layer
+            return make_stream_norm(norm, width, dtype, rngs), residual_layer
 
         self.mixer = mixer
         self.feed_forward = feed_forward
@@ -64,23 +64,28 @@ class Block(nnx.Module):
         keys = [None] * 4 if dropout_key is None else jax.random.split(dropout_key, 4)
         pre = self.norm_position == "pre"
 
+        def normed(norm: nnx.Module, x_BTD: Activations) -> Activations:
+            return apply_norm(norm, x_BTD, training=dropout_key is not None)
+
         h_BTD, state = self.mixer(
-            self.mixer_norm(x_BTD) if pre else x_BTD,
+            normed(self.mixer_norm, x_BTD) if pre else x_BTD,
             state,
             segment_ids=segment_ids,
             positions=positions,
         )
         x_BTD = self.mixer_residual(x_BTD, self._drop(h_BTD, keys[0]))
         if not pre:
-            x_BTD = self.mixer_norm(x_BTD)
+            x_BTD = normed(self.mixer_norm, x_BTD)
         if memory_BTD is not None:
-            h_BTD = self._drop(self.memory_norm(memory_BTD), keys[1])
+            h_BTD = self._drop(normed(self.memory_norm, memory_BTD), keys[1])
             x_BTD = self.memory_residual(x_BTD, h_BTD)
         if self.feed_forward is not None:
-            h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD, keys[2])
+            h_BTD = self.feed_forward(
+                normed(self.feed_forward_norm, x_BTD) if pre else x_BTD, keys[2]
+            )
             x_BTD = self.feed_forward_residual(x_BTD, self._drop(h_BTD, keys[3]))
             if not pre:
-                x_BTD = self.feed_forward_norm(x_BTD)
+                x_BTD = normed(self.feed_forward_norm, x_BTD)
         return x_BTD, state
 
     def _drop(self, x_BTD: Activations, key: PRNGKey | None) -> Activations:

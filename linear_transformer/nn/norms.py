@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.batch_norm import BatchNorm
+
 
 def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
     """`x / (rms(x) + epsilon)`, in fp32 or wider."""
@@ -51,6 +53,10 @@ NORMS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
+# Norms of the residual stream; a mixer's own norm is of NORMS, of one token alone.
+STREAM_NORMS = NORMS | {"batchnorm": BatchNorm}
+
+
 def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
     """Statistics in fp32 (flax's default), output in `dtype`.
 
@@ -60,3 +66,17 @@ def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Mo
     if name not in NORMS:
         raise ValueError(f"norm is {name!r}; choose one of {', '.join(NORMS)}")
     return NORMS[name](width, dtype=dtype, rngs=rngs)
+
+
+def make_stream_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """As `make_norm`, of the names in STREAM_NORMS; it is called by `apply_norm`."""
+    if name == "batchnorm":
+        return BatchNorm(width, dtype=dtype, rngs=rngs)
+    return make_norm(name, width, dtype, rngs)
+
+
+def apply_norm(
+    norm: nnx.Module, x: Float[Array, "*rows D"], *, training: bool
+) -> Float[Array, "*rows D"]:
+    """The norm in training or not, which only a batch norm has to know."""
+    return norm(x, training=training) if isinstance(norm, BatchNorm) else norm(x)

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from linear_transformer.nn.batch_norm import update_moments, without_moments
 from linear_transformer.training import sharding
 from linear_transformer.types import PRNGKey
 
@@ -102,11 +103,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, metrics = total_sums(state.parameters, batch, key)
+        sums_of_batch, metrics = total_sums(state.parameters, batch, key)
+        gradients = without_moments(sums_of_batch)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
+        parameters = update_moments(parameters, sums_of_batch)
         average = state.average
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)

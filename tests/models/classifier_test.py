@@ -54,8 +54,9 @@ def text(time=T, seed=0):
         {"pattern": ("linear",), "norm_position": "pre"},
         {"pattern": ("softmax",), "norm_position": "post", "embedding_norm": "layernorm"},
         {"pattern": ("diag", "norm"), "norm_position": "post", "norm": "simplermsnorm"},
+        {"pattern": ("softmax",), "norm": "batchnorm"},
     ],
-    ids=["linear", "softmax", "transnormer"],
+    ids=["linear", "softmax", "transnormer", "batchnorm"],
 )
 def test_padding_changes_nothing(choices, pooling):
     """Rows of 5, 9 and 1 tokens in one batch are classified as each alone."""

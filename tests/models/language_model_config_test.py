@@ -21,7 +21,7 @@ def test_the_base_is_no_mistake():
     [
         ({"activation": "sin"}, r"config\.model\.activation is 'sin'.*relu"),
         ({"positions": "alibi"}, r"config\.model\.positions is 'alibi'.*rotary"),
-        ({"norm": "batchnorm"}, r"config\.model\.norm is 'batchnorm'.*rmsnorm"),
+        ({"norm": "groupnorm"}, r"config\.model\.norm is 'groupnorm'.*rmsnorm"),
         ({"norm_position": "middle"}, r"config\.model\.norm_position is 'middle'.*post"),
         ({"remat": "some"}, r"config\.model\.remat is 'some'.*dots"),
         ({"dtype": "float8"}, r"config\.model\.dtype is 'float8'.*bfloat16"),
