@@ -138,6 +138,19 @@ def test_masked_tokens_are_as_if_absent():
     assert relative_rms(o[:, 7:], expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("T", [16, 23])
+def test_segment_of_padding_behind_a_row_changes_nothing(T):
+    """It sorts behind all of the row, whose chunks are cut from its start."""
+    q, v, rotations = inputs(23)
+    options = {"chunk_size": 4, "chunking": "sorted", "direction": "bidirectional"}
+    segments = jnp.broadcast_to(jnp.arange(T) < 13, (B, T)).astype(jnp.int32)
+    padded = lsh_attention(q[:, :T], v[:, :T], rotations, segment_ids_BT=segments, **options)
+    alone = lsh_attention(q[:, :13], v[:, :13], rotations, **options)
+    assert relative_rms(padded[:, :13], alone) < 1e-12
+    without = lsh_attention(q[:, :T], v[:, :T], rotations, **options)
+    assert relative_rms(without[:, :13], alone) > 0.1  # negative control
+
+
 def test_gradients():
     """Against the gradient of the same pairs as a dense masked softmax, by JAX."""
     T, chunk = 13, 3

@@ -169,15 +169,14 @@ QUICKLY = (
     ("lion", "mean"),
     ("transnormer_t1", "mean"),
     ("convolution", "mean"),
+    ("lsh", "mean"),
     ("retnet", "mean"),
     ("retnet", "last"),
 )
-# Which tokens share a chunk after sorting depends on how many there are.
-PADDING_COUNTS = ("lsh",)
 SLOWLY = (
     case
     for case in itertools.product(variants.NAMES, ("cls", "mean", "last"))
-    if case not in QUICKLY and case[0] not in PADDING_COUNTS
+    if case not in QUICKLY
 )
 
 
