@@ -141,7 +141,7 @@ def test_masked_tokens_are_as_if_absent():
 @pytest.mark.parametrize("T", [16, 23])
 def test_segment_of_padding_behind_a_row_changes_nothing(T):
     """It sorts behind all of the row, whose chunks are cut from its start."""
-    q, v, rotations = inputs(23)
+    q, v, rotations = map(jnp.asarray, inputs(23))
     options = {"chunk_size": 4, "chunking": "sorted", "direction": "bidirectional"}
     segments = jnp.broadcast_to(jnp.arange(T) < 13, (B, T)).astype(jnp.int32)
     padded = lsh_attention(q[:, :T], v[:, :T], rotations, segment_ids_BT=segments, **options)
