@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
       UserError: a mistake in config, data or folder, before anything is compiled.
       NonFiniteLossError: names the step.
     """
-    _check(config)
+    check(config)
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
@@ -106,7 +106,8 @@ _POSITIVE_KEYS = (
 _KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError where a key of every experiment is missing or out of range."""
     for key in (*_POSITIVE_KEYS, *_KEYS):
         if key not in config:
             raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
