@@ -134,7 +134,7 @@ def compile_training_step(
     task = make_task(config)
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
     step = make_train_step(
-        _graphdef(task),
+        nnx.graphdef(abstract_model(task)),
         task.loss,
         optimizer,
         accumulate_steps=config.accumulate_steps,
@@ -162,7 +162,7 @@ def compile_decoding_step(
     rows = config.data.batch_size
     mesh = _mesh(config, rows, devices)
     task = make_task(config)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    model = abstract_model(task)
     if not hasattr(model, "init_state"):
         raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
     parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -195,8 +195,9 @@ def _mesh(config: ml_collections.ConfigDict, rows: int, devices: Sequence[jax.De
     return sharding.make_mesh(mesh_config, rows, devices)
 
 
-def _graphdef(task: Task) -> nnx.GraphDef:
-    return nnx.graphdef(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))))
+def abstract_model(task: Task) -> nnx.Module:
+    """The task's model with shapes for arrays."""
+    return nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
 
 
 def _compile(

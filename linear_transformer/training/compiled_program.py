@@ -223,13 +223,16 @@ class _Program:
             if i.opcode == "parameter" and i.attributes.startswith(f"{place})")
         )
         whole = sum(a.bytes for a in parameter.arrays)
+        *_, root = instructions.values()
         total, names = 0, [parameter.name]
         while names:
             name = names.pop()
+            if name == root.name:
+                return whole
             for user in instructions.values():
                 if name not in user.operands:
                     continue
-                if user.opcode == "bitcast":
+                if user.opcode == "bitcast" or self._is_view(user):
                     names.append(user.name)
                 elif user.opcode in _SLICES and user.operands[0] == name:
                     total += user.arrays[0].bytes
@@ -243,6 +246,13 @@ class _Program:
                 else:
                     return whole
         return min(total, whole)
+
+    def _is_view(self, instruction: Instruction) -> bool:
+        """A fusion that only gives its one operand another shape."""
+        if instruction.opcode != "fusion":
+            return False
+        inner = self.computations[_called(instruction)[0]].values()
+        return {i.opcode for i in inner} == {"parameter", "bitcast"} and len(inner) == 2
 
     def written(self, computation: str, fusion: Instruction) -> int:
         """Bytes that a fusion writes: the update alone, where its result is updated in place."""
