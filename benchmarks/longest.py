@@ -4,8 +4,8 @@ python -m benchmarks.longest --plot=docs/figure1.png
 
 Time and memory of attention with its gradients, one sequence of 512 to 65,536 tokens, 8 causal
 heads of 64.  `softmax` holds all pairs of tokens, as the paper's does; `softmax blockwise` is what
-this project trains with.  A method's curve ends where the next length would need more than --memory_gb,
-or more than --seconds by the growth of the last two.
+this project trains with.  A method's curve ends where the next length would need more than
+--memory_gb, or more than --seconds by the growth of the last two.
 """
 
 from linear_transformer.host_memory import use_huge_pages
@@ -29,7 +29,6 @@ from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.pictures import save_figure
 
 HEADS, WIDTH, BUCKETS = 8, 64, 64
-LENGTHS = tuple(2**n for n in range(9, 17))
 # The longest of the paper, on a GPU of 11 GB.
 PUBLISHED = {"softmax": 4096, "lsh-4": 16384, "lsh-8": 16384, "linear": 65536}
 
@@ -80,16 +79,20 @@ def program(method: str, length: int) -> timing.Compiled:
 def curves() -> list[dict[str, Any]]:
     """A row for each length that a method reaches; methods of one length are timed in turn."""
     rows: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
-    for length in LENGTHS:
+    growing = set(METHODS)
+    for length in map(int, _LENGTHS.value):
         programs = {}
-        for method, before in rows.items():
-            if length > LENGTHS[0] and (not before or before[-1]["length"] * 2 < length):
-                continue  # its curve has ended
-            if len(before) > 1 and before[-1]["ms"] ** 2 / before[-2]["ms"] > 1e3 * _SECONDS.value:
+        for method in METHODS:
+            if method not in growing:
                 continue
-            compiled = program(method, length)
-            if compiled.temp_bytes <= 1e9 * _MEMORY_GB.value:
-                programs[method] = compiled
+            before = [row["ms"] for row in rows[method][-2:]]
+            if len(before) == 2 and before[1] ** 2 / before[0] > 1e3 * _SECONDS.value:
+                growing.remove(method)
+                continue
+            programs[method] = program(method, length)
+            if programs[method].temp_bytes > 1e9 * _MEMORY_GB.value:
+                del programs[method]
+                growing.remove(method)
         timings = timing.interleave({m: p.call for m, p in programs.items()}, timing.ROUNDS.value)
         for method, compiled in programs.items():
             measured = timings[method]
