@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import configuration
+from linear_transformer import configuration, environment
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import sharding
@@ -50,6 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     task = make_task(config)
     data = iter(task.training_data(jax.process_index(), jax.process_count()))
     configuration.save(config, workdir)
+    environment.save(workdir / environment.FILE)
 
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
     graphdef = nnx.graphdef(model)
