@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import configuration, environment
+from linear_transformer import accelerators, configuration, environment
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import sharding
@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
       UserError: a mistake in config, data or folder, before anything is compiled.
       NonFiniteLossError: names the step.
     """
-    _check(config)
+    check(config)
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
@@ -67,6 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     state = init_state(task.make_model, optimizer, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh)
+    loop.peak_speed = _peak_speed(model, config, mesh)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -107,7 +108,8 @@ _POSITIVE_KEYS = (
 _KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError where a key of every experiment is missing or out of range."""
     for key in (*_POSITIVE_KEYS, *_KEYS):
         if key not in config:
             raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
@@ -121,6 +123,19 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"config.data.batch_size ({config.data.batch_size}) is not a multiple of "
             f"config.accumulate_steps ({config.accumulate_steps})"
         )
+
+
+def _peak_speed(model: nnx.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> float | None:
+    """Tokens per second with all arithmetic at the devices' peak; None where it is not known.
+
+    The speed over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
+    what the model needs, three forward passes, counts, and no recomputation.
+    """
+    accelerator = accelerators.find(mesh.devices.flat[0].device_kind)
+    context = config.data.get("sequence_length")
+    if accelerator is None or context is None or not hasattr(model, "flops_per_token"):
+        return None
+    return mesh.size * accelerator.flops / (3 * model.flops_per_token(context))
 
 
 class _Loop:
@@ -140,6 +155,7 @@ class _Loop:
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
         self.terminated = False
+        self.peak_speed: float | None = None  # tokens per second at the devices' peak
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = progress["step"]
@@ -229,16 +245,17 @@ class _Loop:
         unit = "tokens" if "sequence_length" in self.config.data else "examples"
         speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
-        self.writer.write(
-            self.step,
-            "train",
-            values | {"steps_per_second": rate, f"{unit}_per_second": speed},
-        )
+        speeds = {"steps_per_second": rate, f"{unit}_per_second": speed}
+        if self.peak_speed is not None:
+            speeds["mfu"] = speed / self.peak_speed
+        self.writer.write(self.step, "train", values | speeds)
         eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline
         print(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
-            f"{speed:,.0f} {unit}/s  ETA {_duration(eta)}",
+            f"{speed:,.0f} {unit}/s  "
+            + (f"MFU {100 * speeds['mfu']:.1f} %  " if "mfu" in speeds else "")
+            + f"ETA {_duration(eta)}",
             flush=True,
         )
         self.sums = {}
