@@ -89,7 +89,7 @@ class VectorDecays:
         for half, until, strictly, after in self.levels:
             query = q * jnp.exp(strictly if before else until)
             pairs = matmul(query, k * jnp.exp(after), narrow, ROWS_BY_ROWS)
-            weights = jnp.where(_meet(self.chunk, half), pairs, weights)
+            weights = jnp.where(meet(self.chunk, half), pairs, weights)
         return weights
 
 
@@ -101,7 +101,7 @@ def _in_right_half(shape, half):
     return lax.broadcasted_iota(jnp.int32, shape, 0) & half != 0
 
 
-def _meet(chunk, half):
+def meet(chunk, half):
     """Row in the right half, column in the left half of the same range."""
     i = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
     j = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
