@@ -12,7 +12,7 @@ if __name__ == "__main__":
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.evaluation import Run, evaluate, sample
 
@@ -31,6 +31,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 
 def main() -> None:
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    distributed.initialize()
     run = Run.load(epath.Path(_WORKDIR.value))
     if _PROMPT.value is None:
         evaluate(run, _SPLIT.value, stateful=_STATEFUL.value)

@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.training.loop import train
 
 _WORKDIR = flags.DEFINE_string(
@@ -34,6 +34,7 @@ def default_workdir(config_path: str) -> str:
 
 
 def main(config: ml_collections.ConfigDict, config_path: str) -> None:
+    distributed.initialize()
     train(config, epath.Path(_WORKDIR.value or default_workdir(config_path)))
 
 
