@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate, sample
@@ -43,6 +43,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise ConfigError("--workdir is missing: the folder of a run")
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    distributed.initialize()
     run = Run.load(epath.Path(_WORKDIR.value))
     if _PROMPT.value is None:
         evaluate(run, _SPLIT.value, stateful=_STATEFUL.value)

@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.training.loop import train
 
 _WORKDIR = flags.DEFINE_string(
@@ -40,6 +40,7 @@ def main(config: ml_collections.ConfigDict, config_path: str) -> None:
     if compile_only.REQUESTED.value:
         compile_only.report("training", config)
         return
+    distributed.initialize()
     train(config, epath.Path(_WORKDIR.value or default_workdir(config_path)))
 
 
