@@ -141,9 +141,7 @@ def compile_training_step(
         **options,
     )
     state = abstract_state(task.make_model, optimizer, **options)
-    batch = next(iter(task.training_data(0, 1)))
-    rows = sharding.rows_of(mesh)
-    batch = sharding.abstract(batch, jax.tree.map(lambda _: rows, batch))
+    batch = sharding.abstract_batch(mesh, next(iter(task.training_data(0, 1))))
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 

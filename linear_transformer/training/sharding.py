@@ -104,6 +104,11 @@ def rows_of(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def abstract_batch(mesh: Mesh, batch: Any) -> Any:
+    """What `put_batch` gives of the rows of all processes, without the rows."""
+    return abstract(batch, jax.tree.map(lambda _: rows_of(mesh), batch))
+
+
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes and types with shardings, for a program that is compiled without data."""
     return jax.tree.map(
