@@ -8,7 +8,7 @@ Each device runs the very program of a single device on its rows.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,17 +42,18 @@ class MeshConfig:
                 )
 
 
-def make_mesh(config: MeshConfig, rows: int) -> Mesh:
+def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all processes' devices, or of the first ones where fewer are asked for.
 
     Args:
       config: how many devices along which axis.
       rows: of a batch, or of a part of it that is computed at a time.
+      devices: instead of those that JAX has.
 
     Raises:
       ConfigError: there are too few devices, or the batch cannot be split between them.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     most = max(len(devices) // config.fsdp, 1)
     fitting = (n for n in range(most, 1, -1) if rows % (n * config.fsdp) == 0)
     data = config.data or next(fitting, 1)
@@ -94,8 +95,20 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """The rows that this process has read, as its part of the batch of all processes."""
-    rows = NamedSharding(mesh, PartitionSpec(AXES))
+    rows = rows_of(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def rows_of(mesh: Mesh) -> NamedSharding:
+    """Rows, the first axis of a batch, over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and types with shardings, for a program that is compiled without data."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def sum_over_devices(mesh: Mesh, sums: Callable[..., Any]) -> Callable[..., Any]:

@@ -104,6 +104,9 @@ def test_config_is_saved_with_the_run(unbroken):
     loaded = configuration.load(epath.Path(workdir))
     assert configuration.plain(loaded) == configuration.plain(config)
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
+    made = json.loads((workdir / "environment.json").read_text())
+    assert made["hardware"]["devices"].endswith("cpu")
+    assert made["versions"]["jax"] == jax.__version__
 
 
 @pytest.mark.parametrize(
