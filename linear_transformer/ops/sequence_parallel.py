@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact, Int
 
 from linear_transformer.ops import segments
-from linear_transformer.types import SegmentIds
+from linear_transformer.types import PRNGKey, SegmentIds
 
 AXIS = "sequence"
 EXCHANGES = ("scan", "gather")
@@ -57,6 +57,17 @@ def gathered(x_BT: Array) -> Array:
     return lax.all_gather(x_BT, AXIS, axis=1, tiled=True) if shards() > 1 else x_BT
 
 
+def own(x_BT: Array) -> Array:
+    """This shard's tokens of `gathered`."""
+    time = x_BT.shape[1] // shards()
+    return lax.dynamic_slice_in_dim(x_BT, offset(time), time, axis=1)
+
+
+def own_key(key: PRNGKey | None) -> PRNGKey | None:
+    """A key for this shard's tokens, where all shards have the same one."""
+    return key if key is None or shards() == 1 else jax.random.fold_in(key, shard())
+
+
 def of_last(x: Array, *, reverse: bool = False) -> Array:
     """The value on the last shard (the first one if `reverse`), on all of them."""
     if shards() == 1:
@@ -94,6 +105,27 @@ def halo(x_BT: Array, *, before: int = 0, after: int = 0) -> Array:
     return jnp.concatenate(
         [zeros(max(before - reached, 0)), *parts, zeros(max(after - reached, 0))], axis=1
     )
+
+
+def keys_in_reach(
+    arrays: tuple[Array | None, ...], window: int | None
+) -> tuple[tuple[Array | None, ...], Int[Array, " S"]]:
+    """The tokens that a shard's queries may see, and their places in the row.
+
+    Args:
+      arrays: (B, T, ...) of the shard's tokens, or None.
+      window: tokens that a query sees, its own the last; None is all of the row.
+
+    Returns:
+      The arrays of S tokens; places before the row are negative.
+    """
+    time = next(x for x in arrays if x is not None).shape[1]
+    if window is None:
+        places_S = jnp.arange(shards() * time)
+        return tuple(None if x is None else gathered(x) for x in arrays), places_S
+    before = window - 1
+    places_S = offset(time) - before + jnp.arange(before + time)
+    return tuple(None if x is None else halo(x, before=before) for x in arrays), places_S
 
 
 def continues(segment_ids_BT: SegmentIds, *, reverse: bool = False) -> Bool[Array, " B"]:

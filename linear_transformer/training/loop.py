@@ -47,8 +47,15 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     devices = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
     mesh_config = configuration.build(sharding.MeshConfig, devices, "mesh")
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
+    heads = config.model.get("num_heads", mesh_config.tensor)
+    if heads % mesh_config.tensor:
+        raise ConfigError(
+            f"config.model.num_heads ({heads}) is not a multiple of config.mesh.tensor "
+            f"({mesh_config.tensor})"
+        )
     task = make_task(config)
-    data = iter(task.training_data(jax.process_index(), jax.process_count()))
+    task.require_shards(mesh_config.sequence)
+    data = iter(task.training_data(*sharding.readers(mesh)))
     configuration.save(config, workdir)
 
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
@@ -82,6 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
             task.loss,
             optimizer,
             accumulate_steps=config.accumulate_steps,
+            sequence_arrays=task.sequence_arrays,
+            exchange=mesh_config.exchange,
             **options,
         )
         state = loop.run(state, step_fn)
@@ -156,7 +165,9 @@ class _Loop:
             while self.step < config.num_steps and not self.terminated:
                 batch = next(self.data)
                 if self.mesh.size > 1:
-                    batch = sharding.put_batch(self.mesh, batch)
+                    batch = sharding.put_batch(
+                        self.mesh, batch, self.task.sequence_arrays, self.task.tokens_in_front
+                    )
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, metrics = step_fn(state, batch)
                 if pending is not None:
