@@ -85,7 +85,7 @@ def _sharded(arrays, *, block_size, direction, **options):
 
     def from_block_start(x_BT):
         x_BT = sequence_parallel.halo(x_BT, before=block_size - 1, after=after)
-        padding = [(0, 0), (0, block_size)] + [(0, 0)] * (x_BT.ndim - 2)
+        padding = [(0, 0), (0, length)] + [(0, 0)] * (x_BT.ndim - 2)
         return lax.dynamic_slice_in_dim(
             jnp.pad(x_BT, padding), block_size - 1 - place, length, axis=1
         )

@@ -239,14 +239,18 @@ def sum_over_devices(
       sequence_arrays: as of `put_batch`.
       exchange: as of `MeshConfig`.
     """
-    if mesh.size == 1:
+    spread = tuple(axis for axis in (*ROWS, SEQUENCE) if mesh.shape[axis] > 1)
+    if not spread:  # the compiler splits what there is over "tensor"
         return sums
-    # The compiler splits what is left over "tensor", where there is more than one device.
-    manual = AXES[:-1] if mesh.shape["tensor"] > 1 else AXES
-    everywhere = (*ROWS, SEQUENCE)
+    # It does not know sums over axes of one device among those that it has to split itself.
+    manual = spread if mesh.shape["tensor"] > 1 else AXES
+    rows_of = tuple(axis for axis in spread if axis in ROWS)
+
+    def total(x: Any, axes: Sequence[str]) -> Any:
+        return lax.psum(x, axes) if axes else x
 
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
-        split = jax.tree.map(_without_tensor, specs(mesh, parameters))
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), specs(mesh, parameters))
 
         def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
@@ -255,19 +259,20 @@ def sum_over_devices(
 
         def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
-                return lax.psum(x, everywhere)
+                return total(x, spread)
             axis = spec.index("fsdp")
             x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
-            return lax.psum(x, ("data", SEQUENCE))
+            return total(x, [axis for axis in spread if axis != "fsdp"])
 
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
-            key = jax.random.fold_in(key, lax.axis_index(ROWS))
+            if rows_of:
+                key = jax.random.fold_in(key, lax.axis_index(rows_of))
             with sequence_parallel.exchange(exchange):
                 gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
-            return jax.tree.map(scatter, gradients, split), lax.psum(metrics, everywhere)
+            return jax.tree.map(scatter, gradients, split), total(metrics, spread)
 
         whole = PartitionSpec()
-        rows = {name: _batch_spec(name, sequence_arrays) for name in batch}
+        rows = {name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch}
         run = jax.shard_map(
             of_one,
             mesh=mesh,
@@ -281,5 +286,12 @@ def sum_over_devices(
     return of_all
 
 
-def _without_tensor(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
+def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
+    """Of an array's split the part along these axes of the mesh."""
+
+    def kept(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(axis for axis in part if axis in axes)
+        return part if part in axes else None
+
+    return PartitionSpec(*map(kept, spec))

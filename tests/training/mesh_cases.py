@@ -60,11 +60,7 @@ def check(variant, mesh, exchange="scan", **changes):
     np.testing.assert_allclose(losses(config), single(variant, **changes), TOLERANCE)
 
 
-MESHES = [
-    mesh
-    for mesh in itertools.product((1, 2, 4, 8), repeat=4)
-    if np.prod(mesh) == 8
-]
+MESHES = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(mesh) == 8]
 MECHANISMS = ("softmax", "linear", "gla", "gated_delta_net", "transnormer_t2")
 
 
