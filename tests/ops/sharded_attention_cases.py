@@ -45,9 +45,7 @@ def layer(make):
 
 
 def convolution(size):
-    return lambda features: ShortConvolution(
-        features, size, dtype=DTYPE, rngs=nnx.Rngs(0)
-    )
+    return lambda features: ShortConvolution(features, size, dtype=DTYPE, rngs=nnx.Rngs(0))
 
 
 def local_convolution(features):
@@ -90,7 +88,10 @@ def evaluate(run, segment_ids):
     @jax.jit
     def both(x):
         y, pullback = jax.vjp(lambda x: run(x, segment_ids), x)
-        return {"y": y, "dx": pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]}
+        return {
+            "y": y,
+            "dx": pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0],
+        }
 
     x = np.random.default_rng(0).normal(size=(B, T, H, 3 * K))
     return both(jnp.asarray(x, jnp.float64))
@@ -113,3 +114,10 @@ def test_several_devices_are_one(name, packed):
         ids = documents() if packed else None
         actual = evaluate(sharded(CASES[name]), ids)
         contract.assert_agree(actual, evaluate(CASES[name], ids), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["window_of_a_shard", "blocks_in_a_shard", "convolution"])
+def test_without_the_neighbours_it_fails(name, monkeypatch):
+    monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
+    with pytest.raises(AssertionError, match="relative RMS errors"):
+        test_several_devices_are_one(name, False)
