@@ -16,8 +16,10 @@ if __name__ == "__main__":  # before jax is imported: libtpu must not look for a
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other compilations on this machine
     }
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -79,9 +81,7 @@ def program(name: str, form: str, backward: bool) -> Callable[..., Any]:
     heads = _HEADS.value
 
     def forward(inputs, packed):
-        inputs = [
-            x if x.shape[-1] == heads else x.reshape(*x.shape[:2], heads, -1) for x in inputs
-        ]
+        inputs = [x if x.shape[-1] == heads else x.reshape(*x.shape[:2], heads, -1) for x in inputs]
         o, state = operator(*inputs, form=form, **packed)
         return o.reshape(*o.shape[:2], -1), state
 
@@ -113,6 +113,8 @@ def specs(name: str, time: int, backward: bool, sharding: Any) -> tuple[Any, ...
 
 def measure(topology: str, name: str, form: str, time: int, backward: bool) -> dict[str, Any]:
     """Compiles one program and reads the compiler's figures; MB are 10^6 bytes."""
+    if topology not in TOPOLOGIES:
+        raise app.UsageError(f"--topology is {topology}; choose all, or {', '.join(TOPOLOGIES)}")
     description = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, **TOPOLOGIES[topology]
     )
@@ -120,9 +122,15 @@ def measure(topology: str, name: str, form: str, time: int, backward: bool) -> d
     arguments = specs(name, time, backward, sharding)
     row = {"topology": topology, "operator": name, "form": form, "tokens": time}
     row["pass"] = "backward" if backward else "forward"
-    compiled = jax.jit(program(name, form, backward)).lower(*arguments).compile()
+    try:
+        compiled = jax.jit(program(name, form, backward)).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory space hbm" not in str(error):
+            raise
+        return row | {"fits": False}
     memory = compiled.memory_analysis()
     return row | {
+        "fits": True,
         "kernels": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
         "arguments MB": memory.argument_size_in_bytes / 1e6,
         "outputs MB": memory.output_size_in_bytes / 1e6,
@@ -130,24 +138,27 @@ def measure(topology: str, name: str, form: str, time: int, backward: bool) -> d
     }
 
 
+def table_row(rows: list[dict[str, Any]]) -> str:
+    """The forms of one program side by side."""
+    cells = [str(rows[0][name]) for name in ("topology", "operator", "pass")]
+    cells.append(f"{rows[0]['tokens']:,}")
+    fitting = [row for row in rows if row["fits"]]
+    ends = [f"{row['arguments MB'] + row['outputs MB']:,.1f}" for row in fitting[:1]] or [""]
+    figures = [f"{row['temporaries MB']:,.1f}" if row["fits"] else "does not fit" for row in rows]
+    return "| " + " | ".join(cells + ends + figures) + " |"
+
+
 def main(_: list[str]) -> None:
     chosen = list(TOPOLOGIES) if _TOPOLOGY.value == "all" else [_TOPOLOGY.value]
-    columns = None
-    for topology in chosen:
-        for name in _OPERATORS.value:
-            for time in map(int, _LENGTHS.value):
-                for kind in _PASSES.value:
-                    for form in _FORMS.value:
-                        row = measure(topology, name, form, time, kind == "backward")
-                        if _JSON.value:
-                            print(json.dumps(row), flush=True)
-                            continue
-                        if columns is None:
-                            columns = list(row)
-                            print("| " + " | ".join(columns) + " |")
-                            print("|" + "---|" * len(columns))
-                        cells = (f"{x:,.1f}" if isinstance(x, float) else str(x) for x in row.values())
-                        print("| " + " | ".join(cells) + " |", flush=True)
+    if not _JSON.value:
+        titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
+        titles += [f"temporaries of {form} MB" for form in _FORMS.value]
+        print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
+    for topology, name, kind, time in itertools.product(
+        chosen, _OPERATORS.value, _PASSES.value, list(map(int, _LENGTHS.value))
+    ):
+        rows = [measure(topology, name, form, time, kind == "backward") for form in _FORMS.value]
+        print("\n".join(map(json.dumps, rows)) if _JSON.value else table_row(rows), flush=True)
 
 
 if __name__ == "__main__":

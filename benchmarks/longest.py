@@ -1,6 +1,6 @@
 """How long a sequence can be: figure 1 of Katharopoulos et al. 2020 (arXiv:2006.16236).
 
-python -m benchmarks.longest --plot=docs/figure1.png
+python -m benchmarks.longest --plot=docs/results/figure1.png
 
 Time and memory of attention with its gradients, one sequence of 512 to 65,536 tokens, 8 causal
 heads of 64.  `softmax` holds all pairs of tokens, as the paper's does; `softmax blockwise` is what

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import recurrence, segments
+from linear_transformer.ops import recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.pallas.decay import pallas_form
@@ -91,9 +91,11 @@ def decayed_attention(
         log_decay = log_decay[..., None]
     arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay)
     state = initial_state.astype(dtype)
-    attend = functools.partial(_causal, form=form, chunk_size=chunk_size)
+    options = {"form": form, "chunk_size": chunk_size}
+    attend = functools.partial(_sharded, **options)
     if bonus_HK is not None:
-        o, state = _with_bonus(attend, *arrays, bonus_HK.astype(dtype), state, segment_ids_BT)
+        local = functools.partial(_causal, **options)
+        o, state = _with_bonus(local, *arrays, bonus_HK.astype(dtype), state, segment_ids_BT)
     elif direction == "causal":
         o, state = attend(*arrays, state, segment_ids_BT)
     elif direction == "anticausal":
@@ -132,6 +134,7 @@ def _own(q, k, v, dtype):
 
 
 def _reversed(attend, q, k, v, log_decay, state, segment_ids_BT):
+    attend = functools.partial(attend, reverse=True)
     q, k, v, log_decay = (jnp.flip(x, 1) for x in (q, k, v, log_decay))
     ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
     o, state = attend(q, k, v, log_decay, state, ids)
@@ -144,10 +147,42 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
     if segment_ids_BT is not None:
         q_next = jnp.where(segments.starts(segment_ids_BT)[:, 1:, None, None], 0, q_next)
     q_next = jnp.pad(q_next, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    state = _entering(k, v, log_decay, state, segment_ids_BT)
     first = jnp.einsum("bhk,bhkv->bhv", q[:, 0].astype(state.dtype), state)
     o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
-    return o + _own(q * bonus, k, v, state.dtype), final
+    return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
+
+
+def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **options):
+    """`_causal` on a shard of a sequence, or on all of it."""
+    state = _entering(k, v, log_decay, state, segment_ids_BT, reverse)
+    o, state = _causal(q, k, v, log_decay, state, segment_ids_BT, **options)
+    return o, sequence_parallel.of_last(state, reverse=reverse)
+
+
+def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
+    """The state before the first token, where the sequence is spread over devices."""
+    if sequence_parallel.shards() == 1:
+        return state
+    dtype = state.dtype
+    keys, decays, passes = k, log_decay, 1.0
+    if segment_ids_BT is not None:  # of the last segment, without the decay of its first token
+        run_BT = segments.run_index(segment_ids_BT)
+        last = (run_BT == run_BT[:, -1:])[..., None, None]
+        keys = jnp.where(last, k, 0)
+        starts = segments.starts(segment_ids_BT)[..., None, None]
+        decays = jnp.where(last & ~starts, log_decay, 0)
+        passes = (run_BT[:, -1] == 0)[:, None, None].astype(dtype)
+    # Sums from the end on: they are exact where the decay is not yet nothing.
+    since = lax.cumsum(decays, axis=1, reverse=True)
+    after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    reaching = (keys * jnp.exp(after)).astype(k.dtype)
+    update = jnp.einsum("bthk,bthv->bhkv", reaching, v, preferred_element_type=dtype)
+    transition = (passes * jnp.exp(since[:, 0]))[..., None]
+    return sequence_parallel.entering_state(
+        transition, update, state, segment_ids_BT, reverse=reverse
+    )
 
 
 def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
 from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -85,7 +85,7 @@ def delta_attention(
     reads = (jnp.exp(log_decay) * k_BTHK).astype(k_BTHK.dtype)
     writes = (beta_BTH[..., None].astype(dtype) * k_BTHK).astype(k_BTHK.dtype)
     tokens = (q_BTHK, reads, writes, v_BTHV, log_decay)
-    return _attend(tokens, initial_state, segment_ids_BT, form, chunk_size)
+    return _sharded(tokens, initial_state, segment_ids_BT, form, chunk_size)
 
 
 def delta_product(
@@ -212,8 +212,33 @@ def _attend_in_steps(tokens, state, segment_ids_BT, form, chunk_size):
     tokens = [x.reshape(x.shape[0], -1, *x.shape[3:]) for x in tokens]
     if segment_ids_BT is not None:
         segment_ids_BT = jnp.repeat(segment_ids_BT, steps, axis=1)
-    o, state = _attend(tokens, state, segment_ids_BT, form, chunk_size)
+    o, state = _sharded(tokens, state, segment_ids_BT, form, chunk_size)
     return o[:, steps - 1 :: steps], state
+
+
+def _sharded(tokens, state, segment_ids_BT, form, chunk_size):
+    """`_attend` on a shard of a sequence, or on all of it.
+
+    Outputs and the final state are affine in the entering state.  On K more columns that start as
+    the identity, with values of 0, the recurrence gives what they multiply it by.
+    """
+    if sequence_parallel.shards() == 1:
+        return _attend(tokens, state, segment_ids_BT, form, chunk_size)
+    q, r, w, v, log_decay = tokens
+    (batch, _, heads, width), values = q.shape, v.shape[-1]
+    dtype = accumulation_dtype(q, r, w, v)
+    if state is None:
+        state = jnp.zeros((batch, heads, width, values), dtype)
+    columns = ((0, 0), (0, 0), (0, 0), (0, width))
+    identity = jnp.eye(width, values + width, values, dtype)
+    start = jnp.broadcast_to(identity, (batch, heads, width, values + width))
+    tokens = (q, r, w, jnp.pad(v.astype(dtype), columns), log_decay)
+    o, final = _attend(tokens, start, segment_ids_BT, form, chunk_size)
+    update, transition = final[..., :values], final[..., values:]
+    state = sequence_parallel.entering_state(transition, update, state, segment_ids_BT, matrix=True)
+    o = o[..., :values] + jnp.einsum("bthk,bhkv->bthv", o[..., values:], state)
+    final = sequence_parallel.of_last(transition @ state + update)
+    return o.astype(v.dtype), final
 
 
 def _attend(tokens, state, segment_ids_BT, form, chunk_size):

@@ -98,6 +98,9 @@ def write_all(found: Found, output: str | None) -> None:
             picture.parent.mkdir(parents=True, exist_ok=True)
             if report.plot(table, filled[name], picture):
                 parts.append(f"![{table.title}]({picture.parent.name}/{picture.name})\n")
+            for name, caption in table.pictures:
+                if (picture.parent / name).exists():
+                    parts.append(f"{caption}\n\n![{name}]({picture.parent.name}/{name})\n")
     print(text := "\n".join(parts))
     if output:
         _write_text(text, output)

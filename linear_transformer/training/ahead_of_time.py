@@ -133,18 +133,24 @@ def compile_training_step(
     optimizer = make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
     )
-    mesh = _mesh(config, config.data.batch_size // config.accumulate_steps, devices)
+    mesh_config = sharding.mesh_config(config)
+    rows = config.data.batch_size // config.accumulate_steps
+    mesh = sharding.make_mesh(mesh_config, rows, devices)
     task = make_task(config)
+    task.require_shards(mesh_config.sequence)
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
     step = make_train_step(
         nnx.graphdef(abstract_model(task)),
         task.loss,
         optimizer,
         accumulate_steps=config.accumulate_steps,
+        sequence_arrays=task.sequence_arrays,
+        exchange=mesh_config.exchange,
         **options,
     )
     state = abstract_state(task.make_model, optimizer, **options)
-    batch = sharding.abstract_batch(mesh, next(iter(task.training_data(0, 1))))
+    batch = next(iter(task.training_data(0, 1)))
+    batch = sharding.abstract_batch(mesh, batch, task.sequence_arrays, task.tokens_in_front)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 
@@ -161,7 +167,7 @@ def compile_decoding_step(
     """
     check(config)
     rows = config.data.batch_size
-    mesh = _mesh(config, rows, devices)
+    mesh = sharding.make_mesh(sharding.mesh_config(config), rows, devices)
     task = make_task(config)
     model = abstract_model(task)
     if not hasattr(model, "init_state"):
@@ -188,12 +194,6 @@ def compile_decoding_step(
             key,
         ),
     )
-
-
-def _mesh(config: ml_collections.ConfigDict, rows: int, devices: Sequence[jax.Device]) -> Mesh:
-    axes = config.get("mesh", ml_collections.ConfigDict())
-    mesh_config = configuration.build(sharding.MeshConfig, axes, "mesh")
-    return sharding.make_mesh(mesh_config, rows, devices)
 
 
 def abstract_model(task: Task) -> nnx.Module:

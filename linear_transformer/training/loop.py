@@ -55,11 +55,11 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderL
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    devices = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
-    mesh_config = configuration.build(sharding.MeshConfig, devices, "mesh")
+    mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    data = iter(task.training_data(jax.process_index(), jax.process_count()))
+    task.require_shards(mesh_config.sequence)
+    data = iter(task.training_data(*sharding.readers(mesh)))
     distributed.run_on_first(lambda: _open_folder(config, workdir, lock))
     _check_shared(workdir)
 
@@ -95,6 +95,8 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderL
             task.loss,
             optimizer,
             accumulate_steps=config.accumulate_steps,
+            sequence_arrays=task.sequence_arrays,
+            exchange=mesh_config.exchange,
             **options,
         )
         state = loop.run(state, step_fn)
@@ -208,7 +210,9 @@ class _Loop:
             while self.step < config.num_steps and not self.terminated:
                 batch = next(self.data)
                 if self.mesh.size > 1:
-                    batch = sharding.put_batch(self.mesh, batch)
+                    batch = sharding.put_batch(
+                        self.mesh, batch, self.task.sequence_arrays, self.task.tokens_in_front
+                    )
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, metrics = step_fn(state, batch)
                 if pending is not None:

@@ -1,6 +1,6 @@
 """The state of a training run, and the step that advances it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,12 +93,15 @@ def make_train_step(
     accumulate_steps: int,
     ema_decay: float,
     mesh: Mesh | None = None,
+    sequence_arrays: Sequence[str] = (),
+    exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
     the gradient is that of the whole batch whatever the weights.  On a mesh of several devices each
-    one has its rows, and state and batch are arrays on that mesh (`training.sharding`).
+    one has its tokens, and state and batch are arrays on that mesh (`training.sharding`, which has
+    the last three arguments).
     """
 
     def loss_sum(parameters, batch, key):
@@ -121,7 +124,9 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    total_sums = sums if mesh is None else sharding.sum_over_devices(mesh, sums)
+    total_sums = sums
+    if mesh is not None:
+        total_sums = sharding.sum_over_devices(mesh, sums, sequence_arrays, exchange)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -106,6 +106,20 @@ def test_files_have_names():
             command._files([argument])
 
 
+def test_pictures_that_lie_beside_the_document(tmp_path, monkeypatch):
+    pictures = (("x.png", "What x shows."), ("y.png", "What y shows."))
+    table = dataclasses.replace(folders.TABLE, pictures=pictures)
+    monkeypatch.setattr(command, "table_names", lambda: ["a/table1"])
+    monkeypatch.setattr(command, "load_table", lambda name: table)
+    folders.write_run(tmp_path / "run", table.rows[0].paper, {"loss": 0.1})
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "x.png").write_bytes(b"")
+    command.write_all(find([tmp_path]), str(tmp_path / "all.md"))
+    document = (tmp_path / "all.md").read_text()
+    assert "What x shows.\n\n![x.png](all/x.png)\n" in document
+    assert "What y shows." not in document
+
+
 def test_the_command(tmp_path):
     """Mistakes are one line and status 2; --list and --output do what they say; a failure is 1."""
     module, table = ["-m", "linear_transformer.papers"], "--table=katharopoulos2020/table2"

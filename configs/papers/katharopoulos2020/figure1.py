@@ -8,6 +8,13 @@ TABLE = Table(
     note="The figure has curves without numbers; the text says up to which power of two they go, "
     "on a GTX 1080 Ti of 11 GB (2^16 was the longest tried); here programs that need more are not "
     "run either.",
+    pictures=(
+        (
+            "figure1.png",
+            "The curves, `python -m benchmarks.longest --rounds=3 "
+            "--plot=docs/results/figure1.png`; dotted, where the paper's end.",
+        ),
+    ),
     columns=(
         Column(
             "longest sequence",

@@ -28,7 +28,6 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import segments
 from linear_transformer.ops.pallas.arithmetic import Masks
-from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
 LANES = 128
@@ -284,9 +283,7 @@ def _backward_kernel(
         masks = layout.masks(runs, block, c)
         for h in range(layout.group):
             state = tuple(ref[c, h] for ref in entering)
-            _, pullback = jax.vjp(
-                functools.partial(step, masks=masks), *inputs(c, h, masks), state
-            )
+            _, pullback = jax.vjp(functools.partial(step, masks=masks), *inputs(c, h, masks), state)
             (g,) = layout.load((do,), c, h, masks, dtype)
             dtokens_h, drows_h, dstate_h = pullback((g, tuple(ref[h] for ref in dstate)))
             layout.store(dtokens, c, h, dtokens_h)

@@ -31,7 +31,7 @@ from linear_transformer.ops.pallas.arithmetic import (
 
 
 def clipped(log_decay: Array) -> Array:
-    """Below the logarithm of the smallest number exp is 0: sums of the clipped values are finite."""
+    """Below the logarithm of the smallest number exp is 0: sums of what is left are finite."""
     return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
 
 

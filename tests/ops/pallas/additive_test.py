@@ -55,7 +55,9 @@ def test_the_kernel_is_the_token_scan(time, normalize, segments):
         contract.assert_agree(actual, expected, 1e-12)
     # Sums of up to 150 terms of both signs: the inputs alone are off by 6e-8.
     narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    contract.assert_agree(contract.evaluate(op("pallas", normalize), narrow, constants), expected, 2e-5)
+    contract.assert_agree(
+        contract.evaluate(op("pallas", normalize), narrow, constants), expected, 2e-5
+    )
 
 
 def test_feature_map_inside_the_kernel():
