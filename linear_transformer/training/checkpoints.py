@@ -6,6 +6,7 @@ Orbax notices a missing file but not every changed bit, so each checkpoint gets 
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -107,11 +108,18 @@ class Checkpoints:
 
 
 def _write_checksums(folder: epath.Path) -> None:
-    files = [parent / name for parent, _, names in folder.walk() for name in names]
-    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(files)}
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in _files(folder)}
     partial = folder / f"{_CHECKSUMS}.part"
     partial.write_text(json.dumps(sums, indent=1))
     partial.replace(folder / _CHECKSUMS)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()):  # `walk` loses the gs:// of a bucket
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def _verify(folder: epath.Path) -> None:
