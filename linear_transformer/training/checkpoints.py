@@ -6,7 +6,6 @@ Orbax notices a missing file but not every changed bit, so each checkpoint gets 
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from linear_transformer import distributed
+from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.state import TrainState
 
@@ -108,18 +108,10 @@ class Checkpoints:
 
 
 def _write_checksums(folder: epath.Path) -> None:
-    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in _files(folder)}
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files_below(folder)}
     partial = folder / f"{_CHECKSUMS}.part"
     partial.write_text(json.dumps(sums, indent=1))
     partial.replace(folder / _CHECKSUMS)
-
-
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()):  # `walk` loses the gs:// of a bucket
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
 
 
 def _verify(folder: epath.Path) -> None:

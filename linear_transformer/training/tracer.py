@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 
 
@@ -44,13 +45,12 @@ class Tracer:
         """Writes a trace that is under way; of fewer steps, at the end of a run."""
         if self._local is None:
             return
+        folder, self._local = self._local, None
         jax.profiler.stop_trace()
-        local = epath.Path(self._local.name)
-        for path in local.rglob("*"):
-            if not path.is_dir():
-                copy = self._folder / path.relative_to(local)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                path.copy(copy, overwrite=True)
-        self._local.cleanup()
-        self._local = None
+        local = epath.Path(folder.name)
+        for path in files_below(local):
+            copy = self._folder / path.relative_to(local)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            path.copy(copy, overwrite=True)
+        folder.cleanup()
         print(f"{'profile:':12} {self._folder}", flush=True)
