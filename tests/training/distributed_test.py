@@ -169,10 +169,10 @@ def test_terminated_and_resumed_with_another_mesh(mesh, text, single, tmp_path):
 @pytest.mark.slow
 def test_each_process_resumes_its_own_rows(text, tmp_path):
     """Packed rows are filled by each process, so that the two have positions of their own."""
-    changes = {"data__packing": "packed", "checkpoint_every": 10}
+    changes = {"data__packing": "packed", "checkpoint_every": 8}
     config = make_config(text, num_steps=20, **changes)
     execute(runs.arguments(config, tmp_path / "unbroken"))
-    for steps in (10, 20):
+    for steps in (8, 20):
         config.num_steps = steps
         execute(runs.arguments(config, tmp_path / "parts"))
     assert runs.curve(tmp_path / "parts") == runs.curve(tmp_path / "unbroken")
@@ -192,6 +192,17 @@ def test_evaluation_and_samples_are_those_of_one_process(text, tmp_path):
     assert several == pytest.approx(one, rel=TOLERANCE)
     prompt = ["eval.py", f"--workdir={workdir}", "--prompt=when", "--num_tokens=8"]
     assert execute(prompt).count("when") == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_of_them(text, single):
+    """One that process 0 alone can see; each says it in one line."""
+    command = runs.arguments(make_config(text, seed=1), single)
+    with Processes(command, command) as processes:
+        results = [finish(process) for process in processes]
+    for status, _, err in results:
+        assert status == 2
+        assert err.splitlines()[0].startswith(f"error: --workdir={single} holds a run with another")
 
 
 # What can be checked in one process.
