@@ -4,12 +4,15 @@ python train.py                                            the quick start, on a
 python train.py --config=configs/lm/shakespeare.py:softmax --config.num_steps=500
 python train.py --config=... --workdir=DIR                 again: goes on where it stopped
 python train.py --distributed=auto --workdir=gs://...      on every worker of a TPU slice
+python train.py --config=... --compile_only --topology=v5e:4x4     does it fit on these TPUs?
 """
 
+from linear_transformer import compile_only
 from linear_transformer.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
+    compile_only.prepare()
 
 import pathlib
 
@@ -39,6 +42,9 @@ def default_workdir(config_path: str) -> str:
 
 
 def main(config: ml_collections.ConfigDict, config_path: str) -> None:
+    if compile_only.REQUESTED.value:
+        compile_only.report("training", config)
+        return
     workdir = epath.Path(_WORKDIR.value or default_workdir(config_path))
     tracer = Tracer.parse(_PROFILE.value, workdir) if _PROFILE.value else None
     distributed.initialize()

@@ -27,7 +27,13 @@ def get_config(
             "final_evaluation": True,
             "sample": True,
             "accumulate_steps": 1,
-            "mesh": {"data": 0, "fsdp": 1},  # devices; 0 takes all
+            "mesh": {  # devices along each axis; 0 takes all
+                "data": 0,
+                "fsdp": 1,
+                "tensor": 1,
+                "sequence": 1,
+                "exchange": "scan",
+            },
             "ema_decay": 0.0,
             "label_smoothing": 0.0,
             "data": {

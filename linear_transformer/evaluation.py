@@ -45,8 +45,7 @@ class Run:
         )
         mesh = None  # several processes share the parameters, one has them on one device
         if jax.process_count() > 1:
-            devices = configuration.build(sharding.MeshConfig, config.mesh, "mesh")
-            mesh = sharding.make_mesh(devices, config.data.batch_size)
+            mesh = sharding.make_mesh(sharding.mesh_config(config), config.data.batch_size)
         options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
         state = init_state(task.make_model, optimizer, **options)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)

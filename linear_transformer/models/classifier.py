@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.linear import Linear
 from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import PRNGKey, Tokens
 
 POOLINGS = ("mean", "last", "cls")
@@ -99,9 +100,9 @@ class Encoder(nnx.Module):
             cls_BxD = jnp.broadcast_to(
                 self.cls[...].astype(x_BTD.dtype), (x_BTD.shape[0], 1, x_BTD.shape[-1])
             )
-            x_BTD = jnp.concatenate([cls_BxD, x_BTD], axis=1)
+            x_BTD = _put_in_front(cls_BxD, x_BTD)
             if mask_BT is not None:
-                mask_BT = jnp.pad(mask_BT, ((0, 0), (1, 0)), constant_values=True)
+                mask_BT = _put_in_front(jnp.ones((len(mask_BT), 1), bool), mask_BT)
         x_BTD = self.trunk(x_BTD, mask_BT=mask_BT, dropout_key=dropout_key)
         return self._pool(x_BTD, mask_BT)
 
@@ -115,15 +116,37 @@ class Encoder(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"] | None
     ) -> Float[Array, "B D"]:
         if self.pooling == "cls":
-            return x_BTD[:, 0]
+            return sequence_parallel.of_last(x_BTD[:, 0], reverse=True)
         if mask_BT is None:
-            return x_BTD[:, -1] if self.pooling == "last" else jnp.mean(x_BTD, axis=1)
-        lengths_B = jnp.sum(mask_BT, axis=1)
+            if self.pooling == "last":
+                return sequence_parallel.of_last(x_BTD[:, -1])
+            return sequence_parallel.total(jnp.mean(x_BTD, axis=1)) / sequence_parallel.shards()
+        lengths_B = sequence_parallel.total(jnp.sum(mask_BT, axis=1))
         if self.pooling == "last":
             last_B = jnp.maximum(lengths_B - 1, 0)
-            return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+            return _at(x_BTD, last_B)
         total_BD = jnp.sum(jnp.where(mask_BT[..., None], x_BTD, 0), axis=1)
+        total_BD = sequence_parallel.total(total_BD)
         return total_BD / jnp.maximum(lengths_B, 1)[:, None].astype(x_BTD.dtype)
+
+
+def _put_in_front(first_Bx: Array, x_BT: Array) -> Array:
+    """One token more; of a sequence over several devices the last one, padding, makes room."""
+    if sequence_parallel.shards() == 1:
+        return jnp.concatenate([first_Bx, x_BT], axis=1)
+    before_Bx = sequence_parallel.halo(x_BT, before=1)[:, :1]
+    first_Bx = jnp.where(sequence_parallel.shard() == 0, first_Bx, before_Bx)
+    return jnp.concatenate([first_Bx, x_BT[:, :-1]], axis=1)
+
+
+def _at(x_BTD: Float[Array, "B T D"], place_B: Int[Array, " B"]) -> Float[Array, "B D"]:
+    """The token at a place of the whole row."""
+    time = x_BTD.shape[1]
+    place_B = place_B - sequence_parallel.offset(time)
+    here_B = (place_B >= 0) & (place_B < time)
+    place_B = jnp.clip(place_B, 0, time - 1)
+    x_BD = jnp.take_along_axis(x_BTD, place_B[:, None, None], axis=1)[:, 0]
+    return sequence_parallel.total(jnp.where(here_B[:, None], x_BD, 0))
 
 
 class Classifier(nnx.Module):

@@ -17,11 +17,13 @@ from linear_transformer.nn.mixers import (
     longest_input,
     make_mixer,
     mixer_options,
+    needs_whole_rows,
 )
 from linear_transformer.nn.norms import STREAM_NORMS, apply_norm, make_stream_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
@@ -159,6 +161,15 @@ class LanguageModelConfig:
                     "the token that it predicts"
                 )
 
+    def require_shards(self, shards: int) -> None:
+        """Raises a ConfigError where a mixer needs whole rows, which devices are to share."""
+        for name in self.pattern:
+            if shards > 1 and needs_whole_rows(name, self.mixers.get(name, {})):
+                raise ConfigError(
+                    f"config.mesh.sequence is {shards}, and the mixer {name!r} of "
+                    "config.model.pattern needs whole rows; set config.mesh.sequence=1"
+                )
+
     def require_positions(self, key: str, length: int) -> None:
         """Raises a ConfigError where `key`, a length of the data, is beyond what a part can see."""
         if self.positions == "learned" and self.max_positions < length:
@@ -275,9 +286,12 @@ class LanguageModel(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out."""
+        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out.
+
+        Taps of convolutions are weights that each token meets once, as kernels are.
+        """
         kernels = nnx.to_flat_state(nnx.state(self, nnx.Param))
-        matmuls = sum(x.size for path, x in kernels if path[-1] == "kernel")
+        matmuls = sum(x.size for path, x in kernels if path[-1] in ("kernel", "taps"))
         if self.head is None:
             matmuls += self.embedding.embedding.size
         mixers = sum(block.mixer.flops_per_token(context) for block in self.stack.blocks)
@@ -303,8 +317,10 @@ class LanguageModel(nnx.Module):
         Without `positions`, tokens are numbered on from the state (from 0 without a state).
         """
         if positions is None:
-            start = 0 if state is None else state["position"][:, None]
-            positions = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+            time = tokens_BT.shape[1]
+            start = sequence_parallel.offset(time) if state is None else state["position"][:, None]
+            positions = jnp.broadcast_to(start + jnp.arange(time), tokens_BT.shape)
+        dropout_key = sequence_parallel.own_key(dropout_key)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         # Tied rows have unit norm as logits need; the stream wants unit variance.
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from linear_transformer.models.language_model import LanguageModelConfig, make_stack
 from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Activations, KeyMask, PRNGKey
 
 
@@ -43,10 +44,13 @@ class Trunk(nnx.Module):
           x_BTM: embedded tokens, of `PositionEmbedding.token_width`.
           mask_BT: False for the padding behind a sequence, which nothing is read from.
         """
-        positions_BT = jnp.broadcast_to(jnp.arange(x_BTM.shape[1]), x_BTM.shape[:2])
+        time = x_BTM.shape[1]
+        first = sequence_parallel.offset(time)
+        positions_BT = jnp.broadcast_to(first + jnp.arange(time), x_BTM.shape[:2])
         x_BTD = self.positions(x_BTM, positions_BT)
         if self.embedding_norm is not None:
             x_BTD = apply_norm(self.embedding_norm, x_BTD, training=dropout_key is not None)
+        dropout_key = sequence_parallel.own_key(dropout_key)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
         x_BTD, _ = self.stack(

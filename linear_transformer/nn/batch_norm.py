@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer.ops import sequence_parallel
+
 MOMENTS = "moments"
 _DECAY = 0.9  # of the running moments, each step; the default of torch
 _EPSILON = 1e-5
@@ -42,7 +44,8 @@ _record.defvjp(_record_forward, _record_backward)
 class BatchNorm(nnx.Module):
     """`gain (x - mean) / std + bias`, with mean and std of each feature over all tokens of a batch.
 
-    In training they are the batch's, padding included and on each device its own; else the running
+    In training they are the batch's, padding included, and each device has those of
+    its own rows; else the running
     ones, so that a prediction does not depend on what else is in the batch.
     """
 
@@ -60,8 +63,10 @@ class BatchNorm(nnx.Module):
         running = self.moments[...]
         if training:
             rows = wide.reshape(-1, wide.shape[-1])
-            mean = jnp.mean(rows, axis=0)
+            shards = sequence_parallel.shards()
+            mean = sequence_parallel.total(jnp.mean(rows, axis=0)) / shards
             variance = jnp.mean(jnp.square(rows - mean), axis=0)
+            variance = sequence_parallel.total(variance) / shards
             of_batch = len(rows) * jnp.stack([jnp.ones_like(mean), mean, variance + mean**2])
             wide = _record(wide, running, jax.lax.stop_gradient(of_batch).astype(running.dtype))
         else:

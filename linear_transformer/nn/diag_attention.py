@@ -11,6 +11,7 @@ from linear_transformer.nn.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import LRPE
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -93,7 +94,9 @@ class DiagAttention(nnx.Module):
         q_BTHK = split_heads(self.query(x_BTD), self.heads)
         k_BTHK = split_heads(self.key(x_BTD), self.heads)
         v_BTHV = split_heads(self.value(x_BTD), self.heads)
-        places_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+        time = x_BTD.shape[1]
+        first = sequence_parallel.offset(time)
+        places_BT = jnp.broadcast_to(first + jnp.arange(time), x_BTD.shape[:2])
         if state is not None:
             require_causal(self.direction)
             places_BT = places_BT + state["filled"][:, None]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear
 from linear_transformer.nn.mixer import MixerState, require_causal
-from linear_transformer.ops import segments
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -71,13 +71,19 @@ class LocalConvolution(nnx.Module):
             require_causal(self.direction)
         v_BTD = self.value(x_BTD)
         if segment_ids is not None:
-            v_BTD = jnp.where((segments.run_index(segment_ids) == 0)[..., None], v_BTD, 0)
-        return self.output(convolve(v_BTD, self.taps[...])), None
+            run_BT = sequence_parallel.run_index(segment_ids)
+            v_BTD = jnp.where((run_BT == 0)[..., None], v_BTD, 0)
+        if sequence_parallel.shards() == 1:
+            return self.output(convolve(v_BTD, self.taps[...])), None
+        half = self.size // 2
+        v_BTD = sequence_parallel.halo(v_BTD, before=half, after=half)
+        y_BTD = convolve(v_BTD, self.taps[...])[:, half : half + x_BTD.shape[1]]
+        return self.output(y_BTD), None
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: the taps, summed directly."""
+        """Forward, weights apart: the taps are all there is."""
         del context
-        return 2 * self.size * self.width
+        return 0
 
 
 def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Float[Array, "B T D"]:

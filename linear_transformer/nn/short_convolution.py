@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixer import MixerState
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import PRNGKey, SegmentIds
 
 
@@ -59,13 +60,17 @@ class ShortConvolution(nnx.Module):
         segment_ids: SegmentIds | None = None,
     ) -> tuple[Float[Array, "B T D"], MixerState | None]:
         time = x_BTD.shape[1]
-        before = self.init_state(x_BTD.shape[0]) if state is None else state
-        if state is not None and segment_ids is None:  # the last segment goes on
-            segment_ids = jnp.broadcast_to(before["segments"][:, -1:], x_BTD.shape[:2])
-        inputs = jnp.concatenate([before["inputs"].astype(x_BTD.dtype), x_BTD], axis=1)
-        segments = None
-        if segment_ids is not None:
-            segments = jnp.concatenate([before["segments"], segment_ids], axis=1)
+        if state is None:  # zeros come before a row, and the shard before before a shard
+            arrays = (x_BTD, segment_ids)
+            inputs, segments = (
+                None if x is None else sequence_parallel.halo(x, before=self.size - 1)
+                for x in arrays
+            )
+        else:
+            if segment_ids is None:  # the last segment goes on
+                segment_ids = jnp.broadcast_to(state["segments"][:, -1:], x_BTD.shape[:2])
+            inputs = jnp.concatenate([state["inputs"].astype(x_BTD.dtype), x_BTD], axis=1)
+            segments = jnp.concatenate([state["segments"], segment_ids], axis=1)
         taps = self.taps[...].astype(x_BTD.dtype)
         y_BTD = _scale(taps[0], x_BTD)
         for lag in range(1, self.size):

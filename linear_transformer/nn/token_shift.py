@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.mixer import MixerState
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.types import Activations, SegmentIds
 
 
@@ -28,15 +28,18 @@ class TokenShift(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        before = self.init_state(x_BTD.shape[0]) if state is None else state
-        first_BD = before["input"].astype(x_BTD.dtype)
-        if state is not None and segment_ids is not None:
+        if state is None:
+            y_BTD = sequence_parallel.halo(x_BTD, before=1)[:, :-1]
+            if segment_ids is not None:
+                before_BT = sequence_parallel.halo(segment_ids, before=1)[:, :-1]
+                y_BTD = jnp.where((before_BT == segment_ids)[..., None], y_BTD, 0)
+            return y_BTD, None
+        first_BD = state["input"].astype(x_BTD.dtype)
+        if segment_ids is not None:
             kept_B = segments.continues(state["segment"], segment_ids)
             first_BD = jnp.where(kept_B[:, None], first_BD, 0)
         y_BTD = jnp.concatenate([first_BD[:, None], x_BTD[:, :-1]], axis=1)
         if segment_ids is not None:
             y_BTD = jnp.where(segments.starts(segment_ids)[..., None], 0, y_BTD)
-        if state is None:
-            return y_BTD, None
         last_B = state["segment"] if segment_ids is None else segment_ids[:, -1]
         return y_BTD, {"input": x_BTD[:, -1].astype(self.dtype), "segment": last_B}

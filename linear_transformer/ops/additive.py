@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import recurrence, segments
+from linear_transformer.ops import recurrence, segments, sequence_parallel
 from linear_transformer.ops.blocks import Masks, matmul, read, write
 from linear_transformer.ops.feature_maps import FeatureMap
+from linear_transformer.ops.pallas.additive import pallas_form
+from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -70,9 +72,10 @@ def linear_attention(
         what came before the first token (after the last one if anticausal) in the same segment.
       segment_ids_BT: packed documents; each token sees its own segment only.
       key_mask_BS: False drops a key exactly.
-      form: "recurrent", "parallel", "associative", "chunk", or "auto": one call of "recurrent" for
-        T = 1, else "chunk".
-      chunk_size: tokens per chunk of the chunk form.
+      form: "recurrent", "parallel", "associative", "chunk", "pallas" (the chunk form as a TPU
+        kernel), or "auto": one call of "recurrent" for T = 1, else "chunk", or "pallas" where
+        `ops.pallas.choice` believes it to win.
+      chunk_size: tokens per chunk of the chunk form; of the kernel the next power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
@@ -83,8 +86,9 @@ def linear_attention(
     """
     _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT)
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    form = _resolve(form, q_BTHK, v_BSHV)
     if feature_map is not None and not (
-        direction != "bidirectional" and _resolve(form, q_BTHK) == "chunk" and key_mask_BS is None
+        direction != "bidirectional" and form in ("chunk", "pallas") and key_mask_BS is None
     ):
         q_BTHK, k_BSHK = feature_map(q_BTHK), feature_map(k_BSHK)
         feature_map = None
@@ -94,11 +98,11 @@ def linear_attention(
         batch, _, heads, width = k_BSHK.shape
         initial_state = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + normalize), dtype)
     attend = functools.partial(
-        _causal,
+        _sharded,
         feature_map=feature_map,
         normalize=normalize,
         epsilon=epsilon,
-        form=_resolve(form, q_BTHK),
+        form=form,
         chunk_size=chunk_size,
     )
     if direction == "causal":
@@ -106,16 +110,16 @@ def linear_attention(
     elif direction == "anticausal":
         flipped = [None if x is None else jnp.flip(x, 1) for x in (q_BTHK, k_BSHK, v_BSHV)]
         ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
-        o, state = attend(*flipped, initial_state, ids)
+        o, state = attend(*flipped, initial_state, ids, reverse=True)
         o = jnp.flip(o, 1)
     elif segment_ids_BT is None:
         o, state = _bidirectional(q_BTHK, k_BSHK, v_BSHV, initial_state, normalize, epsilon)
     else:
-        run_BT = segments.run_index(segment_ids_BT)
+        run_BT = sequence_parallel.run_index(segment_ids_BT)
         arrays = (q_BTHK, k_BSHK, v_BSHV, initial_state, run_BT)
         options = {"normalize": normalize, "epsilon": epsilon}
         o, state = lax.cond(
-            jnp.max(run_BT) < 2,
+            sequence_parallel.largest(jnp.max(run_BT)) < 2,
             functools.partial(_bidirectional_padded, **options),
             functools.partial(_bidirectional_packed, attend=attend, **options),
             *arrays,
@@ -154,16 +158,40 @@ def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
     return o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon)
 
 
-def _resolve(form: str, q_BTHK: Queries) -> str:
-    if form == "auto":
-        return "recurrent" if q_BTHK.shape[1] == 1 else "chunk"
-    return form
+def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
+    if form != "auto":
+        return form
+    if q_BTHK.shape[1] == 1:
+        return "recurrent"
+    return "pallas" if believed_to_win(q_BTHK, v_BTHV) else "chunk"
+
+
+def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
+    """`_causal`, from the state of the shards before if the sequence is spread over devices."""
+    if sequence_parallel.shards() == 1:
+        return _causal(q, k, v, state, segment_ids_BT, **options)
+    dtype = accumulation_dtype(q, k, v)
+    keys = k if options["feature_map"] is None else options["feature_map"](k)
+    passes = None  # a state that a segment's start does not stop
+    if segment_ids_BT is not None:
+        run_BT = segments.run_index(segment_ids_BT)
+        keys = jnp.where((run_BT == run_BT[:, -1:])[..., None, None], keys, 0)
+        passes = (run_BT[:, -1] == 0)[:, None, None, None].astype(dtype)
+    values = _with_ones(v) if options["normalize"] else v
+    update = jnp.einsum("bthk,bthv->bhkv", keys, values, preferred_element_type=dtype)
+    state = sequence_parallel.entering_state(passes, update, state, segment_ids_BT, reverse=reverse)
+    o, state = _causal(q, k, v, state, segment_ids_BT, **options)
+    return o, sequence_parallel.of_last(state, reverse=reverse)
 
 
 def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, form, chunk_size):
     state = state.astype(accumulation_dtype(q, k, v))
     if form == "chunk":
         return _chunk_form(
+            q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
+        )
+    if form == "pallas":
+        return pallas_form(
             q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
         )
     values = _with_ones(v) if normalize else v
@@ -205,7 +233,8 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
     """Equation 6: phi(Q) (phi(K)^T V)."""
     dtype = state.dtype
     values = _with_ones(v) if normalize else v
-    state = state + jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
+    update = jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
+    state = state + sequence_parallel.total(update)
     o = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
     return (_divide(o, epsilon) if normalize else o), state
 
@@ -221,7 +250,8 @@ def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
     both = jnp.concatenate([state, jnp.zeros_like(state)], axis=2)
     o, both = _bidirectional(doubled(q), doubled(k), v, both, normalize, epsilon)
     first, second = jnp.split(both, 2, axis=2)
-    return o, jnp.where((run_BT[:, -1] == 0)[:, None, None, None], first, second)
+    last_B = sequence_parallel.of_last(run_BT[:, -1])
+    return o, jnp.where((last_B == 0)[:, None, None, None], first, second)
 
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
@@ -229,13 +259,13 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
     values = _with_ones(v) if normalize else v
     numerator = functools.partial(attend, normalize=False)
     forward, state_out = numerator(q, k, values, state, segment_ids_BT)
-    same_BT = segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]
-    k_next = jnp.pad(
-        jnp.where(same_BT[..., None, None], k[:, 1:], 0), ((0, 0), (0, 1), (0, 0), (0, 0))
+    k_next, v_next, next_BT = (
+        sequence_parallel.halo(x, after=1)[:, 1:] for x in (k, values, segment_ids_BT)
     )
-    v_next = jnp.pad(values[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    k_next = jnp.where((next_BT == segment_ids_BT)[..., None, None], k_next, 0)
     flipped = [jnp.flip(x, 1) for x in (q, k_next, v_next)]
-    backward, _ = numerator(*flipped, jnp.zeros_like(state), jnp.flip(segment_ids_BT, 1))
+    ids = jnp.flip(segment_ids_BT, 1)
+    backward, _ = numerator(*flipped, jnp.zeros_like(state), ids, reverse=True)
     o = forward + jnp.flip(backward, 1)
     return (_divide(o, epsilon) if normalize else o), state_out
 

@@ -16,8 +16,10 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool
 
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -63,6 +65,39 @@ def block_local_attention(
         raise ValueError(
             f"queries {q_BTHK.shape}, keys {k_BTHK.shape} and values {v_BTHV.shape} do not fit"
         )
+    options = {"block_size": block_size, "scores": scores, "scale": scale, "direction": direction}
+    arrays = (q_BTHK, k_BTHK, v_BTHV, segment_ids_BT, key_mask_BT)
+    if sequence_parallel.shards() > 1 and q_BTHK.shape[1] % block_size:
+        return _sharded(arrays, **options)
+    return _in_blocks(*arrays, **options)
+
+
+def _sharded(arrays, *, block_size, direction, **options):
+    """Blocks that lie across the shards of a sequence, of which a shard completes its own ones."""
+    time = arrays[0].shape[1]
+    start = sequence_parallel.offset(time)
+    place = start % block_size  # of the first token in its block
+    after = block_size - 1 if direction == "bidirectional" else 0
+    length = -(-(block_size - 1 + time) // block_size) * block_size
+    if direction == "bidirectional" and arrays[-1] is None:
+        # Behind the end of the row halos are zeros, and so is this mask.
+        arrays = (*arrays[:-1], jnp.ones(arrays[0].shape[:2], bool))
+
+    def from_block_start(x_BT):
+        x_BT = sequence_parallel.halo(x_BT, before=block_size - 1, after=after)
+        padding = [(0, 0), (0, length)] + [(0, 0)] * (x_BT.ndim - 2)
+        return lax.dynamic_slice_in_dim(
+            jnp.pad(x_BT, padding), block_size - 1 - place, length, axis=1
+        )
+
+    frames = [None if x is None else from_block_start(x) for x in arrays]
+    o = _in_blocks(*frames, block_size=block_size, direction=direction, **options)
+    return lax.dynamic_slice_in_dim(o, place, time, axis=1)
+
+
+def _in_blocks(
+    q_BTHK, k_BTHK, v_BTHV, segment_ids_BT, key_mask_BT, *, block_size, scores, scale, direction
+):
     batch, time = q_BTHK.shape[:2]
     blocks = -(-time // block_size)
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import recurrence, segments
+from linear_transformer.ops import recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
+from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -64,8 +66,10 @@ def decayed_attention(
       segment_ids_BT: packed documents; each token sees its own segment only.
       key_mask_BS: False drops a key exactly; the decay at its place still acts.
       form: "recurrent", "parallel" (with a vector gate, O(T^2 K) memory), "associative", "chunk",
-        or "auto": one call of "recurrent" for T = 1, else "chunk".
-      chunk_size: tokens per chunk of the chunk form; with a vector gate the next power of two.
+        "pallas" (the chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1,
+        else "chunk", or for scalars "pallas" where `ops.pallas.choice` believes it to win.
+      chunk_size: tokens per chunk of the chunk form; of the kernel, and with a vector gate, the
+        next power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state (of the causal part if
@@ -85,14 +89,13 @@ def decayed_attention(
         log_decay = jnp.broadcast_to(log_decay, (batch, time, heads))
     if log_decay.ndim == 3:
         log_decay = log_decay[..., None]
-    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
-    smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    log_decay = jnp.maximum(log_decay.astype(dtype), math.log(smallest))
     arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay)
     state = initial_state.astype(dtype)
-    attend = functools.partial(_causal, form=form, chunk_size=chunk_size)
+    options = {"form": form, "chunk_size": chunk_size}
+    attend = functools.partial(_sharded, **options)
     if bonus_HK is not None:
-        o, state = _with_bonus(attend, *arrays, bonus_HK.astype(dtype), state, segment_ids_BT)
+        local = functools.partial(_causal, **options)
+        o, state = _with_bonus(local, *arrays, bonus_HK.astype(dtype), state, segment_ids_BT)
     elif direction == "causal":
         o, state = attend(*arrays, state, segment_ids_BT)
     elif direction == "anticausal":
@@ -131,6 +134,7 @@ def _own(q, k, v, dtype):
 
 
 def _reversed(attend, q, k, v, log_decay, state, segment_ids_BT):
+    attend = functools.partial(attend, reverse=True)
     q, k, v, log_decay = (jnp.flip(x, 1) for x in (q, k, v, log_decay))
     ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
     o, state = attend(q, k, v, log_decay, state, ids)
@@ -143,15 +147,54 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
     if segment_ids_BT is not None:
         q_next = jnp.where(segments.starts(segment_ids_BT)[:, 1:, None, None], 0, q_next)
     q_next = jnp.pad(q_next, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    state = _entering(k, v, log_decay, state, segment_ids_BT)
     first = jnp.einsum("bhk,bhkv->bhv", q[:, 0].astype(state.dtype), state)
     o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
-    return o + _own(q * bonus, k, v, state.dtype), final
+    return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
+
+
+def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **options):
+    """`_causal` on a shard of a sequence, or on all of it."""
+    state = _entering(k, v, log_decay, state, segment_ids_BT, reverse)
+    o, state = _causal(q, k, v, log_decay, state, segment_ids_BT, **options)
+    return o, sequence_parallel.of_last(state, reverse=reverse)
+
+
+def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
+    """The state before the first token, where the sequence is spread over devices."""
+    if sequence_parallel.shards() == 1:
+        return state
+    dtype = state.dtype
+    keys, decays, passes = k, log_decay, 1.0
+    if segment_ids_BT is not None:  # of the last segment, without the decay of its first token
+        run_BT = segments.run_index(segment_ids_BT)
+        last = (run_BT == run_BT[:, -1:])[..., None, None]
+        keys = jnp.where(last, k, 0)
+        starts = segments.starts(segment_ids_BT)[..., None, None]
+        decays = jnp.where(last & ~starts, log_decay, 0)
+        passes = (run_BT[:, -1] == 0)[:, None, None].astype(dtype)
+    # Sums from the end on: they are exact where the decay is not yet nothing.
+    since = lax.cumsum(decays, axis=1, reverse=True)
+    after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    reaching = (keys * jnp.exp(after)).astype(k.dtype)
+    update = jnp.einsum("bthk,bthv->bhkv", reaching, v, preferred_element_type=dtype)
+    transition = (passes * jnp.exp(since[:, 0]))[..., None]
+    return sequence_parallel.entering_state(
+        transition, update, state, segment_ids_BT, reverse=reverse
+    )
 
 
 def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
+        if log_decay.shape[-1] == 1 and believed_to_win(q, v):
+            form = "pallas"
+    if form == "pallas":
+        return pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
+    smallest = float(jnp.finfo(state.dtype).smallest_subnormal)
+    log_decay = jnp.maximum(log_decay.astype(state.dtype), math.log(smallest))
     starts = None
     if segment_ids_BT is not None:
         # The decay of a segment's first token acts on a state that is dropped: any value will do.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
@@ -84,7 +84,12 @@ def selective_scan(
 
     inputs = tuple(x.astype(dtype) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
     state = _initial(initial_state, (batch, width, channels), dtype)
-    y, state = _run(expand, read, inputs, state, segment_ids_BT, direction, form, chunk_size)
+
+    def product(inputs):
+        return jnp.exp(jnp.sum(inputs[1], axis=1)[:, None] * a_ND)
+
+    options = (segment_ids_BT, direction, form, chunk_size)
+    y, state = _run(expand, read, product, inputs, state, *options)
     return y.astype(x_BTD.dtype), state
 
 
@@ -116,8 +121,14 @@ def diagonal_scan(
     def expand(inputs):
         return jnp.broadcast_to(inputs[1] if len(inputs) == 2 else a, inputs[0].shape), inputs[0]
 
+    def product(inputs):
+        if len(inputs) == 2:
+            return jnp.prod(inputs[1], axis=1)
+        return jnp.broadcast_to(a ** inputs[0].shape[1], (batch, width))
+
     state = _initial(initial_state, (batch, width), dtype)
-    return _run(expand, lambda h, _: h, inputs, state, segment_ids_BT, direction, form, chunk_size)
+    options = (segment_ids_BT, direction, form, chunk_size)
+    return _run(expand, lambda h, _: h, product, inputs, state, *options)
 
 
 # XLA on CPU sums products of matrices 5 times faster than it reduces an axis: hence the einsums
@@ -157,6 +168,7 @@ def _initial(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> A
 def _run(
     expand: Callable[[Any], tuple[Array, Array]],
     read: Callable[[Array, Any], Array],
+    product: Callable[[Any], Array],
     inputs: tuple[Array, ...],
     state: Array,
     segment_ids_BT: SegmentIds | None,
@@ -167,6 +179,7 @@ def _run(
     """y = read(h, inputs) of h_t = a_t h_{t-1} + b_t with (a, b) = expand(inputs).
 
     Both functions work at each token by itself, so the forms choose how many they expand at once.
+    product(inputs) is that of all a_t, for a sequence that is spread over devices.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
@@ -178,6 +191,31 @@ def _run(
     if direction == "anticausal":
         inputs = tuple(jnp.flip(x, 1) for x in inputs)
         segment_ids_BT = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
+    reverse = direction == "anticausal"
+    if sequence_parallel.shards() > 1:
+        state = _entering(
+            functools.partial(_by_form, expand, read, inputs, segment_ids_BT, form, chunk_size),
+            product(inputs),
+            state,
+            segment_ids_BT,
+            reverse,
+        )
+    y, state = _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state)
+    state = sequence_parallel.of_last(state, reverse=reverse)
+    return (jnp.flip(y, 1) if reverse else y), state
+
+
+def _entering(run, product, state, segment_ids_BT, reverse):
+    """The state before the first token of a shard: one run from zeros tells what its tokens add."""
+    _, update = run(jnp.zeros_like(state))
+    if segment_ids_BT is not None:
+        starts_B = segments.starts(segment_ids_BT).any(axis=1)
+        product = jnp.where(starts_B.reshape(-1, *[1] * (product.ndim - 1)), 0, product)
+    return sequence_parallel.entering_state(product, update, state, segment_ids_BT, reverse=reverse)
+
+
+def _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state):
+    time = inputs[0].shape[1]
     keep_BT = jnp.ones(inputs[0].shape[:2], bool)
     if segment_ids_BT is not None:
         keep_BT = ~segments.starts(segment_ids_BT)
@@ -211,8 +249,7 @@ def _run(
         if whole < time:
             state, rest = body(state, jax.tree.map(lambda x: x[whole:], tokens))
             y = jnp.concatenate([y, rest])
-    y = jnp.moveaxis(y, 0, 1)
-    return (jnp.flip(y, 1) if direction == "anticausal" else y), state
+    return jnp.moveaxis(y, 0, 1), state
 
 
 def _associative(a: Array, b: Array, state: Array) -> Array:

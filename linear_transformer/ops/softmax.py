@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
 
 Direction = Literal["causal", "bidirectional"]
@@ -101,6 +102,16 @@ def softmax_attention(
       ValueError: shapes that do not fit, a window or scale out of range, causal T != S without
         positions, or a form that is unknown or does not cover this call.
     """
+    if sequence_parallel.shards() > 1 and query_positions_BT is None:
+        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)
+        if key_segment_ids_BS is None:
+            keys = (k_BSHK, v_BSHV, segment_ids_BT, key_mask_BS)
+        queries_T = sequence_parallel.offset(q_BTHK.shape[1]) + jnp.arange(q_BTHK.shape[1])
+        keys, keys_S = sequence_parallel.keys_in_reach(keys, window)
+        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
+        query_positions_BT, key_positions_BS = (
+            jnp.tile(places, (len(q_BTHK), 1)) for places in (queries_T, keys_S)
+        )
     (B, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None

@@ -23,6 +23,9 @@ class ExampleTask:
     `_evaluation_batches(split)`.
     """
 
+    sequence_arrays: tuple[str, ...] = ()
+    tokens_in_front = 0
+
     def __init__(self, config: ml_collections.ConfigDict):
         self.data = config.data
         self.seed = config.seed
@@ -34,6 +37,13 @@ class ExampleTask:
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         raise NotImplementedError
+
+    def require_shards(self, shards: int) -> None:
+        """Raises a ConfigError where so many devices cannot share a row."""
+        if shards > 1:
+            raise ConfigError(
+                f"config.mesh.sequence is {shards}; {type(self).__name__} needs whole rows"
+            )
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
         raise NotImplementedError

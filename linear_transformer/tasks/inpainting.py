@@ -46,6 +46,8 @@ class Inpainting:
     """
 
     headline = "nats_per_event"
+    sequence_arrays = ()
+    tokens_in_front = 0
 
     def __init__(self, config: ml_collections.ConfigDict):
         if config.data.dataset not in DATASETS:
@@ -77,6 +79,10 @@ class Inpainting:
 
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
+
+    def require_shards(self, shards: int) -> None:
+        if shards > 1:
+            raise ConfigError(f"config.mesh.sequence is {shards}; Inpainting needs whole rows")
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_events(

@@ -43,6 +43,8 @@ class LanguageModelling:
     """The task of every config with `task = "language_modelling"`."""
 
     headline = "bits_per_byte"
+    sequence_arrays = ("inputs", "targets", "weights", "segment_ids", "positions")
+    tokens_in_front = 0
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.corpus = load_corpus(config.data)
@@ -65,6 +67,9 @@ class LanguageModelling:
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
+
+    def require_shards(self, shards: int) -> None:
+        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(

@@ -25,6 +25,7 @@ from linear_transformer.data.stream import rows_per_process
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.training.state import Metrics
 from linear_transformer.types import PRNGKey, Tokens
@@ -95,6 +96,8 @@ class MaskedLanguageModelling:
     """
 
     headline = "perplexity"
+    sequence_arrays = ("inputs", "targets", "weights", "segment_ids", "positions")
+    tokens_in_front = 0
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.corpus = load_corpus(config.data)
@@ -123,6 +126,9 @@ class MaskedLanguageModelling:
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
 
+    def require_shards(self, shards: int) -> None:
+        self.model_config.require_shards(shards)
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(
             self.corpus,
@@ -147,14 +153,16 @@ class MaskedLanguageModelling:
         else:
             dropout_key, mask_key = jax.random.split(dropout_key)
             keys_B = jax.random.split(mask_key, batch["targets"].shape[0])
+        whole = [sequence_parallel.gathered(batch[name]) for name in ("targets", "weights")]
         masked = mask_tokens(
-            batch["targets"],
-            batch["weights"] > 0,
+            whole[0],
+            whole[1] > 0,
             keys_B,
             rate=self.mask_rate,
             bos_id=self.corpus.tokenizer.bos_id,
             mask_id=self.mask_id,
         )
+        masked = Masked(*map(sequence_parallel.own, masked))
         logits_BTE, _ = model(
             masked.tokens_BT,
             segment_ids=batch.get("segment_ids"),

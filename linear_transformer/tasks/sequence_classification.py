@@ -20,6 +20,7 @@ from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.training.state import Metrics
@@ -33,6 +34,7 @@ class SequenceClassification(ExampleTask):
     """
 
     headline = "accuracy"
+    sequence_arrays = ("inputs",)
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
@@ -51,12 +53,18 @@ class SequenceClassification(ExampleTask):
             )
         length, key = config.data.sequence_length, "config.data.sequence_length"
         if self.model_config.pooling == "cls":
+            self.tokens_in_front = 1
             length, key = length + 1, f"{key} and the cls token"
         self.model_config.require_positions(key, length)
 
     def make_model(self, rngs: nnx.Rngs) -> Classifier | Matcher:
         make = Classifier if self.source.towers == 1 else Matcher
         return make(self.model_config, rngs=rngs)
+
+    def require_shards(self, shards: int) -> None:
+        if shards > 1 and self.source.towers > 1:
+            super().require_shards(shards)
+        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
@@ -83,11 +91,16 @@ class SequenceClassification(ExampleTask):
         dropout_key: PRNGKey | None,
     ) -> Metrics:
         inputs, mask = batch["inputs"], None
+        places_T = sequence_parallel.offset(inputs.shape[-1]) + jnp.arange(inputs.shape[-1])
         if self.padded:  # attention to all of a row is cheaper than to a part of it
-            mask = jnp.arange(inputs.shape[-1]) < batch["lengths"][..., None]
+            mask = places_T < batch["lengths"][..., None]
+        elif sequence_parallel.shards() * inputs.shape[-1] > self.data.sequence_length:
+            mask = jnp.broadcast_to(places_T < self.data.sequence_length, inputs.shape)
         masked = {"mask_BT" if self.source.towers == 1 else "mask_B2T": mask}
         logits_BE = model(inputs, **masked, dropout_key=dropout_key)
-        return classification_loss(logits_BE, batch["labels"], batch["weights"])
+        # All shards of a row have its logits; one of them counts it.
+        weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
+        return classification_loss(logits_BE, batch["labels"], weights_B)
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         """The loss in nats, and the share of right answers."""

@@ -22,6 +22,7 @@ from linear_transformer.data.synthetic import (
 )
 from linear_transformer.models.compressor import Compressor
 from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.training.state import Metrics
@@ -50,6 +51,7 @@ class Synthetic(TokenTask):
     """
 
     headline = "accuracy"
+    sequence_arrays = ("inputs", "targets", "weights")
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.generator = make_generator(config.data)
@@ -85,6 +87,11 @@ class Synthetic(TokenTask):
         if isinstance(self.generator, Compression):
             return Compressor(self.model_config, rngs=rngs)
         return super().make_model(rngs)
+
+    def require_shards(self, shards: int) -> None:
+        if shards > 1 and isinstance(self.generator, Compression):
+            super().require_shards(shards)
+        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
@@ -139,8 +146,12 @@ class Synthetic(TokenTask):
         nll_BT = negative_log_likelihood(logits_BTE, targets_BT)
         wrong_BT = weights_BT * (jnp.argmax(logits_BTE, axis=-1) != targets_BT)
         count = weights_BT.sum()
-        counted_B = jnp.any(weights_BT > 0, axis=-1)
-        solved_B = counted_B & ~jnp.any(wrong_BT > 0, axis=-1)
+        # Over all shards of a row, one of which counts it.
+        counted_B, wrong_B = (
+            sequence_parallel.total(jnp.sum(x_BT, axis=-1)) > 0 for x_BT in (weights_BT, wrong_BT)
+        )
+        counted_B &= sequence_parallel.shard() == 0
+        solved_B = counted_B & ~wrong_B
         return {
             "loss": (jnp.sum(nll_BT * weights_BT), count),
             "accuracy": (count - wrong_BT.sum(), count),

@@ -17,9 +17,18 @@ class Task(Protocol):
 
     Attributes:
       headline: the metric that the loop's picture and its terminal line show.
+      sequence_arrays: names of the arrays of a batch that are (B, T), which devices may share along
+        the sequence; none where rows must be whole.
+      tokens_in_front: that the model puts in front of a row.
     """
 
     headline: str
+    sequence_arrays: tuple[str, ...]
+    tokens_in_front: int
+
+    def require_shards(self, shards: int) -> None:
+        """Raises a ConfigError where so many devices cannot share a row."""
+        ...
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 

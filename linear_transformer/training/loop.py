@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import configuration, distributed
+from linear_transformer import accelerators, configuration, distributed, environment
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
@@ -46,7 +46,7 @@ def train(
       UserError: a mistake in config, data or folder, before anything is compiled.
       NonFiniteLossError: names the step.
     """
-    _check(config)
+    check(config)
     distributed.check_joined()
     lock = FolderLock(workdir)
     try:
@@ -61,12 +61,12 @@ def _train(
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    devices = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
-    mesh_config = configuration.build(sharding.MeshConfig, devices, "mesh")
+    mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    data = iter(task.training_data(jax.process_index(), jax.process_count()))
-    distributed.run_on_first(lambda: (lock.acquire(), configuration.save(config, workdir)))
+    task.require_shards(mesh_config.sequence)
+    data = iter(task.training_data(*sharding.readers(mesh)))
+    distributed.run_on_first(lambda: _open_folder(config, workdir, lock))
     _check_shared(workdir)
 
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
@@ -84,6 +84,7 @@ def _train(
     state = init_state(task.make_model, optimizer, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh, tracer)
+    loop.peak_speed = _peak_speed(model, config, mesh)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -100,6 +101,8 @@ def _train(
             task.loss,
             optimizer,
             accumulate_steps=config.accumulate_steps,
+            sequence_arrays=task.sequence_arrays,
+            exchange=mesh_config.exchange,
             **options,
         )
         state = loop.run(state, step_fn)
@@ -124,7 +127,8 @@ _POSITIVE_KEYS = (
 _KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError where a key of every experiment is missing or out of range."""
     for key in (*_POSITIVE_KEYS, *_KEYS):
         if key not in config:
             raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
@@ -138,6 +142,25 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"config.data.batch_size ({config.data.batch_size}) is not a multiple of "
             f"config.accumulate_steps ({config.accumulate_steps})"
         )
+
+
+def _peak_speed(model: nnx.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> float | None:
+    """Tokens per second with all arithmetic at the devices' peak; None where it is not known.
+
+    The speed over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
+    what the model needs, three forward passes, counts, and no recomputation.
+    """
+    accelerator = accelerators.find(mesh.devices.flat[0].device_kind)
+    context = config.data.get("sequence_length")
+    if accelerator is None or context is None or not hasattr(model, "flops_per_token"):
+        return None
+    return mesh.size * accelerator.flops / (3 * model.flops_per_token(context))
+
+
+def _open_folder(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> None:
+    lock.acquire()
+    configuration.save(config, workdir)
+    environment.save(workdir / environment.FILE)
 
 
 def _check_shared(workdir: epath.Path) -> None:
@@ -176,15 +199,17 @@ class _Loop:
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
         self.terminated = False
+        self.peak_speed: float | None = None  # tokens per second at the devices' peak
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = progress["step"]
         self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
-        states = progress["data"]  # of every process's iterator
+        states = progress["data"]  # of the iterators of all parts of the rows
         if isinstance(states, dict):  # saved before there could be several
             states = [states]
-        if len(states) == jax.process_count():
-            self.data.set_state(states[jax.process_index()])
+        part, parts = sharding.readers(self.mesh)
+        if len(states) == parts:
+            self.data.set_state(states[part])
         else:
             skip_batches(self.data, self.step)
 
@@ -203,7 +228,9 @@ class _Loop:
                     self.tracer.at(self.step, state)
                 batch = next(self.data)
                 if self.mesh.size > 1:
-                    batch = sharding.put_batch(self.mesh, batch)
+                    batch = sharding.put_batch(
+                        self.mesh, batch, self.task.sequence_arrays, self.task.tokens_in_front
+                    )
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     state, metrics = step_fn(state, batch)
                 if pending is not None:
@@ -281,12 +308,17 @@ class _Loop:
         unit = "tokens" if "sequence_length" in self.config.data else "examples"
         speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
-        self._write("train", values | {"steps_per_second": rate, f"{unit}_per_second": speed})
+        speeds = {"steps_per_second": rate, f"{unit}_per_second": speed}
+        if self.peak_speed is not None:
+            speeds["mfu"] = speed / self.peak_speed
+        self._write("train", values | speeds)
         eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline
         print(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
-            f"{speed:,.0f} {unit}/s  ETA {_duration(eta)}",
+            f"{speed:,.0f} {unit}/s  "
+            + (f"MFU {100 * speeds['mfu']:.1f} %  " if "mfu" in speeds else "")
+            + f"ETA {_duration(eta)}",
             flush=True,
         )
         self.sums = {}
@@ -310,7 +342,9 @@ class _Loop:
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )
-        data = distributed.gather(self.data.get_state())
+        part, parts = sharding.readers(self.mesh)
+        states = dict(distributed.gather([part, self.data.get_state()]))
+        data = [states[part] for part in range(parts)]
         progress = {"step": self.step, "sums": self.sums, "data": data}
         self.checkpoints.save(self.step, state, progress)
         self._window_started += time.perf_counter() - began

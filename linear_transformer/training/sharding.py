@@ -1,25 +1,55 @@
 """Training on several devices: which of them holds what.
 
-A mesh has two axes.  Over "data" every device has all parameters and a part of the batch; over
-"fsdp" a part of the batch and a part of each parameter and of the optimizer's state (Rajbhandari et
-al. 2020, ZeRO, arXiv:1910.02054): a step gathers the parameters, and scatters the gradients.
-Each device runs the very program of a single device on its rows.
+A mesh has four axes.
+
+- "data": every device has all parameters and a part of the batch.
+- "fsdp": a part of the batch, and a part of each parameter and of the optimizer's state
+  (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054): a step gathers the parameters, and scatters the
+  gradients.
+- "sequence": the same rows, and of each a part of its consecutive tokens
+  (`ops.sequence_parallel`).
+- "tensor": the same tokens, and a part of the heads, of the feed-forward features and of the
+  vocabulary (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
+
+Over the first three each device runs the very program of a single device on its tokens.  Over
+"tensor" the compiler splits that program as the parameters are split.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from linear_transformer import configuration
+from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
+from linear_transformer.ops import sequence_parallel
 
-AXES = ("data", "fsdp")
+SEQUENCE = sequence_parallel.AXIS
+AXES = ("data", "fsdp", SEQUENCE, "tensor")  # neighbours on the last axes exchange most
+ROWS = ("data", "fsdp")  # a batch's rows are split over these
 _SMALLEST = 2**12  # numbers of an array that are worth splitting
+
+# What the last axes of a parameter are, by the end of its name; others have no names.
+LOGICAL_AXES = (
+    (r"embedding/embedding$", ("vocabulary", "embed")),
+    (r"\bhead/kernel$", ("embed", "vocabulary")),
+    (r"feed_forward/(up|gate)/kernel$", ("embed", "feed_forward")),
+    (r"feed_forward/(up|gate)/bias$", ("feed_forward",)),
+    (r"feed_forward/down/kernel$", ("feed_forward", "embed")),
+    (r"\b(query|key|value|gate|receptance)/kernel$", ("embed", "heads")),
+    (r"\b(query|key|value|gate|receptance)/bias$", ("heads",)),
+    (r"\boutput/kernel$", ("heads", "embed")),
+)
+# The axis of the mesh that each is split over.
+RULES = {"vocabulary": "tensor", "feed_forward": "tensor", "heads": "tensor", "embed": "fsdp"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,62 +59,115 @@ class MeshConfig:
     Attributes:
       data: 0 takes as many devices as there are and as divide the batch.
       fsdp: 1 keeps parameters whole.
+      tensor: a divisor of the heads; 1 keeps layers whole.
+      sequence: 1 keeps rows whole; rows that it does not divide are padded.
+      exchange: of the states between the shards of a sequence, see `ops.sequence_parallel`.
     """
 
     data: int = 0
     fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    exchange: str = "scan"
 
     def __post_init__(self):
-        for key, least in (("data", 0), ("fsdp", 1)):
+        for key, least in (("data", 0), ("fsdp", 1), ("tensor", 1), ("sequence", 1)):
             if getattr(self, key) < least:
                 raise ConfigError(
                     f"config.mesh.{key} is {getattr(self, key)}; it must be {least} or more"
                 )
+        if self.exchange not in sequence_parallel.EXCHANGES:
+            raise ConfigError(
+                f"config.mesh.exchange is {self.exchange!r}; "
+                f"choose one of {', '.join(sequence_parallel.EXCHANGES)}"
+            )
 
 
-def make_mesh(config: MeshConfig, rows: int) -> Mesh:
+def mesh_config(config: ml_collections.ConfigDict) -> MeshConfig:
+    """That of an experiment.
+
+    Raises:
+      ConfigError: a mistake in config.mesh, or heads that "tensor" does not divide.
+    """
+    axes = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
+    made = configuration.build(MeshConfig, axes, "mesh")
+    heads = config.model.get("num_heads", made.tensor)
+    if heads % made.tensor:
+        raise ConfigError(
+            f"config.model.num_heads ({heads}) is not a multiple of config.mesh.tensor "
+            f"({made.tensor})"
+        )
+    return made
+
+
+def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all processes' devices, or of the first ones where fewer are asked for.
 
     Args:
       config: how many devices along which axis.
       rows: of a batch, or of a part of it that is computed at a time.
+      devices: instead of those that JAX has.
 
     Raises:
       ConfigError: there are too few devices, or the batch cannot be split between them.
     """
-    devices = jax.devices()
-    most = max(len(devices) // config.fsdp, 1)
+    devices = jax.devices() if devices is None else devices
+    row = config.sequence * config.tensor  # devices that share a row
+    most = max(len(devices) // (config.fsdp * row), 1)
     fitting = (n for n in range(most, 1, -1) if rows % (n * config.fsdp) == 0)
     data = config.data or next(fitting, 1)
-    size = data * config.fsdp
+    shape = (data, config.fsdp, config.sequence, config.tensor)
+    size = data * config.fsdp * row
     if size > len(devices):
+        asked = " x ".join(f"{n} {axis}" for n, axis in zip(shape, AXES, strict=True) if n > 1)
         raise ConfigError(
-            f"config.mesh asks for {data} x {config.fsdp} devices; there are {len(devices)}"
+            f"config.mesh asks for {size} devices ({asked}); there are {len(devices)}"
         )
     if size < len(devices) and jax.process_count() > 1:
         raise ConfigError(
             f"config.mesh has {size} of {len(devices)} devices; several processes need all"
         )
-    if rows % size:
+    if rows % (data * config.fsdp):
         raise ConfigError(
             f"config.data.batch_size / config.accumulate_steps ({rows} rows) is not a multiple of "
-            f"the {size} devices of config.mesh"
+            f"the {data * config.fsdp} devices along data and fsdp of config.mesh"
         )
-    return Mesh(np.array(devices[:size]).reshape(data, config.fsdp), AXES)
+    return Mesh(np.array(devices[:size]).reshape(shape), AXES)
 
 
 def specs(mesh: Mesh, tree: Any) -> Any:
-    """How each array is split over "fsdp": along its longest axis that can be, if it is large."""
-    parts = mesh.shape["fsdp"]
+    """How each array is split over "fsdp" and "tensor".
 
-    def spec(x: Any) -> PartitionSpec:
-        candidates = [size for size in x.shape if size % parts == 0]
-        if parts == 1 or x.size < _SMALLEST or not candidates:
-            return PartitionSpec()
-        axis = x.shape.index(max(candidates))
-        return PartitionSpec(*[None] * axis, "fsdp")
+    As RULES say of its axes, and over "fsdp" along the longest one that can be where they say
+    nothing.  Over "fsdp" small arrays stay whole.  Optimizers keep arrays under the names of the
+    parameters.
+    """
 
-    return jax.tree.map(spec, tree)
+    def spec(path: Any, x: Any) -> PartitionSpec:
+        large = x.size >= _SMALLEST
+        split: list[str | None] = [None] * len(x.shape)
+        for place, name in _logical_axes(path, len(x.shape)):
+            axis = RULES[name]
+            fits = x.shape[place] % mesh.shape[axis] == 0
+            if mesh.shape[axis] > 1 and fits and (large or axis == "tensor"):
+                split[place] = axis
+        parts = mesh.shape["fsdp"]
+        if large and parts > 1 and "fsdp" not in split:
+            free = [i for i, n in enumerate(x.shape) if split[i] is None and n % parts == 0]
+            if free:
+                split[max(free, key=lambda i: x.shape[i])] = "fsdp"
+        return PartitionSpec(*split)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def _logical_axes(path: Any, dimensions: int) -> list[tuple[int, str]]:
+    """(place, logical name) of the axes that have one; layers that are scanned have one more."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for pattern, axes in LOGICAL_AXES:
+        if re.search(pattern, name) and dimensions >= len(axes):
+            return list(zip(range(dimensions - len(axes), dimensions), axes, strict=True))
+    return []
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
@@ -92,23 +175,124 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """The rows that this process has read, as its part of the batch of all processes."""
-    rows = NamedSharding(mesh, PartitionSpec(AXES))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+def readers(mesh: Mesh) -> tuple[int, int]:
+    """(number of this process's part of the rows, number of parts), for who reads what.
 
-
-def sum_over_devices(mesh: Mesh, sums: Callable[..., Any]) -> Callable[..., Any]:
-    """`sums(parameters, rows, key) -> (gradients, metrics)` of the rows of all devices.
-
-    Gradients are sums over rows, split as the parameters are.  Each device has a key of its own, so
-    that dropout depends on their number.
+    Processes that share rows along "sequence" or "tensor" read the same ones.
     """
-    if mesh.size == 1:
+    devices = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    here = [
+        i
+        for i, row in enumerate(devices)
+        if any(d.process_index == jax.process_index() for d in row)
+    ]
+    parts = len(devices) // len(here)
+    if here != list(range(here[0], here[0] + len(here))) or len(devices) % len(here):
+        raise ConfigError(
+            f"config.mesh: a process has the rows {here} of {len(devices)}, no equal part of them; "
+            "make data x fsdp a multiple of the processes, or the processes one of it"
+        )
+    return here[0] // len(here), parts
+
+
+def put_batch(
+    mesh: Mesh, batch: Batch, sequence_arrays: Sequence[str] = (), in_front: int = 0
+) -> dict[str, jax.Array]:
+    """The rows that this process has read, as its part of the batch of all processes.
+
+    Args:
+      batch: arrays with the rows in front.
+      sequence_arrays: those of shape (B, T); they are padded where "sequence" does not divide T.
+      in_front: tokens that the model puts in front of a row.
+    """
+    if mesh.shape[SEQUENCE] > 1:
+        batch = _padded(batch, mesh.shape[SEQUENCE], sequence_arrays, in_front)
+    part, parts = readers(mesh)
+
+    def put(name: str, x: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, _batch_spec(name, sequence_arrays))
+        first = part * len(x)
+
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            rows = index[0].indices(parts * len(x))
+            return x[(slice(rows[0] - first, rows[1] - first), *index[1:])]
+
+        return jax.make_array_from_callback((parts * len(x), *x.shape[1:]), sharding, piece)
+
+    return {name: put(name, np.asarray(x)) for name, x in batch.items()}
+
+
+def rows_of(mesh: Mesh) -> NamedSharding:
+    """Rows, the first axis of an array, over the devices that have rows of their own."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def abstract_batch(
+    mesh: Mesh, batch: Batch, sequence_arrays: Sequence[str] = (), in_front: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `put_batch` gives of the rows of all processes, without the rows."""
+    if mesh.shape[SEQUENCE] > 1:
+        batch = _padded(batch, mesh.shape[SEQUENCE], sequence_arrays, in_front)
+    specs = {name: NamedSharding(mesh, _batch_spec(name, sequence_arrays)) for name in batch}
+    return abstract(dict(batch), specs)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and types with shardings, for a program that is compiled without data."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def _batch_spec(name: str, sequence_arrays: Sequence[str]) -> PartitionSpec:
+    return PartitionSpec(ROWS, SEQUENCE) if name in sequence_arrays else PartitionSpec(ROWS)
+
+
+def _padded(batch: Batch, shards: int, sequence_arrays: Sequence[str], in_front: int) -> Batch:
+    """Tokens of weight 0 in a segment of their own, behind the row."""
+    present = [name for name in sequence_arrays if name in batch]
+    rows, time = batch[present[0]].shape
+    padding = -(time + in_front) % shards + in_front
+    if padding == 0:
+        return batch
+    batch = dict(batch)
+    if "segment_ids" in sequence_arrays:
+        ids = batch.get("segment_ids", np.zeros((rows, time), np.int32))
+        own = ids.max(axis=1, keepdims=True) + 1
+        batch["segment_ids"] = np.concatenate([ids, np.repeat(own, padding, axis=1)], axis=1)
+    for name in present:
+        if name != "segment_ids":
+            batch[name] = np.pad(batch[name], ((0, 0), (0, padding)))
+    return batch
+
+
+def sum_over_devices(
+    mesh: Mesh,
+    sums: Callable[..., Any],
+    sequence_arrays: Sequence[str] = (),
+    exchange: str = "scan",
+) -> Callable[..., Any]:
+    """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
+
+    Gradients are sums over tokens, split as the parameters are.  Each part of the rows has a key of
+    its own, so that dropout depends on their number.
+
+    Args:
+      sequence_arrays: as of `put_batch`.
+      exchange: as of `MeshConfig`.
+    """
+    spread = tuple(axis for axis in (*ROWS, SEQUENCE) if mesh.shape[axis] > 1)
+    if not spread:  # the compiler splits what there is over "tensor"
         return sums
+    # It does not know sums over axes of one device among those that it has to split itself.
+    manual = spread if mesh.shape["tensor"] > 1 else AXES
+    row_axes = tuple(axis for axis in spread if axis in ROWS)
+
+    def total(x: Any, axes: Sequence[str]) -> Any:
+        return lax.psum(x, axes) if axes else x
 
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
-        split = specs(mesh, parameters)
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), specs(mesh, parameters))
 
         def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
@@ -117,24 +301,39 @@ def sum_over_devices(mesh: Mesh, sums: Callable[..., Any]) -> Callable[..., Any]
 
         def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
-                return lax.psum(x, AXES)
+                return total(x, spread)
             axis = spec.index("fsdp")
             x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
-            return lax.psum(x, "data")
+            return total(x, [axis for axis in spread if axis != "fsdp"])
 
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
-            key = jax.random.fold_in(key, lax.axis_index(AXES))
-            gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
-            return jax.tree.map(scatter, gradients, split), lax.psum(metrics, AXES)
+            if row_axes:
+                key = jax.random.fold_in(key, lax.axis_index(row_axes))
+            with sequence_parallel.exchange(exchange):
+                gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
+            return jax.tree.map(scatter, gradients, split), total(metrics, spread)
 
-        whole, rows = PartitionSpec(), PartitionSpec(AXES)
+        whole = PartitionSpec()
+        rows = {name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch}
         run = jax.shard_map(
             of_one,
             mesh=mesh,
             in_specs=(split, rows, whole),
             out_specs=(split, whole),
+            axis_names=set(manual),
             check_vma=False,  # the sums are written out above
         )
         return run(parameters, batch, key)
 
     return of_all
+
+
+def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
+    """Of an array's split the part along these axes of the mesh."""
+
+    def kept(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(axis for axis in part if axis in axes)
+        return part if part in axes else None
+
+    return PartitionSpec(*map(kept, spec))

@@ -1,6 +1,6 @@
 """The state of a training run, and the step that advances it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,20 @@ class TrainState(NamedTuple):
         return self.parameters if self.average is None else self.average
 
 
+def _initializer(
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float,
+) -> Callable[[], TrainState]:
+    def init() -> TrainState:
+        parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
+        average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
+        return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+
+    return init
+
+
 def init_state(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
@@ -51,15 +65,23 @@ def init_state(
     Args:
       mesh: that the state is spread over (`training.sharding`); the default device alone if None.
     """
-
-    def init() -> TrainState:
-        parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
-        average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
-
+    init = _initializer(make_model, optimizer, seed, ema_decay)
     if mesh is None:
         return jax.jit(init)()
     return jax.jit(init, out_shardings=sharding.shardings(mesh, jax.eval_shape(init)))()
+
+
+def abstract_state(
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    mesh: Mesh,
+) -> TrainState:
+    """The shapes, types and shardings of `init_state`; nothing is computed."""
+    state = jax.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
+    return sharding.abstract(state, sharding.shardings(mesh, state))
 
 
 def make_train_step(
@@ -71,12 +93,15 @@ def make_train_step(
     accumulate_steps: int,
     ema_decay: float,
     mesh: Mesh | None = None,
+    sequence_arrays: Sequence[str] = (),
+    exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
     the gradient is that of the whole batch whatever the weights.  On a mesh of several devices each
-    one has its rows, and state and batch are arrays on that mesh (`training.sharding`).
+    one has its tokens, and state and batch are arrays on that mesh (`training.sharding`, which has
+    the last three arguments).
     """
 
     def loss_sum(parameters, batch, key):
@@ -99,7 +124,9 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    total_sums = sums if mesh is None else sharding.sum_over_devices(mesh, sums)
+    total_sums = sums
+    if mesh is not None:
+        total_sums = sharding.sum_over_devices(mesh, sums, sequence_arrays, exchange)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -167,6 +167,15 @@ def test_terminated_and_resumed_with_another_mesh(mesh, text, single, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_that_share_rows(text, single, tmp_path):
+    """A checkpoint of 2 x 2, where each reads its own rows, goes on where both read the same."""
+    execute(runs.arguments(make_config(text, num_steps=8), tmp_path / "run"))
+    shared = make_config(text, (1, 1), mesh__tensor=2, mesh__sequence=2)
+    assert "2 sequence x 2 tensor" in execute(runs.arguments(shared, tmp_path / "run"))
+    assert_same_curves(tmp_path / "run", single)
+
+
+@pytest.mark.slow
 def test_each_process_resumes_its_own_rows(text, tmp_path):
     """Packed rows are filled by each process, so that the two have positions of their own."""
     changes = {"data__packing": "packed", "checkpoint_every": 8}

@@ -1,0 +1,16 @@
+"""A sequence over several devices is the sequence on one."""
+
+import pytest
+
+from tests import eight_devices
+
+CASES = "tests/ops/sequence_parallel_cases.py"
+
+
+def test_on_several_devices():
+    eight_devices.run_tests(CASES)
+
+
+@pytest.mark.slow
+def test_on_several_devices_slow():
+    eight_devices.run_tests(CASES, slow=True)

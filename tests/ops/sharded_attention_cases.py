@@ -1,0 +1,123 @@
+"""Attention, convolutions and shifts on a sequence over several devices equal those on one.
+
+`sequence_parallel_test.py` runs this where there are 8 devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from linear_transformer.nn.local_convolution import LocalConvolution
+from linear_transformer.nn.short_convolution import ShortConvolution
+from linear_transformer.nn.token_shift import TokenShift
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.block_local import block_local_attention
+from linear_transformer.ops.softmax import softmax_attention
+from tests.ops import contract
+
+B, T, H, K, SHARDS = 2, 24, 2, 4, 4  # 6 tokens a shard
+TOLERANCE = 1e-10
+DTYPE = jnp.dtype("float64")
+
+
+def attention(function, **options):
+    def run(x, segment_ids):
+        q, k, v = jnp.split(x, 3, axis=-1)
+        return function(q, k, v, segment_ids_BT=segment_ids, **options)
+
+    return run
+
+
+def layer(make):
+    """A layer on tokens without heads."""
+
+    def run(x, segment_ids):
+        module = make(3 * K * H)
+        y, _ = module(x.reshape(B, -1, 3 * K * H), segment_ids=segment_ids)
+        return y
+
+    return run
+
+
+def convolution(size):
+    return lambda features: ShortConvolution(features, size, dtype=DTYPE, rngs=nnx.Rngs(0))
+
+
+def local_convolution(features):
+    options = {"direction": "bidirectional", "size": 15, "dtype": DTYPE}
+    return LocalConvolution(features, 1, **options, rngs=nnx.Rngs(0))
+
+
+softmax = functools.partial(attention, softmax_attention)
+blocks = functools.partial(attention, block_local_attention)
+CASES = {
+    "softmax": softmax(),
+    "softmax_bidirectional": softmax(direction="bidirectional"),
+    "softmax_blockwise": softmax(form="blockwise"),
+    "window_of_a_shard": softmax(window=4),
+    "window_of_two_shards": softmax(window=11),
+    "window_of_more_than_all": softmax(window=40),
+    "blocks_of_a_shard": blocks(block_size=6),
+    "blocks_in_a_shard": blocks(block_size=4),
+    "blocks_across_shards": blocks(block_size=9, direction="bidirectional"),
+    "blocks_of_more_than_a_shard": blocks(block_size=16, scores="relu"),
+    "blocks_of_more_than_all": blocks(block_size=64),
+    "convolution": layer(convolution(4)),
+    "convolution_of_two_shards": layer(convolution(9)),
+    "local_convolution": layer(local_convolution),
+    "token_shift": layer(lambda features: TokenShift(features, dtype=DTYPE)),
+}
+
+
+def documents():
+    ids = np.zeros((B, T), np.int32)
+    ids[0, 9:] = 1
+    ids[0, 20:] = 2
+    ids[1, 6:] = 1
+    return jnp.asarray(ids)
+
+
+def evaluate(run, segment_ids):
+    """Value and gradient."""
+
+    @jax.jit
+    def both(x):
+        y, pullback = jax.vjp(lambda x: run(x, segment_ids), x)
+        return {
+            "y": y,
+            "dx": pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0],
+        }
+
+    x = np.random.default_rng(0).normal(size=(B, T, H, 3 * K))
+    return both(jnp.asarray(x, jnp.float64))
+
+
+def sharded(run):
+    mesh = jax.make_mesh(
+        (SHARDS,), (sequence_parallel.AXIS,), (AxisType.Auto,), devices=jax.devices()[:SHARDS]
+    )
+    tokens = PartitionSpec(None, sequence_parallel.AXIS)
+    return jax.shard_map(
+        run, mesh=mesh, in_specs=(tokens, tokens), out_specs=tokens, check_vma=False
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_devices_are_one(name, packed):
+    with jax.enable_x64(True):
+        ids = documents() if packed else None
+        actual = evaluate(sharded(CASES[name]), ids)
+        contract.assert_agree(actual, evaluate(CASES[name], ids), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["window_of_a_shard", "blocks_in_a_shard", "convolution"])
+def test_without_the_neighbours_it_fails(name, monkeypatch):
+    monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
+    with pytest.raises(AssertionError, match="relative RMS errors"):
+        test_several_devices_are_one(name, False)

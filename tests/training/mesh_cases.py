@@ -1,0 +1,171 @@
+"""Training on 8 virtual devices gives the losses of one, whatever the axes of the mesh.
+
+`sharding_test.py` runs this where there are 8 devices.
+"""
+
+import functools
+import itertools
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.recall import mqar
+from linear_transformer import configuration
+from linear_transformer.data import sequence_batches
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks.task import make_task
+from linear_transformer.training import sharding
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import init_state, make_train_step
+from tests.tasks import sequence_classification_test
+from tests.training import runs
+
+STEPS = 3
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+TOLERANCE = 2e-5  # relative, of fp32 losses and norms of gradients: sums in another order
+AXES = ("data", "fsdp", "tensor", "sequence")
+MECHANISMS = ("softmax", "linear", "gla", "gated_delta_net", "transnormer_t2")
+MESHES = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(m) == 8]
+SMALL = {
+    "data__batch_size": 8,
+    "model__width": 64,
+    "model__num_heads": 8,
+    "model__feed_forward_width": 128,
+    "optimizer__name": "adamw",
+    "optimizer__learning_rate": 1e-2,
+}
+
+
+@functools.cache
+def text():
+    return runs.write_text(pathlib.Path(tempfile.mkdtemp()) / "text")
+
+
+def language(variant, **changes):
+    return runs.make_config(text(), variant, **(SMALL | changes))
+
+
+def masked(**changes):
+    """Bidirectional, with padding that the model has to be told of."""
+    config = language("linear", **changes)
+    for options in config.model.mixers.values():
+        options.update(direction="bidirectional", convolution=0)
+    config.task = "masked_language_modelling"
+    return config
+
+
+def classification(**changes):
+    made = sequence_classification_test.Made()
+    sequence_batches.DATASETS["made"] = lambda _: made
+    return sequence_classification_test.make_config("linear", data__batch_size=8, **changes)
+
+
+def recall():
+    config = mqar.get_config("linear")
+    config.update(num_steps=STEPS)
+    config.data.batch_size = 8
+    config.model.update(width=16, num_layers=1, num_heads=2)
+    return config
+
+
+CONFIGS = {
+    **{name: functools.partial(language, name) for name in MECHANISMS},
+    # 30 tokens, and documents that begin anywhere.
+    "packed": functools.partial(
+        language, "gated_delta_net", data__packing="packed", data__sequence_length=30
+    ),
+    "accumulated": functools.partial(
+        language, "linear", accumulate_steps=2, model__remat="full", model__scan_layers=True
+    ),
+    "masked": functools.partial(masked, data__sequence_length=30),
+    "cls": functools.partial(classification, pooling="cls"),
+    "mean": functools.partial(classification, pooling="mean", length=9),
+    "last": functools.partial(classification, pooling="last", length=9),
+    "recall": recall,
+}
+
+
+def train(name, mesh, exchange="scan"):
+    """{metric: its sums and counts at each step}, and the compiled step."""
+    config = CONFIGS[name]()
+    sizes = dict(zip(AXES, mesh, strict=True))
+    mesh_config = sharding.MeshConfig(**sizes, exchange=exchange)
+    mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
+    task = make_task(config)
+    task.require_shards(mesh_config.sequence)
+    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+    optimizer = make_optimizer(optimizer_config, STEPS)
+    options = {"seed": 0, "ema_decay": 0.0, "mesh": mesh}
+    state = init_state(task.make_model, optimizer, **options)
+    step = make_train_step(
+        nnx.graphdef(model),
+        task.loss,
+        optimizer,
+        accumulate_steps=config.accumulate_steps,
+        sequence_arrays=task.sequence_arrays,
+        exchange=exchange,
+        **options,
+    )
+    data = iter(task.training_data(0, 1))
+    put = functools.partial(sharding.put_batch, mesh)
+    batches = [put(next(data), task.sequence_arrays, task.tokens_in_front) for _ in range(STEPS)]
+    compiled = step.lower(state, batches[0]).compile(compiler_options=QUICKLY)
+    metrics = []
+    for batch in batches:
+        state, of_step = compiled(state, batch)
+        metrics.append(jax.tree.map(float, of_step))
+    return metrics, compiled
+
+
+@functools.cache
+def single(name):
+    return train(name, (1, 1, 1, 1))[0]
+
+
+def check(name, mesh, exchange="scan"):
+    metrics, compiled = train(name, mesh, exchange)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=TOLERANCE), metrics, single(name)
+    )
+    return compiled
+
+
+QUICK = [("packed", (1, 2, 2, 2)), ("transnormer_t2", (2, 1, 1, 4)), ("cls", (1, 1, 1, 4))]
+
+
+@pytest.mark.parametrize(("name", "mesh"), QUICK)
+def test_some_meshes(name, mesh):
+    check(name, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_all_meshes(name, mesh):
+    check(name, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS.keys() - set(MECHANISMS))
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4)], ids=str)
+def test_all_tasks(name, mesh):
+    if name in ("cls", "mean", "last", "recall") and mesh[2] > 2:
+        pytest.skip("2 heads")
+    check(name, mesh)
+
+
+@pytest.mark.slow
+def test_states_gathered_at_once():
+    check("gla", (2, 1, 1, 4), exchange="gather")
+
+
+def test_a_broken_exchange_fails(monkeypatch):
+    monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check("linear", (1, 1, 1, 2))
