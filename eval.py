@@ -2,21 +2,26 @@
 
 python eval.py --workdir=runs/default --split=test
 python eval.py --workdir=runs/default --prompt="def main():" --num_tokens=200 --temperature=0.8
+python eval.py --config=configs/default.py --compile_only --topology=v5e:2x2    fits to decode?
 """
 
+from linear_transformer import compile_only
 from linear_transformer.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
+    compile_only.prepare()
 
+import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.decoding.generate import Sampler
+from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate, sample
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
 _STATEFUL = flags.DEFINE_bool(
     "stateful", True, "Also with the state carried through each document, where it is constant."
@@ -29,8 +34,16 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens of mass
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 
 
+def compile_decoding(config: ml_collections.ConfigDict, config_path: str) -> None:
+    del config_path
+    compile_only.report("decoding", config)
+
+
 def main() -> None:
+    if _WORKDIR.value is None:
+        raise ConfigError("--workdir is missing: the folder of a run")
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    distributed.initialize()
     run = Run.load(epath.Path(_WORKDIR.value))
     if _PROMPT.value is None:
         evaluate(run, _SPLIT.value, stateful=_STATEFUL.value)
@@ -39,4 +52,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    if compile_only.requested():
+        configuration.run(compile_decoding, default="configs/default.py")
+    else:
+        configuration.run(main)

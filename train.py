@@ -3,12 +3,15 @@
 python train.py                                            the quick start, on a CPU in minutes
 python train.py --config=configs/lm/shakespeare.py:softmax --config.num_steps=500
 python train.py --config=... --workdir=DIR                 again: goes on where it stopped
+python train.py --config=... --compile_only --topology=v5e:4x4     does it fit on these TPUs?
 """
 
+from linear_transformer import compile_only
 from linear_transformer.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
+    compile_only.prepare()
 
 import pathlib
 
@@ -16,7 +19,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.training.loop import train
 
 _WORKDIR = flags.DEFINE_string(
@@ -34,6 +37,10 @@ def default_workdir(config_path: str) -> str:
 
 
 def main(config: ml_collections.ConfigDict, config_path: str) -> None:
+    if compile_only.REQUESTED.value:
+        compile_only.report("training", config)
+        return
+    distributed.initialize()
     train(config, epath.Path(_WORKDIR.value or default_workdir(config_path)))
 
 

@@ -1,17 +1,10 @@
 """What the benchmarks share: fair timing, memory figures, and reports that say where they ran."""
 
 import ctypes
-import datetime
 import gc
-import importlib.metadata
-import json
 import math
-import os
 import pathlib
-import platform
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from etils import epath
 from rich.console import Console
 from rich.table import Table
+
+from linear_transformer import environment
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that each candidate is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file to write; by default build/benchmarks/ and the script's name."
 )
 
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "pytorch-fast-transformers")
 _BURST_SECONDS = 0.05  # a sample of a quick candidate is the mean of as many calls as fit in this
 _SLOW_SECONDS = 2.0
 
@@ -128,30 +123,6 @@ def main(run: Callable[[], None]) -> None:
     app.run(guarded)
 
 
-def environment() -> dict[str, Any]:
-    """Where and with what the numbers were made."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    orig = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
-    return {
-        "command": shlex.join(orig),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        },
-        "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
-        "versions": versions,
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
 def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:
     """Prints the columns, each with its format; a missing value is left blank."""
     table = Table(title=title, title_justify="left")
@@ -168,23 +139,6 @@ def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
 
 def save(name: str, results: Mapping[str, list[dict[str, Any]]], **facts: Any) -> None:
     """Writes the results with the environment they come from."""
-    path = pathlib.Path(_OUTPUT.value or f"build/benchmarks/{name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(environment() | facts | {"results": results}, indent=2) + "\n")
+    path = epath.Path(_OUTPUT.value or f"build/benchmarks/{name}.json")
+    environment.save(path, **facts, results=results)
     print(f"wrote {path}")
-
-
-def _cpu_model() -> str:
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _git(*args: str) -> str | None:
-    try:
-        root = pathlib.Path(__file__).parent
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -125,7 +125,7 @@ def main() -> None:
             raise app.UsageError(f"--shapes={shape}: write batch x tokens, as 8x1024") from None
         rows += compare(batch, time, matmul)
     sizes = f"{_LAYERS.value} layers, width {_WIDTH.value}, {_HEADS.value} heads"
-    pages = "huge pages" if timing.environment()["huge_pages"] else "pages of the system's size"
+    pages = "huge pages" if environment.describe()["huge_pages"] else "pages of the system's size"
     title = f"Training step, {sizes}, AdamW, {pages}"
     timing.report(title, rows, COLUMNS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from linear_transformer import distributed
 from linear_transformer.errors import ConfigError, UserError
 
 # What a resumed run may change: how long it goes on, what it reports and where, not what it
@@ -63,6 +65,11 @@ def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], No
             _fail(error)
         except RunError as error:
             _fail(error, status=1)
+        except Exception:
+            if distributed.has_others():
+                traceback.print_exc()
+                _fail(RunError(distributed.FAREWELL), status=1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -93,6 +100,8 @@ def _parse(argv: list[str], default: str | None) -> list[str]:
 
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
+    if distributed.has_others():
+        distributed.leave(status)
     sys.exit(status)
 
 

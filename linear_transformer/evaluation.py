@@ -5,15 +5,17 @@ import json
 import time
 from typing import Any
 
+import jax
 from etils import epath
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import configuration
+from linear_transformer import configuration, distributed
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
@@ -41,7 +43,11 @@ class Run:
         optimizer = make_optimizer(
             configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
         )
-        state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=config.ema_decay)
+        mesh = None  # several processes share the parameters, one has them on one device
+        if jax.process_count() > 1:
+            mesh = sharding.make_mesh(sharding.mesh_config(config), config.data.batch_size)
+        options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
+        state = init_state(task.make_model, optimizer, **options)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
         try:
             restored = checkpoints.restore(state)
@@ -67,7 +73,8 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
             note = str(error)
     seconds = time.perf_counter() - began
     record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
-    (run.workdir / f"eval-{split}.json").write_text(json.dumps(record, indent=2))
+    if distributed.is_first():
+        (run.workdir / f"eval-{split}.json").write_text(json.dumps(record, indent=2))
 
     table = Table(title=f"{run.workdir}, step {run.step}, {split} split")
     table.add_column("metric")
@@ -85,7 +92,8 @@ def sample(run: Run, prompt: str, num_tokens: int, sampler: Sampler, seed: int) 
     """Streams the prompt and its continuation to the terminal, then the speed."""
     print(prompt, end="", flush=True)
     began = time.perf_counter()
-    for text in run.task.stream(run.graphdef, run.parameters, prompt, num_tokens, sampler, seed):
+    parameters = distributed.whole(run.parameters)
+    for text in run.task.stream(run.graphdef, parameters, prompt, num_tokens, sampler, seed):
         print(text, end="", flush=True)
     seconds = time.perf_counter() - began
     print(f"\n--- {num_tokens} tokens in {seconds:.1f} s, compilation included", flush=True)

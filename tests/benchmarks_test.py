@@ -62,6 +62,7 @@ class BenchmarksTest(parameterized.TestCase):
             4,
             "steps/s",
         ),
+        ("longest", "longest", ("--lengths=64",), "curves", 5, "ms"),
         ("non_local", "non_local", ("--sizes=4,8", "--channels=4"), "non_local", 4, "ms"),
         (
             "decode",

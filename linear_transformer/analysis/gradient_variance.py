@@ -6,7 +6,7 @@
 Trains the config (configs/default.py:katharopoulos) once for each row of the table with everything
 but the mixer the same, optimizer, data and seed included, and prints two measures of the gradients
 g_t of the mixers' parameters over the steps t after a warm-up.  The paper does not say which it
-took.
+took.  Written to build/benchmarks/gradient_variance.json too.
 
 - norm: std_t(|g_t|_2) / mean_t(|g_t|_2) of the norm of the whole gradient.
 - entries: std_t(|g_ti|) / mean_t(|g_ti|) for each entry i, then the mean over the entries.  Of
@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from absl import flags
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import configuration
+from linear_transformer import configuration, environment
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
@@ -142,6 +143,7 @@ def _make_step(task, graphdef, optimizer, seed):
 def main(config: ml_collections.ConfigDict, config_path: str) -> None:
     del config_path
     table = Table(title=f"relative standard deviation of gradients over {_STEPS.value} steps")
+    rows = []
     for column in ("attention", "published", "norm", "entries"):
         table.add_column(column, justify="left" if column == "attention" else "right")
     for name, mixer, options, published in ROWS:
@@ -149,7 +151,11 @@ def main(config: ml_collections.ConfigDict, config_path: str) -> None:
         cells = [f"{value:.2f}" if math.isfinite(value) else "-" for value in measured]
         print(f"{name}: norm {cells[0]}, entries {cells[1]}", flush=True)
         table.add_row(name, f"{published:.2f}", *cells)
+        rows.append({"attention": name, "norm": measured[0], "entries": measured[1]})
     Console().print(table)
+    path = epath.Path("build/benchmarks/gradient_variance.json")
+    environment.save(path, size="small twin", results={"gradient_variance": rows})
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -142,3 +142,21 @@ def _packed(
         seed=seed,
     )
     return rows.batch(batch_size).map(finish)
+
+
+def skip_batches(iterator: grain.DatasetIterator, batches: int) -> None:
+    """Moves a new iterator to where it is after so many batches.
+
+    For a run that goes on with another number of processes. Where the position is one index, the
+    batches of all processes together stay those that they would have been; packed rows, which each
+    process fills by itself, are read over.
+    """
+    if not batches:
+        return
+    next(iterator)
+    position = iterator.get_state()
+    if position.keys() == {"next_index"}:
+        iterator.set_state({"next_index": position["next_index"] * batches})
+        return
+    for _ in range(batches - 1):
+        next(iterator)

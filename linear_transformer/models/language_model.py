@@ -286,9 +286,12 @@ class LanguageModel(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out."""
+        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out.
+
+        Taps of convolutions are weights that each token meets once, as kernels are.
+        """
         kernels = nnx.to_flat_state(nnx.state(self, nnx.Param))
-        matmuls = sum(x.size for path, x in kernels if path[-1] == "kernel")
+        matmuls = sum(x.size for path, x in kernels if path[-1] in ("kernel", "taps"))
         if self.head is None:
             matmuls += self.embedding.embedding.size
         mixers = sum(block.mixer.flops_per_token(context) for block in self.stack.blocks)

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import recurrence, segments, sequence_parallel
 from linear_transformer.ops.blocks import Masks, matmul, read, write
 from linear_transformer.ops.feature_maps import FeatureMap
+from linear_transformer.ops.pallas.additive import pallas_form
+from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -70,9 +72,10 @@ def linear_attention(
         what came before the first token (after the last one if anticausal) in the same segment.
       segment_ids_BT: packed documents; each token sees its own segment only.
       key_mask_BS: False drops a key exactly.
-      form: "recurrent", "parallel", "associative", "chunk", or "auto": one call of "recurrent" for
-        T = 1, else "chunk".
-      chunk_size: tokens per chunk of the chunk form.
+      form: "recurrent", "parallel", "associative", "chunk", "pallas" (the chunk form as a TPU
+        kernel), or "auto": one call of "recurrent" for T = 1, else "chunk", or "pallas" where
+        `ops.pallas.choice` believes it to win.
+      chunk_size: tokens per chunk of the chunk form; of the kernel the next power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
@@ -83,8 +86,9 @@ def linear_attention(
     """
     _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT)
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    form = _resolve(form, q_BTHK, v_BSHV)
     if feature_map is not None and not (
-        direction != "bidirectional" and _resolve(form, q_BTHK) == "chunk" and key_mask_BS is None
+        direction != "bidirectional" and form in ("chunk", "pallas") and key_mask_BS is None
     ):
         q_BTHK, k_BSHK = feature_map(q_BTHK), feature_map(k_BSHK)
         feature_map = None
@@ -98,7 +102,7 @@ def linear_attention(
         feature_map=feature_map,
         normalize=normalize,
         epsilon=epsilon,
-        form=_resolve(form, q_BTHK),
+        form=form,
         chunk_size=chunk_size,
     )
     if direction == "causal":
@@ -154,10 +158,12 @@ def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
     return o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon)
 
 
-def _resolve(form: str, q_BTHK: Queries) -> str:
-    if form == "auto":
-        return "recurrent" if q_BTHK.shape[1] == 1 else "chunk"
-    return form
+def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
+    if form != "auto":
+        return form
+    if q_BTHK.shape[1] == 1:
+        return "recurrent"
+    return "pallas" if believed_to_win(q_BTHK, v_BTHV) else "chunk"
 
 
 def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
@@ -182,6 +188,10 @@ def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, 
     state = state.astype(accumulation_dtype(q, k, v))
     if form == "chunk":
         return _chunk_form(
+            q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
+        )
+    if form == "pallas":
+        return pallas_form(
             q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
         )
     values = _with_ones(v) if normalize else v

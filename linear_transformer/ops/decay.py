@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
+from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -64,8 +66,10 @@ def decayed_attention(
       segment_ids_BT: packed documents; each token sees its own segment only.
       key_mask_BS: False drops a key exactly; the decay at its place still acts.
       form: "recurrent", "parallel" (with a vector gate, O(T^2 K) memory), "associative", "chunk",
-        or "auto": one call of "recurrent" for T = 1, else "chunk".
-      chunk_size: tokens per chunk of the chunk form; with a vector gate the next power of two.
+        "pallas" (the chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1,
+        else "chunk", or for scalars "pallas" where `ops.pallas.choice` believes it to win.
+      chunk_size: tokens per chunk of the chunk form; of the kernel, and with a vector gate, the
+        next power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state (of the causal part if
@@ -85,9 +89,6 @@ def decayed_attention(
         log_decay = jnp.broadcast_to(log_decay, (batch, time, heads))
     if log_decay.ndim == 3:
         log_decay = log_decay[..., None]
-    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
-    smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    log_decay = jnp.maximum(log_decay.astype(dtype), math.log(smallest))
     arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay)
     state = initial_state.astype(dtype)
     options = {"form": form, "chunk_size": chunk_size}
@@ -187,6 +188,13 @@ def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
 def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
+        if log_decay.shape[-1] == 1 and believed_to_win(q, v):
+            form = "pallas"
+    if form == "pallas":
+        return pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
+    smallest = float(jnp.finfo(state.dtype).smallest_subnormal)
+    log_decay = jnp.maximum(log_decay.astype(state.dtype), math.log(smallest))
     starts = None
     if segment_ids_BT is not None:
         # The decay of a segment's first token acts on a state that is dropped: any value will do.

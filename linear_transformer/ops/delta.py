@@ -28,10 +28,11 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
+from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
-FORMS = ("auto", "recurrent", "associative", "chunk")
+FORMS = ("auto", "recurrent", "associative", "chunk", "pallas")
 
 LogDecay = Float[Array, " H"] | Float[Array, "B T H"] | Float[Array, "B T H K"]
 
@@ -61,9 +62,10 @@ def delta_attention(
       initial_state: (B, H, K, V), what came before the first token in the same segment; zeros if
         None.
       segment_ids_BT: packed documents; each token sees its own segment only.
-      form: "recurrent", "associative" (K x K numbers a token: for short T), "chunk", or "auto":
-        one call of "recurrent" for T = 1, else "chunk".
-      chunk_size: tokens per chunk of the chunk form; the next power of two is taken.
+      form: "recurrent", "associative" (K x K numbers a token: for short T), "chunk", "pallas" (the
+        chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1, else "chunk"
+        (`ops.pallas.choice` says why on a TPU too).
+      chunk_size: tokens per chunk of the chunk form and the kernel; the next power of two is taken.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
@@ -74,6 +76,11 @@ def delta_attention(
     _check(q_BTHK, k_BTHK, v_BTHV, log_decay, initial_state, form, chunk_size)
     _check_shape("beta", beta_BTH, q_BTHK.shape[:3])
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
+    if form == "pallas":
+        log_decay = _spread(log_decay, q_BTHK, dtype)
+        arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
+        state = _initial(initial_state, q_BTHK, v_BTHV, dtype)
+        return delta_form(*arrays, state, segment_ids_BT, chunk_size)
     log_decay = _per_token(log_decay, q_BTHK, dtype)
     reads = (jnp.exp(log_decay) * k_BTHK).astype(k_BTHK.dtype)
     writes = (beta_BTH[..., None].astype(dtype) * k_BTHK).astype(k_BTHK.dtype)
@@ -176,17 +183,27 @@ def _check_shape(name, x, shape):
         raise ValueError(f"{name} is {x.shape}, not {shape}")
 
 
-def _per_token(log_decay, q, dtype):
-    """(B, T, H, 1) for none and scalars, (B, T, H, K) for vectors; exp(-inf) without the inf."""
+def _spread(log_decay, q, dtype):
+    """(B, T, H, 1) for none and scalars, (B, T, H, K) for vectors."""
     if log_decay is None:
         return jnp.zeros((*q.shape[:3], 1), dtype)
     if log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, q.shape[:3])
-    if log_decay.ndim == 3:
-        log_decay = log_decay[..., None]
+    return log_decay[..., None] if log_decay.ndim == 3 else log_decay
+
+
+def _per_token(log_decay, q, dtype):
+    """The same in `dtype`, and exp(-inf) without the inf."""
     # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
     smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    return jnp.maximum(log_decay.astype(dtype), math.log(smallest))
+    return jnp.maximum(_spread(log_decay, q, dtype).astype(dtype), math.log(smallest))
+
+
+def _initial(state, q, v, dtype):
+    if state is None:
+        batch, _, heads, width = q.shape
+        return jnp.zeros((batch, heads, width, v.shape[-1]), dtype)
+    return state.astype(dtype)
 
 
 def _attend_in_steps(tokens, state, segment_ids_BT, form, chunk_size):
@@ -227,18 +244,17 @@ def _sharded(tokens, state, segment_ids_BT, form, chunk_size):
 def _attend(tokens, state, segment_ids_BT, form, chunk_size):
     """The recurrence of reads r, writes w and values v, all in one form."""
     q, r, w, v, log_decay = tokens
-    batch, time, heads, width = q.shape
     dtype = accumulation_dtype(q, r, w, v)
-    if state is None:
-        state = jnp.zeros((batch, heads, width, v.shape[-1]), dtype)
-    state = state.astype(dtype)
+    state = _initial(state, q, v, dtype)
+    if form == "auto":
+        form = "recurrent" if q.shape[1] == 1 else "chunk"
+    if form == "pallas":
+        return pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size)
     decay_starts = None
     if segment_ids_BT is not None:
         # The first token of a segment finds nothing to read, and its decay acts on what is dropped.
         decay_starts = segments.starts(segment_ids_BT)[..., None, None]
         r, log_decay = (jnp.where(decay_starts, 0, x) for x in (r, log_decay))
-    if form == "auto":
-        form = "recurrent" if time == 1 else "chunk"
     if form == "chunk":
         o, state = chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size)
         return o.astype(v.dtype), state

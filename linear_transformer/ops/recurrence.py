@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.types import Keys, Outputs, Queries, State, Values
 
-FORMS = ("auto", "recurrent", "parallel", "associative", "chunk")
+FORMS = ("auto", "recurrent", "parallel", "associative", "chunk", "pallas")
 
 Retention = Float[Array, "B T #H #K #V"]
 

@@ -3,6 +3,7 @@
     python -m linear_transformer.papers --list
     python -m linear_transformer.papers --table=katharopoulos2020/table1
     python -m linear_transformer.papers --table=qin2022/table8 --output=table8.md
+    python -m linear_transformer.papers --all --output=docs/results.md
     python -m linear_transformer.papers --table=qin2022/table8 --launch
     python -m linear_transformer.papers --table=qin2022/table4 --launch --scale=paper \
         --files=wikitext103=FOLDER
@@ -11,6 +12,7 @@ A table is a file `configs/papers/PAPER/TABLE.py`.  `--list` counts the cells of
 many were measured in the paper's setting, how many by a reduced twin for small machines, and how
 many not at all.  `--table` prints one as Markdown, with date, command and time of every run it
 quotes; `--output` writes it, and beside it a picture (.png) of bars, or of curves for a figure.
+`--all` is one document of the list and all tables of which any cell was measured.
 
 A cell is filled by a run or by a benchmark file found on disk, and by nothing else:
 
@@ -31,6 +33,8 @@ one goes on; the exit status is then 1.  Data that must be the user's own are na
 """
 
 import pathlib
+import shlex
+import sys
 
 from absl import flags
 
@@ -73,6 +77,42 @@ def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str,
     return failures
 
 
+def write_all(found: Found, output: str | None) -> None:
+    """Prints the list and the tables that have a measured cell, and writes them with pictures."""
+    tables = {name: load_table(name) for name in table_names()}
+    filled = {name: cells.fill(table, found) for name, table in tables.items()}
+    parts = [
+        "# Published tables beside what was measured\n\nWritten by "
+        f"`{shlex.join(['python', '-m', 'linear_transformer.papers', *sys.argv[1:]])}`; a cell is "
+        "filled by a run or a benchmark file, and by nothing else.  Reduced twins of the papers' "
+        "experiments show an order at most; their numbers are not the papers'.\n",
+        report.listing(filled) + "\n",
+    ]
+    for name, table in tables.items():
+        if all(cell.scale is None for cell in filled[name]):
+            continue
+        part = name.replace("/", "-")
+        parts.append(report.markdown(table, filled[name], part=part))
+        if output:
+            picture = pathlib.Path(output).with_suffix("") / f"{part}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            if report.plot(table, filled[name], picture):
+                parts.append(f"![{table.title}]({picture.parent.name}/{picture.name})\n")
+            for name, caption in table.pictures:
+                if (picture.parent / name).exists():
+                    parts.append(f"{caption}\n\n![{name}]({picture.parent.name}/{name})\n")
+    print(text := "\n".join(parts))
+    if output:
+        _write_text(text, output)
+
+
+def _write_text(text: str, output: str) -> None:
+    try:
+        pathlib.Path(output).write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+
+
 def write(table: Table, found: Found, output: str | None) -> None:
     """Prints the table, and writes it with its picture."""
     filled = cells.fill(table, found)
@@ -81,10 +121,7 @@ def write(table: Table, found: Found, output: str | None) -> None:
     if not output:
         return
     path = pathlib.Path(output)
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+    _write_text(text, output)
     picture = path.with_suffix(".png")
     drawn = report.plot(table, filled, picture)
     print(f"wrote {path}{f' and {picture}' if drawn else '; there is nothing to draw yet'}")
@@ -103,6 +140,7 @@ def _files(arguments: list[str]) -> dict[str, str]:
 
 def _define_flags() -> None:
     flags.DEFINE_bool("list", False, "All tables, with counts of their cells.")
+    flags.DEFINE_bool("all", False, "All tables of which anything was measured.")
     flags.DEFINE_string("table", None, "The table to print, as --list names it.")
     flags.DEFINE_string("runs", "runs", "Folder of runs, searched with all below it.")
     flags.DEFINE_string("output", None, "Markdown file to write, with a picture beside it.")
@@ -114,8 +152,8 @@ def _define_flags() -> None:
 def main() -> None:
     values = flags.FLAGS
     folder = pathlib.Path(values.runs)
-    if values.list == bool(values.table):
-        raise ConfigError("--list, or --table=NAME")
+    if values.list + values["all"].value + bool(values.table) != 1:
+        raise ConfigError("--list, --all, or --table=NAME")
     if values.output and pathlib.Path(values.output).suffix != ".md":
         raise ConfigError(f"--output={values.output}: the name must end in .md")
     if values["runs"].present and not values.launch and not folder.is_dir():
@@ -123,6 +161,9 @@ def main() -> None:
     if values.list:
         found = _find(folder)
         print(report.listing({n: cells.fill(load_table(n), found) for n in table_names()}))
+        return
+    if values["all"].value:
+        write_all(_find(folder), values.output)
         return
     table, failures = load_table(values.table), []
     if values.launch:

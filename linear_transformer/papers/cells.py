@@ -85,7 +85,7 @@ def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:
                 if evaluated:
                     source += f", `python eval.py --workdir={run.folder} --split={column.split}`"
                 values.append(column.scale * value)
-                sources.append(f"{source}, {run.date}, {run.seconds:,.0f} s of training steps")
+                sources.append(f"{source}, {run.made()}, {run.seconds:,.0f} s of training steps")
                 runs.append(run)
         if values:
             remark = metric.replace("_", " ") if metric != column.metric else ""

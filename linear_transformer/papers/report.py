@@ -39,15 +39,22 @@ def listing(tables: dict[str, list[Cell]]) -> str:
     return _table(head, [tuple(map(str, row)) for row in (*rows, total)], "r")
 
 
-def markdown(table: Table, cells: Sequence[Cell]) -> str:
-    """Published beside measured, one line a cell, and under it where each value is from."""
+def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
+    """Published beside measured, one line a cell, and under it where each value is from.
+
+    Args:
+      part: name of the table where it is one of several in a document.
+    """
     notes: list[str] = []
+
+    def mark(number: int) -> str:
+        return f"[^{part}{'-' if part else ''}{number}]"
 
     def marks(cell: Cell) -> str:
         for source in cell.sources:
             if source not in notes:
                 notes.append(source)
-        return "".join(f"[^{notes.index(source) + 1}]" for source in cell.sources)
+        return "".join(mark(notes.index(source) + 1) for source in cell.sources)
 
     lines = [
         (
@@ -61,9 +68,13 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
         for cell in cells
     ]
     summary = ", ".join(f"{count} {name}" for name, count in counts(cells).items())
-    parts = [f"# {table.title}", f"{table.source}.  {table.note}".strip(), f"{summary}."]
+    parts = [
+        f"{'##' if part else '#'} {table.title}",
+        f"{table.source}.  {table.note}".strip(),
+        f"{summary}.",
+    ]
     parts += [_table(_HEAD, lines, "lrrrl"), *_orders(table, cells)]
-    parts += ["\n".join(f"[^{n}]: {note}" for n, note in enumerate(notes, 1))]
+    parts += ["\n".join(f"{mark(n)}: {note}" for n, note in enumerate(notes, 1))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

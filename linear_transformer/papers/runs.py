@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from flax import traverse_util
 
-from linear_transformer import configuration
+from linear_transformer import configuration, environment
 from linear_transformer.errors import ConfigError
 from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
 from linear_transformer.training.metrics import read_metrics
@@ -38,16 +38,23 @@ class Run:
     Attributes:
       config: flat.
       records: of `metrics.jsonl`.
+      environment: of `environment.json`; empty where an older run has none.
     """
 
     folder: pathlib.Path
     config: dict[str, Any]
     records: list[dict[str, Any]]
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Run":
         path = epath.Path(folder)
-        return cls(folder, flatten(configuration.load(path)), read_metrics(path))
+        made = path / environment.FILE
+        try:
+            where = json.loads(made.read_text()) if made.exists() else {}
+        except ValueError as error:
+            raise ConfigError(f"{made}: not JSON") from error
+        return cls(folder, flatten(configuration.load(path)), read_metrics(path), where)
 
     @property
     def step(self) -> int:
@@ -97,13 +104,13 @@ class Run:
                 before = record["step"]
         return total
 
-    @property
-    def date(self) -> str:
-        """Of its last record."""
+    def made(self) -> str:
+        """Date of its last record, hardware and commit."""
         seconds = self.records[-1].get("time") if self.records else None
-        if seconds is None:
-            return "no date"
-        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M UTC}"
+        date = "no date"
+        if seconds is not None:
+            date = f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M UTC}"
+        return _made(self.environment | {"date": date})
 
     def command(self, config: dict[str, Any], experiment: Experiment) -> str:
         """The train.py command that makes this run; `config` is the experiment's, flat."""
@@ -115,6 +122,17 @@ class Run:
         return shlex.join(
             ["python", "train.py", *experiment.arguments(), *given, f"--workdir={self.folder}"]
         )
+
+
+def _made(where: dict[str, Any]) -> str:
+    """Date, hardware and commit, as far as they are known."""
+    parts = [where.get("date", "no date")]
+    if "hardware" in where:
+        parts.append(environment.machine(where))
+    if where.get("commit"):
+        changed = " with changes" if where.get("uncommitted_changes") else ""
+        parts.append(f"commit {where['commit']}{changed}")
+    return ", ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +162,7 @@ class BenchmarkFile:
 
     def source(self) -> str:
         """Command, date and hardware."""
-        hardware = self.content.get("hardware", {})
-        machine = f"{hardware.get('devices')}, {hardware.get('cores')} cores {hardware.get('cpu')}"
-        return f"`{self.content['command']}`, {self.content.get('date')}, {machine}; {self.path}"
+        return f"`{self.content['command']}`, {_made(self.content)}; {self.path}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,6 +159,7 @@ class Table:
       source: paper and number of the table.
       note: what a reader must know of it.
       curves: the picture shows the first column by step instead of bars.
+      pictures: that other commands drew beside the document of all tables: file, what it shows.
     """
 
     title: str
@@ -167,6 +168,7 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
     curves: bool = False
+    pictures: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         for row in self.rows:

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from linear_transformer import distributed
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.state import TrainState
 
@@ -53,7 +54,7 @@ class Checkpoints:
         self._checkpointer.save_checkpointables(
             step, {"state": state._asdict(), "progress": progress}, overwrite=True, force=True
         )
-        if jax.process_index() == 0:
+        if distributed.is_first():
             _write_checksums(self._checkpointer.directory / str(step))
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -70,23 +71,36 @@ class Checkpoints:
         )
         found = list(self._checkpointer.checkpoints)
         for checkpoint in reversed(found):
-            try:
-                _verify(checkpoint.path)
-                loaded = self._checkpointer.load_checkpointables(
-                    checkpoint.step, {"state": abstract, "progress": None}
-                )
+            loaded = self._load(checkpoint, {"state": abstract, "progress": None})
+            if loaded is not None:
                 return TrainState(**loaded["state"]), loaded["progress"]
-            except Exception as error:  # whatever a damaged file makes the libraries raise
-                self._unreadable.append(checkpoint.step)
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                logging.warning(
-                    "checkpoint of step %d cannot be read (%s); trying the one before",
-                    checkpoint.step,
-                    reason[0],
-                )
+            self._unreadable.append(checkpoint.step)
         if found:
             raise ConfigError(f"{self._checkpointer.directory}: no checkpoint can be read")
         return None
+
+    def _load(self, checkpoint, abstract: dict[str, Any]) -> dict[str, Any] | None:
+        """None where it is damaged, and then in every process: a load is work of all of them."""
+        loaded = None
+        steps = (
+            lambda: _verify(checkpoint.path) if distributed.is_first() else None,
+            lambda: self._checkpointer.load_checkpointables(checkpoint.step, abstract),
+        )
+        for step in steps:
+            reason = None
+            try:
+                loaded = step()
+            except Exception as error:  # whatever a damaged file makes the libraries raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = next(filter(None, distributed.gather(reason)), None)
+            if reason is not None:
+                logging.warning(
+                    "checkpoint of step %d cannot be read (%s); trying the one before",
+                    checkpoint.step,
+                    reason,
+                )
+                return None
+        return loaded
 
     def close(self) -> None:
         self._checkpointer.close()

@@ -12,11 +12,13 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import configuration
+from linear_transformer import accelerators, configuration, distributed, environment
+from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import TrainState, init_state, make_train_step
@@ -40,23 +42,26 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
       UserError: a mistake in config, data or folder, before anything is compiled.
       NonFiniteLossError: names the step.
     """
-    _check(config)
+    check(config)
+    distributed.check_joined()
+    lock = FolderLock(workdir)
+    try:
+        return _train(config, workdir, lock)
+    finally:
+        lock.release()
+
+
+def _train(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> TrainState:
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    devices = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
-    mesh_config = configuration.build(sharding.MeshConfig, devices, "mesh")
+    mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
-    heads = config.model.get("num_heads", mesh_config.tensor)
-    if heads % mesh_config.tensor:
-        raise ConfigError(
-            f"config.model.num_heads ({heads}) is not a multiple of config.mesh.tensor "
-            f"({mesh_config.tensor})"
-        )
     task = make_task(config)
     task.require_shards(mesh_config.sequence)
     data = iter(task.training_data(*sharding.readers(mesh)))
-    configuration.save(config, workdir)
+    distributed.run_on_first(lambda: _open_folder(config, workdir, lock))
+    _check_shared(workdir)
 
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
     graphdef = nnx.graphdef(model)
@@ -73,6 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     state = init_state(task.make_model, optimizer, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh)
+    loop.peak_speed = _peak_speed(model, config, mesh)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -115,7 +121,8 @@ _POSITIVE_KEYS = (
 _KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError where a key of every experiment is missing or out of range."""
     for key in (*_POSITIVE_KEYS, *_KEYS):
         if key not in config:
             raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
@@ -128,6 +135,35 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.data.batch_size ({config.data.batch_size}) is not a multiple of "
             f"config.accumulate_steps ({config.accumulate_steps})"
+        )
+
+
+def _peak_speed(model: nnx.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> float | None:
+    """Tokens per second with all arithmetic at the devices' peak; None where it is not known.
+
+    The speed over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
+    what the model needs, three forward passes, counts, and no recomputation.
+    """
+    accelerator = accelerators.find(mesh.devices.flat[0].device_kind)
+    context = config.data.get("sequence_length")
+    if accelerator is None or context is None or not hasattr(model, "flops_per_token"):
+        return None
+    return mesh.size * accelerator.flops / (3 * model.flops_per_token(context))
+
+
+def _open_folder(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> None:
+    lock.acquire()
+    configuration.save(config, workdir)
+    environment.save(workdir / environment.FILE)
+
+
+def _check_shared(workdir: epath.Path) -> None:
+    """Raises a ConfigError where processes have folders of their own, unknown to the others."""
+    seen = distributed.gather((workdir / "config.json").exists())
+    if not all(seen):
+        raise ConfigError(
+            f"--workdir={workdir}: process {seen.index(False)} does not see what process 0 writes "
+            "there; several machines need a folder that they share, such as one in gs://"
         )
 
 
@@ -148,16 +184,25 @@ class _Loop:
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
         self.terminated = False
+        self.peak_speed: float | None = None  # tokens per second at the devices' peak
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = progress["step"]
         self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
-        self.data.set_state(progress["data"])
+        states = progress["data"]  # of every process's iterator
+        if isinstance(states, dict):  # saved before there could be several
+            states = [states]
+        if len(states) == jax.process_count():
+            self.data.set_state(states[jax.process_index()])
+        else:
+            skip_batches(self.data, self.step)
 
     def run(self, state: TrainState, step_fn) -> TrainState:
         config = self.config
-        self.writer = MetricWriter(self.workdir, self.step)
-        previous = signal.signal(signal.SIGTERM, self._terminate)
+        if distributed.is_first():
+            self.writer = MetricWriter(self.workdir, self.step)
+        together = jax.process_count() > 1
+        previous = None if together else signal.signal(signal.SIGTERM, self._terminate)
         saved = self.step
         self._window_started, self._window_steps = time.perf_counter(), 0
         pending = None  # metrics of the step before, fetched when the next one is under way
@@ -173,6 +218,8 @@ class _Loop:
                 if pending is not None:
                     self._collect(*pending)
                 self.step += 1
+                if together and distributed.stop_requested(self.step):
+                    self.terminated = True
                 pending = (self.step, metrics)
                 last = self.step == config.num_steps
                 if self.step % config.log_every == 0 or last:
@@ -192,7 +239,8 @@ class _Loop:
             if self.terminated and saved != self.step:
                 self._save(state)
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            if not together:
+                signal.signal(signal.SIGTERM, previous)
         if self.terminated:
             print(f"SIGTERM: saved step {self.step}; the same command goes on from there")
         return state
@@ -203,10 +251,11 @@ class _Loop:
         if self.config.final_evaluation:
             metrics = self._evaluate(state, None)
             lines.append(f"validation {_format(metrics)}")
-        plot_loss(self.workdir, self.task.headline)
+        if distributed.is_first():
+            plot_loss(self.workdir, self.task.headline)
         lines.append(f"saved in {self.workdir}: checkpoints/, metrics.jsonl, loss.png")
         if self.config.sample:
-            sample = self.task.sample(self.graphdef, state.evaluated)
+            sample = self.task.sample(self.graphdef, distributed.whole(state.evaluated))
             if sample is not None:
                 print(f"--- sample\n{sample}\n---", flush=True)
         print("\n".join(lines), flush=True)
@@ -239,25 +288,30 @@ class _Loop:
         unit = "tokens" if "sequence_length" in self.config.data else "examples"
         speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
-        self.writer.write(
-            self.step,
-            "train",
-            values | {"steps_per_second": rate, f"{unit}_per_second": speed},
-        )
+        speeds = {"steps_per_second": rate, f"{unit}_per_second": speed}
+        if self.peak_speed is not None:
+            speeds["mfu"] = speed / self.peak_speed
+        self._write("train", values | speeds)
         eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline
         print(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
-            f"{speed:,.0f} {unit}/s  ETA {_duration(eta)}",
+            f"{speed:,.0f} {unit}/s  "
+            + (f"MFU {100 * speeds['mfu']:.1f} %  " if "mfu" in speeds else "")
+            + f"ETA {_duration(eta)}",
             flush=True,
         )
         self.sums = {}
         self._window_started, self._window_steps = now, 0
 
+    def _write(self, split: str, values: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.write(self.step, split, values)
+
     def _evaluate(self, state: TrainState, max_batches: int | None) -> dict[str, float]:
         began = time.perf_counter()
         metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
-        self.writer.write(self.step, "validation", metrics)
+        self._write("validation", metrics)
         print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
         self._window_started += time.perf_counter() - began
         return metrics
@@ -268,7 +322,8 @@ class _Loop:
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )
-        progress = {"step": self.step, "sums": self.sums, "data": self.data.get_state()}
+        data = distributed.gather(self.data.get_state())
+        progress = {"step": self.step, "sums": self.sums, "data": data}
         self.checkpoints.save(self.step, state, progress)
         self._window_started += time.perf_counter() - began
 

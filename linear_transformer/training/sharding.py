@@ -22,10 +22,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from linear_transformer import configuration
 from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
 from linear_transformer.ops import sequence_parallel
@@ -81,17 +83,35 @@ class MeshConfig:
             )
 
 
-def make_mesh(config: MeshConfig, rows: int) -> Mesh:
+def mesh_config(config: ml_collections.ConfigDict) -> MeshConfig:
+    """That of an experiment.
+
+    Raises:
+      ConfigError: a mistake in config.mesh, or heads that "tensor" does not divide.
+    """
+    axes = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
+    made = configuration.build(MeshConfig, axes, "mesh")
+    heads = config.model.get("num_heads", made.tensor)
+    if heads % made.tensor:
+        raise ConfigError(
+            f"config.model.num_heads ({heads}) is not a multiple of config.mesh.tensor "
+            f"({made.tensor})"
+        )
+    return made
+
+
+def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all processes' devices, or of the first ones where fewer are asked for.
 
     Args:
       config: how many devices along which axis.
       rows: of a batch, or of a part of it that is computed at a time.
+      devices: instead of those that JAX has.
 
     Raises:
       ConfigError: there are too few devices, or the batch cannot be split between them.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     row = config.sequence * config.tensor  # devices that share a row
     most = max(len(devices) // (config.fsdp * row), 1)
     fitting = (n for n in range(most, 1, -1) if rows % (n * config.fsdp) == 0)
@@ -202,6 +222,28 @@ def put_batch(
     return {name: put(name, np.asarray(x)) for name, x in batch.items()}
 
 
+def rows_of(mesh: Mesh) -> NamedSharding:
+    """Rows, the first axis of an array, over the devices that have rows of their own."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def abstract_batch(
+    mesh: Mesh, batch: Batch, sequence_arrays: Sequence[str] = (), in_front: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `put_batch` gives of the rows of all processes, without the rows."""
+    if mesh.shape[SEQUENCE] > 1:
+        batch = _padded(batch, mesh.shape[SEQUENCE], sequence_arrays, in_front)
+    specs = {name: NamedSharding(mesh, _batch_spec(name, sequence_arrays)) for name in batch}
+    return abstract(dict(batch), specs)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and types with shardings, for a program that is compiled without data."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
 def _batch_spec(name: str, sequence_arrays: Sequence[str]) -> PartitionSpec:
     return PartitionSpec(ROWS, SEQUENCE) if name in sequence_arrays else PartitionSpec(ROWS)
 
@@ -244,7 +286,7 @@ def sum_over_devices(
         return sums
     # It does not know sums over axes of one device among those that it has to split itself.
     manual = spread if mesh.shape["tensor"] > 1 else AXES
-    rows_of = tuple(axis for axis in spread if axis in ROWS)
+    row_axes = tuple(axis for axis in spread if axis in ROWS)
 
     def total(x: Any, axes: Sequence[str]) -> Any:
         return lax.psum(x, axes) if axes else x
@@ -265,8 +307,8 @@ def sum_over_devices(
             return total(x, [axis for axis in spread if axis != "fsdp"])
 
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
-            if rows_of:
-                key = jax.random.fold_in(key, lax.axis_index(rows_of))
+            if row_axes:
+                key = jax.random.fold_in(key, lax.axis_index(row_axes))
             with sequence_parallel.exchange(exchange):
                 gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
             return jax.tree.map(scatter, gradients, split), total(metrics, spread)

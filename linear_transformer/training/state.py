@@ -38,6 +38,20 @@ class TrainState(NamedTuple):
         return self.parameters if self.average is None else self.average
 
 
+def _initializer(
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float,
+) -> Callable[[], TrainState]:
+    def init() -> TrainState:
+        parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
+        average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
+        return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+
+    return init
+
+
 def init_state(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
@@ -51,15 +65,23 @@ def init_state(
     Args:
       mesh: that the state is spread over (`training.sharding`); the default device alone if None.
     """
-
-    def init() -> TrainState:
-        parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
-        average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
-
+    init = _initializer(make_model, optimizer, seed, ema_decay)
     if mesh is None:
         return jax.jit(init)()
     return jax.jit(init, out_shardings=sharding.shardings(mesh, jax.eval_shape(init)))()
+
+
+def abstract_state(
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    mesh: Mesh,
+) -> TrainState:
+    """The shapes, types and shardings of `init_state`; nothing is computed."""
+    state = jax.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
+    return sharding.abstract(state, sharding.shardings(mesh, state))
 
 
 def make_train_step(

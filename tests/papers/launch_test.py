@@ -9,7 +9,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.papers import __main__ as command
 from linear_transformer.papers import launch
 from linear_transformer.papers.runs import find
-from linear_transformer.papers.tables import PAPER, REDUCED
+from linear_transformer.papers.tables import PAPER, REDUCED, load_table
 from tests.papers import folders
 from tests.train_test import assert_one_line
 from tests.training import runs
@@ -106,11 +106,28 @@ def test_files_have_names():
             command._files([argument])
 
 
+def test_pictures_that_lie_beside_the_document(tmp_path, monkeypatch):
+    pictures = (("x.png", "What x shows."), ("y.png", "What y shows."))
+    table = dataclasses.replace(folders.TABLE, pictures=pictures)
+    monkeypatch.setattr(command, "table_names", lambda: ["a/table1"])
+    monkeypatch.setattr(command, "load_table", lambda name: table)
+    folders.write_run(tmp_path / "run", table.rows[0].paper, {"loss": 0.1})
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "x.png").write_bytes(b"")
+    command.write_all(find([tmp_path]), str(tmp_path / "all.md"))
+    document = (tmp_path / "all.md").read_text()
+    assert "What x shows.\n\n![x.png](all/x.png)\n" in document
+    assert "What y shows." not in document
+
+
 def test_the_command(tmp_path):
     """Mistakes are one line and status 2; --list and --output do what they say; a failure is 1."""
     module, table = ["-m", "linear_transformer.papers"], "--table=katharopoulos2020/table2"
+    linear = load_table("katharopoulos2020/figure2").rows[2]
+    folders.write_run(tmp_path / "runs" / "a", linear.reduced, {"loss": 0.5}, step=2_000)
     results = runs.execute_all(
         {
+            "all": [*module, "--all", f"--runs={tmp_path}/runs", f"--output={tmp_path}/all.md"],
             "unknown table": [*module, "--table=nope"],
             "no such folder": [*module, table, f"--runs={tmp_path}/none"],
             "list": [*module, "--list", f"--runs={tmp_path}"],
@@ -127,6 +144,11 @@ def test_the_command(tmp_path):
     assert line.startswith("error: --table=nope: the tables are katharopoulos2020/figure1, ")
     assert results["list"].returncode == 0, results["list"].stderr
     assert "| lra2020/table1 | 77 | 0 | 0 | 77 | 11 |" in results["list"].stdout
+    assert results["all"].returncode == 0, results["all"].stderr
+    document = (tmp_path / "all.md").read_text()
+    assert "| linear | loss, nats | - | 0.50000 |" in document
+    assert "![Copying sequences: convergence](all/katharopoulos2020-figure2.png)" in document
+    assert (tmp_path / "all" / "katharopoulos2020-figure2.png").exists()
     failed = results["launch"]
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: 4 failed, the first: softmax: --config=")

@@ -52,6 +52,15 @@ def test_markdown(runs):
     assert "pairs" not in text  # the two rows are of different scales
 
 
+def test_several_tables_in_one_document(runs):
+    """Their notes have names of their own."""
+    filled = cells.fill(folders.TABLE, find([runs]))
+    text = report.markdown(folders.TABLE, filled, part="a-table1")
+    assert text.startswith("## Copying\n")
+    assert "paper scale[^a-table1-1][^a-table1-2]" in text
+    assert "\n[^a-table1-1]: `python train.py" in text
+
+
 def test_without_runs_a_cell_says_how(tmp_path):
     rows = (
         LINEAR,

@@ -70,7 +70,17 @@ def test_the_command_makes_the_run(tmp_path):
         "python train.py --config=configs/papers/katharopoulos2020/copying.py"
     )
     assert command.endswith(f"--config.num_steps=40 --config.seed=7 --workdir={tmp_path}/a")
-    assert run.date == "2023-11-14 22:13 UTC"
+    assert run.made() == "2023-11-14 22:13 UTC"
+    where = {
+        "hardware": {"devices": "4 x TPU v5 lite", "cores": 8, "cpu": "a CPU"},
+        "commit": "abc1234",
+        "uncommitted_changes": True,
+        "date": "of the start",
+    }
+    (tmp_path / "a" / "environment.json").write_text(json.dumps(where))
+    [run] = find([tmp_path]).runs
+    expected = "2023-11-14 22:13 UTC, 4 x TPU v5 lite, 8 cores a CPU, commit abc1234 with changes"
+    assert run.made() == expected
 
 
 def test_what_is_not_a_run_is_left_out(tmp_path):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from linear_transformer import configuration
+from linear_transformer import accelerators, configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run
 from linear_transformer.training import loop
@@ -41,6 +42,25 @@ def test_learns(variant, tmp_path):
     assert losses[-1] < 0.5
     # The windows of the evaluation start anywhere, and their first few bytes can't be known.
     assert runs.curve(tmp_path / "run", "validation")[-1]["bits_per_byte"] < 1.5
+
+
+def test_utilization_of_known_devices(text, tmp_path, monkeypatch, capsys):
+    """MFU is what the model needs, three forward passes, over the peak of all devices."""
+    config = runs.make_config(text, num_steps=3)
+    runs.run(config, tmp_path / "unknown")
+    assert all("mfu" not in record for record in runs.records(tmp_path / "unknown"))
+    assert "MFU" not in capsys.readouterr().out
+    peak = 1e9
+    known = accelerators.Accelerator("known", peak, 1, 1.0)
+    monkeypatch.setattr(accelerators, "find", lambda kind: known)
+    runs.run(config, tmp_path / "known")
+    assert "MFU" in capsys.readouterr().out
+    model = loop.make_task(config).make_model(nnx.Rngs(0))
+    needed = 3 * model.flops_per_token(config.data.sequence_length)
+    found = [r for r in runs.records(tmp_path / "known") if r["split"] == "train"]
+    assert found
+    for record in found:
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * needed / peak)
 
 
 def state_is_finite(workdir):
@@ -104,6 +124,9 @@ def test_config_is_saved_with_the_run(unbroken):
     loaded = configuration.load(epath.Path(workdir))
     assert configuration.plain(loaded) == configuration.plain(config)
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
+    made = json.loads((workdir / "environment.json").read_text())
+    assert made["hardware"]["devices"].endswith("cpu")
+    assert made["versions"]["jax"] == jax.__version__
 
 
 @pytest.mark.parametrize(

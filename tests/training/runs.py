@@ -18,7 +18,7 @@ from linear_transformer.training.loop import train
 from linear_transformer.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
-SPEEDS = ("time", "steps_per_second", "tokens_per_second")
+SPEEDS = ("time", "steps_per_second", "tokens_per_second", "mfu")
 
 # Log windows and checkpoints fall out of step, so that a resume starts in the middle of a window.
 SMALL = {

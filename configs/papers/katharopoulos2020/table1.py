@@ -15,6 +15,20 @@ TABLE = Table(
     source="Katharopoulos et al. 2020 (arXiv:2006.16236), table 1",
     note="Trained for 250 epochs.  lsh-X is Reformer's attention with X rounds of hashing, in a "
     "re-implementation of the authors there and of this project here.",
+    pictures=(
+        (
+            "mnist_samples.png",
+            "Drawn by the reduced twin of linear after its 1,500 steps, `python -m "
+            "linear_transformer.generate_images --workdir=runs/papers/katharopoulos2020/"
+            "mnist-linear,small --output=docs/results/mnist_samples.png`: strokes in the right "
+            "places, not digits yet.",
+        ),
+        (
+            "mnist_completions.png",
+            "A test image, what is given of it, and four completions: the same with "
+            "`--num_images=8 --given_rows=14 --output=docs/results/mnist_completions.png`.",
+        ),
+    ),
     columns=(
         experiments.bits_per_dim("bits per dimension", digits=3),
         experiments.images_per_second("mnist", "images a second"),

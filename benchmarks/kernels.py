@@ -1,0 +1,165 @@
+"""TPU kernels compiled ahead of time, beside the chunk forms of XLA: temporaries in HBM.
+
+python -m benchmarks.kernels --topology=v5e:1x1
+python -m benchmarks.kernels --topology=all --lengths=8192 --forms=pallas
+
+No TPU is needed, and none is used: the compiler of the package `libtpu` compiles for the chip that
+is named and says what memory the program will take.  Nothing here says how fast it will be.
+"""
+
+import os
+
+if __name__ == "__main__":  # before jax is imported: libtpu must not look for a TPU
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other compilations on this machine
+    }
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.delta import delta_attention
+from linear_transformer.ops.feature_maps import elu_plus_one
+
+# One chip, or the smallest group of them that the compiler describes.
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "v4:2x2x1": {},
+    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+    "v5p:2x2x1": {},
+    "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+    "tpu7x:2x2x1": {},
+}
+
+# An operator has q, k and v (B, T, H, K) and what it needs of log decays (B, T, H, K) or (B, T, H)
+# and of steps (B, T, H).
+OPERATORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "additive": (
+        lambda q, k, v, **o: linear_attention(q, k, v, feature_map=elu_plus_one, **o),
+        (),
+    ),
+    "scalar decay": (decayed_attention, ("scalar",)),
+    "vector decay": (decayed_attention, ("vector",)),
+    "delta": (lambda q, k, v, b, **o: delta_attention(q, k, v, None, b, **o), ("scalar",)),
+    "gated delta": (delta_attention, ("scalar", "scalar")),
+    "kimi delta": (delta_attention, ("vector", "scalar")),
+}
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", f"all, or: {', '.join(TOPOLOGIES)}.")
+_OPERATORS = flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
+_FORMS = flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
+_LENGTHS = flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Sequences.")
+_HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
+_SEGMENTS = flags.DEFINE_bool("segments", False, "Packed documents, with an initial state.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a row instead of the table.")
+
+
+def program(name: str, form: str, backward: bool) -> Callable[..., Any]:
+    """The operator on arrays as projections make them, heads side by side: (B, T, H K).
+
+    With `backward` it returns output and state, and the gradients of all inputs for cotangents of
+    both, as a training step needs them.
+    """
+    operator, _ = OPERATORS[name]
+    heads = _HEADS.value
+
+    def forward(inputs, packed):
+        inputs = [x if x.shape[-1] == heads else x.reshape(*x.shape[:2], heads, -1) for x in inputs]
+        o, state = operator(*inputs, form=form, **packed)
+        return o.reshape(*o.shape[:2], -1), state
+
+    def both(inputs, packed, cotangents):
+        outputs, pullback = jax.vjp(lambda inputs: forward(inputs, packed), inputs)
+        return outputs, pullback(cotangents)
+
+    return both if backward else forward
+
+
+def specs(name: str, time: int, backward: bool, sharding: Any) -> tuple[Any, ...]:
+    """Shapes of the arguments of `program`."""
+    batch, heads, width = _BATCH.value, _HEADS.value, _WIDTH.value
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    vectors = array(batch, time, heads * width, dtype=jnp.dtype(_DTYPE.value))
+    gates = {"scalar": heads, "vector": heads * width}
+    inputs = [vectors] * 3 + [array(batch, time, gates[kind]) for kind in OPERATORS[name][1]]
+    normalizer = int(name == "additive")
+    state = array(batch, heads, width, width + normalizer)
+    packed = {}
+    if _SEGMENTS.value:
+        ids = array(batch, time, dtype=jnp.int32)
+        packed = {"segment_ids_BT": ids, "initial_state": state}
+    return (inputs, packed, (vectors, state)) if backward else (inputs, packed)
+
+
+def measure(topology: str, name: str, form: str, time: int, backward: bool) -> dict[str, Any]:
+    """Compiles one program and reads the compiler's figures; MB are 10^6 bytes."""
+    if topology not in TOPOLOGIES:
+        raise app.UsageError(f"--topology is {topology}; choose all, or {', '.join(TOPOLOGIES)}")
+    description = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, **TOPOLOGIES[topology]
+    )
+    sharding = SingleDeviceSharding(description.devices[0])
+    arguments = specs(name, time, backward, sharding)
+    row = {"topology": topology, "operator": name, "form": form, "tokens": time}
+    row["pass"] = "backward" if backward else "forward"
+    try:
+        compiled = jax.jit(program(name, form, backward)).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory space hbm" not in str(error):
+            raise
+        return row | {"fits": False}
+    memory = compiled.memory_analysis()
+    return row | {
+        "fits": True,
+        "kernels": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
+        "arguments MB": memory.argument_size_in_bytes / 1e6,
+        "outputs MB": memory.output_size_in_bytes / 1e6,
+        "temporaries MB": memory.temp_size_in_bytes / 1e6,
+    }
+
+
+def table_row(rows: list[dict[str, Any]]) -> str:
+    """The forms of one program side by side."""
+    cells = [str(rows[0][name]) for name in ("topology", "operator", "pass")]
+    cells.append(f"{rows[0]['tokens']:,}")
+    fitting = [row for row in rows if row["fits"]]
+    ends = [f"{row['arguments MB'] + row['outputs MB']:,.1f}" for row in fitting[:1]] or [""]
+    figures = [f"{row['temporaries MB']:,.1f}" if row["fits"] else "does not fit" for row in rows]
+    return "| " + " | ".join(cells + ends + figures) + " |"
+
+
+def main(_: list[str]) -> None:
+    chosen = list(TOPOLOGIES) if _TOPOLOGY.value == "all" else [_TOPOLOGY.value]
+    if not _JSON.value:
+        titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
+        titles += [f"temporaries of {form} MB" for form in _FORMS.value]
+        print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
+    for topology, name, kind, time in itertools.product(
+        chosen, _OPERATORS.value, _PASSES.value, list(map(int, _LENGTHS.value))
+    ):
+        rows = [measure(topology, name, form, time, kind == "backward") for form in _FORMS.value]
+        print("\n".join(map(json.dumps, rows)) if _JSON.value else table_row(rows), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,52 @@
+"""Any mechanism at 125M to 7B parameters, on TPU slices: `:linear,125m`, `:gla,7b`, ...
+
+    python train.py --config=configs/lm/scale.py:linear,1b \
+        --config.data.dataset=local_text --config.data.path=FOLDER
+    python train.py --config=configs/lm/scale.py:linear,1b --compile_only --topology=v5p:2x2x2
+
+Bytes as tokens, unless config.data.tokenizer names a tokenizer.json; without a data set of your own
+it is the quick start's text, which says whether a size fits and is no corpus for it.  bf16,
+layers in a scan that are computed again in the backward pass, AdamW; parameters and optimizer are
+spread over config.mesh.fsdp devices.  Sizes are nominal: 12 D^2 parameters a layer, as softmax
+and linear attention have; docs/scaling.md has the TPUs that each fits on.  Not run here.
+"""
+
+import ml_collections
+
+from configs import default
+from linear_transformer.errors import ConfigError
+
+# Width, layers, heads, devices of "fsdp", peak learning rate.
+SIZES = {
+    "125m": (768, 18, 12, 1, 6e-4),
+    "350m": (1024, 28, 16, 4, 3e-4),
+    "1b": (2048, 20, 16, 8, 2e-4),
+    "7b": (4096, 34, 32, 16, 1.2e-4),
+}
+
+
+def get_config(variant: str = "linear,125m") -> ml_collections.ConfigDict:
+    name, _, size = variant.partition(",")
+    if size not in SIZES:
+        raise ConfigError(
+            f"--config=...:{variant}: write MECHANISM,SIZE; the sizes are {', '.join(SIZES)}"
+        )
+    width, num_layers, heads, fsdp, learning_rate = SIZES[size]
+    config = default.get_config(name, width=width, num_layers=num_layers)
+    config.num_steps = 100_000
+    config.log_every = 100
+    config.eval_every = config.checkpoint_every = 1_000
+    config.mesh.fsdp = fsdp
+    config.data.update(batch_size=64, sequence_length=2_048)
+    config.model.update(num_heads=heads, max_positions=2_048, dtype="bfloat16", remat="full")
+    config.model.scan_layers = config.model.num_layers % len(config.model.pattern) == 0
+    if name == "cosformer":
+        config.model.mixers.cosformer.max_length = 2_048
+    config.optimizer.update(
+        name="adamw",
+        learning_rate=learning_rate,
+        options={"b2": 0.95},
+        warmup_steps=2_000,
+        final_fraction=0.1,
+    )
+    return config

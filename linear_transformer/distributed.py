@@ -1,0 +1,166 @@
+"""Several processes that train one model: how they find each other, agree, and end.
+
+Nothing is guessed: a process is alone unless a flag says otherwise. Every process runs the same
+program on its own devices and rows; process 0 alone writes files and prints.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from linear_transformer.errors import ConfigError, UserError
+
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "off",
+    ["off", "auto"],
+    "auto: join the other processes that the environment describes (TPU slice, Slurm, Open MPI).",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, where the processes meet."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes that train together.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+)
+
+HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is lost, and ends the others
+_JOIN_SECONDS = 300
+_LAST_WORDS_SECONDS = 5  # for the other processes to say what went wrong with them
+FAREWELL = (
+    "this process fails, and with it all others; it may have lost one of them. The same command in "
+    "all processes goes on from the last checkpoint"
+)
+
+
+def initialize() -> None:
+    """Joins the other processes as the flags say; call it before anything is computed.
+
+    With none of the flags the process is alone. `--coordinator_address`, `--num_processes` and
+    `--process_id` go together; `--distributed=auto` takes all three from the environment. Where a
+    process is lost, XLA ends the others within HEARTBEAT_SECONDS, with a message and status 134.
+
+    Raises:
+      ConfigError: flags that do not go together, or no environment to read.
+    """
+    names = (_COORDINATOR.name, _NUM_PROCESSES.name, _PROCESS_ID.name)
+    values = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = [f"--{name}" for name, value in zip(names, values, strict=True) if value is not None]
+    auto = _DISTRIBUTED.value == "auto"
+    if auto and given:
+        raise ConfigError(f"--distributed=auto finds {given[0]} itself; leave one of them out")
+    if given and len(given) < len(names):
+        missing = next(f"--{name}" for name in names if f"--{name}" not in given)
+        raise ConfigError(f"{given[0]} needs {missing} too")
+    if given and _PROCESS_ID.value >= _NUM_PROCESSES.value:
+        raise ConfigError(
+            f"--process_id={_PROCESS_ID.value}: must be less than --num_processes="
+            f"{_NUM_PROCESSES.value}"
+        )
+    if given and not _COORDINATOR.value.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--coordinator_address={_COORDINATOR.value}: must be host:port")
+    if not (auto or given):
+        return
+    print(f"{'processes:':12} waiting for all of them, at most {_JOIN_SECONDS} s", flush=True)
+    try:
+        jax.distributed.initialize(
+            *values,
+            initialization_timeout=_JOIN_SECONDS,
+            cluster_detection_method=None if auto else "deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:  # nothing has been started yet
+        raise ConfigError(
+            "--distributed=auto: there is no TPU slice, Slurm or Open MPI here; give "
+            + ", ".join(f"--{name}" for name in names)
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"--coordinator_address={values[0]}: {_first_line(error)}") from error
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def check_joined() -> None:
+    """Raises a ConfigError in a process that has neighbours it was not told of, as on a slice."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(
+            f"this is one of {jax.process_count()} processes; start all with --distributed=auto"
+        )
+
+
+def has_others() -> bool:
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(status: int) -> None:
+    """Ends a process that failed and has others, without the farewell that would wait for them.
+
+    Process 0, whose end would end the others at once, gives them time to fail by themselves: most
+    mistakes are the same everywhere.
+    """
+    if is_first():
+        time.sleep(_LAST_WORDS_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of JSON from every process, in their order, in every process."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(text.size))
+    padded = np.pad(text, (0, sizes.max() - text.size))
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+def run_on_first(function: Callable[[], None]) -> None:
+    """Runs it in process 0 alone; a UserError there is one in every process."""
+    error = None
+    if is_first():
+        try:
+            function()
+        except UserError as caught:
+            error = caught
+    message = gather(error and str(error))[0]
+    if message is not None:
+        raise error or ConfigError(message)
+
+
+def stop_requested(step: int) -> bool:
+    """Whether any process got SIGTERM; all of them learn it at the same step.
+
+    Call it in every process at every step, with several processes: JAX then handles the signal.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def whole(tree: Any) -> Any:
+    """Arrays spread over several processes as whole arrays on this process's first device."""
+    if jax.process_count() == 1:
+        return tree
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    tree = jax.jit(lambda x: x, out_shardings=replicated)(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""Additive linear attention as a TPU kernel: equations 10-12 of `ops.additive`, chunk by chunk.
+
+With A = (phi(Q) phi(K)^T) masked to j <= i and the entering sums S (K x V) and z (1 x K),
+
+    o = (A v + Q S) / (A 1 + Q z^T + epsilon)         S' = S + K^T v         z' = z + 1^T K
+
+The normaliser is kept apart from the values, as a row: one more column of S would take another 128
+lanes of VMEM and of the matrix unit.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from linear_transformer.ops.feature_maps import FeatureMap
+from linear_transformer.ops.pallas.arithmetic import (
+    COLUMNS_BY_COLUMNS,
+    ROWS_BY_ROWS,
+    Masks,
+    later_or_same,
+    matmul,
+)
+from linear_transformer.ops.pallas.chunk_scan import chunk_scan
+from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
+
+CHUNK_SIZE = 128  # the width of the matrix unit
+
+
+def pallas_form(
+    q_BTHK: Queries,
+    k_BTHK: Keys,
+    v_BTHV: Values,
+    state_BHKW: State,
+    segment_ids_BT: SegmentIds | None,
+    feature_map: FeatureMap | None,
+    normalize: bool,
+    epsilon: float,
+    chunk_size: int | None,
+) -> tuple[Outputs, State]:
+    """The causal form of `ops.additive.linear_attention`; chunks of the next power of two."""
+    if feature_map is not None and jax.make_jaxpr(feature_map)(q_BTHK).consts:
+        # A kernel takes no arrays but its operands: a map that holds some is applied before it.
+        q_BTHK, k_BTHK, feature_map = feature_map(q_BTHK), feature_map(k_BTHK), None
+    state = (state_BHKW,)
+    if normalize:
+        state = (state_BHKW[..., :-1], state_BHKW[..., None, :, -1])
+    chunk = CHUNK_SIZE if chunk_size is None else 1 << (chunk_size - 1).bit_length()
+    narrow = jnp.result_type(q_BTHK, k_BTHK, v_BTHV)
+    step = _Step(feature_map, normalize, epsilon, narrow)
+    o, state = chunk_scan(step, (q_BTHK, k_BTHK, v_BTHV), (), state, segment_ids_BT, chunk)
+    if normalize:
+        return o, jnp.concatenate([state[0], state[1].mT], axis=-1)
+    return o, state[0]
+
+
+class _Step(NamedTuple):
+    feature_map: FeatureMap | None
+    normalize: bool
+    epsilon: float
+    narrow: jnp.dtype
+
+    def __call__(
+        self,
+        tokens: tuple[Array, ...],
+        gates: tuple[()],
+        state: tuple[Array, ...],
+        masks: Masks,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        del gates
+        q, k, v = tokens
+        if self.feature_map is not None:
+            q, k = self.feature_map(q), masks.exist(self.feature_map(k))
+        weights = matmul(q, k, self.narrow, ROWS_BY_ROWS)
+        weights = masks.within(weights, later_or_same(q.shape[0]))
+        q_read, k_reach = masks.reads(q), masks.reaches(k)
+        o = matmul(weights, v, self.narrow) + matmul(q_read, state[0], self.narrow)
+        sums = masks.carried(state[0]) + matmul(k_reach, v, self.narrow, COLUMNS_BY_COLUMNS)
+        if not self.normalize:
+            return o, (sums,)
+        z = jnp.sum(weights, axis=1, keepdims=True)
+        z += jnp.sum(q_read * state[1], axis=1, keepdims=True)
+        z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
+        return o / (z + self.epsilon), (sums, z_sums)

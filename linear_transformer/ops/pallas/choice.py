@@ -1,0 +1,24 @@
+"""Where `form="auto"` prefers a kernel to the chunk form of XLA."""
+
+import jax
+from jaxtyping import Array
+
+MIN_TOKENS = 1024
+
+
+def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
+    """On one TPU, for long sequences of heads that fill the lanes.
+
+    No kernel here has been timed on a TPU.  Of additive attention and scalar decays we believe it:
+    they are bound by memory, the kernel moves its inputs and outputs through HBM once, and the loop
+    of XLA moves features, weights and states too (docs/pallas.md has the bytes).  Vector decays and
+    the delta rule do more arithmetic in the kernel than in the loop, so they wait for a timing.
+    With several devices XLA cannot partition a kernel: there it is chosen by name, in `shard_map`.
+    """
+    return (
+        jax.default_backend() == "tpu"
+        and jax.device_count() == 1
+        and q_BTHK.shape[1] >= MIN_TOKENS
+        and q_BTHK.shape[-1] % 128 == 0
+        and v_BTHV.shape[-1] % 128 == 0
+    )

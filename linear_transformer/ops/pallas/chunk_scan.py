@@ -1,0 +1,325 @@
+"""The walk over chunks that all kernels share, forward and backward, with the state in VMEM.
+
+The grid is (batch, groups of heads, blocks of chunks), the blocks in sequence.  The block of the
+final state that a program writes to is the same for all blocks of a sequence, so it stays in VMEM
+and is the state on its way.  Queries, keys and values are read as (B, T, H K), the layout in which
+projections produce them, by heads that fill 128 lanes: nothing is transposed or padded in HBM.
+
+Forward keeps nothing but the output and, if a gradient will be asked for, the state that enters
+every block.  Backward walks the blocks in reverse with the gradient of the state in VMEM; within a
+block it recomputes the states between the chunks, also in VMEM, and differentiates the mathematics
+of one chunk with `jax.vjp` inside the kernel.  So there is one definition of a chunk, no second one
+for its gradient, and O(T / block) states in HBM.
+
+On a CPU the same kernels run in the interpreter of Pallas.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from linear_transformer.ops import segments
+from linear_transformer.ops.pallas.arithmetic import Masks
+from linear_transformer.types import SegmentIds
+
+LANES = 128
+SUBLANES = 16  # rows of a tile of bfloat16
+CHUNKS_PER_BLOCK = 4
+
+# One chunk of one head: tokens (C, width), gates (1, C) and state (_, _) to o (C, V) and state.
+Step = Callable[
+    [tuple[Array, ...], tuple[Array, ...], tuple[Array, ...], Masks],
+    tuple[Array, tuple[Array, ...]],
+]
+
+
+def chunk_scan(
+    step: Step,
+    tokens: tuple[Float[Array, "B T H _"], ...],
+    gates: tuple[Float[Array, "B T H"], ...],
+    state: tuple[Float[Array, "B H _ _"], ...],
+    segment_ids_BT: SegmentIds | None,
+    chunk: int,
+) -> tuple[Float[Array, "B T H V"], tuple[Array, ...]]:
+    """Applies `step` to the chunks of a sequence, from an initial state to the final one.
+
+    Args:
+      step: the mathematics of a chunk, equal and hashable where it does the same.  It gets inputs
+        in the accumulation dtype, zeros in place of tokens beyond the end.
+      tokens: arrays of vectors per token and head, the values last.
+      gates: numbers per token and head, which a step sees as rows.
+      state: the initial state, matrices per head in the accumulation dtype.
+      segment_ids_BT: packed documents, see `Masks`.
+      chunk: tokens per chunk, a power of two; shorter sequences have shorter chunks.
+
+    Returns:
+      The output in the dtype of the values, and the final state.
+    """
+    layout = _Layout.of(tokens, chunk)
+    runs = () if segment_ids_BT is None else (layout.runs(segment_ids_BT, state[0].dtype),)
+    rows = tuple(layout.rows(x.astype(state[0].dtype)) for x in gates)
+    flat = tuple(x.reshape(*x.shape[:2], -1) for x in tokens)
+    o, state = _scan(step, layout, flat, rows, state, runs)
+    return o.reshape(tokens[-1].shape), state
+
+
+class _Layout(NamedTuple):
+    """How the arrays are cut."""
+
+    time: int
+    heads: int
+    group: int  # heads per program
+    chunk: int
+    chunks: int  # per block
+    blocks: int
+    widths: tuple[int, ...]  # of a head, in every array of tokens
+
+    @classmethod
+    def of(cls, tokens, chunk):
+        _, time, heads, _ = tokens[0].shape
+        widths = tuple(x.shape[-1] for x in tokens)
+        lanes = [LANES // math.gcd(LANES, width) for width in widths]
+        group = math.lcm(*lanes)  # heads that fill whole lanes in every array
+        chunk = min(chunk, max(SUBLANES, 1 << (time - 1).bit_length()))
+        chunks = min(CHUNKS_PER_BLOCK, -(-time // chunk))
+        blocks = -(-time // (chunk * chunks))
+        group = heads if heads % group else group
+        return cls(time, heads, group, chunk, chunks, blocks, widths)
+
+    def _cut(self, x, **pad):
+        padding = self.blocks * self.chunks * self.chunk - self.time
+        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, padding),), **pad)
+        return x.reshape(*x.shape[:-1], self.blocks * self.chunks, 1, self.chunk)
+
+    def rows(self, x_BTH):
+        return self._cut(jnp.swapaxes(x_BTH, 1, 2))
+
+    def runs(self, segment_ids_BT, dtype):
+        """Segment starts counted from the token before each chunk, (B, N, 1, C)."""
+        runs = self._cut(segments.run_index(segment_ids_BT), mode="edge")
+        before = jnp.pad(runs[:, :-1, :, -1:], ((0, 0), (1, 0), (0, 0), (0, 0)))
+        return (runs - before).astype(dtype)
+
+    def token_specs(self, at):
+        size = self.chunk * self.chunks
+        return tuple(
+            pl.BlockSpec((None, size, self.group * width), lambda b, h, n: (b, at(n), h))
+            for width in self.widths
+        )
+
+    def row_specs(self, rows, at):
+        block = (None, self.group, self.chunks, 1, self.chunk)
+        return tuple(pl.BlockSpec(block, lambda b, h, n: (b, h, at(n), 0, 0)) for _ in rows)
+
+    def run_specs(self, runs, at):
+        block = (None, self.chunks, 1, self.chunk)
+        return tuple(pl.BlockSpec(block, lambda b, h, n: (b, at(n), 0, 0)) for _ in runs)
+
+    def state_specs(self, state):
+        return tuple(
+            pl.BlockSpec((None, self.group, *x.shape[2:]), lambda b, h, n: (b, h, 0, 0))
+            for x in state
+        )
+
+    def saved_specs(self, state, at):
+        return tuple(
+            pl.BlockSpec(
+                (None, None, self.group, *x.shape[2:]), lambda b, h, n: (at(n), b, h, 0, 0)
+            )
+            for x in state
+        )
+
+    def lanes(self, head, width):
+        return slice(head * width, (head + 1) * width)
+
+    def load(self, refs, c, head, masks, dtype):
+        """The tokens of a chunk."""
+        place = pl.ds(pl.multiple_of(c * self.chunk, self.chunk), self.chunk)
+        return tuple(
+            masks.exist(ref[place, self.lanes(head, ref.shape[-1] // self.group)].astype(dtype))
+            for ref in refs
+        )
+
+    def store(self, refs, c, head, values):
+        place = pl.ds(pl.multiple_of(c * self.chunk, self.chunk), self.chunk)
+        for ref, x in zip(refs, values, strict=True):
+            ref[place, self.lanes(head, x.shape[-1])] = x.astype(ref.dtype)
+
+    def masks(self, runs, block, c):
+        size = self.chunk * self.chunks
+        left = None
+        if self.time % size:
+            left = self.time - block * size - c * self.chunk
+        return Masks(runs[0][c] if runs else None, left)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(step, layout, tokens, rows, state, runs):
+    o, state, _ = _run_forward(step, layout, tokens, rows, state, runs, save=False)
+    return o, state
+
+
+def _scan_forward(step, layout, tokens, rows, state, runs):
+    o, state, saved = _run_forward(step, layout, tokens, rows, state, runs, save=True)
+    return (o, state), (tokens, rows, saved, runs)
+
+
+def _scan_backward(step, layout, residuals, cotangents):
+    return *_run_backward(step, layout, *residuals, *cotangents), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _run_forward(step, layout, tokens, rows, state, runs, save):
+    def at(n):
+        return n
+
+    saved_shape = [(layout.blocks, *x.shape) for x in state] if save else []
+    saved_specs = layout.saved_specs(state, at) if save else ()
+    return _call(
+        functools.partial(_forward_kernel, step, layout),
+        layout,
+        (tokens, rows, runs, state),
+        (
+            layout.token_specs(at),
+            layout.row_specs(rows, at),
+            layout.run_specs(runs, at),
+            layout.state_specs(state),
+        ),
+        (
+            _shape(tokens[-1]),
+            tuple(_shape(x) for x in state),
+            tuple(jax.ShapeDtypeStruct(shape, state[0].dtype) for shape in saved_shape),
+        ),
+        (layout.token_specs(at)[-1], layout.state_specs(state), saved_specs),
+    )
+
+
+def _forward_kernel(step, layout, tokens, rows, runs, initial, o, state, saved):
+    dtype = state[0].dtype
+    block = pl.program_id(2)
+
+    @pl.when(block == 0)
+    def _():
+        _copy(initial, state)
+
+    _copy(state, saved)
+
+    def chunk(c, _):
+        masks = layout.masks(runs, block, c)
+        for h in range(layout.group):
+            inputs = layout.load(tokens, c, h, masks, dtype)
+            gates = tuple(ref[h, c] for ref in rows)
+            o_h, state_h = step(inputs, gates, tuple(ref[h] for ref in state), masks)
+            layout.store((o,), c, h, (o_h,))
+            for ref, x in zip(state, state_h, strict=True):
+                ref[h] = x
+
+    lax.fori_loop(0, layout.chunks, chunk, None)
+
+
+def _run_backward(step, layout, tokens, rows, saved, runs, do, dstate):
+    def at(n):
+        return layout.blocks - 1 - n
+
+    specs = (layout.token_specs(at), layout.row_specs(rows, at))
+    state_specs = layout.state_specs(dstate)
+    return _call(
+        functools.partial(_backward_kernel, step, layout),
+        layout,
+        (tokens, rows, runs, saved, do, dstate),
+        (
+            *specs,
+            layout.run_specs(runs, at),
+            layout.saved_specs(dstate, at),
+            specs[0][-1],
+            state_specs,
+        ),
+        tuple(tuple(_shape(x) for x in arrays) for arrays in (tokens, rows, dstate)),
+        (*specs, state_specs),
+        scratch=tuple(
+            pltpu.VMEM((layout.chunks, layout.group, *x.shape[2:]), x.dtype) for x in dstate
+        ),
+    )
+
+
+def _backward_kernel(
+    step, layout, tokens, rows, runs, saved, do, dfinal, dtokens, drows, dstate, *entering
+):
+    dtype = dstate[0].dtype
+    block = layout.blocks - 1 - pl.program_id(2)
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        _copy(dfinal, dstate)
+
+    for ref, first in zip(entering, saved, strict=True):
+        ref[0] = first[...]
+
+    def inputs(c, h, masks):
+        return layout.load(tokens, c, h, masks, dtype), tuple(ref[h, c] for ref in rows)
+
+    def recompute(c, _):
+        masks = layout.masks(runs, block, c)
+        for h in range(layout.group):
+            state = tuple(ref[c, h] for ref in entering)
+            _, state = step(*inputs(c, h, masks), state, masks)
+            for ref, x in zip(entering, state, strict=True):
+                ref[c + 1, h] = x
+
+    lax.fori_loop(0, layout.chunks - 1, recompute, None)
+
+    def chunk(i, _):
+        c = layout.chunks - 1 - i
+        masks = layout.masks(runs, block, c)
+        for h in range(layout.group):
+            state = tuple(ref[c, h] for ref in entering)
+            _, pullback = jax.vjp(functools.partial(step, masks=masks), *inputs(c, h, masks), state)
+            (g,) = layout.load((do,), c, h, masks, dtype)
+            dtokens_h, drows_h, dstate_h = pullback((g, tuple(ref[h] for ref in dstate)))
+            layout.store(dtokens, c, h, dtokens_h)
+            for ref, x in zip(drows, drows_h, strict=True):
+                ref[h, c] = x
+            for ref, x in zip(dstate, dstate_h, strict=True):
+                ref[h] = x
+
+    lax.fori_loop(0, layout.chunks, chunk, None)
+
+
+def _copy(sources, targets):
+    for source, target in zip(sources, targets, strict=bool(targets)):
+        target[...] = source[...]
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _call(kernel, layout, operands, in_specs, out_shape, out_specs, scratch=()):
+    """The kernel compiled on a TPU, interpreted on a CPU; which one is known when it is lowered."""
+    batch = operands[0][0].shape[0]
+
+    def run(interpret):
+        return pl.pallas_call(
+            kernel,
+            grid=(batch, layout.heads // layout.group, layout.blocks),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            out_shape=out_shape,
+            scratch_shapes=scratch,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary")
+            ),
+            interpret=interpret,
+        )
+
+    return lax.platform_dependent(*operands, cpu=run(True), tpu=run(False))

@@ -1,0 +1,65 @@
+"""Attention with decay as a TPU kernel: the equations of `ops.decay_chunk`, chunk by chunk.
+
+With the pair decays in the weights A, the entering state S, and the decays to and from it,
+
+    o = A v + (read Q) S              S' = total S + (reach K)^T v
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from linear_transformer.ops.pallas.arithmetic import (
+    COLUMNS_BY_COLUMNS,
+    Masks,
+    later_or_same,
+    matmul,
+)
+from linear_transformer.ops.pallas.chunk_scan import chunk_scan
+from linear_transformer.ops.pallas.decays import ScalarDecays, VectorDecays
+from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
+
+CHUNK_SIZES = {"scalar": 128, "vector": 64}  # the width of the matrix unit; a level of halves less
+
+
+def pallas_form(
+    q_BTHK: Queries,
+    k_BTHK: Keys,
+    v_BTHV: Values,
+    log_decay: Float[Array, "B T H _"],
+    state_BHKV: State,
+    segment_ids_BT: SegmentIds | None,
+    chunk_size: int | None,
+) -> tuple[Outputs, State]:
+    """The causal form of `ops.decay.decayed_attention`; chunks of the next power of two."""
+    scalar = log_decay.shape[-1] == 1
+    chunk = CHUNK_SIZES["scalar" if scalar else "vector"]
+    if chunk_size is not None:
+        chunk = 1 << (chunk_size - 1).bit_length()
+    step = _Step(jnp.result_type(q_BTHK, k_BTHK, v_BTHV))
+    vectors, gates = ((), (log_decay[..., 0],)) if scalar else ((log_decay,), ())
+    tokens = (*vectors, q_BTHK, k_BTHK, v_BTHV)
+    o, (state,) = chunk_scan(step, tokens, gates, (state_BHKV,), segment_ids_BT, chunk)
+    return o, state
+
+
+class _Step(NamedTuple):
+    narrow: jnp.dtype
+
+    def __call__(
+        self,
+        tokens: tuple[Array, ...],
+        gates: tuple[Array, ...],
+        state: tuple[Array, ...],
+        masks: Masks,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        *vectors, q, k, v = tokens
+        decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
+        weights = decays.weights(q, k, self.narrow)
+        weights = masks.within(weights, later_or_same(q.shape[0]))
+        o = matmul(weights, v, self.narrow)
+        o += matmul(masks.reads(q * decays.read), state[0], self.narrow)
+        k_reach = masks.reaches(k * decays.reach)
+        update = matmul(k_reach, v, self.narrow, COLUMNS_BY_COLUMNS)
+        return o, (masks.carried(decays.total * state[0]) + update,)

@@ -1,0 +1,127 @@
+"""The decays of a chunk inside a kernel: one matrix of pairs, or one per feature.
+
+The decays are those of `ops.gates`, from exponents that are sums of the log decays of exactly the
+tokens in between.  No difference of running sums is taken: nothing can overflow, no digit is lost
+where a strong decay is followed by weak ones, and the gradient of a log decay is the sum of the
+gradients of the exponents that contain it, and of nothing else.
+
+A scalar gate has D_ij = sum of log a_t over j < t <= i, which is the product of two triangles, one
+of them times the row of log a.  With a vector gate the pairs are cut by halving, as in `ops.gates`:
+for each of log2(C) sizes, a query in the right half of a range and a key in the left one meet at
+the middle, and the exponents are sums from the middle to either side.  These sums double with the
+size: what a half adds to its sibling is the sibling's total.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from linear_transformer.ops.pallas.arithmetic import (
+    ROWS_BY_ROWS,
+    column,
+    exact,
+    later_or_same,
+    matmul,
+    strictly_later,
+)
+
+
+def clipped(log_decay: Array) -> Array:
+    """Below the logarithm of the smallest number exp is 0: sums of what is left are finite."""
+    return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
+
+
+class ScalarDecays:
+    """From log decays (1, C).  `read`, `reach` and `total` broadcast over the features."""
+
+    def __init__(self, log_decay_1C: Float[Array, "1 C"]):
+        self.log_decay = clipped(log_decay_1C)
+        self.chunk = log_decay_1C.shape[1]
+        self.read = jnp.exp(self._sums(later_or_same(self.chunk)))
+        self.read_before = jnp.exp(self._sums(strictly_later(self.chunk)))
+        self.reach = jnp.exp(self._sums(_strictly_earlier(self.chunk)))
+        self.total = jnp.exp(jnp.sum(self.log_decay, axis=1, keepdims=True))
+
+    def _sums(self, terms_CC):
+        return jnp.sum(jnp.where(terms_CC, self.log_decay, 0), axis=1, keepdims=True)
+
+    def weights(self, q, k, narrow, *, before=False):
+        """q_i^T (a_{j+1} ... a_i k_j) for j <= i, without a_i if `before`; garbage for j > i."""
+        last = strictly_later(self.chunk) if before else later_or_same(self.chunk)
+        until = jnp.where(last, self.log_decay, 0)
+        exponents = exact(until, strictly_later(self.chunk).astype(until.dtype))
+        return jnp.exp(exponents) * matmul(q, k, narrow, ROWS_BY_ROWS)
+
+
+class VectorDecays:
+    """From log decays (C, K); C is a power of two."""
+
+    def __init__(self, log_decay_CK: Float[Array, "C K"]):
+        log_decay = clipped(log_decay_CK)
+        self.chunk = log_decay.shape[0]
+        until, before, after = log_decay, jnp.zeros_like(log_decay), jnp.zeros_like(log_decay)
+        self.levels = []  # for each size of the halves: sums up to a token, before it, after it
+        half = 1
+        while half < self.chunk:
+            self.levels.append((half, until, before, after))
+            total = until + after  # of the own half, the same for all its tokens
+            right = _in_right_half(log_decay.shape, half)
+            sibling = jnp.where(right, shifted(total, half), shifted(total, -half))
+            until = until + jnp.where(right, sibling, 0)
+            before = before + jnp.where(right, sibling, 0)
+            after = after + jnp.where(right, 0, sibling)
+            half *= 2
+        self.read, self.read_before, self.reach = (jnp.exp(x) for x in (until, before, after))
+        self.total = column(jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True)))
+
+    def weights(self, q, k, narrow, *, before=False):
+        """As of `ScalarDecays`; the own key is not decayed, and with `before` it has no weight."""
+        if before:
+            weights = jnp.zeros((self.chunk, self.chunk), q.dtype)
+        else:
+            own = jnp.sum(q * k, axis=1, keepdims=True)
+            same = later_or_same(self.chunk) ^ strictly_later(self.chunk)
+            weights = jnp.where(same, own, 0)
+        for half, until, strictly, after in self.levels:
+            query = q * jnp.exp(strictly if before else until)
+            pairs = matmul(query, k * jnp.exp(after), narrow, ROWS_BY_ROWS)
+            weights = jnp.where(meet(self.chunk, half), pairs, weights)
+        return weights
+
+
+def _strictly_earlier(chunk):
+    return jnp.logical_not(later_or_same(chunk))
+
+
+def _in_right_half(shape, half):
+    return lax.broadcasted_iota(jnp.int32, shape, 0) & half != 0
+
+
+def meet(chunk, half):
+    """Row in the right half, column in the left half of the same range."""
+    i = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
+    j = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
+    apart = i ^ j  # the highest bit in which they differ is the size of the halves
+    return (i > j) & (apart >= half) & (apart < 2 * half)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def shifted(x: Array, rows: int) -> Array:
+    """Row i is row i - rows, around the ends."""
+    cut = -rows % x.shape[0]
+    return jnp.concatenate([x[cut:], x[:cut]], axis=0)
+
+
+def _shifted_forward(x, rows):
+    return shifted(x, rows), None
+
+
+def _shifted_backward(rows, _, g):
+    return (shifted(g, -rows),)
+
+
+shifted.defvjp(_shifted_forward, _shifted_backward)

@@ -1,0 +1,49 @@
+"""One training at a time in a folder."""
+
+import fcntl
+from typing import IO
+
+from etils import epath
+
+from linear_transformer.errors import ConfigError
+
+
+class FolderLock:
+    """Held from `acquire` to `release`, or to the end of the process, however it ends.
+
+    The kernel keeps it, so a killed run leaves nothing behind that would stop the next one.  A
+    bucket (gs://) has no locks, and is not protected.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._workdir = workdir
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Makes the folder if need be.
+
+        Raises:
+          ConfigError: another process trains there, or the folder can't be written.
+        """
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            if "://" in str(self._workdir):
+                return
+            self._file = open(self._workdir / "lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir={self._workdir}: cannot be written ({error.strerror})"
+            ) from error
+        try:
+            # Of the process, not of the file: a child that outlives it does not hold it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise ConfigError(
+                f"--workdir={self._workdir}: another training is running there"
+            ) from error
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

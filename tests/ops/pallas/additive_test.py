@@ -1,0 +1,144 @@
+"""The kernel of additive attention, interpreted on the CPU, is the token scan."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.feature_maps import elu_plus_one
+from linear_transformer.ops.pallas import arithmetic, chunk_scan
+from linear_transformer.ops.pallas.choice import believed_to_win
+from tests.ops import contract
+from tests.ops.additive_test import inputs
+
+B = 2
+CHUNK = 16  # small, for several blocks of 4 chunks in few tokens
+CASES = [
+    # tokens, normalised, packed: one short chunk; a chunk and a bit; blocks that end in a chunk
+    (5, True, True),
+    (150, True, True),
+    (150, False, False),
+    pytest.param(1, True, True, marks=pytest.mark.slow),
+    pytest.param(128, True, False, marks=pytest.mark.slow),
+    pytest.param(333, False, True, marks=pytest.mark.slow),
+]
+
+
+@functools.cache
+def op(form, normalize=True, feature_map=None, direction="causal"):
+    call = functools.partial(
+        linear_attention,
+        form=form,
+        normalize=normalize,
+        feature_map=feature_map,
+        direction=direction,
+        chunk_size=CHUNK,
+    )
+    return lambda q, k, v, **kw: call(q, k, v, **kw)
+
+
+def packed(rng, time):
+    return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
+
+
+@pytest.mark.parametrize(("time", "normalize", "segments"), CASES)
+def test_the_kernel_is_the_token_scan(time, normalize, segments):
+    """Value, state and every gradient, in fp64 to roundings, and in fp32."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(time, jnp.float64, normalize=normalize, positive=normalize)
+        constants = packed(rng, time) if segments else {}
+        expected = contract.evaluate(op("recurrent", normalize), arrays, constants)
+        actual = contract.evaluate(op("pallas", normalize), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-12)
+    # Sums of up to 150 terms of both signs: the inputs alone are off by 6e-8.
+    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    contract.assert_agree(
+        contract.evaluate(op("pallas", normalize), narrow, constants), expected, 2e-5
+    )
+
+
+def test_feature_map_inside_the_kernel():
+    """elu + 1 of a token that does not exist is 1, and must add nothing."""
+    with jax.enable_x64(True):
+        arrays, rng = inputs(70, jnp.float64, positive=False)
+        constants = packed(rng, 70)
+        expected = contract.evaluate(op("recurrent", True, elu_plus_one), arrays, constants)
+        actual = contract.evaluate(op("pallas", True, elu_plus_one), arrays, constants)
+        contract.assert_agree(actual, expected, 1e-12)
+
+
+def test_feature_map_that_holds_an_array_is_applied_before_the_kernel():
+    scale = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, 8), jnp.float32)
+
+    def scaled(x):
+        return elu_plus_one(x) * scale
+
+    arrays, _ = inputs(40, jnp.float32, positive=False)
+    o, state = op("pallas", True, scaled)(**arrays)
+    o_expected, expected = op("recurrent", True, scaled)(**arrays)
+    contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
+
+
+def test_groups_of_heads_that_fill_the_lanes():
+    """4 heads of 64: two programs of two heads each."""
+    rng = np.random.default_rng(0)
+    arrays = {n: jnp.asarray(rng.normal(size=(1, 20, 4, 64)), jnp.float32) for n in "qkv"}
+    layout = chunk_scan._Layout.of(tuple(arrays.values()), CHUNK)
+    assert (layout.group, layout.blocks) == (2, 1)
+    actual = contract.evaluate(op("pallas", False), arrays, {})
+    contract.assert_agree(actual, contract.evaluate(op("recurrent", False), arrays, {}), 2e-6)
+
+
+@pytest.mark.parametrize("split", [1, 50])
+def test_split_anywhere(split):
+    with jax.enable_x64(True):
+        arrays, rng = inputs(150, jnp.float64)
+        contract.assert_splits(op("pallas"), arrays, packed(rng, 150), split, 1e-12)
+
+
+def test_bfloat16():
+    """Operands are bf16, sums and states are not: errors of an operand's rounding, 2^-9, or few."""
+    arrays, rng = inputs(150, jnp.float32)
+    constants = packed(rng, 150)
+    narrow = {n: x.astype(jnp.bfloat16) for n, x in arrays.items() if n != "initial_state"}
+    narrow["initial_state"] = arrays["initial_state"]
+    wide = {name: x.astype(jnp.float32) for name, x in narrow.items()}
+    actual = contract.evaluate(op("pallas"), narrow, constants)
+    assert actual["o"].dtype == jnp.bfloat16 and actual["state"].dtype == jnp.float32
+    contract.assert_agree(actual, contract.evaluate(op("recurrent"), wide, constants), 1e-2)
+
+
+def test_anticausal():
+    arrays, rng = inputs(50, jnp.float32)
+    constants = packed(rng, 50)
+    o, state = op("pallas", direction="anticausal")(**arrays, **constants)
+    o_expected, expected = op("recurrent", direction="anticausal")(**arrays, **constants)
+    contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 2e-6)
+
+
+@pytest.mark.parametrize("broken", ["exist", "carried", "reads", "reaches"])
+def test_broken_masks_are_found(broken, monkeypatch):
+    """Without one of the masks the comparison with the token scan fails."""
+    jax.clear_caches()
+    monkeypatch.setattr(arithmetic.Masks, broken, lambda self, x: x)
+    arrays, rng = inputs(70, jnp.float32, positive=False)
+    constants = packed(rng, 70)
+    o, state = op("pallas", True, elu_plus_one)(**arrays, **constants)
+    o_expected, expected = op("recurrent", True, elu_plus_one)(**arrays, **constants)
+    with pytest.raises(AssertionError, match="relative RMS"):
+        contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-3)
+
+
+def test_auto_takes_the_kernel_on_one_tpu_only(monkeypatch):
+    q = jnp.zeros((1, 1024, 1, 128))
+    assert not believed_to_win(q, q)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert believed_to_win(q, q)
+    assert not believed_to_win(q[:, :1023], q[:, :1023])
+    assert not believed_to_win(q[..., :64], q)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert not believed_to_win(q, q)
