@@ -20,6 +20,7 @@ from linear_transformer import accelerators, configuration
 from linear_transformer.accelerators import GIB, Accelerator
 from linear_transformer.decoding import generate
 from linear_transformer.errors import ConfigError
+from linear_transformer.ops.pallas import choice
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import compiled_program, sharding
 from linear_transformer.training.loop import check
@@ -97,6 +98,8 @@ class Report:
             f"{_count(self.counted_once['bytes accessed'])}bytes, each loop once",
             "collectives": "; ".join(collectives) or "none",
         }
+        if self.cost.kernels:
+            facts["kernels"] = f"{self.cost.kernels} calls; their FLOPs are not counted"
         if self.cost.unknown_loops:
             facts["not counted"] = f"{self.cost.unknown_loops} loops of unknown length, taken once"
         if self.tokens:
@@ -211,7 +214,8 @@ def _compile(
         seconds = time.perf_counter() - began
         return Report(program, mesh, accelerator, tokens, seconds, **found)
 
-    lowered = lower()
+    with choice.compiling_for(device.platform, mesh.size):
+        lowered = lower()
     try:
         compiled = lowered.compile()
     except JaxRuntimeError as error:

@@ -84,12 +84,14 @@ class Cost:
       hbm_bytes: read from and written to HBM by all instructions.
       collectives: for each kind how often it runs, and the bytes of the larger of what goes in and
         what comes out.
+      kernels: calls of Pallas kernels; their operands are in `hbm_bytes`, their FLOPs nowhere.
       unknown_loops: loops whose length is not in the text; they count once.
     """
 
     flops: float
     hbm_bytes: float
     collectives: dict[str, tuple[int, int]]
+    kernels: int
     unknown_loops: int
 
 
@@ -97,18 +99,21 @@ def cost(text: str) -> Cost:
     """Reads the text of a compiled program; loops count as often as they run."""
     program = _Program(text)
     flops = hbm_bytes = 0.0
+    kernels = 0
     collectives = {kind: [0, 0] for kind in COLLECTIVES}
     for computation, times in program.runs.items():
         for instruction in program.computations[computation].values():
             flops += times * program.flops(computation, instruction)
             if computation not in program.fused:
                 hbm_bytes += times * program.traffic(computation, instruction)
+            if instruction.attribute("custom_call_target") == '"tpu_custom_call"':
+                kernels += times
             kind = instruction.opcode.removesuffix("-start")
             if kind in collectives:
                 collectives[kind][0] += times
                 collectives[kind][1] += times * program.sent(computation, instruction)
     found = {kind: tuple(pair) for kind, pair in collectives.items() if pair[0]}
-    return Cost(flops, hbm_bytes, found, program.unknown_loops)
+    return Cost(flops, hbm_bytes, found, kernels, program.unknown_loops)
 
 
 class _Program:

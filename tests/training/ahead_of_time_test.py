@@ -60,6 +60,7 @@ def test_a_sharded_step(sharded):
     assert {"all-gather", "reduce-scatter", "all-reduce"} >= sharded.cost.collectives.keys()
     assert sharded.cost.collectives["all-gather"][0] > 0
     assert sharded.cost.unknown_loops == 0
+    assert sharded.cost.kernels == 0  # several devices
     assert sharded.memory["alias"] > 0.9 * sharded.memory["output"]  # the state is donated
 
 
@@ -101,6 +102,14 @@ def test_too_large_by_a_smaller_chip(sharded):
     """A program that one chip holds and another does not."""
     tiny = accelerators.Accelerator("tiny", 1e12, sharded.hbm_bytes - 1, 1e9)
     assert not ahead_of_time.dataclasses.replace(sharded, accelerator=tiny).fits
+
+
+def test_one_chip_runs_the_kernel():
+    """`form="auto"` chooses for the described device: heads of 128 numbers on one chip."""
+    config = small(model__num_heads=1, data__batch_size=1)
+    report = ahead_of_time.compile_training_step(config, described("v5e:1x1"))
+    assert report.cost.kernels >= 2  # forward and backward, in a loop over layers
+    assert "kernels" in report.lines()
 
 
 @pytest.mark.parametrize("name", ["linear", "softmax"])

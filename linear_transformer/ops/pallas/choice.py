@@ -1,9 +1,26 @@
 """Where `form="auto"` prefers a kernel to the chunk form of XLA."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 from jaxtyping import Array
 
 MIN_TOKENS = 1024
+_TARGET: contextvars.ContextVar[tuple[str, int] | None] = contextvars.ContextVar(
+    "target", default=None
+)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str, devices: int) -> Iterator[None]:
+    """What is traced here is for a number of devices that the process does not have."""
+    token = _TARGET.set((platform, devices))
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
 
 
 def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
@@ -15,9 +32,10 @@ def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
     the delta rule do more arithmetic in the kernel than in the loop, so they wait for a timing.
     With several devices XLA cannot partition a kernel: there it is chosen by name, in `shard_map`.
     """
+    platform, devices = _TARGET.get() or (jax.default_backend(), jax.device_count())
     return (
-        jax.default_backend() == "tpu"
-        and jax.device_count() == 1
+        platform == "tpu"
+        and devices == 1
         and q_BTHK.shape[1] >= MIN_TOKENS
         and q_BTHK.shape[-1] % 128 == 0
         and v_BTHV.shape[-1] % 128 == 0
