@@ -32,6 +32,7 @@ HEADS, WIDTH, BUCKETS = 8, 64, 64
 # The longest of the paper, on a GPU of 11 GB.
 PUBLISHED = {"softmax": 4096, "lsh-4": 16384, "lsh-8": 16384, "linear": 65536}
 
+_LENGTHS = flags.DEFINE_list("lengths", [str(2**n) for n in range(9, 17)], "Tokens, rising.")
 _MEMORY_GB = flags.DEFINE_float(
     "memory_gb", 11.0, "The most that a program may need; the paper's GPU had 11."
 )

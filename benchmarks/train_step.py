@@ -24,6 +24,7 @@ from absl import app, flags
 from benchmarks import peers, timing
 from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
+from linear_transformer import environment
 
 _SHAPES = flags.DEFINE_list("shapes", ["8x1024", "1x8192"], "Batch x tokens.")
 _MIXERS = flags.DEFINE_list(

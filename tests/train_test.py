@@ -46,6 +46,7 @@ MISTAKES = {
     "wrong type": (["--config.num_steps=many"], "config.num_steps"),
     "fraction for an integer": (["--config.num_steps=1.5"], "config.num_steps"),
     "value for a section": (["--config.data=3"], "config.data"),
+    "profile": (["--profile=5"], "--profile=5"),
     "alone": (["--distributed=auto"], "--distributed=auto"),
     "zero": (["--config.log_every=0"], "config.log_every"),
     "optimizer": (["--config.optimizer.name=adamm"], "config.optimizer.name"),

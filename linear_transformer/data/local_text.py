@@ -13,7 +13,7 @@ from etils import epath
 
 from linear_transformer.data.corpus import SPLITS, Corpus, split_documents, tokenize_splits
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.reading import decode_utf8, existing_path, read_file
+from linear_transformer.data.reading import decode_utf8, existing_path, files_below, read_file
 from linear_transformer.data.tokenizers import load_tokenizer
 
 NAME = "local_text"
@@ -64,12 +64,9 @@ def _split_file(folder: epath.Path, split: str) -> epath.Path:
 
 
 def _text_files(folder: epath.Path) -> list[epath.Path]:
-    files = []
-    for parent, subfolders, names in folder.walk():
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        visible = (parent / name for name in names if not name.startswith("."))
-        files += [path for path in visible if path.is_file()]
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+    names = {path: path.relative_to(folder) for path in files_below(folder)}
+    visible = [path for path, name in names.items() if not any(p[0] == "." for p in name.parts)]
+    return sorted(visible, key=lambda path: names[path].as_posix())
 
 
 def _cut(document: bytes) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from linear_transformer.data import fetch, midi
 from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.note_pipeline import EventCorpus
-from linear_transformer.data.reading import existing_path
+from linear_transformer.data.reading import existing_path, files_below
 
 LICENCE = "CC BY-NC-SA 4.0 (MAESTRO)"
 
@@ -53,10 +53,7 @@ def load_folder(config: Any) -> EventCorpus:
     def load() -> list[np.ndarray]:
         folder = existing_path(config.path, "midi_folder", "a folder of MIDI files")
         paths = sorted(
-            parent / name
-            for parent, _, names in folder.walk()
-            for name in names
-            if name.lower().endswith((".mid", ".midi"))
+            path for path in files_below(folder) if path.suffix.lower() in (".mid", ".midi")
         )
         if len(paths) < 3:
             raise DataError(

@@ -147,9 +147,9 @@ def _packed(
 def skip_batches(iterator: grain.DatasetIterator, batches: int) -> None:
     """Moves a new iterator to where it is after so many batches.
 
-    For a run that goes on with another number of processes. Where the position is one index, the
-    batches of all processes together stay those that they would have been; packed rows, which each
-    process fills by itself, are read over.
+    For a run that goes on with another number of readers. Where the position is one index, the
+    batches of all readers together stay those that they would have been; packed rows, which each
+    fills by itself, are read over.
     """
     if not batches:
         return

@@ -6,6 +6,7 @@ Paths are `epath.Path`, so folders in cloud storage (gs://) work like local ones
 import io
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -74,3 +75,12 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
     if not found.exists():
         raise DataError(f"{path}: no such file or folder; config.data.path must be {needs}")
     return found
+
+
+def files_below(folder: epath.Path) -> Iterator[epath.Path]:
+    """The files of a folder and of all folders in it."""
+    for path in sorted(folder.iterdir()):  # etils' `walk` loses the gs:// of a bucket
+        if path.is_dir():
+            yield from files_below(path)
+        elif path.is_file():
+            yield path

@@ -76,7 +76,7 @@ def delta_attention(
     _check(q_BTHK, k_BTHK, v_BTHV, log_decay, initial_state, form, chunk_size)
     _check_shape("beta", beta_BTH, q_BTHK.shape[:3])
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
-    if form == "pallas":
+    if form == "pallas" and sequence_parallel.shards() == 1:
         log_decay = _spread(log_decay, q_BTHK, dtype)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
         state = _initial(initial_state, q_BTHK, v_BTHV, dtype)

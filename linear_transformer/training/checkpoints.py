@@ -14,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from linear_transformer import distributed
+from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.state import TrainState
 
@@ -107,8 +108,7 @@ class Checkpoints:
 
 
 def _write_checksums(folder: epath.Path) -> None:
-    files = [parent / name for parent, _, names in folder.walk() for name in names]
-    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(files)}
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files_below(folder)}
     partial = folder / f"{_CHECKSUMS}.part"
     partial.write_text(json.dumps(sums, indent=1))
     partial.replace(folder / _CHECKSUMS)

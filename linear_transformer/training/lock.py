@@ -34,6 +34,10 @@ class FolderLock:
             raise ConfigError(
                 f"--workdir={self._workdir}: cannot be written ({error.strerror})"
             ) from error
+        except ImportError as error:
+            raise ConfigError(
+                f"--workdir={self._workdir}: needs `pip install -r requirements-tpu.txt` ({error})"
+            ) from error
         try:
             # Of the process, not of the file: a child that outlives it does not hold it.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,6 +22,7 @@ from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import TrainState, init_state, make_train_step
+from linear_transformer.training.tracer import Tracer
 
 
 class NonFiniteLossError(configuration.RunError):
@@ -33,10 +34,13 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict, workdir: epath.Path, tracer: Tracer | None = None
+) -> TrainState:
     """Trains to `config.num_steps` from the newest checkpoint in `workdir`, or from the start.
 
     SIGTERM saves a checkpoint and returns early. The state returned is that of the last step.
+    Several processes all call it; process 0 writes, and the tracer is its own.
 
     Raises:
       UserError: a mistake in config, data or folder, before anything is compiled.
@@ -46,12 +50,14 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> TrainState:
     distributed.check_joined()
     lock = FolderLock(workdir)
     try:
-        return _train(config, workdir, lock)
+        return _train(config, workdir, lock, tracer)
     finally:
         lock.release()
 
 
-def _train(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> TrainState:
+def _train(
+    config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock, tracer: Tracer | None
+) -> TrainState:
     started = time.perf_counter()
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
@@ -77,7 +83,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderL
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
     state = init_state(task.make_model, optimizer, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh)
+    loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh, tracer)
     loop.peak_speed = _peak_speed(model, config, mesh)
     try:
         restored = checkpoints.restore(state)
@@ -171,7 +177,15 @@ class _Loop:
     """The host's side of training: what has been done, and what is reported."""
 
     def __init__(
-        self, config, workdir, task: Task, graphdef, data, checkpoints: Checkpoints, mesh: Mesh
+        self,
+        config,
+        workdir,
+        task: Task,
+        graphdef,
+        data,
+        checkpoints: Checkpoints,
+        mesh: Mesh,
+        tracer: Tracer | None,
     ):
         self.config = config
         self.workdir = workdir
@@ -180,6 +194,7 @@ class _Loop:
         self.data = data
         self.checkpoints = checkpoints
         self.mesh = mesh
+        self.tracer = tracer if distributed.is_first() else None
         self.step = 0
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
@@ -189,11 +204,12 @@ class _Loop:
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = progress["step"]
         self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
-        states = progress["data"]  # of every process's iterator
+        states = progress["data"]  # of the iterators of all parts of the rows
         if isinstance(states, dict):  # saved before there could be several
             states = [states]
-        if len(states) == jax.process_count():
-            self.data.set_state(states[jax.process_index()])
+        part, parts = sharding.readers(self.mesh)
+        if len(states) == parts:
+            self.data.set_state(states[part])
         else:
             skip_batches(self.data, self.step)
 
@@ -208,6 +224,8 @@ class _Loop:
         pending = None  # metrics of the step before, fetched when the next one is under way
         try:
             while self.step < config.num_steps and not self.terminated:
+                if self.tracer is not None:
+                    self.tracer.at(self.step, state)
                 batch = next(self.data)
                 if self.mesh.size > 1:
                     batch = sharding.put_batch(
@@ -261,6 +279,8 @@ class _Loop:
         print("\n".join(lines), flush=True)
 
     def close(self) -> None:
+        if self.tracer is not None:
+            self.tracer.stop()
         if self.writer is not None:
             self.writer.close()
         self.checkpoints.close()
@@ -322,7 +342,9 @@ class _Loop:
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )
-        data = distributed.gather(self.data.get_state())
+        part, parts = sharding.readers(self.mesh)
+        states = dict(distributed.gather([part, self.data.get_state()]))
+        data = [states[part] for part in range(parts)]
         progress = {"step": self.step, "sums": self.sums, "data": data}
         self.checkpoints.save(self.step, state, progress)
         self._window_started += time.perf_counter() - began

@@ -34,8 +34,11 @@ class MetricWriter:
             records = read_metrics(self._workdir)
             self._rewrite([r for r in records if (r["step"], r["split"]) != (step, split)])
         record = {"step": step, "split": split, "time": time.time(), **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        if "://" in str(self._path):  # an object of a bucket can't be appended to
+            self._rewrite([*read_metrics(self._workdir), record])
+        else:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 

@@ -4,13 +4,15 @@ import pytest
 
 from tests import eight_devices
 
-CASES = "tests/ops/sequence_parallel_cases.py"
+CASES = ("tests/ops/sequence_parallel_cases.py", "tests/ops/sharded_attention_cases.py")
 
 
-def test_on_several_devices():
-    eight_devices.run_tests(CASES)
+@pytest.mark.parametrize("cases", CASES)
+def test_on_several_devices(cases):
+    eight_devices.run_tests(cases)
 
 
 @pytest.mark.slow
-def test_on_several_devices_slow():
-    eight_devices.run_tests(CASES, slow=True)
+@pytest.mark.parametrize("cases", CASES)
+def test_on_several_devices_slow(cases):
+    eight_devices.run_tests(cases, slow=True)

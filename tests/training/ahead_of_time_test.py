@@ -56,7 +56,7 @@ def sharded():
 
 def test_a_sharded_step(sharded):
     assert sharded.fits
-    assert sharded.mesh.shape == {"data": 2, "fsdp": 2}
+    assert sharded.mesh.shape == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 1}
     assert {"all-gather", "reduce-scatter", "all-reduce"} >= sharded.cost.collectives.keys()
     assert sharded.cost.collectives["all-gather"][0] > 0
     assert sharded.cost.unknown_loops == 0

@@ -167,12 +167,21 @@ def test_terminated_and_resumed_with_another_mesh(mesh, text, single, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_that_share_rows(text, single, tmp_path):
+    """A checkpoint of 2 x 2, where each reads its own rows, goes on where both read the same."""
+    execute(runs.arguments(make_config(text, num_steps=8), tmp_path / "run"))
+    shared = make_config(text, (1, 1), mesh__tensor=2, mesh__sequence=2)
+    assert "2 sequence x 2 tensor" in execute(runs.arguments(shared, tmp_path / "run"))
+    assert_same_curves(tmp_path / "run", single)
+
+
+@pytest.mark.slow
 def test_each_process_resumes_its_own_rows(text, tmp_path):
     """Packed rows are filled by each process, so that the two have positions of their own."""
-    changes = {"data__packing": "packed", "checkpoint_every": 10}
+    changes = {"data__packing": "packed", "checkpoint_every": 8}
     config = make_config(text, num_steps=20, **changes)
     execute(runs.arguments(config, tmp_path / "unbroken"))
-    for steps in (10, 20):
+    for steps in (8, 20):
         config.num_steps = steps
         execute(runs.arguments(config, tmp_path / "parts"))
     assert runs.curve(tmp_path / "parts") == runs.curve(tmp_path / "unbroken")
@@ -192,6 +201,17 @@ def test_evaluation_and_samples_are_those_of_one_process(text, tmp_path):
     assert several == pytest.approx(one, rel=TOLERANCE)
     prompt = ["eval.py", f"--workdir={workdir}", "--prompt=when", "--num_tokens=8"]
     assert execute(prompt).count("when") == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_of_them(text, single):
+    """One that process 0 alone can see; each says it in one line."""
+    command = runs.arguments(make_config(text, seed=1), single)
+    with Processes(command, command) as processes:
+        results = [finish(process) for process in processes]
+    for status, _, err in results:
+        assert status == 2
+        assert err.splitlines()[0].startswith(f"error: --workdir={single} holds a run with another")
 
 
 # What can be checked in one process.

@@ -1,23 +1,43 @@
 """Several devices train to the same numbers as one; the devices are virtual, of one CPU."""
 
+import collections
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.training import sharding
+from linear_transformer.training import loop, sharding
+from tests import eight_devices
 from tests.training import runs
 
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-MESHES = {"data": (4, 1), "both": (2, 2), "fsdp": (1, 4)}
+MESHES = {
+    "data": {"data": 4},
+    "both": {"data": 2, "fsdp": 2},
+    "fsdp": {"data": 1, "fsdp": 4},
+    "rows": {"data": 1, "sequence": 2, "tensor": 2},
+}
+CASES = "tests/training/mesh_cases.py"
 
 
-def make_config(text, mesh=(1, 1), **changes):
+def make_config(text, mesh=None, **changes):
     config = runs.make_config(text, model__width=64, model__feed_forward_width=128, **changes)
-    config.mesh.data, config.mesh.fsdp = mesh
+    config.mesh.update({"data": 1} if mesh is None else mesh)
     return config
+
+
+def test_meshes_of_eight_devices():
+    eight_devices.run_tests(CASES)
+
+
+@pytest.mark.slow
+def test_meshes_of_eight_devices_slow():
+    eight_devices.run_tests(CASES, slow=True)
 
 
 def losses(workdir, split="train"):
@@ -49,7 +69,7 @@ def test_several_devices_are_one(mesh, text, single, tmp_path):
 def test_a_checkpoint_goes_on_with_other_devices(text, single, tmp_path):
     config = make_config(text, MESHES["both"], num_steps=6)
     execute(config, tmp_path / "run")
-    for mesh, steps in ((MESHES["fsdp"], 9), ((1, 1), 12)):
+    for mesh, steps in ((MESHES["fsdp"], 9), (MESHES["rows"], 10), (None, 12)):
         execute(make_config(text, mesh, num_steps=steps), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run")[-1], losses(single)[-1], 2e-5)
 
@@ -67,10 +87,8 @@ def test_parameters_are_split(text, tmp_path):
     code = f"""
 import json, jax
 from tests.training import sharding_test, runs
-from etils import epath
-state = sharding_test.runs.run(
-    sharding_test.make_config({str(text)!r}, (1, 4), num_steps=2), {str(tmp_path / "run")!r}
-)
+config = sharding_test.make_config({str(text)!r}, {MESHES["fsdp"]}, num_steps=2)
+state = runs.run(config, {str(tmp_path / "run")!r})
 leaves = jax.tree.leaves((state.parameters, state.optimizer))
 print(json.dumps([sum(x.nbytes for x in leaves),
                   sum(x.addressable_shards[0].data.nbytes for x in leaves)]))
@@ -108,7 +126,88 @@ def test_devices_that_do_not_divide_the_batch_are_left_out(monkeypatch):
 def test_mistakes():
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp is 0"):
         sharding.MeshConfig(fsdp=0)
-    with pytest.raises(ConfigError, match="asks for 1 x 64 devices"):
-        sharding.make_mesh(sharding.MeshConfig(fsdp=64), 64)
-    with pytest.raises(ConfigError, match="asks for 1000 x 1 devices"):
+    with pytest.raises(ConfigError, match=r"config\.mesh\.exchange is 'ring'"):
+        sharding.MeshConfig(exchange="ring")
+    with pytest.raises(ConfigError, match=r"asks for 64 devices \(16 fsdp x 4 sequence\)"):
+        sharding.make_mesh(sharding.MeshConfig(fsdp=16, sequence=4), 64)
+    with pytest.raises(ConfigError, match="asks for 1000 devices"):
         sharding.make_mesh(sharding.MeshConfig(data=1000), 1000)
+
+
+def mistake(config, folder):
+    with pytest.raises(ConfigError) as error:
+        runs.run(config, folder)
+    return str(error.value)
+
+
+def test_what_cannot_share_a_row_says_so(text, tmp_path, monkeypatch):
+    """Before anything is compiled."""
+    monkeypatch.setattr(loop, "init_state", None)
+    monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
+    message = mistake(make_config(text, {"data": 1, "sequence": 2}, variant="lsh"), tmp_path)
+    assert re.fullmatch(r"config\.mesh\.sequence is 2, and the mixer 'lsh' of .*", message)
+    message = mistake(make_config(text, {"data": 1, "tensor": 4}), tmp_path)
+    assert message == "config.model.num_heads (2) is not a multiple of config.mesh.tensor (4)"
+
+
+def test_which_axis_is_split_over_what():
+    mesh = Mesh(np.array(jax.devices() * 8).reshape(1, 2, 1, 4), sharding.AXES)
+    shapes = {
+        "embedding": {"embedding": (256, 64)},
+        "stack": {
+            "mixer": {"query": {"kernel": (2, 64, 128), "bias": (2, 128)}},
+            "feed_forward": {"down": {"kernel": (256, 64)}},
+            "other": (64, 100),
+            "small": (8, 8),
+            "odd": {"output": {"kernel": (66, 63)}},
+        },
+    }
+    tree = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    specs = sharding.specs(mesh, {"mu": tree})["mu"]
+    stack = specs["stack"]
+    assert specs["embedding"]["embedding"] == P("tensor", "fsdp")
+    assert stack["mixer"]["query"] == {
+        "kernel": P(None, "fsdp", "tensor"),
+        "bias": P(None, "tensor"),
+    }
+    assert stack["feed_forward"]["down"]["kernel"] == P("tensor", "fsdp")
+    assert stack["other"] == P(None, "fsdp")
+    assert stack["small"] == P(None, None)
+    assert stack["odd"]["output"]["kernel"] == P("fsdp", None)
+
+
+def test_padding_is_a_segment_of_its_own():
+    batch = {
+        "inputs": np.arange(1, 11).reshape(2, 5),
+        "segment_ids": np.array([[1, 1, 2, 2, 0], [1, 2, 3, 4, 5]]),
+        "labels": np.zeros(2),
+    }
+    names = ("inputs", "segment_ids")
+    padded = sharding._padded(batch, 4, names, 0)
+    np.testing.assert_array_equal(padded["segment_ids"][:, 5:], [[3] * 3, [6] * 3])
+    np.testing.assert_array_equal(padded["inputs"][:, :5], batch["inputs"])
+    assert not padded["inputs"][:, 5:].any()
+    assert padded["labels"] is batch["labels"]
+    assert sharding._padded(batch, 5, names, 0) is batch
+    assert sharding._padded(batch, 5, names, 1)["inputs"].shape == (2, 10)
+
+
+def test_processes_that_share_rows_read_the_same(monkeypatch):
+    """4 processes with 2 devices each: 4 parts of the rows, 2 of them, or all of them."""
+    Device = collections.namedtuple("Device", "process_index")
+    devices = np.empty(8, object)
+    devices[:] = [Device(i // 2) for i in range(8)]
+    for shape, expected in (
+        ((2, 2, 2, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 2, 4, 1), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((8, 1, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 1, 2, 4), [(0, 1)] * 4),
+    ):
+        mesh = Mesh(devices.reshape(shape), sharding.AXES)
+        for process, part in enumerate(expected):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            assert sharding.readers(mesh) == part

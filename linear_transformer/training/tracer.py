@@ -1,0 +1,56 @@
+"""Traces of some training steps, for XProf (`xprof --logdir=DIR/profile`)."""
+
+import tempfile
+from typing import Any
+
+import jax
+from etils import epath
+
+from linear_transformer.data.reading import files_below
+from linear_transformer.errors import ConfigError
+
+
+class Tracer:
+    """Records steps of a run into its folder `profile/`."""
+
+    def __init__(self, workdir: epath.Path, first: int, steps: int):
+        """Args: the run's folder, the steps done before the first one recorded, how many."""
+        self._folder = workdir / "profile"
+        self._first = first
+        self._steps = steps
+        self._local: tempfile.TemporaryDirectory | None = None  # the profiler can't write to gs://
+
+    @classmethod
+    def parse(cls, text: str, workdir: epath.Path) -> "Tracer":
+        """Reads "START:STEPS", as --profile gives them.
+
+        Raises:
+          ConfigError: anything else.
+        """
+        first, _, steps = text.partition(":")
+        if not (first.isdecimal() and steps.isdecimal() and int(steps)):
+            raise ConfigError(f"--profile={text}: must be START:STEPS, such as 20:5")
+        return cls(workdir, int(first), int(steps))
+
+    def at(self, step: int, state: Any) -> None:
+        """Call it between steps: starts and stops the trace where its time has come."""
+        if self._local is None and step == self._first:
+            self._local = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._local.name)
+        elif self._local is not None and step == self._first + self._steps:
+            jax.block_until_ready(state)  # the steps are dispatched ahead of the device
+            self.stop()
+
+    def stop(self) -> None:
+        """Writes a trace that is under way; of fewer steps, at the end of a run."""
+        if self._local is None:
+            return
+        folder, self._local = self._local, None
+        jax.profiler.stop_trace()
+        local = epath.Path(folder.name)
+        for path in files_below(local):
+            copy = self._folder / path.relative_to(local)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            path.copy(copy, overwrite=True)
+        folder.cleanup()
+        print(f"{'profile:':12} {self._folder}", flush=True)

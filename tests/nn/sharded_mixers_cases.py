@@ -1,0 +1,92 @@
+"""Every mixer on a sequence over several devices is the mixer on one.
+
+`sharded_mixers_test.py` runs this where there are 8 devices.  A mixer that is added to `MIXERS` is
+tested here, unless `needs_whole_rows` says that it cannot run so.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from linear_transformer.nn.mixers import MIXERS, mixer_options, needs_whole_rows
+from linear_transformer.ops import sequence_parallel
+from tests.ops import contract
+
+B, T, D, H, SHARDS = 2, 24, 8, 2, 4
+TOLERANCE = 2e-5  # fp32, relative RMS: sums in another order, divided by sums that are not near 0
+QUICK = {"xla_backend_optimization_level": 0}
+BIDIRECTIONAL = ("linear", "softmax", "diag", "norm", "lion", "cosformer", "rfa", "convolution")
+CASES = [(name, "causal") for name in MIXERS if name != "convolution"]
+CASES += [(name, "bidirectional") for name in BIDIRECTIONAL]
+CASES = [case for case in CASES if not needs_whole_rows(case[0], {})]
+QUICKER = [("rwkv7", "causal"), ("lion", "bidirectional")]
+
+
+@functools.cache
+def build(name, direction):
+    options = {"direction": direction} if "direction" in mixer_options(name) else {}
+    graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
+    rng = np.random.default_rng(0)
+    parameters = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype("f4"), parameters)
+    return graphdef, parameters
+
+
+def documents():
+    ids = np.zeros((B, T), np.int32)
+    ids[0, 8:] = 1
+    ids[0, 21:] = 2
+    ids[1, 12:] = 1
+    return jnp.asarray(ids)
+
+
+def evaluate(name, direction, segment_ids, shards):
+    """Output, and the gradients of input and parameters."""
+    graphdef, parameters = build(name, direction)
+
+    def run(parameters, x, ids, positions):
+        return nnx.merge(graphdef, parameters)(x, segment_ids=ids, positions=positions)[0]
+
+    if shards > 1:
+        mesh = jax.make_mesh(
+            (shards,), (sequence_parallel.AXIS,), (AxisType.Auto,), devices=jax.devices()[:shards]
+        )
+        tokens = PartitionSpec(None, sequence_parallel.AXIS)
+        specs = (PartitionSpec(), tokens, tokens, tokens)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def both(parameters, x):
+        positions = jnp.tile(jnp.arange(T), (B, 1))
+        y, pullback = jax.vjp(lambda p, x: run(p, x, segment_ids, positions), parameters, x)
+        dparameters, dx = pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+        return {"y": y, "dx": dx}, dparameters
+
+    x = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
+    values, dparameters = both(parameters, jnp.asarray(x))
+    flat = jax.tree_util.tree_leaves_with_path(dparameters)
+    return values | {jax.tree_util.keystr(path): g for path, g in flat}
+
+
+def names():
+    slow = pytest.mark.slow
+    return [case if case in QUICKER else pytest.param(*case, marks=slow) for case in CASES]
+
+
+@pytest.mark.parametrize(("name", "direction"), names())
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_devices_are_one(name, direction, packed):
+    ids = documents() if packed else None
+    expected = evaluate(name, direction, ids, 1)
+    scale = max(float(jnp.sqrt(jnp.mean(x**2))) for x in expected.values())
+    actual = evaluate(name, direction, ids, SHARDS)
+    # What no gradient reaches has only rounding errors.
+    small = [n for n, x in expected.items() if np.sqrt(np.mean(x**2)) < 1e-5 * scale]
+    for n in small:
+        assert np.abs(actual.pop(n)).max() <= 1e-4 * scale, n
+        expected.pop(n)
+    contract.assert_agree(actual, expected, TOLERANCE)
