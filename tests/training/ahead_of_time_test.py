@@ -1,5 +1,6 @@
 """Steps compiled for TPUs that are not there; libtpu, of requirements-dev.txt, is the compiler."""
 
+import importlib
 import sys
 
 import jax
@@ -225,6 +226,59 @@ def test_a_slice_is_what_is_read():
     found = compiled_program.cost(program.as_text())
     least = 2 * (16 * 1024**2 + 2 * 256 * 1024)
     assert least <= found.hbm_bytes < 1.1 * least
+
+
+# Shipped configs at their sizes.  Data is made as it is read, or the text that comes with Python
+# takes its place.
+SHIPPED = {
+    "recall/mqar": "gated_delta_net",
+    "recall/mad": "compression,linear",
+    "recall/parity": "delta_net",
+    "recall/modular_arithmetic": "gla",
+    "recall/induction_heads": "linear",
+    "recall/selective_copying": "mamba2",
+    "recall/needle": "hybrid",
+    "papers/katharopoulos2020/copying": "linear",
+    "lm/shakespeare": "linear",
+    "lm/enwik8": "katharopoulos",
+    "lm/text8": "softmax",
+    "lm/wikitext103": "katharopoulos",
+    "papers/qin2022/wikitext103_ar": "t2",
+    "papers/qin2022/wikitext103_bidirectional": "t1",
+}
+# Their data is fetched, once.
+FETCHED = {
+    "lra/image": "linear,quick",
+    "lra/text": "linear,quick",
+    "papers/katharopoulos2020/mnist": "linear",
+    "papers/katharopoulos2020/speech": "linear,small",
+    "papers/shen2021/fashion_mnist": "efficient",
+    "papers/hadjeres2021/piano_small": "",
+    "papers/hadjeres2021/chorales": "",
+}
+
+
+def shipped(path, variant):
+    module = importlib.import_module(f"configs.{path.replace('/', '.')}")
+    config = module.get_config(*filter(None, [variant]))
+    if path in SHIPPED and "tokenizer" in config.data:
+        config.data.update(dataset="embedded", tokenizer="bytes")
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize("path", SHIPPED)
+def test_shipped_configs(path, topology):
+    config = shipped(path, SHIPPED[path])
+    assert ahead_of_time.compile_training_step(config, described(topology)).fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FETCHED)
+def test_shipped_configs_with_data(path):
+    config = shipped(path, FETCHED[path])
+    assert ahead_of_time.compile_training_step(config, described("v5e:2x2")).fits
 
 
 @pytest.mark.slow
