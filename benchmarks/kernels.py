@@ -7,27 +7,19 @@ No TPU is needed, and none is used: the compiler of the package `libtpu` compile
 is named and says what memory the program will take.  Nothing here says how fast it will be.
 """
 
-import os
+from linear_transformer import accelerators
 
-if __name__ == "__main__":  # before jax is imported: libtpu must not look for a TPU
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other compilations on this machine
-    }
+if __name__ == "__main__":
+    accelerators.prepare_environment()
 
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from linear_transformer.ops.additive import linear_attention
@@ -35,14 +27,8 @@ from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 
-# One chip, or the smallest group of them that the compiler describes.
-TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "v4:2x2x1": {},
-    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
-    "v5p:2x2x1": {},
-    "v6e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
-    "tpu7x:2x2x1": {},
-}
+# The smallest of each version.
+TOPOLOGIES = ("v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1")
 
 # An operator has q, k and v (B, T, H, K) and what it needs of log decays (B, T, H, K) or (B, T, H)
 # and of steps (B, T, H).
@@ -58,30 +44,29 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "kimi delta": (delta_attention, ("vector", "scalar")),
 }
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", f"all, or: {', '.join(TOPOLOGIES)}.")
-_OPERATORS = flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
-_FORMS = flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
-_LENGTHS = flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Sequences.")
-_HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
-_WIDTH = flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
-_SEGMENTS = flags.DEFINE_bool("segments", False, "Packed documents, with an initial state.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a row instead of the table.")
+
+class Sizes(NamedTuple):
+    """What is compiled for."""
+
+    time: int
+    batch: int = 1
+    heads: int = 8
+    width: int = 128  # of keys and values per head
+    dtype: str = "bfloat16"  # of queries, keys and values
+    packed: bool = False  # segment ids, and an initial state
 
 
-def program(name: str, form: str, backward: bool) -> Callable[..., Any]:
+def program(name: str, form: str, sizes: Sizes, backward: bool) -> Callable[..., Any]:
     """The operator on arrays as projections make them, heads side by side: (B, T, H K).
 
     With `backward` it returns output and state, and the gradients of all inputs for cotangents of
     both, as a training step needs them.
     """
     operator, _ = OPERATORS[name]
-    heads = _HEADS.value
 
     def forward(inputs, packed):
-        inputs = [x if x.shape[-1] == heads else x.reshape(*x.shape[:2], heads, -1) for x in inputs]
+        split = (sizes.batch, sizes.time, sizes.heads, -1)
+        inputs = [x if x.shape[-1] == sizes.heads else x.reshape(split) for x in inputs]
         o, state = operator(*inputs, form=form, **packed)
         return o.reshape(*o.shape[:2], -1), state
 
@@ -92,38 +77,35 @@ def program(name: str, form: str, backward: bool) -> Callable[..., Any]:
     return both if backward else forward
 
 
-def specs(name: str, time: int, backward: bool, sharding: Any) -> tuple[Any, ...]:
+def arguments(name: str, sizes: Sizes, backward: bool, sharding: Any) -> tuple[Any, ...]:
     """Shapes of the arguments of `program`."""
-    batch, heads, width = _BATCH.value, _HEADS.value, _WIDTH.value
+    batch, time, heads, width = sizes.batch, sizes.time, sizes.heads, sizes.width
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    vectors = array(batch, time, heads * width, dtype=jnp.dtype(_DTYPE.value))
+    vectors = array(batch, time, heads * width, dtype=jnp.dtype(sizes.dtype))
     gates = {"scalar": heads, "vector": heads * width}
     inputs = [vectors] * 3 + [array(batch, time, gates[kind]) for kind in OPERATORS[name][1]]
     normalizer = int(name == "additive")
     state = array(batch, heads, width, width + normalizer)
     packed = {}
-    if _SEGMENTS.value:
+    if sizes.packed:
         ids = array(batch, time, dtype=jnp.int32)
         packed = {"segment_ids_BT": ids, "initial_state": state}
     return (inputs, packed, (vectors, state)) if backward else (inputs, packed)
 
 
-def measure(topology: str, name: str, form: str, time: int, backward: bool) -> dict[str, Any]:
-    """Compiles one program and reads the compiler's figures; MB are 10^6 bytes."""
-    if topology not in TOPOLOGIES:
-        raise app.UsageError(f"--topology is {topology}; choose all, or {', '.join(TOPOLOGIES)}")
-    description = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, **TOPOLOGIES[topology]
-    )
-    sharding = SingleDeviceSharding(description.devices[0])
-    arguments = specs(name, time, backward, sharding)
-    row = {"topology": topology, "operator": name, "form": form, "tokens": time}
+def measure(topology: str, name: str, form: str, sizes: Sizes, backward: bool) -> dict[str, Any]:
+    """Compiles one program for one chip and reads the compiler's figures; MB are 10^6 bytes."""
+    sharding = SingleDeviceSharding(accelerators.describe_devices(topology)[0])
+    row = {"topology": topology, "operator": name, "form": form, "tokens": sizes.time}
     row["pass"] = "backward" if backward else "forward"
+    lowered = jax.jit(program(name, form, sizes, backward)).lower(
+        *arguments(name, sizes, backward, sharding)
+    )
     try:
-        compiled = jax.jit(program(name, form, backward)).lower(*arguments).compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "memory space hbm" not in str(error):
             raise
@@ -148,16 +130,32 @@ def table_row(rows: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells + ends + figures) + " |"
 
 
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:1x1", f"VERSION:CHIPSxCHIPS, or all: {', '.join(TOPOLOGIES)}."
+)
+_OPERATORS = flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
+_FORMS = flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
+_LENGTHS = flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Sequences.")
+_HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
+_PACKED = flags.DEFINE_bool("packed", False, "Segment ids, and an initial state.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a program instead of the table.")
+
+
 def main(_: list[str]) -> None:
-    chosen = list(TOPOLOGIES) if _TOPOLOGY.value == "all" else [_TOPOLOGY.value]
+    chosen = TOPOLOGIES if _TOPOLOGY.value == "all" else (_TOPOLOGY.value,)
     if not _JSON.value:
         titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
         titles += [f"temporaries of {form} MB" for form in _FORMS.value]
         print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
     for topology, name, kind, time in itertools.product(
-        chosen, _OPERATORS.value, _PASSES.value, list(map(int, _LENGTHS.value))
+        chosen, _OPERATORS.value, _PASSES.value, [int(n) for n in _LENGTHS.value]
     ):
-        rows = [measure(topology, name, form, time, kind == "backward") for form in _FORMS.value]
+        sizes = Sizes(time, _BATCH.value, _HEADS.value, _WIDTH.value, _DTYPE.value, _PACKED.value)
+        rows = [measure(topology, name, form, sizes, kind == "backward") for form in _FORMS.value]
         print("\n".join(map(json.dumps, rows)) if _JSON.value else table_row(rows), flush=True)
 
 

@@ -30,22 +30,23 @@ def assert_agree(actual: dict, expected: dict, tolerance: float) -> None:
 
 
 @functools.cache
-def _compiled(op):
+def _compiled(op, quickly):
     """Value, final state and all gradients of one form, compiled once a shape."""
 
     def run(arrays, constants, cotangents):
         outputs, pullback = jax.vjp(lambda arrays: op(**arrays, **constants), arrays)
         return outputs, pullback(cotangents)[0]
 
-    return jax.jit(run)
+    # Of a large program on small arrays, optimising is half the time of a test.
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0} if quickly else {})
 
 
-def evaluate(op, arrays: dict, constants: dict, seed: int = 1) -> dict:
+def evaluate(op, arrays: dict, constants: dict, seed: int = 1, *, quickly: bool = False) -> dict:
     """{"o": ..., "state": ..., "d_<input>": ...} of `op`, which must be a cached partial."""
     shapes = jax.eval_shape(lambda a, c: op(**a, **c), arrays, constants)
     rng = np.random.default_rng(seed)
     cotangents = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
-    (o, state), gradients = _compiled(op)(arrays, constants, cotangents)
+    (o, state), gradients = _compiled(op, quickly)(arrays, constants, cotangents)
     return {"o": o, "state": state} | {f"d_{name}": g for name, g in gradients.items()}
 
 

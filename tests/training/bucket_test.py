@@ -13,10 +13,12 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from linear_transformer import configuration
+from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import make_task
 from linear_transformer.training import checkpoints, metrics
 from linear_transformer.training.lock import FolderLock
+from linear_transformer.training.tracer import Tracer
 from tests.training import runs
 
 
@@ -101,6 +103,13 @@ def test_checksums_of_a_checkpoint(workdir):
     (folder / "state/deep/c").write_text("d")
     with pytest.raises(ValueError, match=r"gs://bucket/run/checkpoints/3/state/deep/c is damaged"):
         checkpoints._verify(folder)
+
+
+def test_trace(workdir):
+    tracer = Tracer(workdir, 2, 1)
+    for step in (1, 2, 3):
+        tracer.at(step, None)
+    assert [path.name[-10:] for path in files_below(workdir)].count(".xplane.pb") == 1
 
 
 def test_data(workdir, text):

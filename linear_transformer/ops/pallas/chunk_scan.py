@@ -32,7 +32,7 @@ from linear_transformer.types import SegmentIds
 
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
-CHUNKS_PER_BLOCK = 4
+TOKENS_PER_BLOCK = 512  # a block of each array is in VMEM twice, and a state is stored per block
 
 # One chunk of one head: tokens (C, width), gates (1, C) and state (_, _) to o (C, V) and state.
 Step = Callable[
@@ -89,7 +89,7 @@ class _Layout(NamedTuple):
         lanes = [LANES // math.gcd(LANES, width) for width in widths]
         group = math.lcm(*lanes)  # heads that fill whole lanes in every array
         chunk = min(chunk, max(SUBLANES, 1 << (time - 1).bit_length()))
-        chunks = min(CHUNKS_PER_BLOCK, -(-time // chunk))
+        chunks = min(max(1, TOKENS_PER_BLOCK // chunk), -(-time // chunk))
         blocks = -(-time // (chunk * chunks))
         group = heads if heads % group else group
         return cls(time, heads, group, chunk, chunks, blocks, widths)

@@ -1,0 +1,118 @@
+"""The kernels compile for every version of the TPU, by libtpu of requirements-dev.txt.
+
+Nothing runs.  What is read is what the compiler says of memory.  Without libtpu these tests fail.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import kernels
+from benchmarks.kernels import Sizes, measure
+from linear_transformer import accelerators
+from linear_transformer.ops.additive import linear_attention
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+
+PACKED = Sizes(1000, heads=4, width=64, packed=True)  # two heads fill the lanes; a block is cut off
+EVERYWHERE = [
+    pytest.param(
+        topology,
+        operator,
+        # One version in the default run, and the largest kernel for the others.
+        marks=[] if topology == "v5e:1x1" or operator == "kimi delta" else [pytest.mark.slow],
+    )
+    for topology in kernels.TOPOLOGIES
+    for operator in kernels.OPERATORS
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    accelerators.prepare_environment()
+
+
+@pytest.mark.parametrize(("topology", "operator"), EVERYWHERE)
+def test_forward_and_backward_compile(topology, operator):
+    row = measure(topology, operator, "pallas", PACKED, backward=True)
+    assert row["fits"] and row["kernels"] == 2
+
+
+def test_the_xla_form_has_no_kernel():
+    assert measure("v5e:1x1", "additive", "chunk", PACKED, backward=True)["kernels"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("operator", kernels.OPERATORS)
+def test_wide_heads_fit_the_vmem_of_the_oldest(operator, dtype):
+    sizes = Sizes(1024, heads=2, width=256, dtype=dtype)
+    assert measure("v4:2x2x1", operator, "pallas", sizes, backward=True)["kernels"] == 2
+
+
+@pytest.mark.parametrize("operator", ["additive", "gated delta"])
+def test_memory_in_hbm(operator):
+    """Forward keeps nothing of the size of its inputs, backward a state per 512 tokens.
+
+    Gates are turned into rows: 4 bytes a token and head, and as many again to fill 128 lanes.
+    """
+    time, heads, width = 131_072, 8, 128
+    forward, backward = (
+        measure("v5e:1x1", operator, "pallas", Sizes(time), backward=b)["temporaries MB"] * 1e6
+        for b in (False, True)
+    )
+    gates = 2 * 2 * 4 * time * heads if operator == "gated delta" else 0
+    states = time // 512 * heads * width * width * 4
+    assert forward <= gates + 1e6
+    # With what goes with the states, and gates and their gradients as rows.
+    assert 0.99 * states <= backward <= 1.02 * states + 3 * gates + 2e6
+    loop = measure("v5e:1x1", operator, "chunk", Sizes(time), backward=True)["temporaries MB"] * 1e6
+    assert loop > 5 * backward
+
+
+def test_several_devices_need_shard_map():
+    """By itself XLA cannot cut a kernel, and says so; in `shard_map` each device has its own."""
+    mesh = Mesh(np.array(accelerators.describe_devices("v5e:2x2")), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16, sharding=sharding)
+
+    def attend(q, k, v):
+        return linear_attention(q, k, v, form="pallas")[0]
+
+    with pytest.raises(Exception, match="cannot be automatically partitioned"):
+        jax.jit(attend).lower(x, x, x).compile()
+    mapped = jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec("data"),
+        check_vma=False,
+    )
+    text = jax.jit(mapped).lower(x, x, x).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 1
+    assert "all-gather" not in text
+
+
+def test_the_compiler_rejects_a_kernel_that_a_tpu_cannot_run():
+    """The check checks: it finds a cumulative sum, and a block that is no multiple of a tile."""
+    device = jax.sharding.SingleDeviceSharding(accelerators.describe_devices("v5e:1x1")[0])
+    x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=device)
+
+    def sums(x_ref, o_ref):
+        o_ref[...] = jnp.cumsum(x_ref[...], axis=0)
+
+    with pytest.raises(NotImplementedError, match="cumsum"):
+        jax.jit(pl.pallas_call(sums, out_shape=x)).lower(x)
+
+    def copy(x_ref, o_ref):
+        o_ref[...] = x_ref[...]
+
+    block = pl.BlockSpec((5, 128), lambda i: (i, 0))
+    with pytest.raises(ValueError, match="divisible by 8"):
+        call = pl.pallas_call(copy, out_shape=x, grid=(12,), in_specs=[block], out_specs=block)
+        jax.jit(call).lower(x)

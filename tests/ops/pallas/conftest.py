@@ -1,0 +1,12 @@
+"""Blocks of 4 small chunks, for several blocks in few tokens."""
+
+import pytest
+
+from linear_transformer.ops.pallas import chunk_scan
+from tests.ops.pallas.interpreted import CHUNK
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(request, monkeypatch):
+    if "compile_test" not in request.node.nodeid:
+        monkeypatch.setattr(chunk_scan, "TOKENS_PER_BLOCK", 4 * CHUNK)
