@@ -71,7 +71,7 @@ def evaluate(name, direction, segment_ids, shards):
     x = np.random.default_rng(1).normal(size=(B, T, D))
     values, dparameters = both(parameters, jnp.asarray(x))
     flat = jax.tree_util.tree_leaves_with_path(dparameters)
-    return values | {jax.tree_util.keystr(path): g for path, g in flat}
+    return jax.device_get(values | {jax.tree_util.keystr(path): g for path, g in flat})
 
 
 def names():
