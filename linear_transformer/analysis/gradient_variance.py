@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from linear_transformer import configuration, environment
+from linear_transformer.nn.batch_norm import without_moments
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
@@ -131,7 +132,7 @@ def _make_step(task, graphdef, optimizer, seed):
     @jax.jit
     def step(parameters, optimizer_state, moments, batch, number, measured):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        gradients = jax.grad(loss)(parameters, batch, key)
+        gradients = without_moments(jax.grad(loss)(parameters, batch, key))
         added = moments.add(_mixers(gradients))
         moments = jax.tree.map(lambda new, old: jnp.where(measured, new, old), added, moments)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)

@@ -63,16 +63,18 @@ def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Mo
     Raises:
       ValueError: no norm has this name.
     """
-    if name not in NORMS:
-        raise ValueError(f"norm is {name!r}; choose one of {', '.join(NORMS)}")
-    return NORMS[name](width, dtype=dtype, rngs=rngs)
+    return _make(NORMS, name, width, dtype, rngs)
 
 
 def make_stream_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
     """As `make_norm`, of the names in STREAM_NORMS; it is called by `apply_norm`."""
-    if name == "batchnorm":
-        return BatchNorm(width, dtype=dtype, rngs=rngs)
-    return make_norm(name, width, dtype, rngs)
+    return _make(STREAM_NORMS, name, width, dtype, rngs)
+
+
+def _make(norms, name, width, dtype, rngs):
+    if name not in norms:
+        raise ValueError(f"norm is {name!r}; choose one of {', '.join(norms)}")
+    return norms[name](width, dtype=dtype, rngs=rngs)
 
 
 def apply_norm(

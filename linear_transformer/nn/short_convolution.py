@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixer import MixerState
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import PRNGKey, SegmentIds
 
 
@@ -25,7 +26,8 @@ def _scale_backward(residuals, dy_BTD):
     taps_D, x_BTD = residuals
     products = (dy_BTD * x_BTD).reshape(-1, x_BTD.shape[-1])
     ones = jnp.ones((1, products.shape[0]), products.dtype)
-    dtaps_D = jnp.matmul(ones, products, preferred_element_type=jnp.float32)[0]
+    wide = accumulation_dtype(products)
+    dtaps_D = jnp.matmul(ones, products, preferred_element_type=wide)[0]
     return dtaps_D.astype(taps_D.dtype), taps_D * dy_BTD
 
 

@@ -22,6 +22,7 @@ from linear_transformer.tasks.task import make_task
 from linear_transformer.training import sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
+from tests import collectives
 from tests.tasks import sequence_classification_test
 from tests.training import runs
 
@@ -151,12 +152,21 @@ def test_all_meshes(name, mesh):
     check(name, mesh)
 
 
+TASKS = [name for name in CONFIGS if name not in MECHANISMS]
+# The masks of a row are drawn with a key of its part of the rows, so all rows are in one part.
+MESHES_OF_TASKS = {
+    name: ((1, 1, 1, 8), (1, 1, 2, 4))
+    if name == "masked"
+    else ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))
+    for name in TASKS
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS.keys() - set(MECHANISMS))
-@pytest.mark.parametrize("mesh", [(1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "mesh"), [(name, mesh) for name in TASKS for mesh in MESHES_OF_TASKS[name]], ids=str
+)
 def test_all_tasks(name, mesh):
-    if name in ("cls", "mean", "last", "recall") and mesh[2] > 2:
-        pytest.skip("2 heads")
     check(name, mesh)
 
 
@@ -169,3 +179,49 @@ def test_a_broken_exchange_fails(monkeypatch):
     monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check("linear", (1, 1, 1, 2))
+
+
+def messages(length, num_layers):
+    """Of the compiled step on a row over 8 devices, of a model with scalar decays."""
+    config = language(
+        "retnet",
+        data__batch_size=1,
+        data__sequence_length=length,
+        model__num_layers=num_layers,
+        model__positions="none",
+    )
+    config.model.mixers.update({"retnet": {"normalize": False}})
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, sequence=8), 1)
+    task = make_task(config)
+    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    optimizer = make_optimizer(
+        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), STEPS
+    )
+    options = {"seed": 0, "ema_decay": 0.0, "mesh": mesh}
+    state = init_state(task.make_model, optimizer, **options)
+    step = make_train_step(
+        nnx.graphdef(model),
+        task.loss,
+        optimizer,
+        accumulate_steps=1,
+        sequence_arrays=task.sequence_arrays,
+        **options,
+    )
+    rows = {name: np.zeros((1, length), np.int32) for name in ("inputs", "targets")}
+    rows["weights"] = np.ones((1, length), np.float32)
+    batch = sharding.abstract_batch(mesh, rows, task.sequence_arrays)
+    compiled = step.lower(state, batch).compile(compiler_options=QUICKLY)
+    return collectives.messages(compiled.as_text())
+
+
+@pytest.mark.slow
+def test_messages_of_a_layer_do_not_grow_with_the_row():
+    """One state forward and one back through 1 + log2(8) shards, at 8k as at 64k tokens."""
+    one, two, longer = messages(2**13, 1), messages(2**13, 2), messages(2**16, 2)
+    assert two == longer
+    kind = "collective-permute"
+    counts = [[k for k, _ in found].count(kind) for found in (one, two)]
+    assert counts == [2 * (1 + 3), 2 * 2 * (1 + 3)]
+    sizes = {size for k, size in two if k == kind}
+    keys, values = 8, 16  # of a head; fp32, with one more column for the decay
+    assert max(sizes) == 4 * 8 * keys * (values + 1)

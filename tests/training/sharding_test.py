@@ -196,15 +196,14 @@ def test_padding_is_a_segment_of_its_own():
     assert sharding._padded(batch, 5, names, 1)["inputs"].shape == (2, 10)
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    process_index: int
+
+
 def test_processes_that_share_rows_read_the_same(monkeypatch):
     """4 processes with 2 devices each: 4 parts of the rows, 2 of them, or all of them."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Device:
-        process_index: int
-
-    devices = np.empty(8, object)
-    devices[:] = [Device(i // 2) for i in range(8)]
+    devices = np.array([Device(i // 2) for i in range(8)])
     for shape, expected in (
         ((2, 2, 2, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
         ((1, 2, 4, 1), [(0, 2), (0, 2), (1, 2), (1, 2)]),
