@@ -13,7 +13,6 @@ if __name__ == "__main__":
     accelerators.prepare_environment()
 
 import itertools
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -130,34 +129,35 @@ def table_row(rows: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells + ends + figures) + " |"
 
 
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:1x1", f"VERSION:CHIPSxCHIPS, or all: {', '.join(TOPOLOGIES)}."
-)
-_OPERATORS = flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
-_FORMS = flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
-_LENGTHS = flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Sequences.")
-_HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
-_WIDTH = flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
-_PACKED = flags.DEFINE_bool("packed", False, "Segment ids, and an initial state.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a program instead of the table.")
+def _define_flags() -> None:
+    flags.DEFINE_string(
+        "topology", "v5e:1x1", f"VERSION:CHIPSxCHIPS, or all: {', '.join(TOPOLOGIES)}."
+    )
+    flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
+    flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
+    flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
+    flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
+    flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
+    flags.DEFINE_integer("batch", 1, "Sequences.")
+    flags.DEFINE_integer("heads", 8, "Heads.")
+    flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
+    flags.DEFINE_bool("packed", False, "Segment ids, and an initial state.")
 
 
 def main(_: list[str]) -> None:
-    chosen = TOPOLOGIES if _TOPOLOGY.value == "all" else (_TOPOLOGY.value,)
-    if not _JSON.value:
-        titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
-        titles += [f"temporaries of {form} MB" for form in _FORMS.value]
-        print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
+    given = flags.FLAGS
+    chosen = TOPOLOGIES if given.topology == "all" else (given.topology,)
+    titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
+    titles += [f"temporaries of {form} MB" for form in given.forms]
+    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
     for topology, name, kind, time in itertools.product(
-        chosen, _OPERATORS.value, _PASSES.value, [int(n) for n in _LENGTHS.value]
+        chosen, given.operators, given.passes, [int(n) for n in given.lengths]
     ):
-        sizes = Sizes(time, _BATCH.value, _HEADS.value, _WIDTH.value, _DTYPE.value, _PACKED.value)
-        rows = [measure(topology, name, form, sizes, kind == "backward") for form in _FORMS.value]
-        print("\n".join(map(json.dumps, rows)) if _JSON.value else table_row(rows), flush=True)
+        sizes = Sizes(time, given.batch, given.heads, given.width, given.dtype, given.packed)
+        rows = [measure(topology, name, form, sizes, kind == "backward") for form in given.forms]
+        print(table_row(rows), flush=True)
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main)

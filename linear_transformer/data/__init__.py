@@ -1,4 +1,4 @@
-"""Text for language models: corpora, tokenizers, and batches for training and evaluation."""
+"""Data sets, tokenizers, and batches for training and evaluation; what is here is for text."""
 
 from linear_transformer.data.corpus import Corpus
 from linear_transformer.data.errors import DataError, FetchError

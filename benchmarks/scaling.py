@@ -1,6 +1,6 @@
 """The scaling table of docs/scaling.md: what TPUs could do with configs/lm/scale.py, at most.
 
-    python -m linear_transformer.analysis.scaling --mechanism=linear --sizes=125m,1b
+    python -m benchmarks.scaling --mechanism=linear --sizes=125m,1b
 
 Each row is a training step that libtpu compiled for TPUs that are not there.  The bounds are of
 arithmetic (matmuls at the chip's bf16 peak) and of memory (the program's HBM traffic at the chip's
