@@ -388,6 +388,9 @@ def _blockwise(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Array:
 
 
 def _blockwise_fwd(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Any:
+    # Under `jax.checkpoint` only what depends on parameters is computed again.  Masks do not, and
+    # would be kept for all pairs of blocks: one byte for each query, key and head.
+    q, tags = lax.optimization_barrier((q, tags))
     o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, tags)
     return o_BTHV, (q, k, v, tags, o_BTHV, lse_NBHxC)
 

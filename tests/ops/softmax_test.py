@@ -184,6 +184,22 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         self.assertLess(memory4.temp_size_in_bytes, 4.1 * memory.temp_size_in_bytes)
         self.assertLess(memory4.temp_size_in_bytes, 8192 * 8192)  # Scores: 8 times this.
 
+    def test_masks_are_not_kept_for_the_backward_pass(self):
+        """Under `jax.checkpoint` in a scan over layers, with documents in a row."""
+
+        def bytes_at(T):
+            layer = functools.partial(softmax_attention, form="blockwise", block_size=128)
+
+            def loss(x, segments):
+                f = jax.checkpoint(lambda x: layer(x, x, x, segment_ids_BT=segments))
+                return jnp.sum(jax.lax.scan(lambda x, _: (f(x), None), x, length=2)[0])
+
+            x = jax.ShapeDtypeStruct((1, T, 2, 16), np.float32)
+            segments = jax.ShapeDtypeStruct((1, T), np.int32)
+            return jax.jit(jax.grad(loss)).lower(x, segments).compile().memory_analysis()
+
+        self.assertLess(bytes_at(4096).temp_size_in_bytes, 4096 * 4096)  # masks: twice this
+
     @parameterized.parameters("parallel", "blockwise")
     def test_causal_and_packed_by_gradient(self, form):
         q, k, v, _ = make_inputs(20)
