@@ -9,7 +9,10 @@ from jax import lax
 
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.split import gathered
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
+
+BLOCKS = "blocks"  # in the names of a stack's parameters, and of no others
 
 # What the backward pass may keep of a block: everything, nothing, or the results of matmuls.
 REMAT_POLICIES = {
@@ -72,7 +75,7 @@ class Stack(nnx.Module):
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Activations, MixerState | None]:
         def apply(graphdef, parameters, x_BTD, state, key):
-            block = nnx.merge(graphdef, parameters)
+            block = nnx.merge(graphdef, gathered(parameters))
             return block(
                 x_BTD,
                 state,

@@ -4,8 +4,8 @@ A mesh has four axes.
 
 - "data": every device has all parameters and a part of the batch.
 - "fsdp": a part of the batch, and a part of each parameter and of the optimizer's state
-  (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054): a step gathers the parameters, and scatters the
-  gradients.
+  (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).  A layer's parameters are gathered where it is
+  computed, and again where its gradients are, which are scattered at once.
 - "sequence": the same rows, and of each a part of its consecutive tokens
   (`ops.sequence_parallel`).
 - "tensor": the same tokens, and a part of the heads, of the feed-forward features and of the
@@ -30,6 +30,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from linear_transformer import configuration
 from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.split import Split, gathered
+from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
 
 SEQUENCE = sequence_parallel.AXIS
@@ -139,8 +141,8 @@ def specs(mesh: Mesh, tree: Any) -> Any:
     """How each array is split over "fsdp" and "tensor".
 
     As RULES say of its axes, and over "fsdp" along the longest one that can be where they say
-    nothing.  Over "fsdp" small arrays stay whole.  Optimizers keep arrays under the names of the
-    parameters.
+    nothing; the first axis of what is in blocks may be that of layers, and stays.  Over "fsdp"
+    small arrays stay whole.  Optimizers keep arrays under the names of the parameters.
     """
 
     def spec(path: Any, x: Any) -> PartitionSpec:
@@ -153,7 +155,12 @@ def specs(mesh: Mesh, tree: Any) -> Any:
                 split[place] = axis
         parts = mesh.shape["fsdp"]
         if large and parts > 1 and "fsdp" not in split:
-            free = [i for i, n in enumerate(x.shape) if split[i] is None and n % parts == 0]
+            first = 1 if _in_blocks(path) else 0
+            free = [
+                i
+                for i, n in enumerate(x.shape)
+                if i >= first and split[i] is None and n % parts == 0
+            ]
             if free:
                 split[max(free, key=lambda i: x.shape[i])] = "fsdp"
         return PartitionSpec(*split)
@@ -168,6 +175,10 @@ def _logical_axes(path: Any, dimensions: int) -> list[tuple[int, str]]:
         if re.search(pattern, name) and dimensions >= len(axes):
             return list(zip(range(dimensions - len(axes), dimensions), axes, strict=True))
     return []
+
+
+def _in_blocks(path: Any) -> bool:
+    return BLOCKS in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
@@ -294,24 +305,33 @@ def sum_over_devices(
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
         split = jax.tree.map(functools.partial(_restricted, axes=manual), specs(mesh, parameters))
 
-        def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
+            """Blocks gather what is theirs; the rest is gathered here."""
             if "fsdp" not in spec:
                 return x
-            return lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True)
+            x = Split(x, spec.index("fsdp") - x.ndim, "fsdp")
+            return x if _in_blocks(path) else gathered(x)
 
-        def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        def scatter(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:
                 return total(x, spread)
-            axis = spec.index("fsdp")
-            x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
+            if isinstance(x, Split):
+                x = x.part
+            else:
+                axis = spec.index("fsdp")
+                x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
             return total(x, [axis for axis in spread if axis != "fsdp"])
 
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
             with sequence_parallel.exchange(exchange):
-                gradients, metrics = sums(jax.tree.map(gather, parameters, split), batch, key)
-            return jax.tree.map(scatter, gradients, split), total(metrics, spread)
+                marked = jax.tree_util.tree_map_with_path(mark, parameters, split)
+                gradients, metrics = sums(marked, batch, key)
+            gradients = jax.tree.map(
+                scatter, gradients, split, is_leaf=lambda x: isinstance(x, Split)
+            )
+            return gradients, total(metrics, spread)
 
         whole = PartitionSpec()
         rows = {name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch}
