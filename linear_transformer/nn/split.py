@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jaxtyping import Array, Float
 
 
 @functools.partial(
@@ -17,12 +16,12 @@ class Split:
     """Inside `jax.shard_map`, a device's part of a parameter, in the place of the parameter.
 
     Attributes:
-      part: consecutive entries along one axis.
+      part: consecutive entries of the array along one axis.
       axis: which, counted from the last one, -1, so that it stands for each layer of a scan too.
       over: the mesh's axis that the others are along.
     """
 
-    part: Float[Array, "..."]
+    part: Any
     axis: int
     over: str
 

@@ -137,7 +137,12 @@ def check(name, mesh, exchange="scan"):
     return compiled
 
 
-QUICK = [("packed", (1, 2, 2, 2)), ("transnormer_t2", (2, 1, 1, 4)), ("cls", (1, 1, 1, 4))]
+QUICK = [
+    ("packed", (1, 2, 2, 2)),
+    ("accumulated", (1, 2, 2, 2)),
+    ("transnormer_t2", (2, 1, 1, 4)),
+    ("cls", (1, 1, 1, 4)),
+]
 
 
 @pytest.mark.parametrize(("name", "mesh"), QUICK)

@@ -1,0 +1,187 @@
+"""Every shipped config, at its size, compiled for a TPU that it is meant for.
+
+The data are files that the tests write in the official formats: a program knows their shapes and
+the number of words, classes and levels, and these are the real ones.
+"""
+
+import importlib
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from etils import epath
+from PIL import Image
+
+from linear_transformer import accelerators
+from linear_transformer.data import listops, midi, pathfinder
+from linear_transformer.training import ahead_of_time
+from tests.training import runs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+CONFIGS = runs.ROOT / "configs"
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    """With less effort, compiling takes a fifth of the time, and programs need more memory."""
+    accelerators.prepare_environment()
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def write_wikitext(folder):
+    """As many different words as WikiText-103 has."""
+    words = " ".join(f"w{n}" for n in range(267_735))
+    for part in ("train", "valid", "test"):
+        (folder / f"wiki.{part}.tokens").write_text(f" \n = Title = \n \n {words} \n")
+
+
+def write_idx(folder):
+    for name in ("train", "t10k"):
+        for kind, shape in (("images-idx3", (24, 28, 28)), ("labels-idx1", (24,))):
+            header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            content = RNG.integers(10, size=shape, dtype=np.uint8).tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + content)
+
+
+def write_cifar10(folder):
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        (folder / f"{name}.bin").write_bytes(bytes(4 * (1 + 3 * 32 * 32)))
+
+
+def write_imagenet(folder):
+    """A thousand classes of one image, in links to it."""
+    Image.new("RGB", (256, 256)).save(folder / "image.JPEG")
+    for part in ("train", "val"):
+        for label in range(1000):
+            (folder / part / f"n{label:08}").mkdir(parents=True)
+            (folder / part / f"n{label:08}" / "0.JPEG").symlink_to(folder / "image.JPEG")
+
+
+def write_reviews(folder):
+    for half in ("train", "test"):
+        for name in ("neg", "pos"):
+            (folder / half / name).mkdir(parents=True)
+            for number in range(20):
+                (folder / half / name / f"{number}_7.txt").write_text(f"{half} {name} {number}")
+
+
+def write_articles(folder):
+    for split in ("train", "eval", "test"):
+        rows = "".join(f"{n % 2}.0\tP{n}\tQ{n}\ttext {n}\ttext\n" for n in range(8))
+        (folder / f"new_aan_pairs.{split}.tsv").write_text(rows)
+
+
+def write_listops(folder):
+    trees = ((f"[MAX {n % 10} 3 ]", max(n % 10, 3)) for n in range(60))
+    listops.write(epath.Path(folder), dict.fromkeys(listops.FILES, 20), iter(trees))
+
+
+def write_pathfinder(folder):
+    options = {"difficulty": "hard", "images": 40, "seed": 0, "processes": 1}
+    pathfinder.write(epath.Path(folder), size=32, **options)
+    (folder / "pathfinder32").rename(folder / "32")
+    for path in (folder / "32").iterdir():
+        path.rename(folder / path.name)
+
+
+def write_midi(folder):
+    for number in range(20):
+        notes = np.zeros(1200, midi.NOTE)
+        notes["onset"] = np.arange(1200) * 0.1
+        notes["duration"] = 0.1
+        notes["pitch"] = 40 + np.arange(1200) % (20 + number)
+        notes["velocity"] = 64
+        midi.write_notes(epath.Path(folder / f"{number}.mid"), notes)
+
+
+def write_speech(folder):
+    """Kaldi's folder for the Wall Street Journal."""
+    soundfile.write(folder / "a.wav", RNG.normal(size=16_000).astype(np.float32) / 8, 16_000)
+    for subset in ("train_si284", "test_dev93", "test_eval92"):
+        (folder / subset).mkdir()
+        names = [f"u{n:02}" for n in range(20)]
+        (folder / subset / "wav.scp").write_text("".join(f"{n} {folder}/a.wav\n" for n in names))
+        (folder / subset / "text").write_text("".join(f"{n} HELLO WORLD\n" for n in names))
+
+
+BYTES = {"dataset": "embedded"}  # text of bytes in the place of a corpus of bytes
+
+# Config and variant -> TPUs, what writes the data, and changes of config.data.
+CASES = {
+    "default.py:linear": ("v5e:1x1", None, {}),
+    "lm/shakespeare.py:linear": ("v5e:1x1", None, BYTES),
+    "lm/enwik8.py:katharopoulos": ("v5e:2x2", None, BYTES),
+    "lm/text8.py:softmax": ("v6e:2x2", None, BYTES),
+    "lm/wikitext103.py:katharopoulos": ("v5p:2x2x1", write_wikitext, {}),
+    "lm/scale.py:linear,125m": ("v5e:2x2", None, {}),
+    "lm/scale.py:gla,350m": ("v6e:2x2", None, {}),
+    "lm/scale.py:softmax,1b": ("v5e:4x4", None, {}),
+    "lm/scale.py:linear,7b": ("v5p:2x2x4", None, {}),
+    "lra/listops.py:linear": ("v5e:2x2", write_listops, {}),
+    "lra/text.py:transnormer_t2": ("v5e:2x2", write_reviews, {}),
+    "lra/retrieval.py:linear": ("v6e:2x2", write_articles, {}),
+    "lra/image.py:gla": ("v5e:2x2", write_idx, {}),
+    "lra/pathfinder.py:lion_s": ("v5p:2x2x1", write_pathfinder, {}),
+    "papers/hadjeres2021/piano.py": ("v5e:2x2", write_midi, {}),
+    "papers/hadjeres2021/piano_small.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),
+    "papers/hadjeres2021/chorales.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),
+    "papers/katharopoulos2020/copying.py:linear": ("v5e:2x2", None, {}),
+    "papers/katharopoulos2020/mnist.py:linear": ("v5e:2x2", write_idx, {}),
+    "papers/katharopoulos2020/cifar10.py:linear": ("v6e:2x2", write_cifar10, {}),
+    "papers/katharopoulos2020/speech.py:linear": (
+        "v5e:2x2",
+        write_speech,
+        {"units": "characters"},
+    ),
+    "papers/qin2022/wikitext103_ar.py:t2": ("v5p:2x2x1", write_wikitext, {}),
+    "papers/qin2022/wikitext103_bidirectional.py:t1": ("v5p:2x2x1", None, BYTES),
+    "papers/qin2022/ablations.py:split_6_6": ("v5e:4x4", None, BYTES),
+    "papers/shen2021/fashion_mnist.py:efficient": ("v5e:1x1", write_idx, {}),
+    "papers/shen2021/imagenet.py:two_modules": ("v5e:2x2", write_imagenet, {}),
+    "recall/induction_heads.py:linear": ("v5e:1x1", None, {}),
+    "recall/mad.py:compression,linear": ("v5e:1x1", None, {}),
+    "recall/modular_arithmetic.py:gla": ("v6e:1x1", None, {}),
+    "recall/mqar.py:gated_delta_net": ("v5e:1x1", None, {}),
+    "recall/needle.py:hybrid": ("v5e:1x1", None, {}),
+    "recall/parity.py:delta_net": ("v5e:1x1", None, {}),
+    "recall/selective_copying.py:mamba2": ("v6e:1x1", None, {}),
+}
+# What configs share, and tables of papers.
+NO_EXPERIMENTS = {"mechanisms.py", "lra/variants.py", "recall/synthetic.py"}
+
+
+def test_all_configs_are_here():
+    shipped = {
+        name
+        for path in CONFIGS.rglob("*.py")
+        if "def get_config(" in path.read_text()
+        and (name := path.relative_to(CONFIGS).as_posix()) not in NO_EXPERIMENTS
+    }
+    assert shipped == {case.partition(":")[0] for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fits(case, tmp_path):
+    topology, write, changes = CASES[case]
+    report = compile_case(case, topology, write, changes, tmp_path)
+    assert report.fits, report.lines()
+    assert report.cost.flops > 0
+    assert report.cost.unknown_loops == 0
+
+
+def compile_case(case, topology, write, changes, folder: pathlib.Path):
+    name, _, variant = case.partition(":")
+    module = importlib.import_module(f"configs.{name[:-3].replace('/', '.')}")
+    config = module.get_config(*filter(None, [variant]))
+    if write is not None:
+        write(folder)
+        config.data.path = str(folder)
+    config.data.update(changes)
+    return ahead_of_time.compile_training_step(config, accelerators.describe_devices(topology))
