@@ -23,8 +23,8 @@ from linear_transformer.training import sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 from tests import collectives
-from tests.tasks import sequence_classification_test
-from tests.training import runs
+from tests.tasks import image_classification_test, inpainting_test, sequence_classification_test
+from tests.training import runs, shipped_configs_test
 
 STEPS = 3
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
@@ -74,6 +74,25 @@ def recall():
     return config
 
 
+@functools.cache
+def written(write):
+    folder = pathlib.Path(tempfile.mkdtemp())
+    write(folder)
+    return folder
+
+
+def inpainting(**changes):
+    folder = written(shipped_configs_test.write_midi)
+    return inpainting_test.make_config(folder, model__dropout=0.0, **changes)
+
+
+def images():
+    folder = written(shipped_configs_test.write_idx)
+    config = image_classification_test.make_config(folder, data__batch_size=8)
+    config.model.width = 32
+    return config
+
+
 CONFIGS = {
     **{name: functools.partial(language, name) for name in MECHANISMS},
     # 30 tokens, and documents that begin anywhere.
@@ -88,6 +107,11 @@ CONFIGS = {
     "mean": functools.partial(classification, pooling="mean", length=9),
     "last": functools.partial(classification, pooling="last", length=9),
     "recall": recall,
+    "inpainting": inpainting,
+    "inpainting, scanned": functools.partial(
+        inpainting, model__decoder_layers=2, model__scan_layers=True, model__remat="full"
+    ),
+    "images": images,
 }
 
 
@@ -159,11 +183,12 @@ def test_all_meshes(name, mesh):
 
 TASKS = [name for name in CONFIGS if name not in MECHANISMS]
 # The masks of a row are drawn with a key of its part of the rows, so all rows are in one part.
-MESHES_OF_TASKS = {
-    name: ((1, 1, 1, 8), (1, 1, 2, 4))
-    if name == "masked"
-    else ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))
-    for name in TASKS
+MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))) | {
+    "masked": ((1, 1, 1, 8), (1, 1, 2, 4)),
+    # They have whole rows.
+    "inpainting": ((8, 1, 1, 1), (2, 4, 1, 1), (1, 4, 2, 1)),
+    "inpainting, scanned": ((2, 4, 1, 1),),
+    "images": ((8, 1, 1, 1), (2, 4, 1, 1)),
 }
 
 

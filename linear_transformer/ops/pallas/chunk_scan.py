@@ -32,7 +32,10 @@ from linear_transformer.types import SegmentIds
 
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
-TOKENS_PER_BLOCK = 512  # a block of each array is in VMEM twice, and a state is stored per block
+TOKENS_PER_BLOCK = 512  # a state is stored per block
+# A block of each array is in VMEM twice, gradients too: half of what a v4 has, the rest is for
+# states and for what a chunk computes.
+_MAX_BYTES = 2**23
 
 # One chunk of one head: tokens (C, width), gates (1, C) and state (_, _) to o (C, V) and state.
 Step = Callable[
@@ -89,9 +92,13 @@ class _Layout(NamedTuple):
         lanes = [LANES // math.gcd(LANES, width) for width in widths]
         group = math.lcm(*lanes)  # heads that fill whole lanes in every array
         chunk = min(chunk, max(SUBLANES, 1 << (time - 1).bit_length()))
-        chunks = min(max(1, TOKENS_PER_BLOCK // chunk), -(-time // chunk))
-        blocks = -(-time // (chunk * chunks))
         group = heads if heads % group else group
+        size = TOKENS_PER_BLOCK
+        of_token = sum(x.shape[-1] * x.dtype.itemsize for x in (*tokens, *tokens, tokens[-1]))
+        while 2 * group * of_token * size > _MAX_BYTES and size > chunk:
+            size //= 2
+        chunks = min(max(1, size // chunk), -(-time // chunk))
+        blocks = -(-time // (chunk * chunks))
         return cls(time, heads, group, chunk, chunks, blocks, widths)
 
     def _cut(self, x, **pad):

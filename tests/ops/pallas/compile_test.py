@@ -20,16 +20,6 @@ from linear_transformer.ops.additive import linear_attention
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 
 PACKED = Sizes(1000, heads=4, width=64, packed=True)  # two heads fill the lanes; a block is cut off
-EVERYWHERE = [
-    pytest.param(
-        topology,
-        operator,
-        # One version in the default run, and the largest kernel for the others.
-        marks=[] if topology == "v5e:1x1" or operator == "kimi delta" else [pytest.mark.slow],
-    )
-    for topology in kernels.TOPOLOGIES
-    for operator in kernels.OPERATORS
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +27,8 @@ def _environment():
     accelerators.prepare_environment()
 
 
-@pytest.mark.parametrize(("topology", "operator"), EVERYWHERE)
+@pytest.mark.parametrize("topology", kernels.TOPOLOGIES)
+@pytest.mark.parametrize("operator", kernels.OPERATORS)
 def test_forward_and_backward_compile(topology, operator):
     row = measure(topology, operator, "pallas", PACKED, backward=True)
     assert row["fits"] and row["kernels"] == 2
