@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.linear_attention import LinearAttention
 from linear_transformer.nn.norms import NORMS, make_norm
 from linear_transformer.nn.positions import sinusoidal
@@ -213,6 +213,13 @@ class AlignedEncoderDecoder(nnx.Module):
     @property
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_token(self, context: int) -> int:
+        """As of `LanguageModel`, encoder and decoder; a token has the head of one channel."""
+        heads = flops_of_weights(self.heads)
+        weights = flops_of_weights(self) - heads + heads // self.num_channels
+        mixers = (stack.flops_of_mixers(context) for stack in (self.encoder, self.decoder))
+        return weights + sum(mixers)
 
     def init_state(self, batch_size: int) -> DecoderState:
         """Of the decoder before its first token."""

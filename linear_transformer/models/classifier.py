@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import PRNGKey, Tokens
@@ -106,6 +106,9 @@ class Encoder(nnx.Module):
         x_BTD = self.trunk(x_BTD, mask_BT=mask_BT, dropout_key=dropout_key)
         return self._pool(x_BTD, mask_BT)
 
+    def flops_per_token(self, context: int) -> int:
+        return flops_of_weights(self) + self.trunk.stack.flops_of_mixers(context)
+
     def _embed(self, tokens_BT: Tokens) -> Float[Array, "B T M"]:
         if self.input == "tokens":
             return self.embedding(tokens_BT)
@@ -160,6 +163,10 @@ class Classifier(nnx.Module):
     @property
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_token(self, context: int) -> int:
+        """As of `LanguageModel`; the classes' weights, which see one vector a row, are left out."""
+        return self.encoder.flops_per_token(context)
 
     def __call__(
         self,

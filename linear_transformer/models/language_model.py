@@ -10,7 +10,7 @@ from flax import nnx
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.mixers import (
     MIXERS,
     check_options,
@@ -286,16 +286,9 @@ class LanguageModel(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out.
-
-        Taps of convolutions are weights that each token meets once, as kernels are.
-        """
-        kernels = nnx.to_flat_state(nnx.state(self, nnx.Param))
-        matmuls = sum(x.size for path, x in kernels if path[-1] in ("kernel", "taps"))
-        if self.head is None:
-            matmuls += self.embedding.embedding.size
-        mixers = sum(block.mixer.flops_per_token(context) for block in self.stack.blocks)
-        return 2 * matmuls + mixers * self.stack.repetitions
+        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out."""
+        tied = 2 * self.embedding.embedding.size if self.head is None else 0
+        return flops_of_weights(self) + tied + self.stack.flops_of_mixers(context)
 
     def init_state(self, batch_size: int) -> ModelState:
         return {

@@ -28,6 +28,10 @@ class Matcher(nnx.Module):
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
+    def flops_per_token(self, context: int) -> int:
+        """As of `Classifier`, of a token of each sequence."""
+        return 2 * self.encoder.flops_per_token(context)
+
     def __call__(
         self,
         tokens_B2T: Int[Array, "B 2 T"],

@@ -17,6 +17,15 @@ class Linear(nnx.Linear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def flops_of_weights(module: nnx.Module) -> int:
+    """Of a token that meets each weight once, multiply-adds counted as two.
+
+    Weights are kernels, and the taps of convolutions.
+    """
+    weights = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return sum(2 * x.size for path, x in weights if path[-1] in ("kernel", "taps"))
+
+
 def split_heads(x_BTD: Float[Array, "B T D"], heads: int) -> Float[Array, "B T H K"]:
     return x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
 

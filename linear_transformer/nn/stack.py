@@ -58,6 +58,10 @@ class Stack(nnx.Module):
             self.blocks = nnx.List(blocks)
         self.repetitions = num_layers // period if scan else 1
 
+    def flops_of_mixers(self, context: int) -> int:
+        """Of a token in the forward pass, multiply-adds counted as two, weights apart."""
+        return self.repetitions * sum(block.mixer.flops_per_token(context) for block in self.blocks)
+
     def init_state(self, batch_size: int) -> MixerState:
         states = [block.mixer.init_state(batch_size) for block in self.blocks]
         if self.scan:

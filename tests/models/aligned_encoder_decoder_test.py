@@ -13,6 +13,7 @@ from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoderConfig,
 )
 from linear_transformer.tasks.task import make_task
+from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
 # Compiling is most of what these tests cost, and optimising would double it.
@@ -51,6 +52,14 @@ def inputs(seed=0):
     elapsed = np.cumsum(rng.integers(40, size=(BATCH, EVENTS)), axis=1)
     masked = rng.random((BATCH, EVENTS)) < 0.5
     return jnp.asarray(events, jnp.int32), jnp.asarray(elapsed, jnp.int32), jnp.asarray(masked)
+
+
+def test_flops_per_token():
+    """The formula against the compiled program's matmuls, whose chunks do a little more."""
+    model = make_model(width=64, feed_forward_width=128)
+    program = compiled(lambda *arrays: model(*arrays)).lower(*inputs()).compile()
+    counted = compiled_program.cost(program.as_text()).flops / (BATCH * TIME)
+    assert counted == pytest.approx(model.flops_per_token(TIME), rel=0.1)
 
 
 def test_paper_size():

@@ -10,6 +10,7 @@ from flax import nnx
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import POOLINGS, Classifier, ClassifierConfig
+from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
 B, T, VOCABULARY, CLASSES = 3, 9, 11, 4
@@ -45,6 +46,17 @@ def call(model, tokens, mask=None, key=None):
 
 def text(time=T, seed=0):
     return np.random.default_rng(seed).integers(VOCABULARY, size=(B, time), dtype=np.int32)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_flops_per_token(scan_layers):
+    """The formula against the compiled program's matmuls."""
+    mixers = {"softmax": {"direction": "bidirectional", "form": "parallel"}}
+    model = make(pattern=("softmax",), mixers=mixers, pooling="last", scan_layers=scan_layers)
+    program = jax.jit(model, compiler_options=QUICK).lower(jnp.asarray(text(64))).compile()
+    counted = compiled_program.cost(program.as_text()).flops / (B * 64)
+    head = 2 * SIZES["width"] * CLASSES / 64
+    assert counted == pytest.approx(model.flops_per_token(64) + head, rel=1e-3)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

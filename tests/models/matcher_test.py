@@ -42,6 +42,11 @@ def pairs():
     return np.random.default_rng(0).integers(VOCABULARY, size=(B, 2, T), dtype=np.int32)
 
 
+def test_flops_are_those_of_both_sequences():
+    model, classifier = make()
+    assert model.flops_per_token(T) == 2 * classifier.flops_per_token(T) > 0
+
+
 def test_features_of_one_encoder():
     """Against the encoder called on each sequence alone, and the features by NumPy."""
     model, classifier = make()
