@@ -105,7 +105,7 @@ _LONGEST = {"cosformer": "max_length", "linformer": "length"}
 
 
 # Mixers that need all tokens of a row on one device.
-_WHOLE_ROWS = ("flash", "flash_quad", "rela", "lsh", "linformer", "efficient", "mlstm")
+_WHOLE_ROWS = ("flash", "flash_quad", "rela", "lsh", "linformer")
 
 
 def needs_whole_rows(name: str, options: dict[str, Any]) -> bool:
@@ -113,8 +113,6 @@ def needs_whole_rows(name: str, options: dict[str, Any]) -> bool:
     if name == "parallel":
         branches = options.get("branches", {"diag": {}, "norm": {}})
         return any(needs_whole_rows(*branch) for branch in branches.items())
-    if name == "performer":  # the maximum of its exponents runs over the row
-        return options.get("kernel", "softmax") == "softmax"
     return name in _WHOLE_ROWS
 
 

@@ -11,7 +11,7 @@ from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.nn.short_convolution import ShortConvolution
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.normalizer import with_ones
 from linear_transformer.types import PRNGKey, SegmentIds
@@ -126,11 +126,15 @@ def running_maximum(
     """
     arrays = (log_forget_BTH, log_input_BTH, before_BH)
     log_forget, log_input, before = (lax.stop_gradient(x) for x in arrays)
-    starts = jnp.zeros(log_forget.shape[:2], bool).at[:, 0].set(True)
-    first = jnp.zeros_like(log_forget).at[:, 0].set(before)
+    begins_B = jnp.broadcast_to(sequence_parallel.shard() == 0, before.shape[:1])
+    first = jnp.zeros_like(log_forget)
+    first = first.at[:, 0].set(jnp.where(begins_B[:, None], before, 0))
+    starts = jnp.zeros(log_forget.shape[:2], bool)
     if segment_ids_BT is not None:
-        starts |= segments.starts(segment_ids_BT)
-    starts = starts[..., None]
+        starts = segments.starts(segment_ids_BT)
+        if sequence_parallel.shards() > 1:
+            begins_B |= ~sequence_parallel.continues(segment_ids_BT)
+    starts = starts.at[:, 0].set(begins_B)[..., None]
     # The maps m -> max(m + a, b) compose; that of a first token is constant.
     a = jnp.where(starts, -jnp.inf, log_forget)
     b = jnp.where(starts, jnp.maximum(log_forget + first, log_input), log_input)
@@ -138,6 +142,17 @@ def running_maximum(
     def compose(earlier, later):
         return earlier[0] + later[0], jnp.maximum(earlier[1] + later[0], later[1])
 
-    _, maximum = lax.associative_scan(compose, (a, b), axis=1)
-    shifted = jnp.pad(maximum[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    a, maximum = lax.associative_scan(compose, (a, b), axis=1)
+    if sequence_parallel.shards() > 1:
+        own_BH2 = jnp.stack([a[:, -1], maximum[:, -1]], axis=-1)
+        before_BH2, _ = sequence_parallel.entering_value(
+            lambda x, y: jnp.stack(
+                compose((x[..., 0], x[..., 1]), (y[..., 0], y[..., 1])), axis=-1
+            ),
+            own_BH2,
+            jnp.zeros_like(own_BH2),
+            None,
+        )
+        maximum = jnp.maximum(before_BH2[:, None, :, 1] + a, maximum)
+    shifted = sequence_parallel.halo(maximum, before=1)[:, :-1]
     return jnp.where(starts, first, shifted), maximum

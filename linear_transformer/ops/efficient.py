@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import log_space, recurrence
+from linear_transformer.ops import log_space, recurrence, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
@@ -71,7 +71,7 @@ def efficient_attention(
     log_sum, context = _contexts(initial_state, keys, v_BSHV)
     packed = {"segment_ids_BT": segment_ids_BT}
     if direction == "bidirectional" and segment_ids_BT is None:
-        total = jnp.logaddexp(log_sum, jax.nn.logsumexp(keys, axis=1))[:, None]
+        total = jnp.logaddexp(log_sum, log_space.log_sum(keys))[:, None]
     else:
         total = log_space.running_log_sum(keys, log_sum, segment_ids_BT)
         if direction == "bidirectional":
@@ -196,5 +196,6 @@ def _contexts(state, keys, v):
 
 def _count(k: Float[Array, "B S H K"], mask: KeyMask | None) -> Float[Array, "#B 1 1 1"]:
     if mask is None:
-        return jnp.full((1, 1, 1, 1), k.shape[1], jnp.float32)
-    return jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1)[:, None, None, None]
+        return jnp.full((1, 1, 1, 1), k.shape[1] * sequence_parallel.shards(), jnp.float32)
+    count_B = sequence_parallel.total(jnp.sum(mask, axis=1, dtype=jnp.float32))
+    return jnp.maximum(count_B, 1)[:, None, None, None]

@@ -7,6 +7,7 @@ over the keys up to the query only: a maximum over the whole sequence, as in the
 FAVOR+, would let the future into the rounding of the past and could not be decoded token by token.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.types import SegmentIds, State
 
 # The logarithm of no weight at all: finite, so that differences are never NaN, and so low that
@@ -39,8 +40,9 @@ def running_maximum(
     segment_ids_BT: SegmentIds | None,
 ) -> Float[Array, "B T ..."]:
     """Largest value of the segment so far; without gradient, for scales that cancel."""
-    scanned = _running(jnp.maximum, x_BTHK, initial_BHK, segment_ids_BT)
-    return lax.stop_gradient(scanned)
+    x, initial = lax.stop_gradient(x_BTHK), lax.stop_gradient(initial_BHK)
+    running = functools.partial(_running, jnp.maximum)
+    return _over_shards(jnp.maximum, running, x, initial, segment_ids_BT)
 
 
 def running_log_sum(
@@ -49,29 +51,64 @@ def running_log_sum(
     segment_ids_BT: SegmentIds | None,
 ) -> Float[Array, "B T ..."]:
     """L_t = log(exp(initial) + sum over j <= t of exp(x_j)) within the segment."""
-    return _log_sum(x_BTHK, initial_BHK, segment_ids_BT)
+    return _over_shards(jnp.logaddexp, _log_sum, x_BTHK, initial_BHK, segment_ids_BT)
+
+
+def log_sum(x_BTHK: Float[Array, "B T ..."]) -> Float[Array, "B ..."]:
+    """log of the sum over all tokens of exp(x)."""
+    own = jax.nn.logsumexp(x_BTHK, axis=1)
+    top = sequence_parallel.largest(own)
+    return top + jnp.log(sequence_parallel.total(jnp.exp(own - top)))
 
 
 def previous(
     running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
 ) -> Float[Array, "B T ..."]:
     """The running value one token before; at a later segment's start it is of no use."""
+    if sequence_parallel.shards() > 1:
+        before_BHK = sequence_parallel.halo(running_BTHK, before=1)[:, 0]
+        initial_BHK = jnp.where(sequence_parallel.shard() == 0, initial_BHK, before_BHK)
     return jnp.concatenate([initial_BHK[:, None], running_BTHK[:, :-1]], axis=1)
 
 
 def at_segment_ends(
     running_BTHK: Float[Array, "B T ..."], segment_ids_BT: SegmentIds
 ) -> Float[Array, "B T ..."]:
-    """The running value at the last token of each token's segment."""
+    """The running value, which never falls, at the last token of each token's segment."""
     starts = segments.starts(segment_ids_BT)
     time = starts.shape[1]
     last_BT = jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     end_BT = lax.cummin(jnp.where(last_BT, jnp.arange(time), time), axis=1, reverse=True)
-    return jnp.take_along_axis(running_BTHK, _broadcast(end_BT, running_BTHK), axis=1)
+    ends = jnp.take_along_axis(running_BTHK, _broadcast(end_BT, running_BTHK), axis=1)
+    if sequence_parallel.shards() == 1:
+        return ends
+    # The shard's last segment may end on a later one.
+    first, nothing = ends[:, 0], jnp.full_like(ends[:, 0], EMPTY)
+    ids_BT = jnp.flip(segment_ids_BT, axis=1)
+    ending, goes_on_B = sequence_parallel.entering_value(
+        jnp.maximum, first, nothing, ids_BT, reverse=True
+    )
+    run_BT = segments.run_index(segment_ids_BT)
+    is_last_BT = goes_on_B[:, None] & (run_BT == run_BT[:, -1:])
+    return jnp.where(_broadcast(is_last_BT, ends), jnp.maximum(ending[:, None], ends), ends)
 
 
 def _broadcast(x_BT: Int[Array, "B T"] | Array, like: Array) -> Array:
     return x_BT.reshape(*x_BT.shape, *[1] * (like.ndim - 2))
+
+
+def _over_shards(combine: Callable, running: Callable, x, initial, segment_ids_BT):
+    """`running(x, initial, segment_ids_BT)`, of a sequence that may be spread over devices."""
+    if sequence_parallel.shards() == 1:
+        return running(x, initial, segment_ids_BT)
+    own = running(x, jnp.full_like(initial, EMPTY), segment_ids_BT)
+    entering, goes_on_B = sequence_parallel.entering_value(
+        combine, own[:, -1], initial, segment_ids_BT
+    )
+    is_first_BT = jnp.broadcast_to(goes_on_B[:, None], own.shape[:2])
+    if segment_ids_BT is not None:
+        is_first_BT &= segments.run_index(segment_ids_BT) == 0
+    return jnp.where(_broadcast(is_first_BT, own), combine(entering[:, None], own), own)
 
 
 def _running(combine: Callable, x, initial, segment_ids_BT):

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import log_space, recurrence
+from linear_transformer.ops import log_space, recurrence, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
@@ -147,7 +147,7 @@ def log_feature_attention(
         scale = lax.stop_gradient(scale)
     packed = {"segment_ids_BT": segment_ids_BT}
     if direction == "bidirectional" and segment_ids_BT is None:
-        largest = lax.stop_gradient(jnp.maximum(scale, jnp.max(k, axis=(1, 3))))[:, None]
+        largest = jnp.maximum(scale, sequence_parallel.largest(jnp.max(k, axis=(1, 3))))[:, None]
     else:
         largest = log_space.running_maximum(jnp.max(k, axis=-1), scale, segment_ids_BT)
         if direction == "bidirectional":

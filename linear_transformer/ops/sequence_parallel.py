@@ -10,6 +10,8 @@ of one map, O(K V) numbers a head whatever T, by a prefix scan (Hillis and Steel
 parallel algorithms"), or one gathering of all D maps.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -147,6 +149,40 @@ def run_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
     before_DB = jnp.arange(shards())[:, None] < shard()
     starts_before_B = jnp.sum(jnp.where(before_DB, lax.all_gather(starts_B, AXIS), 0), axis=0)
     return run_BT + (starts_before_B + first_B)[:, None]
+
+
+def entering_value(
+    combine: Callable[[Array, Array], Array],
+    own: Inexact[Array, "B *value"],
+    initial: Inexact[Array, "B *value"],
+    segment_ids_BT: SegmentIds | None,
+    *,
+    reverse: bool = False,
+) -> tuple[Inexact[Array, "B *value"], Bool[Array, " B"]]:
+    """What passes from shard to shard where a segment goes on: `combine(entering, own)`.
+
+    Args:
+      combine: associative; gets what enters a shard, and the shard's own value.
+      own: of the shard's part of the segment that leaves it, its last one.
+      initial: enters the first shard.
+      segment_ids_BT: of the shard's tokens.
+      reverse: the tokens run backwards in time, so the last shard is the first one.
+
+    Returns:
+      The value that enters this shard, and whether it does: its first token may begin a segment.
+    """
+    place = shards() - 1 - shard() if reverse else shard()
+    goes_on_B = through_B = jnp.ones(own.shape[:1], bool)
+    if segment_ids_BT is not None:
+        goes_on_B = (place == 0) | continues(segment_ids_BT, reverse=reverse)
+        through_B = goes_on_B & ~segments.starts(segment_ids_BT).any(axis=1)
+    owns, through = lax.all_gather(own, AXIS), lax.all_gather(through_B, AXIS)
+    value = initial
+    for n in range(shards() - 1):
+        at = -1 - n if reverse else n
+        kept_B = through[at].reshape(-1, *[1] * (own.ndim - 1))
+        value = jnp.where(n < place, jnp.where(kept_B, combine(value, owns[at]), owns[at]), value)
+    return value, goes_on_B
 
 
 def entering_state(

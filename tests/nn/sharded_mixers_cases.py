@@ -20,7 +20,18 @@ from tests.ops import contract
 B, T, D, H, SHARDS = 2, 24, 8, 2, 4
 TOLERANCE = 1e-8  # fp64, relative RMS: sums in another order, some of them divided by small ones
 QUICK = {"xla_backend_optimization_level": 0}
-BIDIRECTIONAL = ("linear", "softmax", "diag", "norm", "lion", "cosformer", "rfa", "convolution")
+BIDIRECTIONAL = (
+    "linear",
+    "softmax",
+    "diag",
+    "norm",
+    "lion",
+    "cosformer",
+    "efficient",
+    "performer",
+    "rfa",
+    "convolution",
+)
 CASES = [(name, "causal") for name in MIXERS if name != "convolution"]
 CASES += [(name, "bidirectional") for name in BIDIRECTIONAL]
 CASES = [case for case in CASES if not needs_whole_rows(case[0], {})]

@@ -19,7 +19,6 @@ def test_on_several_devices_slow():
 
 def test_which_mixers_need_whole_rows():
     assert needs_whole_rows("lsh", {})
-    assert needs_whole_rows("performer", {})
-    assert not needs_whole_rows("performer", {"kernel": "relu"})
+    assert not needs_whole_rows("performer", {})
     assert not needs_whole_rows("parallel", {})
     assert needs_whole_rows("parallel", {"branches": {"linear": {}, "flash": {}}})

@@ -17,6 +17,7 @@ from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.block_local import block_local_attention
+from linear_transformer.ops.efficient import scaled_efficient_attention
 from linear_transformer.ops.softmax import softmax_attention
 from tests.ops import contract
 
@@ -44,6 +45,17 @@ def layer(make):
     return run
 
 
+def efficient(mask):
+    """Divided by the number of tokens, or of those that are not masked; documents do not count."""
+
+    def run(x, segment_ids):
+        q, k, v = jnp.split(x, 3, axis=-1)
+        del segment_ids
+        return scaled_efficient_attention(q, k, v, k[..., 0, 0] > 0 if mask else None)
+
+    return run
+
+
 def convolution(size):
     return lambda features: ShortConvolution(features, size, dtype=DTYPE, rngs=nnx.Rngs(0))
 
@@ -67,6 +79,8 @@ CASES = {
     "blocks_across_shards": blocks(block_size=9, direction="bidirectional"),
     "blocks_of_more_than_a_shard": blocks(block_size=16, scores="relu"),
     "blocks_of_more_than_all": blocks(block_size=64),
+    "efficient_scaled": efficient(mask=False),
+    "efficient_scaled_masked": efficient(mask=True),
     "convolution": layer(convolution(4)),
     "convolution_of_two_shards": layer(convolution(9)),
     "local_convolution": layer(local_convolution),
