@@ -30,13 +30,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from linear_transformer import configuration
 from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
-from linear_transformer.nn.split import Split, gathered
+from linear_transformer.nn.split import AXIS as FSDP
+from linear_transformer.nn.split import Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
 
 SEQUENCE = sequence_parallel.AXIS
-AXES = ("data", "fsdp", SEQUENCE, "tensor")  # neighbours on the last axes exchange most
-ROWS = ("data", "fsdp")  # a batch's rows are split over these
+AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most
+ROWS = ("data", FSDP)  # a batch's rows are split over these
 _SMALLEST = 2**12  # numbers of an array that are worth splitting
 
 # What the last axes of a parameter are, by the end of its name; others have no names.
@@ -51,7 +52,7 @@ LOGICAL_AXES = (
     (r"\boutput/kernel$", ("heads", "embed")),
 )
 # The axis of the mesh that each is split over.
-RULES = {"vocabulary": "tensor", "feed_forward": "tensor", "heads": "tensor", "embed": "fsdp"}
+RULES = {"vocabulary": "tensor", "feed_forward": "tensor", "heads": "tensor", "embed": FSDP}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,8 @@ def specs(mesh: Mesh, tree: Any) -> Any:
             fits = x.shape[place] % mesh.shape[axis] == 0
             if mesh.shape[axis] > 1 and fits and (large or axis == "tensor"):
                 split[place] = axis
-        parts = mesh.shape["fsdp"]
-        if large and parts > 1 and "fsdp" not in split:
+        parts = mesh.shape[FSDP]
+        if large and parts > 1 and FSDP not in split:
             first = 1 if _in_blocks(path) else 0
             free = [
                 i
@@ -162,7 +163,7 @@ def specs(mesh: Mesh, tree: Any) -> Any:
                 if i >= first and split[i] is None and n % parts == 0
             ]
             if free:
-                split[max(free, key=lambda i: x.shape[i])] = "fsdp"
+                split[max(free, key=lambda i: x.shape[i])] = FSDP
         return PartitionSpec(*split)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
@@ -191,7 +192,7 @@ def readers(mesh: Mesh) -> tuple[int, int]:
 
     Processes that share rows along "sequence" or "tensor" read the same ones.
     """
-    devices = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    devices = mesh.devices.reshape(mesh.shape["data"] * mesh.shape[FSDP], -1)
     here = [
         i
         for i, row in enumerate(devices)
@@ -303,33 +304,30 @@ def sum_over_devices(
         return lax.psum(x, axes) if axes else x
 
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
-        split = jax.tree.map(functools.partial(_restricted, axes=manual), specs(mesh, parameters))
+        axes = specs(mesh, parameters)
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
 
         def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
             """Blocks gather what is theirs; the rest is gathered here."""
-            if "fsdp" not in spec:
+            if FSDP not in spec:
                 return x
-            x = Split(x, spec.index("fsdp") - x.ndim, "fsdp")
+            x = Split(x, tuple(spec))
             return x if _in_blocks(path) else gathered(x)
 
-        def scatter(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
-            if "fsdp" not in spec:
+        def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
+            if FSDP not in spec:
                 return total(x, spread)
-            if isinstance(x, Split):
-                x = x.part
-            else:
-                axis = spec.index("fsdp")
-                x = lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
-            return total(x, [axis for axis in spread if axis != "fsdp"])
+            x = x.part if isinstance(x, Split) else scatter(x, tuple(spec))
+            return total(x, [axis for axis in spread if axis != FSDP])
 
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
             with sequence_parallel.exchange(exchange):
-                marked = jax.tree_util.tree_map_with_path(mark, parameters, split)
+                marked = jax.tree_util.tree_map_with_path(mark, parameters, axes)
                 gradients, metrics = sums(marked, batch, key)
             gradients = jax.tree.map(
-                scatter, gradients, split, is_leaf=lambda x: isinstance(x, Split)
+                scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
             )
             return gradients, total(metrics, spread)
 
