@@ -81,10 +81,9 @@ class DeltaMixer(RecurrentMixer):
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        ends = [q.shape[-1], q.shape[-1] + k.shape[-1]]
-        mixed, past = self.local(jnp.concatenate([q, k, v], axis=-1), past, segment_ids=segment_ids)
-        q, k, v = jnp.split(jax.nn.silu(mixed), ends, axis=-1)
+        mixed = (self.query(x), self.key(x), self.value(x))
+        mixed, past = self.local.side_by_side(mixed, past, segment_ids=segment_ids)
+        q, k, v = map(jax.nn.silu, mixed)
         k_BTNHK, v_BTNHV, logits_BTNH = (self._per_step(a) for a in (k, v, self.step(x)))
         beta_BTNH = jax.nn.sigmoid(logits_BTNH[..., 0].astype(self._state_dtype))
         if self.negative_eigenvalues:

@@ -127,12 +127,10 @@ class LinearAttention(nnx.Module):
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         new_state = {}
         if self.convolution is not None:
-            qkv, past = self.convolution(
-                jnp.concatenate([q, k, v], axis=-1),
-                None if state is None else state["convolution"],
-                segment_ids=segment_ids,
+            past = None if state is None else state["convolution"]
+            (q, k, v), past = self.convolution.side_by_side(
+                (q, k, v), past, segment_ids=segment_ids
             )
-            q, k, v = jnp.split(qkv, [q.shape[-1], q.shape[-1] + k.shape[-1]], axis=-1)
             new_state["convolution"] = past
         q_BTHK, k_BTHK, v_BTHV = (split_heads(x, self.heads) for x in (q, k, v))
         sums = None if state is None else state["sums"]

@@ -1,7 +1,10 @@
 """Short causal convolution: each feature mixes its own last few tokens."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -61,29 +64,48 @@ class ShortConvolution(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
     ) -> tuple[Float[Array, "B T D"], MixerState | None]:
-        time = x_BTD.shape[1]
+        (y_BTD,), state = self.side_by_side((x_BTD,), state, segment_ids=segment_ids)
+        return y_BTD, state
+
+    def side_by_side(
+        self,
+        parts: Sequence[Float[Array, "B T _"]],
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+    ) -> tuple[tuple[Float[Array, "B T _"], ...], MixerState | None]:
+        """The features in several arrays: joined, they would cross devices that share heads."""
+        past, time = self.size - 1, parts[0].shape[1]
+        ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
+        segments = None
         if state is None:  # zeros come before a row, and the shard before before a shard
-            arrays = (x_BTD, segment_ids)
-            inputs, segments = (
-                None if x is None else sequence_parallel.halo(x, before=self.size - 1)
-                for x in arrays
-            )
+            last = jnp.concatenate([x[:, max(time - past, 0) :] for x in parts], axis=-1)
+            before_BPD = sequence_parallel.halo(last, before=past)[:, :past]
+            if segment_ids is not None:
+                segments = sequence_parallel.halo(segment_ids, before=past)
         else:
+            before_BPD = state["inputs"].astype(parts[0].dtype)
             if segment_ids is None:  # the last segment goes on
-                segment_ids = jnp.broadcast_to(state["segments"][:, -1:], x_BTD.shape[:2])
-            inputs = jnp.concatenate([state["inputs"].astype(x_BTD.dtype), x_BTD], axis=1)
+                shape = (len(before_BPD), time)
+                segment_ids = jnp.broadcast_to(state["segments"][:, -1:], shape)
             segments = jnp.concatenate([state["segments"], segment_ids], axis=1)
-        taps = self.taps[...].astype(x_BTD.dtype)
-        y_BTD = _scale(taps[0], x_BTD)
-        for lag in range(1, self.size):
-            window = slice(self.size - 1 - lag, self.size - 1 - lag + time)
-            term = _scale(taps[lag], inputs[:, window])
-            if segments is not None:
-                term = jnp.where((segments[:, window] == segment_ids)[..., None], term, 0)
-            y_BTD = y_BTD + term
+        taps = self.taps[...].astype(parts[0].dtype)
+        outputs, inputs = [], []
+        for taps_D, before, x_BTD in zip(
+            jnp.split(taps, ends, axis=-1), jnp.split(before_BPD, ends, axis=-1), parts, strict=True
+        ):
+            inputs.append(jnp.concatenate([before, x_BTD], axis=1))
+            y_BTD = _scale(taps_D[0], x_BTD)
+            for lag in range(1, self.size):
+                window = slice(past - lag, past - lag + time)
+                term = _scale(taps_D[lag], inputs[-1][:, window])
+                if segments is not None:
+                    term = jnp.where((segments[:, window] == segment_ids)[..., None], term, 0)
+                y_BTD = y_BTD + term
+            outputs.append(y_BTD)
         if state is None:
-            return y_BTD, None
-        return y_BTD, {
-            "inputs": inputs[:, time:].astype(self.dtype),
+            return tuple(outputs), None
+        return tuple(outputs), {
+            "inputs": jnp.concatenate([x[:, time:] for x in inputs], axis=-1).astype(self.dtype),
             "segments": segments[:, time:],
         }

@@ -40,6 +40,8 @@ _FREE = {
 }
 _SLICES = ("slice", "dynamic-slice", "gather")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\](?:\{([^{}]*)\})?")
+# A TPU's collective in steps, between other work: each step is written as the whole.
+_CHAIN = re.compile(r'chain_id="\d+"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 
@@ -101,6 +103,7 @@ def cost(text: str) -> Cost:
     flops = hbm_bytes = 0.0
     kernels = 0
     collectives = {kind: [0, 0] for kind in COLLECTIVES}
+    chains = set()
     for computation, times in program.runs.items():
         for instruction in program.computations[computation].values():
             flops += times * program.flops(computation, instruction)
@@ -109,7 +112,9 @@ def cost(text: str) -> Cost:
             if instruction.attribute("custom_call_target") == '"tpu_custom_call"':
                 kernels += times
             kind = instruction.opcode.removesuffix("-start")
-            if kind in collectives:
+            chain = _CHAIN.search(instruction.attributes)
+            if kind in collectives and (chain is None or chain[0] not in chains):
+                chains |= {chain[0]} if chain else set()
                 collectives[kind][0] += times
                 collectives[kind][1] += times * program.sent(computation, instruction)
     found = {kind: tuple(pair) for kind, pair in collectives.items() if pair[0]}

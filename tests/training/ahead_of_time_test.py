@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import default, mechanisms
+from configs.lm import scale
 from linear_transformer import accelerators
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import ahead_of_time, compiled_program
@@ -75,6 +76,23 @@ def test_flops_are_those_of_the_formula(sharded):
     assert sharded.cost.flops == pytest.approx(expected, rel=0.1)
     # XLA's own count has each loop once: two layers, and the chunks of the sequence.
     assert sharded.counted_once["flops"] < 0.8 * sharded.cost.flops
+
+
+def test_heads_and_parameters_are_both_split():
+    """Two layers at the width of 1b: "tensor" adds sums of activations, and undoes no split."""
+    config = scale.get_config("linear,1b")
+    config.model.num_layers = 2
+    config.mesh.update(fsdp=4, tensor=4)
+    report = ahead_of_time.compile_training_step(config, described("v5e:4x4"))
+    model = ahead_of_time.abstract_model(ahead_of_time.make_task(config))
+    sent = {kind: size for kind, (_, size) in report.cost.collectives.items()}
+    rows = config.data.batch_size // 4
+    activations = 2 * rows * config.data.sequence_length * config.model.width  # bf16
+    # Of each layer two sums forwards, one of them again, and two backwards.
+    assert sent["all-reduce"] == pytest.approx(2 * (2 + 1 + 2) * activations, rel=0.05)
+    # A quarter of each parameter in bf16, forwards and again; small ones are whole.
+    assert sent["all-gather"] == pytest.approx(2 * 2 * model.num_parameters / 4, rel=0.05)
+    assert sent["collective-permute"] + sent["all-to-all"] < 0.1 * activations
 
 
 def test_two_slices(sharded):
