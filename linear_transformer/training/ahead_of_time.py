@@ -83,7 +83,7 @@ class Report:
         used = {name: size / GIB for name, size in self.memory.items()}
         by_flops, by_bytes = self.least_seconds
         collectives = [
-            f"{kind} {count} x, {_count(sent)}bytes"
+            f"{kind} {count} x, {_count(float(sent))}bytes"
             for kind, (count, sent) in self.cost.collectives.items()
         ]
         facts |= {
@@ -99,7 +99,7 @@ class Report:
             "collectives": "; ".join(collectives) or "none",
         }
         if self.cost.kernels:
-            facts["kernels"] = f"{self.cost.kernels} calls; their FLOPs are not counted"
+            facts["kernels"] = f"{self.cost.kernels} calls"
         if self.cost.unknown_loops:
             facts["not counted"] = f"{self.cost.unknown_loops} loops of unknown length, taken once"
         if self.tokens:

@@ -40,6 +40,7 @@ _FREE = {
 }
 _SLICES = ("slice", "dynamic-slice", "gather")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 # A TPU's collective in steps, between other work: each step is written as the whole.
 _CHAIN = re.compile(r'chain_id="\d+"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
@@ -86,7 +87,8 @@ class Cost:
       hbm_bytes: read from and written to HBM by all instructions.
       collectives: for each kind how often it runs, and the bytes of the larger of what goes in and
         what comes out.
-      kernels: calls of Pallas kernels; their operands are in `hbm_bytes`, their FLOPs nowhere.
+      kernels: calls of Pallas kernels; their operands are in `hbm_bytes`, and in `flops` what they
+        say of themselves (`pl.CostEstimate`).
       unknown_loops: loops whose length is not in the text; they count once.
     """
 
@@ -111,6 +113,8 @@ def cost(text: str) -> Cost:
                 hbm_bytes += times * program.traffic(computation, instruction)
             if instruction.attribute("custom_call_target") == '"tpu_custom_call"':
                 kernels += times
+                estimate = _ESTIMATE.search(instruction.attributes)
+                flops += times * int(estimate[1]) if estimate else 0
             kind = instruction.opcode.removesuffix("-start")
             chain = _CHAIN.search(instruction.attributes)
             if kind in collectives and (chain is None or chain[0] not in chains):

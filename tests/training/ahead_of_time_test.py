@@ -60,7 +60,7 @@ def test_a_sharded_step(sharded):
     assert {"all-gather", "reduce-scatter", "all-reduce"} >= sharded.cost.collectives.keys()
     assert sharded.cost.collectives["all-gather"][0] > 0
     assert sharded.cost.unknown_loops == 0
-    assert sharded.cost.kernels == 0  # several devices
+    assert sharded.cost.kernels == 0  # heads of 32 numbers
     assert sharded.memory["alias"] > 0.9 * sharded.memory["output"]  # the state is donated
 
 
@@ -147,12 +147,27 @@ def test_too_large_by_a_smaller_chip(sharded):
     assert not ahead_of_time.dataclasses.replace(sharded, accelerator=tiny).fits
 
 
-def test_one_chip_runs_the_kernel():
-    """`form="auto"` chooses for the described device: heads of 128 numbers on one chip."""
-    config = small(model__num_heads=1, data__batch_size=1)
-    report = ahead_of_time.compile_training_step(config, described("v5e:1x1"))
+@pytest.mark.parametrize(
+    ("topology", "axes"),
+    [("v5e:1x1", {"data": 1}), ("v5e:2x2", {"data": 1, "fsdp": 2, "sequence": 2})],
+)
+def test_chips_run_the_kernel(topology, axes):
+    """`form="auto"` chooses for the described devices: heads of 128 numbers."""
+    config = small(model__num_heads=1, data__batch_size=2, data__sequence_length=2048)
+    config.model.max_positions = 2048
+    config.mesh.update(axes)
+    report = ahead_of_time.compile_training_step(config, described(topology))
+    assert report.fits
     assert report.cost.kernels >= 2  # forward and backward, in a loop over layers
     assert "kernels" in report.lines()
+
+
+def test_heads_that_are_split_run_no_kernel():
+    """The compiler splits over "tensor", and knows no way to split a kernel."""
+    config = small(model__num_heads=2, model__width=256, mesh__data=1, mesh__tensor=2)
+    report = ahead_of_time.compile_training_step(config, described("v5e:2x2"))
+    assert report.fits
+    assert report.cost.kernels == 0
 
 
 @pytest.mark.parametrize("name", ["linear", "softmax"])

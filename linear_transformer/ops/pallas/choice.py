@@ -24,18 +24,21 @@ def compiling_for(platform: str, devices: int) -> Iterator[None]:
 
 
 def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
-    """On one TPU, for long sequences of heads that fill the lanes.
+    """On TPUs, for long sequences of heads that fill the lanes.
 
     No kernel here has been timed on a TPU.  Of additive attention and scalar decays we believe it:
     they are bound by memory, the kernel moves its inputs and outputs through HBM once, and the loop
     of XLA moves features, weights and states too (docs/pallas.md has the bytes).  Vector decays and
     the delta rule do more arithmetic in the kernel than in the loop, so they wait for a timing.
-    With several devices XLA cannot partition a kernel: there it is chosen by name, in `shard_map`.
+    With several devices XLA cannot partition a kernel; inside `jax.shard_map` over all axes of the
+    mesh, as in a training step that "tensor" does not split, there is nothing to partition.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    by_hand = not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)
     platform, devices = _TARGET.get() or (jax.default_backend(), jax.device_count())
     return (
         platform == "tpu"
-        and devices == 1
+        and (devices == 1 or by_hand)
         and q_BTHK.shape[1] >= MIN_TOKENS
         and q_BTHK.shape[-1] % 128 == 0
         and v_BTHV.shape[-1] % 128 == 0

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import segments
@@ -32,6 +33,7 @@ from linear_transformer.types import SegmentIds
 
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
+_NO_MASKS = Masks(None, None)  # they are no matmuls
 TOKENS_PER_BLOCK = 512  # a state is stored per block
 # A block of each array is in VMEM twice, gradients too: half of what a v4 has, the rest is for
 # states and for what a chunk computes.
@@ -192,9 +194,11 @@ def _run_forward(step, layout, tokens, rows, state, runs, save):
 
     saved_shape = [(layout.blocks, *x.shape) for x in state] if save else []
     saved_specs = layout.saved_specs(state, at) if save else ()
+    flops = _flops(functools.partial(step, masks=_NO_MASKS), *_of_a_chunk(layout, rows, state))
     return _call(
         functools.partial(_forward_kernel, step, layout),
         layout,
+        flops,
         (tokens, rows, runs, state),
         (
             layout.token_specs(at),
@@ -240,9 +244,18 @@ def _run_backward(step, layout, tokens, rows, saved, runs, do, dstate):
 
     specs = (layout.token_specs(at), layout.row_specs(rows, at))
     state_specs = layout.state_specs(dstate)
+    forward, shapes = functools.partial(step, masks=_NO_MASKS), _of_a_chunk(layout, rows, dstate)
+
+    def both(*inputs):
+        outputs, pullback = jax.vjp(forward, *inputs)
+        return pullback(outputs)
+
+    # The states between the chunks of a block are computed first.
+    again = _flops(forward, *shapes) * (layout.chunks - 1) // layout.chunks
     return _call(
         functools.partial(_backward_kernel, step, layout),
         layout,
+        again + _flops(both, *shapes),
         (tokens, rows, runs, saved, do, dstate),
         (
             *specs,
@@ -311,9 +324,45 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _call(kernel, layout, operands, in_specs, out_shape, out_specs, scratch=()):
+def _of_a_chunk(layout, rows, state):
+    """Shapes of what a step takes."""
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, state[0].dtype)
+
+    return (
+        tuple(shape(layout.chunk, width) for width in layout.widths),
+        tuple(shape(1, layout.chunk) for _ in rows),
+        tuple(shape(*x.shape[2:]) for x in state),
+    )
+
+
+def _flops(function, *shapes) -> int:
+    """Of the matmuls, multiply-adds counted as two."""
+
+    def count(jaxpr):
+        flops = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive is lax.dot_general_p:
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                size = math.prod(left[axis] for axis in contracted)
+                flops += 2 * size * equation.outvars[0].aval.size
+            flops += sum(map(count, jaxprs_in_params(equation.params)))
+        return flops
+
+    return count(jax.make_jaxpr(function)(*shapes).jaxpr)
+
+
+def _call(kernel, layout, flops_of_a_chunk, operands, in_specs, out_shape, out_specs, scratch=()):
     """The kernel compiled on a TPU, interpreted on a CPU; which one is known when it is lowered."""
     batch = operands[0][0].shape[0]
+    arrays = jax.tree.leaves((operands, out_shape))
+    estimate = pl.CostEstimate(
+        flops=flops_of_a_chunk * batch * layout.heads * layout.blocks * layout.chunks,
+        transcendentals=0,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
+    )
 
     def run(interpret):
         return pl.pallas_call(
@@ -323,6 +372,7 @@ def _call(kernel, layout, operands, in_specs, out_shape, out_specs, scratch=()):
             out_specs=out_specs,
             out_shape=out_shape,
             scratch_shapes=scratch,
+            cost_estimate=estimate,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary")
             ),

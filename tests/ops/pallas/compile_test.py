@@ -16,6 +16,7 @@ from benchmarks import kernels
 from benchmarks.kernels import Sizes, measure
 from linear_transformer import accelerators
 from linear_transformer.ops.additive import linear_attention
+from linear_transformer.training import compiled_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 
@@ -64,6 +65,24 @@ def test_memory_in_hbm(operator):
     assert 0.99 * states <= backward <= 1.02 * states + 3 * gates + 2e6
     loop = measure("v5e:1x1", operator, "chunk", Sizes(time), backward=True)["temporaries MB"] * 1e6
     assert loop > 5 * backward
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_work_is_told(backward):
+    """Of additive attention: the products of a chunk, in the state, and out of it.
+
+    Backward goes through the chunks of a block for their states, and again for the gradients, where
+    each product has two more.
+    """
+    sizes = Sizes(1024, heads=2)
+    device = jax.sharding.SingleDeviceSharding(accelerators.describe_devices("v5e:1x1")[0])
+    function = kernels.program("additive", "pallas", sizes, backward)
+    lowered = jax.jit(function).lower(*kernels.arguments("additive", sizes, backward, device))
+    found = compiled_program.cost(lowered.compile().as_text())
+    product = 2 * 1024 * 2 * 128 * 128  # chunks of 128 tokens, 128 keys and values
+    assert found.kernels == 1 + backward
+    states = 4 * 3 / 4  # of the four chunks of a block, all but the last
+    assert found.flops == (4 + states + 4 + 8 if backward else 4) * product
 
 
 def test_several_devices_need_shard_map():
