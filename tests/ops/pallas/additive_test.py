@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
@@ -121,7 +122,7 @@ def test_broken_masks_are_found(broken, monkeypatch):
         contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-3)
 
 
-def test_auto_takes_the_kernel_on_one_tpu_only(monkeypatch):
+def test_auto_takes_the_kernel_where_nothing_splits_it(monkeypatch):
     q = jnp.zeros((1, 1024, 1, 128))
     assert not believed_to_win(q, q)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -131,3 +132,18 @@ def test_auto_takes_the_kernel_on_one_tpu_only(monkeypatch):
     assert not believed_to_win(q[..., :64], q)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert not believed_to_win(q, q)
+    found = []
+    mesh = jax.make_mesh((1, 1), ("data", "tensor"), (AxisType.Auto,) * 2)
+    for by_hand in ({"data"}, {"data", "tensor"}):
+        jax.eval_shape(
+            jax.shard_map(
+                lambda q: found.append(believed_to_win(q, q)) or q,
+                mesh=mesh,
+                in_specs=PartitionSpec(),
+                out_specs=PartitionSpec(),
+                axis_names=by_hand,
+                check_vma=False,
+            ),
+            q,
+        )
+    assert found == [False, True]
