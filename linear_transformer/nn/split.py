@@ -53,8 +53,10 @@ def scatter(x: Array, axes: tuple[str | None, ...]) -> Array:
 
 
 def _alone(collective: Callable[..., Array], x: Array, axes: tuple[str | None, ...]) -> Array:
-    """The compiler splits arrays over "tensor"; left to itself it would undo that for a collective
-    over another axis, and gather everything.
+    """The collective on each device's own part of the array.
+
+    The compiler splits arrays over "tensor"; left to itself it undoes that for a collective over
+    another axis.
     """
     own = PartitionSpec(*(None if axis == AXIS else axis for axis in axes))
     call = functools.partial(collective, axis_name=AXIS)
