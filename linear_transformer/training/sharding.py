@@ -51,8 +51,16 @@ LOGICAL_AXES = (
     (r"\b(query|key|value|gate|receptance)/bias$", ("heads",)),
     (r"\boutput/kernel$", ("heads", "embed")),
 )
-# The axis of the mesh that each is split over.
-RULES = {"vocabulary": "tensor", "feed_forward": "tensor", "heads": "tensor", "embed": FSDP}
+# The axis of the mesh, or the axes, that each is split over; activations follow from the batch, of
+# rows and times, and from the parameters.
+RULES = {
+    "rows": ROWS,
+    "time": SEQUENCE,
+    "vocabulary": "tensor",
+    "feed_forward": "tensor",
+    "heads": "tensor",
+    "embed": FSDP,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,7 +244,7 @@ def put_batch(
 
 def rows_of(mesh: Mesh) -> NamedSharding:
     """Rows, the first axis of an array, over the devices that have rows of their own."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    return NamedSharding(mesh, PartitionSpec(RULES["rows"]))
 
 
 def abstract_batch(
@@ -257,7 +265,8 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _batch_spec(name: str, sequence_arrays: Sequence[str]) -> PartitionSpec:
-    return PartitionSpec(ROWS, SEQUENCE) if name in sequence_arrays else PartitionSpec(ROWS)
+    axes = ("rows", "time") if name in sequence_arrays else ("rows",)
+    return PartitionSpec(*(RULES[axis] for axis in axes))
 
 
 def _padded(batch: Batch, shards: int, sequence_arrays: Sequence[str], in_front: int) -> Batch:
