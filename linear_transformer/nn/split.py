@@ -46,7 +46,6 @@ def gather(part: Array, axes: tuple[str | None, ...]) -> Array:
 
 def scatter(x: Array, axes: tuple[str | None, ...]) -> Array:
     """This device's part of the sum over all devices along AXIS."""
-    axes = axes[-x.ndim :]
     dimension = axes.index(AXIS)
     collective = functools.partial(lax.psum_scatter, scatter_dimension=dimension, tiled=True)
     return _alone(collective, x, axes)

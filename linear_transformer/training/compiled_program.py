@@ -22,6 +22,7 @@ COLLECTIVES = (
     "all-to-all",
     "ragged-all-to-all",
     "collective-broadcast",
+    "send",  # to another slice: what of the others above crosses the data-centre network
 )
 # They move nothing, or what they call does.
 _FREE = {
@@ -117,10 +118,12 @@ def cost(text: str) -> Cost:
                 flops += times * int(estimate[1]) if estimate else 0
             kind = instruction.opcode.removesuffix("-start")
             chain = _CHAIN.search(instruction.attributes)
-            if kind in collectives and (chain is None or chain[0] not in chains):
-                chains |= {chain[0]} if chain else set()
-                collectives[kind][0] += times
-                collectives[kind][1] += times * program.sent(computation, instruction)
+            if kind not in collectives or (chain and chain[0] in chains):
+                continue
+            if chain:
+                chains.add(chain[0])
+            collectives[kind][0] += times
+            collectives[kind][1] += times * program.sent(computation, instruction)
     found = {kind: tuple(pair) for kind, pair in collectives.items() if pair[0]}
     return Cost(flops, hbm_bytes, found, kernels, program.unknown_loops)
 

@@ -35,7 +35,12 @@ BIDIRECTIONAL = (
 CASES = [(name, "causal") for name in MIXERS if name != "convolution"]
 CASES += [(name, "bidirectional") for name in BIDIRECTIONAL]
 CASES = [case for case in CASES if not needs_whole_rows(case[0], {})]
-QUICKER = [("rwkv7", "causal"), ("lion", "bidirectional")]
+QUICKER = [
+    ("rwkv7", "causal"),
+    ("mlstm", "causal"),
+    ("lion", "bidirectional"),
+    ("efficient", "bidirectional"),
+]
 
 
 @functools.cache

@@ -106,30 +106,37 @@ def test_two_slices(sharded):
     assert two.cost.flops == pytest.approx(sharded.cost.flops, rel=0.02)
 
 
-def test_a_row_over_two_slices():
-    """8 chips share a row; what they tell each other is the same of 8k as of 64k tokens."""
-    short, long = (row_over_two_slices(length) for length in (2**13, 2**16))
-    assert short.fits
-    assert long.cost.collectives == short.cost.collectives
-    count, sent = short.cost.collectives["collective-permute"]
-    # Of each layer, forwards, again in the backward pass, and backwards: a state in log2(8)
-    # rounds, and the tokens that the convolution reaches back to.
-    assert count == 2 * 3 * (3 + 1)
+def a_row_over_eight(topology, num_slices, length):
+    config = small(data__batch_size=1, data__sequence_length=length, model__max_positions=length)
+    config.mesh.update(data=1, sequence=8)
+    return ahead_of_time.compile_training_step(config, described(topology, num_slices))
+
+
+def test_messages_of_a_shared_row():
+    """Of each layer forwards, again in the backward pass, and backwards.
+
+    A state in 1 + log2(8) rounds, and the tokens that the convolution reaches back to.
+    """
+    report = a_row_over_eight("v5e:2x4", 1, 2**13)
+    count, sent = report.cost.collectives["collective-permute"]
+    assert count == 2 * 3 * (1 + 3 + 1)
     config = small()
     heads, width = config.model.num_heads, config.model.width
     state = 4 * heads * (width // heads) * (width // heads + 1)
-    halo = (
-        2 * (config.model.mixers.linear.convolution - 1) * 3 * width
-    )  # bf16 queries, keys, values
-    assert sent == pytest.approx(2 * 3 * (3 * state + halo), rel=0.1)
+    halo = 2 * (config.model.mixers.linear.convolution - 1) * 3 * width  # bf16, of q, k and v
+    assert sent == pytest.approx(2 * 3 * ((1 + 3) * state + halo), rel=0.05)
+
+
+def test_a_row_over_two_slices():
+    """What 8 chips tell each other is the same of 8k as of 64k tokens, within and across slices."""
+    short, long = (a_row_over_eight("v5e:2x2", 2, length) for length in (2**13, 2**16))
+    assert short.fits and long.fits
+    assert long.cost.collectives == short.cost.collectives
+    # All messages of the last round go from one slice to the other.
+    assert short.cost.collectives["collective-permute"][0] == 2 * 3 * (1 + 2 + 1)
+    assert short.cost.collectives["send"][0] > 2 * 3 * (1 + 3 + 1)  # gradients too
     # A chip has 8,192 tokens instead of 1,024.
     assert long.memory["temp"] < 2 * short.memory["temp"]
-
-
-def row_over_two_slices(length):
-    config = small(data__batch_size=1, data__sequence_length=length, model__max_positions=length)
-    config.mesh.update(data=1, sequence=8)
-    return ahead_of_time.compile_training_step(config, described("v5e:2x2", 2))
 
 
 def test_too_large_is_told():

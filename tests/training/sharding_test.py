@@ -69,7 +69,8 @@ def test_several_devices_are_one(mesh, text, single, tmp_path):
 def test_a_checkpoint_goes_on_with_other_devices(text, single, tmp_path):
     config = make_config(text, MESHES["both"], num_steps=3)
     execute(config, tmp_path / "run")
-    for mesh, steps in ((MESHES["fsdp"], 6), (MESHES["rows"], 9), (None, 12)):
+    meshes = ((MESHES["data"], 5), (MESHES["fsdp"], 7), (MESHES["rows"], 9), (None, 12))
+    for mesh, steps in meshes:
         execute(make_config(text, mesh, num_steps=steps), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run")[-1], losses(single)[-1], 2e-5)
 

@@ -39,7 +39,6 @@ def test_the_xla_form_has_no_kernel():
     assert measure("v5e:1x1", "additive", "chunk", PACKED, backward=True)["kernels"] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("operator", kernels.OPERATORS)
 def test_wide_heads_fit_the_vmem_of_the_oldest(operator, dtype):
