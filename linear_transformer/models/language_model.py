@@ -11,6 +11,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
 from linear_transformer.nn.linear import Linear, flops_of_weights
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers import (
     MIXERS,
     check_options,
@@ -317,7 +318,7 @@ class LanguageModel(nnx.Module):
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         # Tied rows have unit norm as logits need; the stream wants unit variance.
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
-        x_BTD = self.positions(x_BTD, positions)
+        x_BTD = self.positions(named(x_BTD, "rows", "time", None), positions)
         if self.embedding_norm is not None:
             x_BTD = apply_norm(self.embedding_norm, x_BTD, training=dropout_key is not None)
         x_BTD = self.dropout(x_BTD, deterministic=keys[0] is None, rngs=keys[0])
@@ -335,6 +336,7 @@ class LanguageModel(nnx.Module):
             logits = self.embedding.attend(rows).reshape(*tokens_BT.shape, -1)
         else:
             logits = self.head(x_BTD)
+        logits = named(logits, "rows", "time", "vocabulary")
         logits_BTE = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if state is None:
             return logits_BTE, None

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.feed_forward import FeedForward
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixer import MixerState
 from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.residuals import RESIDUALS
@@ -89,4 +90,5 @@ class Block(nnx.Module):
         return x_BTD, state
 
     def _drop(self, x_BTD: Activations, key: PRNGKey | None) -> Activations:
+        x_BTD = named(x_BTD, "rows", "time", None)
         return self.dropout(x_BTD, deterministic=key is None, rngs=key)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.types import Activations, PRNGKey
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -44,5 +45,6 @@ class FeedForward(nnx.Module):
         h_BTF = ACTIVATIONS[self.activation](self.up(x_BTD))
         if self.gate is not None:
             h_BTF = h_BTF * self.gate(x_BTD)
+        h_BTF = named(h_BTF, "rows", "time", "feed_forward")
         h_BTF = self.dropout(h_BTF, deterministic=dropout_key is None, rngs=dropout_key)
         return self.down(h_BTF)

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.logical_axes import named
+
 
 class Linear(nnx.Linear):
     """nnx.Linear applied to (rows, features).
@@ -27,8 +29,10 @@ def flops_of_weights(module: nnx.Module) -> int:
 
 
 def split_heads(x_BTD: Float[Array, "B T D"], heads: int) -> Float[Array, "B T H K"]:
-    return x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
+    x_BTHK = x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
+    return named(x_BTHK, "rows", "time", "heads", None)
 
 
 def merge_heads(x_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
-    return jnp.reshape(x_BTHV, (*x_BTHV.shape[:2], -1))
+    x_BTD = jnp.reshape(x_BTHV, (*x_BTHV.shape[:2], -1))
+    return named(x_BTD, "rows", "time", "heads")

@@ -138,7 +138,7 @@ def compile_training_step(
     mesh = sharding.make_mesh(mesh_config, rows, devices)
     task = make_task(config)
     task.require_shards(mesh_config.sequence)
-    options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
+    options = {"seed": config.seed, "ema_decay": config.ema_decay}
     step = make_train_step(
         nnx.graphdef(abstract_model(task)),
         task.loss,
@@ -148,7 +148,7 @@ def compile_training_step(
         exchange=mesh_config.exchange,
         **options,
     )
-    state = abstract_state(task.make_model, optimizer, **options)
+    state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
     batch = next(iter(task.training_data(0, 1)))
     batch = sharding.abstract_batch(mesh, batch, task.sequence_arrays, task.tokens_in_front)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
@@ -214,7 +214,7 @@ def _compile(
         seconds = time.perf_counter() - began
         return Report(program, mesh, accelerator, tokens, seconds, **found)
 
-    with choice.compiling_for(device.platform, mesh.size):
+    with choice.compiling_for(device.platform, mesh.size), jax.set_mesh(mesh):
         lowered = lower()
     try:
         compiled = lowered.compile()

@@ -80,8 +80,8 @@ def _train(
         flush=True,
     )
 
-    options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
-    state = init_state(task.make_model, optimizer, **options)
+    options = {"seed": config.seed, "ema_decay": config.ema_decay}
+    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh, tracer)
     loop.peak_speed = _peak_speed(model, config, mesh)
@@ -231,7 +231,8 @@ class _Loop:
                     batch = sharding.put_batch(
                         self.mesh, batch, self.task.sequence_arrays, self.task.tokens_in_front
                     )
-                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                annotation = jax.profiler.StepTraceAnnotation("train", step_num=self.step)
+                with annotation, jax.set_mesh(self.mesh):
                     state, metrics = step_fn(state, batch)
                 if pending is not None:
                     self._collect(*pending)

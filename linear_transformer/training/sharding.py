@@ -12,7 +12,8 @@ A mesh has four axes.
   vocabulary (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
 
 Over the first three each device runs the very program of a single device on its tokens.  Over
-"tensor" the compiler splits that program as the parameters are split.
+"tensor" the compiler splits that program as the named axes of parameters and activations say
+(`nn.logical_axes`).
 """
 
 import dataclasses
@@ -25,11 +26,12 @@ import jax
 import ml_collections
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from linear_transformer import configuration
 from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import AXIS as FSDP
 from linear_transformer.nn.split import Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
@@ -37,7 +39,6 @@ from linear_transformer.ops import sequence_parallel
 
 SEQUENCE = sequence_parallel.AXIS
 AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most
-ROWS = ("data", FSDP)  # a batch's rows are split over these
 _SMALLEST = 2**12  # numbers of an array that are worth splitting
 
 # What the last axes of a parameter are, by the end of its name; others have no names.
@@ -51,16 +52,6 @@ LOGICAL_AXES = (
     (r"\b(query|key|value|gate|receptance)/bias$", ("heads",)),
     (r"\boutput/kernel$", ("heads", "embed")),
 )
-# The axis of the mesh, or the axes, that each is split over; activations follow from the batch, of
-# rows and times, and from the parameters.
-RULES = {
-    "rows": ROWS,
-    "time": SEQUENCE,
-    "vocabulary": "tensor",
-    "feed_forward": "tensor",
-    "heads": "tensor",
-    "embed": FSDP,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,10 +134,10 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
             f"config.data.batch_size / config.accumulate_steps ({rows} rows) is not a multiple of "
             f"the {data * config.fsdp} devices along data and fsdp of config.mesh"
         )
-    return Mesh(np.array(devices[:size]).reshape(shape), AXES)
+    return Mesh(np.array(devices[:size]).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
 
 
-def specs(mesh: Mesh, tree: Any) -> Any:
+def specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """How each array is split over "fsdp" and "tensor".
 
     As RULES say of its axes, and over "fsdp" along the longest one that can be where they say
@@ -288,31 +279,31 @@ def _padded(batch: Batch, shards: int, sequence_arrays: Sequence[str], in_front:
 
 
 def sum_over_devices(
-    mesh: Mesh,
-    sums: Callable[..., Any],
-    sequence_arrays: Sequence[str] = (),
-    exchange: str = "scan",
+    sums: Callable[..., Any], sequence_arrays: Sequence[str] = (), exchange: str = "scan"
 ) -> Callable[..., Any]:
     """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
 
-    Gradients are sums over tokens, split as the parameters are.  Each part of the rows has a key of
-    its own, so that dropout depends on their number.
+    They are those of the mesh of the context; without one it is `sums`.  Gradients are sums over
+    tokens, split as the parameters are.  Each part of the rows has a key of its own, so that
+    dropout depends on their number.
 
     Args:
       sequence_arrays: as of `put_batch`.
       exchange: as of `MeshConfig`.
     """
-    spread = tuple(axis for axis in (*ROWS, SEQUENCE) if mesh.shape[axis] > 1)
-    if not spread:  # the compiler splits what there is over "tensor"
-        return sums
-    # It does not know sums over axes of one device among those that it has to split itself.
-    manual = spread if mesh.shape["tensor"] > 1 else AXES
-    row_axes = tuple(axis for axis in spread if axis in ROWS)
 
     def total(x: Any, axes: Sequence[str]) -> Any:
         return lax.psum(x, axes) if axes else x
 
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = RULES["rows"]
+        spread = tuple(axis for axis in (*rows, SEQUENCE) if mesh.shape.get(axis, 1) > 1)
+        if not spread:  # the compiler splits what there is over "tensor"
+            return sums(parameters, batch, key)
+        # It does not know sums over axes of one device among those that it has to split itself.
+        manual = spread if mesh.shape["tensor"] > 1 else AXES
+        row_axes = tuple(axis for axis in spread if axis in rows)
         axes = specs(mesh, parameters)
         split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
 
@@ -341,11 +332,12 @@ def sum_over_devices(
             return gradients, total(metrics, spread)
 
         whole = PartitionSpec()
-        rows = {name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch}
+        batch_specs = {
+            name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch
+        }
         run = jax.shard_map(
             of_one,
-            mesh=mesh,
-            in_specs=(split, rows, whole),
+            in_specs=(split, batch_specs, whole),
             out_specs=(split, whole),
             axis_names=set(manual),
             check_vma=False,  # the sums are written out above

@@ -92,16 +92,15 @@ def make_train_step(
     seed: int,
     accumulate_steps: int,
     ema_decay: float,
-    mesh: Mesh | None = None,
     sequence_arrays: Sequence[str] = (),
     exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
-    the gradient is that of the whole batch whatever the weights.  On a mesh of several devices each
-    one has its tokens, and state and batch are arrays on that mesh (`training.sharding`, which has
-    the last three arguments).
+    the gradient is that of the whole batch whatever the weights.  Called and lowered under
+    `jax.set_mesh`, it runs on that mesh: each device has its tokens, and state and batch are arrays
+    on the mesh (`training.sharding`, which has the last two arguments).
     """
 
     def loss_sum(parameters, batch, key):
@@ -124,13 +123,11 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    total_sums = sums
-    if mesh is not None:
-        total_sums = sharding.sum_over_devices(mesh, sums, sequence_arrays, exchange)
+    sums_of_all = sharding.sum_over_devices(sums, sequence_arrays, exchange)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        sums_of_batch, metrics = total_sums(state.parameters, batch, key)
+        sums_of_batch, metrics = sums_of_all(state.parameters, batch, key)
         gradients = without_moments(sums_of_batch)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
@@ -142,14 +139,10 @@ def make_train_step(
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
         one = jnp.ones(())
         metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
-        return TrainState(state.step + 1, parameters, optimizer_state, average), metrics
+        state = TrainState(state.step + 1, parameters, optimizer_state, average)
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.size > 1:  # it leaves as it came in
+            state = jax.lax.with_sharding_constraint(state, sharding.specs(mesh, state))
+        return state, metrics
 
-    if mesh is None or mesh.size == 1:
-        return jax.jit(train_step, donate_argnums=0)
-
-    def sharded_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        state, metrics = train_step(state, batch)
-        split = sharding.shardings(mesh, state)  # as it came in
-        return jax.lax.with_sharding_constraint(state, split), metrics
-
-    return jax.jit(sharded_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0)

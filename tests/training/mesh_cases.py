@@ -126,8 +126,8 @@ def train(name, mesh, exchange="scan"):
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, STEPS)
-    options = {"seed": 0, "ema_decay": 0.0, "mesh": mesh}
-    state = init_state(task.make_model, optimizer, **options)
+    options = {"seed": 0, "ema_decay": 0.0}
+    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
     step = make_train_step(
         nnx.graphdef(model),
         task.loss,
@@ -140,7 +140,8 @@ def train(name, mesh, exchange="scan"):
     data = iter(task.training_data(0, 1))
     put = functools.partial(sharding.put_batch, mesh)
     batches = [put(next(data), task.sequence_arrays, task.tokens_in_front) for _ in range(STEPS)]
-    compiled = step.lower(state, batches[0]).compile(compiler_options=QUICKLY)
+    with jax.set_mesh(mesh):
+        compiled = step.lower(state, batches[0]).compile(compiler_options=QUICKLY)
     metrics = []
     for batch in batches:
         state, of_step = compiled(state, batch)
@@ -227,8 +228,8 @@ def messages(length, num_layers):
     optimizer = make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), STEPS
     )
-    options = {"seed": 0, "ema_decay": 0.0, "mesh": mesh}
-    state = init_state(task.make_model, optimizer, **options)
+    options = {"seed": 0, "ema_decay": 0.0}
+    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
     step = make_train_step(
         nnx.graphdef(model),
         task.loss,
@@ -240,7 +241,8 @@ def messages(length, num_layers):
     rows = {name: np.zeros((1, length), np.int32) for name in ("inputs", "targets")}
     rows["weights"] = np.ones((1, length), np.float32)
     batch = sharding.abstract_batch(mesh, rows, task.sequence_arrays)
-    compiled = step.lower(state, batch).compile(compiler_options=QUICKLY)
+    with jax.set_mesh(mesh):
+        compiled = step.lower(state, batch).compile(compiler_options=QUICKLY)
     return collectives.messages(compiled.as_text())
 
 

@@ -3,7 +3,8 @@
 The grid is (batch, groups of heads, blocks of chunks), the blocks in sequence.  The block of the
 final state that a program writes to is the same for all blocks of a sequence, so it stays in VMEM
 and is the state on its way.  Queries, keys and values are read as (B, T, H K), the layout in which
-projections produce them, by heads that fill 128 lanes: nothing is transposed or padded in HBM.
+projections produce them, by heads that fill 128 lanes, and gates as (B, H, T), which is how a TPU
+stores (B, T, H) of few heads: nothing is transposed or padded in HBM.
 
 Forward keeps nothing but the output and, if a gradient will be asked for, the state that enters
 every block.  Backward walks the blocks in reverse with the gradient of the state in VMEM; within a
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -33,6 +35,7 @@ from linear_transformer.types import SegmentIds
 
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
+GATE_SUBLANES = 8  # of float32
 _NO_MASKS = Masks(None, None)  # they are no matmuls
 TOKENS_PER_BLOCK = 512  # a state is stored per block
 # A block of each array is in VMEM twice, gradients too: half of what a v4 has, the rest is for
@@ -70,9 +73,9 @@ def chunk_scan(
     """
     layout = _Layout.of(tokens, chunk)
     runs = () if segment_ids_BT is None else (layout.runs(segment_ids_BT, state[0].dtype),)
-    rows = tuple(layout.rows(x.astype(state[0].dtype)) for x in gates)
+    by_head = tuple(layout.by_head(x.astype(state[0].dtype)) for x in gates)
     flat = tuple(x.reshape(*x.shape[:2], -1) for x in tokens)
-    o, state = _scan(step, layout, flat, rows, state, runs)
+    o, state = _scan(step, layout, flat, by_head, state, runs)
     return o.reshape(tokens[-1].shape), state
 
 
@@ -97,36 +100,57 @@ class _Layout(NamedTuple):
         group = heads if heads % group else group
         size = TOKENS_PER_BLOCK
         of_token = sum(x.shape[-1] * x.dtype.itemsize for x in (*tokens, *tokens, tokens[-1]))
-        while 2 * group * of_token * size > _MAX_BYTES and size > chunk:
+        while 2 * group * of_token * size > _MAX_BYTES and size > max(chunk, LANES):
             size //= 2
         chunks = min(max(1, size // chunk), -(-time // chunk))
         blocks = -(-time // (chunk * chunks))
         return cls(time, heads, group, chunk, chunks, blocks, widths)
 
-    def _cut(self, x, **pad):
-        padding = self.blocks * self.chunks * self.chunk - self.time
-        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, padding),), **pad)
-        return x.reshape(*x.shape[:-1], self.blocks * self.chunks, 1, self.chunk)
+    @property
+    def size(self):
+        """Tokens of a block."""
+        return self.chunk * self.chunks
 
-    def rows(self, x_BTH):
-        return self._cut(jnp.swapaxes(x_BTH, 1, 2))
+    @property
+    def sharing(self):
+        """Heads whose gates are read together: tiles have 8 rows, or all that there are."""
+        if self.group % GATE_SUBLANES and self.group < self.heads:
+            return self.heads if self.heads % GATE_SUBLANES else GATE_SUBLANES
+        return self.group
+
+    def _padding(self, x):
+        return ((0, 0),) * (x.ndim - 1) + ((0, self.blocks * self.size - self.time),)
+
+    def by_head(self, x_BTH):
+        """(B, H, T); lanes come by 128, so a single block is filled."""
+        x_BHT = jnp.swapaxes(x_BTH, 1, 2)
+        return jnp.pad(x_BHT, self._padding(x_BHT)) if self.blocks == 1 else x_BHT
 
     def runs(self, segment_ids_BT, dtype):
         """Segment starts counted from the token before each chunk, (B, N, 1, C)."""
-        runs = self._cut(segments.run_index(segment_ids_BT), mode="edge")
+        runs = segments.run_index(segment_ids_BT)
+        runs = jnp.pad(runs, self._padding(runs), mode="edge")
+        runs = runs.reshape(len(runs), self.blocks * self.chunks, 1, self.chunk)
         before = jnp.pad(runs[:, :-1, :, -1:], ((0, 0), (1, 0), (0, 0), (0, 0)))
         return (runs - before).astype(dtype)
 
     def token_specs(self, at):
-        size = self.chunk * self.chunks
         return tuple(
-            pl.BlockSpec((None, size, self.group * width), lambda b, h, n: (b, at(n), h))
+            pl.BlockSpec((None, self.size, self.group * width), lambda b, h, n: (b, at(n), h))
             for width in self.widths
         )
 
-    def row_specs(self, rows, at):
-        block = (None, self.group, self.chunks, 1, self.chunk)
-        return tuple(pl.BlockSpec(block, lambda b, h, n: (b, h, at(n), 0, 0)) for _ in rows)
+    def gate_specs(self, gates, at):
+        block = (None, self.sharing, self.size)
+        times = np.int32(self.sharing // self.group)
+        return tuple(
+            pl.BlockSpec(block, lambda b, h, n: (b, lax.div(h, times), at(n))) for _ in gates
+        )
+
+    def row_specs(self, gates, at):
+        """Of (B, H, 1, T): their gradients, which heads do not share."""
+        block = (None, self.group, 1, self.size)
+        return tuple(pl.BlockSpec(block, lambda b, h, n: (b, h, 0, at(n))) for _ in gates)
 
     def run_specs(self, runs, at):
         block = (None, self.chunks, 1, self.chunk)
@@ -163,22 +187,38 @@ class _Layout(NamedTuple):
             ref[place, self.lanes(head, x.shape[-1])] = x.astype(ref.dtype)
 
     def masks(self, runs, block, c):
-        size = self.chunk * self.chunks
         left = None
-        if self.time % size:
-            left = self.time - block * size - c * self.chunk
+        if self.time % self.size:
+            left = self.time - block * self.size - c * self.chunk
         return Masks(runs[0][c] if runs else None, left)
+
+    def load_gates(self, gates, rows, block):
+        """The gates of a block cut into the rows (group, chunks, 1, C)."""
+        lane = lax.broadcasted_iota(jnp.int32, (1, self.size), 1)
+        for ref, row in zip(gates, rows, strict=True):
+            for h in range(self.group):
+                head = lax.rem(pl.program_id(1) * self.group + h, np.int32(self.sharing))
+                x = ref[pl.ds(head, 1), :]
+                x = jnp.where(lane < self.time - block * self.size, x, 0)
+                for c in range(self.chunks):
+                    row[h, c] = x[:, self.lanes(c, self.chunk)]
+
+    def store_rows(self, rows, targets):
+        for row, ref in zip(rows, targets, strict=True):
+            for h in range(self.group):
+                for c in range(self.chunks):
+                    ref[h, :, self.lanes(c, self.chunk)] = row[h, c]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(step, layout, tokens, rows, state, runs):
-    o, state, _ = _run_forward(step, layout, tokens, rows, state, runs, save=False)
+def _scan(step, layout, tokens, gates, state, runs):
+    o, state, _ = _run_forward(step, layout, tokens, gates, state, runs, save=False)
     return o, state
 
 
-def _scan_forward(step, layout, tokens, rows, state, runs):
-    o, state, saved = _run_forward(step, layout, tokens, rows, state, runs, save=True)
-    return (o, state), (tokens, rows, saved, runs)
+def _scan_forward(step, layout, tokens, gates, state, runs):
+    o, state, saved = _run_forward(step, layout, tokens, gates, state, runs, save=True)
+    return (o, state), (tokens, gates, saved, runs)
 
 
 def _scan_backward(step, layout, residuals, cotangents):
@@ -188,21 +228,21 @@ def _scan_backward(step, layout, residuals, cotangents):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _run_forward(step, layout, tokens, rows, state, runs, save):
+def _run_forward(step, layout, tokens, gates, state, runs, save):
     def at(n):
         return n
 
     saved_shape = [(layout.blocks, *x.shape) for x in state] if save else []
     saved_specs = layout.saved_specs(state, at) if save else ()
-    flops = _flops(functools.partial(step, masks=_NO_MASKS), *_of_a_chunk(layout, rows, state))
+    flops = _flops(functools.partial(step, masks=_NO_MASKS), *_of_a_chunk(layout, gates, state))
     return _call(
         functools.partial(_forward_kernel, step, layout),
         layout,
         flops,
-        (tokens, rows, runs, state),
+        (tokens, gates, runs, state),
         (
             layout.token_specs(at),
-            layout.row_specs(rows, at),
+            layout.gate_specs(gates, at),
             layout.run_specs(runs, at),
             layout.state_specs(state),
         ),
@@ -212,10 +252,11 @@ def _run_forward(step, layout, tokens, rows, state, runs, save):
             tuple(jax.ShapeDtypeStruct(shape, state[0].dtype) for shape in saved_shape),
         ),
         (layout.token_specs(at)[-1], layout.state_specs(state), saved_specs),
+        scratch=_row_scratch(layout, gates),
     )
 
 
-def _forward_kernel(step, layout, tokens, rows, runs, initial, o, state, saved):
+def _forward_kernel(step, layout, tokens, gates, runs, initial, o, state, saved, *rows):
     dtype = state[0].dtype
     block = pl.program_id(2)
 
@@ -224,13 +265,14 @@ def _forward_kernel(step, layout, tokens, rows, runs, initial, o, state, saved):
         _copy(initial, state)
 
     _copy(state, saved)
+    layout.load_gates(gates, rows, block)
 
     def chunk(c, _):
         masks = layout.masks(runs, block, c)
         for h in range(layout.group):
             inputs = layout.load(tokens, c, h, masks, dtype)
-            gates = tuple(ref[h, c] for ref in rows)
-            o_h, state_h = step(inputs, gates, tuple(ref[h] for ref in state), masks)
+            gates_h = tuple(row[h, c] for row in rows)
+            o_h, state_h = step(inputs, gates_h, tuple(ref[h] for ref in state), masks)
             layout.store((o,), c, h, (o_h,))
             for ref, x in zip(state, state_h, strict=True):
                 ref[h] = x
@@ -238,13 +280,13 @@ def _forward_kernel(step, layout, tokens, rows, runs, initial, o, state, saved):
     lax.fori_loop(0, layout.chunks, chunk, None)
 
 
-def _run_backward(step, layout, tokens, rows, saved, runs, do, dstate):
+def _run_backward(step, layout, tokens, gates, saved, runs, do, dstate):
     def at(n):
         return layout.blocks - 1 - n
 
-    specs = (layout.token_specs(at), layout.row_specs(rows, at))
+    token_specs = layout.token_specs(at)
     state_specs = layout.state_specs(dstate)
-    forward, shapes = functools.partial(step, masks=_NO_MASKS), _of_a_chunk(layout, rows, dstate)
+    forward, shapes = functools.partial(step, masks=_NO_MASKS), _of_a_chunk(layout, gates, dstate)
 
     def both(*inputs):
         outputs, pullback = jax.vjp(forward, *inputs)
@@ -252,29 +294,38 @@ def _run_backward(step, layout, tokens, rows, saved, runs, do, dstate):
 
     # The states between the chunks of a block are computed first.
     again = _flops(forward, *shapes) * (layout.chunks - 1) // layout.chunks
-    return _call(
+    rows = tuple(
+        jax.ShapeDtypeStruct((*x.shape[:2], 1, layout.blocks * layout.size), x.dtype) for x in gates
+    )
+    entering = tuple(
+        pltpu.VMEM((layout.chunks, layout.group, *x.shape[2:]), x.dtype) for x in dstate
+    )
+    dtokens, drows, dstate = _call(
         functools.partial(_backward_kernel, step, layout),
         layout,
         again + _flops(both, *shapes),
-        (tokens, rows, runs, saved, do, dstate),
+        (tokens, gates, runs, saved, do, dstate),
         (
-            *specs,
+            token_specs,
+            layout.gate_specs(gates, at),
             layout.run_specs(runs, at),
             layout.saved_specs(dstate, at),
-            specs[0][-1],
+            token_specs[-1],
             state_specs,
         ),
-        tuple(tuple(_shape(x) for x in arrays) for arrays in (tokens, rows, dstate)),
-        (*specs, state_specs),
-        scratch=tuple(
-            pltpu.VMEM((layout.chunks, layout.group, *x.shape[2:]), x.dtype) for x in dstate
-        ),
+        (tuple(_shape(x) for x in tokens), rows, tuple(_shape(x) for x in dstate)),
+        (token_specs, layout.row_specs(gates, at), state_specs),
+        scratch=(*_row_scratch(layout, gates), *_row_scratch(layout, gates), *entering),
     )
+    dgates = tuple(x[:, :, 0, : gate.shape[2]] for x, gate in zip(drows, gates, strict=True))
+    return dtokens, dgates, dstate
 
 
 def _backward_kernel(
-    step, layout, tokens, rows, runs, saved, do, dfinal, dtokens, drows, dstate, *entering
+    step, layout, tokens, gates, runs, saved, do, dfinal, dtokens, dgates, dstate, *scratch
 ):
+    rows, drows = scratch[: len(gates)], scratch[len(gates) : 2 * len(gates)]
+    entering = scratch[2 * len(gates) :]
     dtype = dstate[0].dtype
     block = layout.blocks - 1 - pl.program_id(2)
 
@@ -282,11 +333,12 @@ def _backward_kernel(
     def _():
         _copy(dfinal, dstate)
 
+    layout.load_gates(gates, rows, block)
     for ref, first in zip(entering, saved, strict=True):
         ref[0] = first[...]
 
     def inputs(c, h, masks):
-        return layout.load(tokens, c, h, masks, dtype), tuple(ref[h, c] for ref in rows)
+        return layout.load(tokens, c, h, masks, dtype), tuple(row[h, c] for row in rows)
 
     def recompute(c, _):
         masks = layout.masks(runs, block, c)
@@ -313,6 +365,7 @@ def _backward_kernel(
                 ref[h] = x
 
     lax.fori_loop(0, layout.chunks, chunk, None)
+    layout.store_rows(drows, dgates)
 
 
 def _copy(sources, targets):
@@ -324,7 +377,12 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _of_a_chunk(layout, rows, state):
+def _row_scratch(layout, gates):
+    shape = (layout.group, layout.chunks, 1, layout.chunk)
+    return tuple(pltpu.VMEM(shape, x.dtype) for x in gates)
+
+
+def _of_a_chunk(layout, gates, state):
     """Shapes of what a step takes."""
 
     def shape(*sizes):
@@ -332,7 +390,7 @@ def _of_a_chunk(layout, rows, state):
 
     return (
         tuple(shape(layout.chunk, width) for width in layout.widths),
-        tuple(shape(1, layout.chunk) for _ in rows),
+        tuple(shape(1, layout.chunk) for _ in gates),
         tuple(shape(*x.shape[2:]) for x in state),
     )
 

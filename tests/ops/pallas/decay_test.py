@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linear_transformer.ops.decay import decayed_attention
-from linear_transformer.ops.pallas import decays
+from linear_transformer.ops.pallas import chunk_scan, decays
 from linear_transformer.ops.pallas.arithmetic import ROWS_BY_ROWS, matmul
 from tests.ops import contract
 from tests.ops.decay_test import B, inputs
@@ -46,6 +46,19 @@ def test_fixed_decay_per_head():
     o, state = op("pallas")(**arrays)
     o_expected, expected = op("recurrent")(**arrays)
     contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
+
+
+@pytest.mark.parametrize(("heads", "width", "sharing"), [(16, 128, 8), (6, 64, 6)])
+def test_programs_that_read_gates_together(heads, width, sharing):
+    """Of 8 heads, one each; of all heads, as they are no multiple of 8, two that fill the lanes."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 100, heads, width)), jnp.float32) for _ in range(3))
+    log_decay = jnp.asarray(-rng.exponential(size=(1, 100, heads)), jnp.float32)
+    layout = chunk_scan._Layout.of((q, k, v), CHUNK)
+    assert (layout.group, layout.sharing, layout.blocks) == (128 // width, sharing, 2)
+    arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+    actual, expected = (evaluate(op(form), arrays, {}) for form in ("pallas", "recurrent"))
+    contract.assert_agree(actual, expected, 5e-6)
 
 
 @pytest.mark.parametrize("gate", GATES)
