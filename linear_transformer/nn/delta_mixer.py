@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops.delta import FORMS, delta_product
@@ -100,7 +101,9 @@ class DeltaMixer(RecurrentMixer):
         return self._gated(merge_heads(self.norm(o_BTHV)), x), sums, past
 
     def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
-        return x_BTD.reshape(*x_BTD.shape[:2], self.steps, self.heads, -1)
+        """The steps of a head are next to each other, on the device that has the head."""
+        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, -1)
+        return jnp.swapaxes(named(x_BTHNK, "rows", "time", "heads", None, None), 2, 3)
 
     def _log_decay(self, x_BTD: Activations) -> Array | None:
         """(B, T, H), (B, T, H, K), or None for no decay."""

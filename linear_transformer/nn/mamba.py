@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.nn.short_convolution import ShortConvolution
@@ -69,7 +70,8 @@ class Mamba(RecurrentMixer):
             dtype=dtype,
             rngs=rngs,
         )
-        self.input = self._linear(2 * inner, rngs)
+        self.value = self._linear(inner, rngs)
+        self.gate = self._linear(inner, rngs)
         self.local = ShortConvolution(inner, convolution, dtype=self.dtype, rngs=rngs)
         self.convolution_bias = nnx.Param(jnp.zeros((inner,)))
         self.selection = Linear(
@@ -93,8 +95,10 @@ class Mamba(RecurrentMixer):
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
         dtype = self._state_dtype
-        u_BTD, z_BTD = jnp.split(self.input(x), 2, axis=-1)
-        u_BTD, past = silu_convolution(self.local, self.convolution_bias, u_BTD, past, segment_ids)
+        u_BTD = named(self.value(x), "rows", "time", "heads")
+        (u_BTD,), past = silu_convolution(
+            self.local, self.convolution_bias, (u_BTD,), past, segment_ids
+        )
         dt, b_BTN, c_BTN = jnp.split(
             self.selection(u_BTD), [self.dt_rank, self.dt_rank + self.key_width], axis=-1
         )
@@ -108,4 +112,4 @@ class Mamba(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         y_BTD = y_BTD + u_BTD * self.skip[...].astype(u_BTD.dtype)
-        return y_BTD * jax.nn.silu(z_BTD), sums, past
+        return y_BTD * jax.nn.silu(self.gate(x)), sums, past

@@ -76,7 +76,10 @@ class Mamba2(RecurrentMixer):
         self.groups = groups
         self.inner = heads * self.value_width
         mixed = self.inner + 2 * groups * state_width
-        self.input = self._linear(self.inner + mixed + heads, rngs)
+        self.gate = self._linear(self.inner, rngs)
+        self.value = self._linear(self.inner, rngs)
+        self.shared = self._linear(2 * groups * state_width, rngs)  # B and C
+        self.dt = self._linear(heads, rngs)
         self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
         self.convolution_bias = nnx.Param(jnp.zeros((mixed,)))
         self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)))
@@ -88,16 +91,16 @@ class Mamba2(RecurrentMixer):
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
         dtype = self._state_dtype
-        mixed_end = self.inner + self.local.features
-        z, mixed, dt_BTH = jnp.split(self.input(x), [self.inner, mixed_end], axis=-1)
-        mixed, past = silu_convolution(self.local, self.convolution_bias, mixed, past, segment_ids)
-        u, b, c = jnp.split(mixed, [self.inner, self.inner + self.groups * self.key_width], axis=-1)
+        (u, shared), past = silu_convolution(
+            self.local, self.convolution_bias, (self.value(x), self.shared(x)), past, segment_ids
+        )
         v = split_heads(u, self.heads)
+        b, c = jnp.split(shared, 2, axis=-1)
         k, q = (
             jnp.repeat(split_heads(a, self.groups), self.heads // self.groups, axis=2)
             for a in (b, c)
         )
-        dt_BTH = jax.nn.softplus(dt_BTH.astype(dtype) + self.dt_bias[...].astype(dtype))
+        dt_BTH = jax.nn.softplus(self.dt(x).astype(dtype) + self.dt_bias[...].astype(dtype))
         o, sums = decayed_attention(
             q,
             k,
@@ -107,4 +110,4 @@ class Mamba2(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         o = o + v * self.skip[...].astype(v.dtype)[:, None]
-        return self.norm(merge_heads(o) * jax.nn.silu(z)), sums, past
+        return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past

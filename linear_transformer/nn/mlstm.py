@@ -87,7 +87,9 @@ class MLSTM(RecurrentMixer):
         del positions
         dtype = self._state_dtype
         sums = self._init_sums(x.shape[0]) if sums is None else sums
-        local, past = silu_convolution(self.local, self.convolution_bias, x, past, segment_ids)
+        (local,), past = silu_convolution(
+            self.local, self.convolution_bias, (x,), past, segment_ids
+        )
         q, k = (split_heads(layer(local), self.heads) for layer in (self.query, self.key))
         v = split_heads(self.value(x), self.heads)
         log_input = self.input_gate(x).astype(dtype)

@@ -1,7 +1,10 @@
 """What gated recurrent mixers share: checks, a state that stops at a boundary, an output layer."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -163,10 +166,12 @@ class LowRank(nnx.Module):
 def silu_convolution(
     convolution: ShortConvolution,
     bias_D: nnx.Param,
-    x_BTD: Activations,
+    parts: Sequence[Float[Array, "B T _"]],
     past: MixerState | None,
     segment_ids: SegmentIds | None,
-) -> tuple[Activations, MixerState | None]:
-    """silu(convolution + bias), as in Mamba."""
-    x_BTD, past = convolution(x_BTD, past, segment_ids=segment_ids)
-    return jax.nn.silu(x_BTD + bias_D[...].astype(x_BTD.dtype)), past
+) -> tuple[tuple[Float[Array, "B T _"], ...], MixerState | None]:
+    """silu(convolution + bias) of features side by side, as in Mamba."""
+    parts, past = convolution.side_by_side(parts, past, segment_ids=segment_ids)
+    ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
+    biases = jnp.split(bias_D[...].astype(parts[0].dtype), ends)
+    return tuple(jax.nn.silu(x + b) for x, b in zip(parts, biases, strict=True)), past

@@ -48,8 +48,11 @@ LOGICAL_AXES = (
     (r"feed_forward/(up|gate)/kernel$", ("embed", "feed_forward")),
     (r"feed_forward/(up|gate)/bias$", ("feed_forward",)),
     (r"feed_forward/down/kernel$", ("feed_forward", "embed")),
-    (r"\b(query|key|value|gate|receptance)/kernel$", ("embed", "heads")),
-    (r"\b(query|key|value|gate|receptance)/bias$", ("heads",)),
+    (r"\b(query|key|value|gate|receptance|forget|decay)/kernel$", ("embed", "heads")),
+    (r"\b(gate|forget|decay|rate|dt)/up/kernel$", (None, "heads")),
+    (r"\bdt/kernel$", (None, "heads")),
+    (r"\bselection/kernel$", ("heads", None)),
+    (r"\b(query|key|value|gate|receptance|forget|decay|dt)(/up)?/bias$", ("heads",)),
     (r"\boutput/kernel$", ("heads", "embed")),
 )
 
@@ -173,7 +176,8 @@ def _logical_axes(path: Any, dimensions: int) -> list[tuple[int, str]]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     for pattern, axes in LOGICAL_AXES:
         if re.search(pattern, name) and dimensions >= len(axes):
-            return list(zip(range(dimensions - len(axes), dimensions), axes, strict=True))
+            places = range(dimensions - len(axes), dimensions)
+            return [(i, axis) for i, axis in zip(places, axes, strict=True) if axis]
     return []
 
 

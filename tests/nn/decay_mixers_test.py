@@ -100,9 +100,9 @@ def lightning(mixer, x, position, history, s):
 def mamba2(mixer, x, position, history, s):
     """Dao and Gu 2024: the block of figure 6 (right) around equation 16."""
     inner, groups, n = mixer.inner, mixer.groups, mixer.key_width
-    projected = [dense(mixer.input, a) for a in history]
-    z, dt = projected[-1][:inner], projected[-1][-H:]
-    u = convolved(mixer, [a[inner:-H] for a in projected])
+    z, dt = dense(mixer.gate, x), dense(mixer.dt, x)
+    projected = [(dense(mixer.value, a), dense(mixer.shared, a)) for a in history]
+    u = convolved(mixer, [np.concatenate(a) for a in projected])
     v, b, c = u[:inner].reshape(H, -1), u[inner : -groups * n], u[-groups * n :]
     b, c = b.reshape(groups, n), c.reshape(groups, n)
     dt = softplus(dt + array(mixer.dt_bias))
@@ -199,9 +199,8 @@ def lion(mixer, x, position, history, s):
 def mamba(mixer, x, position, history, h):
     """Gu and Dao 2023, algorithm 2 with the discretisation of section 3."""
     inner, n, rank = mixer.value_width, mixer.key_width, mixer.dt_rank
-    projected = [dense(mixer.input, a) for a in history]
-    z = projected[-1][inner:]
-    u = convolved(mixer, [a[:inner] for a in projected])
+    z = dense(mixer.gate, x)
+    u = convolved(mixer, [dense(mixer.value, a) for a in history])
     selected = dense(mixer.selection, u)
     dt = softplus(dense(mixer.dt, selected[:rank]))
     b, c = selected[rank : rank + n], selected[rank + n :]

@@ -35,13 +35,13 @@ def delta_rule(mixer, x, history, s, decay):
     keys = H * mixer.key_width
     q, k, v = np.split(mixed, [keys, keys + mixer.steps * keys])
     q = unit(heads(q))
-    k = unit(k.reshape(mixer.steps, H, -1))
-    v = v.reshape(mixer.steps, H, -1)
-    beta = (1 + mixer.negative_eigenvalues) * sigmoid(dense(mixer.step, x)).reshape(mixer.steps, H)
+    k = unit(k.reshape(H, mixer.steps, -1))
+    v = v.reshape(H, mixer.steps, -1)
+    beta = (1 + mixer.negative_eigenvalues) * sigmoid(dense(mixer.step, x)).reshape(H, mixer.steps)
     s = np.zeros((H, q.shape[1], v.shape[2])) if s is None else s
     s = decay[..., None] * s
     for n, h in np.ndindex(mixer.steps, H):
-        s[h] = s[h] + beta[n, h] * np.outer(k[n, h], v[n, h] - s[h].T @ k[n, h])
+        s[h] = s[h] + beta[h, n] * np.outer(k[h, n], v[h, n] - s[h].T @ k[h, n])
     o = np.einsum("hk,hkv->hv", q, s)
     return (rms(o, 1e-5) * array(mixer.norm.scale)).ravel(), s
 
