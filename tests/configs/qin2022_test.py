@@ -1,5 +1,7 @@
 """Qin et al. 2022: the published parameter counts, and every variant as a model that runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -83,6 +85,7 @@ def test_every_variant_is_a_model(get_config, variant):
 
 
 def test_ablations_change_what_they_say():
+    @functools.cache
     def blocks(variant):
         return model_of(ablations.get_config(variant), 100).stack.blocks
 

@@ -95,6 +95,21 @@ def test_heads_and_parameters_are_both_split():
     assert sent["collective-permute"] + sent["all-to-all"] < 0.1 * activations
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "delta_product", "hgrn2"])
+def test_features_stay_where_they_are_made(name):
+    """Over "tensor" devices add up activations and exchange hardly anything else.
+
+    A projection of several things at once, or steps in front of heads, would cross devices: that
+    was as much as the sums, or twice.
+    """
+    config = small(name, data__sequence_length=256, mesh__data=1, mesh__tensor=4)
+    config.model.num_heads = 4
+    report = ahead_of_time.compile_training_step(config, described("v5e:2x2"))
+    sent = {kind: size for kind, (_, size) in report.cost.collectives.items()}
+    sums = sent.pop("all-reduce")
+    assert sum(sent.values()) < 0.2 * sums
+
+
 def test_two_slices(sharded):
     """Twice the devices and rows; a device has the same work."""
     config = small(data__batch_size=16, mesh__data=4, mesh__fsdp=2)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from configs.recall import mqar
 from linear_transformer import configuration
 from linear_transformer.data import sequence_batches
+from linear_transformer.nn import logical_axes
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.task import make_task
 from linear_transformer.training import sharding
@@ -204,6 +206,28 @@ def test_all_tasks(name, mesh):
 @pytest.mark.slow
 def test_states_gathered_at_once():
     check("gla", (2, 1, 1, 4), exchange="gather")
+
+
+def test_named_activations():
+    """Split as the rules say, over what the compiler splits and where the devices divide it."""
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, tensor=4), 2)
+
+    def name(x):
+        return logical_axes.named(x, "rows", "time", "heads", None)
+
+    def spec(shape, function):
+        with jax.set_mesh(mesh):
+            return jax.jit(function)(jnp.zeros(shape)).sharding.spec
+
+    P = PartitionSpec
+    assert spec((2, 3, 8, 5), name) == P("data", None, "tensor")
+    assert spec((2, 3, 6, 5), name) == P("data")  # 4 devices do not share 6 heads
+    rows = jax.shard_map(
+        name, mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}
+    )
+    assert spec((2, 3, 8, 5), rows) == P("data", None, "tensor")
+    x = jnp.ones((2, 3, 8, 5))
+    assert name(x) is x  # without a mesh
 
 
 def test_a_broken_exchange_fails(monkeypatch):
