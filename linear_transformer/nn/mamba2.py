@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops.decay import decayed_attention
@@ -91,9 +92,14 @@ class Mamba2(RecurrentMixer):
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
         dtype = self._state_dtype
-        (u, shared), past = silu_convolution(
-            self.local, self.convolution_bias, (self.value(x), self.shared(x)), past, segment_ids
+        parts = (
+            named(self.value(x), "rows", "time", "heads"),
+            named(self.shared(x), "rows", "time", None),
         )
+        (u, shared), past = silu_convolution(
+            self.local, self.convolution_bias, parts, past, segment_ids
+        )
+        shared = named(shared, "rows", "time", None)
         v = split_heads(u, self.heads)
         b, c = jnp.split(shared, 2, axis=-1)
         k, q = (

@@ -103,11 +103,11 @@ def test_features_stay_where_they_are_made(name):
     was as much as the sums, or twice.
     """
     config = small(name, data__sequence_length=256, mesh__data=1, mesh__tensor=4)
-    config.model.num_heads = 4
+    config.model.update(width=512, num_heads=4)
     report = ahead_of_time.compile_training_step(config, described("v5e:2x2"))
     sent = {kind: size for kind, (_, size) in report.cost.collectives.items()}
     sums = sent.pop("all-reduce")
-    assert sum(sent.values()) < 0.2 * sums
+    assert sum(sent.values()) < 0.3 * sums  # B and C of Mamba-2 are gathered
 
 
 def test_two_slices(sharded):
