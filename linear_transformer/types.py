@@ -23,3 +23,4 @@ SegmentIds = Int[Array, "B T"]
 Positions = Int[Array, "B T"]
 KeyMask = Bool[Array, "B S"]
 PRNGKey = Array
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count), so that averages are exact

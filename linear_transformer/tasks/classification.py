@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
-from linear_transformer.training.state import Metrics
+from linear_transformer.types import Metrics
 
 
 def classification_loss(

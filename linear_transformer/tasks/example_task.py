@@ -12,8 +12,7 @@ from flax import nnx
 
 from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 
 class ExampleTask:

@@ -19,8 +19,7 @@ from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.tasks.example_task import ExampleTask
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 
 class ImageClassification(ExampleTask):

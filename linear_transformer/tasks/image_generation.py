@@ -19,8 +19,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import logistic_mixture
 from linear_transformer.tasks.token_task import TokenTask
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 
 class ImageGeneration(TokenTask):

@@ -29,8 +29,7 @@ from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoderConfig,
 )
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 DATASETS: dict[str, Callable[[Any], EventCorpus]] = {
     "maestro10": piano.load_maestro,

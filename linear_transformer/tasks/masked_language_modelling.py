@@ -27,8 +27,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey, Tokens
+from linear_transformer.types import Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)
 EVALUATION_SEED = 0  # of the masks of every evaluation: one split is one set of predictions

@@ -23,8 +23,7 @@ from linear_transformer.models.matcher import Matcher
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.tasks.example_task import ExampleTask
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 
 class SequenceClassification(ExampleTask):

@@ -30,8 +30,7 @@ from linear_transformer.models.speech_recognizer import (
     TransformerConfig,
 )
 from linear_transformer.tasks.example_task import ExampleTask
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import Logits, PRNGKey
+from linear_transformer.types import Logits, Metrics, PRNGKey
 
 ENCODERS = {"transformer": TransformerConfig, "bilstm": BiLSTMConfig}
 _SAMPLED = 5  # utterances

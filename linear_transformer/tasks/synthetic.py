@@ -25,8 +25,7 @@ from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.tasks.token_task import TokenTask
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 # Of one evaluation at more than the length of training, which then has fewer examples.
 _MOST_TOKENS = 2**22

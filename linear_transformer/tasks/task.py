@@ -7,8 +7,7 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.training.state import Metrics
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
 
 @runtime_checkable

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 
 from linear_transformer.nn.batch_norm import update_moments, without_moments
 from linear_transformer.training import sharding
-from linear_transformer.types import PRNGKey
+from linear_transformer.types import Metrics, PRNGKey
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # "loss" is what is minimised
 
 
