@@ -7,12 +7,32 @@ index arithmetic on this one array.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from linear_transformer.data.errors import DataError
 
 Batch = dict[str, np.ndarray]
+
+
+class Sequences(NamedTuple):
+    """Which arrays of a batch run along time, so that devices may share their rows.
+
+    Attributes:
+      names: of those that the batch may have; none where an example is no sequence.
+      axis: of time in all of them.
+      in_front: tokens that the model puts in front of a row.
+    """
+
+    names: tuple[str, ...] = ()
+    axis: int = 1
+    in_front: int = 0
+
+
+NO_SEQUENCES = Sequences()
+# Rows of tokens with what is known of each.
+TOKENS = Sequences(("inputs", "targets", "weights", "segment_ids", "positions"))
 
 
 def check_shape(batch_size: int, sequence_length: int) -> None:

@@ -25,8 +25,9 @@ from linear_transformer.nn.norms import NORMS, make_norm
 from linear_transformer.nn.positions import sinusoidal
 from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
-from linear_transformer.types import Activations, PRNGKey, Tokens
+from linear_transformer.types import Activations, PRNGKey, SegmentIds, Tokens
 
 DecoderState = Any
 Events = Int[Array, "B N C"]
@@ -244,21 +245,26 @@ class AlignedEncoderDecoder(nnx.Module):
         def flat(x_BN):
             return jnp.repeat(x_BN, num_channels, axis=1)
 
+        places_N = sequence_parallel.places(num_events)
         return embedding(
             events_BNC.reshape(batch, -1),
             np.tile(np.arange(num_channels), num_events),
-            jnp.broadcast_to(
-                flat(jnp.arange(num_events)[None]), (batch, num_events * num_channels)
-            ),
+            jnp.broadcast_to(flat(places_N[None]), (batch, num_events * num_channels)),
             flat(elapsed_BN),
             None if masked_BN is None else flat(masked_BN),
         )
 
-    def encode(self, source_BTD: Activations, dropout_key: PRNGKey | None = None) -> Activations:
+    def encode(
+        self,
+        source_BTD: Activations,
+        dropout_key: PRNGKey | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+    ) -> Activations:
         """Memory (B, T, D) of an embedded source; position i depends on positions from i on."""
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.dropout(source_BTD, deterministic=keys[0] is None, rngs=keys[0])
-        x_BTD, _ = self.encoder(x_BTD, dropout_key=keys[1])
+        x_BTD, _ = self.encoder(x_BTD, segment_ids=segment_ids, dropout_key=keys[1])
         return self.encoder_norm(x_BTD)
 
     def decode(
@@ -294,6 +300,7 @@ class AlignedEncoderDecoder(nnx.Module):
         elapsed_BN: Times,
         masked_BN: EventMask,
         *,
+        mask_BN: EventMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Float[Array, "B N _"], ...]:
         """Logits (B, N, E) of each channel, for source and target that are the same events.
@@ -303,13 +310,19 @@ class AlignedEncoderDecoder(nnx.Module):
           elapsed_BN: time of each event since the first, in hundredths of a second.  That of events
             that are not masked is given to the encoder, and tells how long a gap is.
           masked_BN: True where all channels of an event are masked.
+          mask_BN: False for padding behind the events, which nothing is read from.
           dropout_key: for training.
         """
         batch, num_events, num_channels = events_BNC.shape
+        dropout_key = sequence_parallel.own_key(dropout_key)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
-        memory_BTD = self.encode(self.embed_source(events_BNC, elapsed_BN, masked_BN), keys[0])
+        segment_ids = None
+        if mask_BN is not None:
+            segment_ids = jnp.repeat(mask_BN.astype(jnp.int32), num_channels, axis=1)
+        source_BTD = self.embed_source(events_BNC, elapsed_BN, masked_BN)
+        memory_BTD = self.encode(source_BTD, keys[0], segment_ids=segment_ids)
         target_BTD = self.embed_target(events_BNC, elapsed_BN)
-        inputs_BTD = jnp.concatenate([self.first_input(batch), target_BTD[:, :-1]], axis=1)
+        inputs_BTD = sequence_parallel.delayed(target_BTD, self.first_input(batch))
         h_BTD, _ = self.decode(inputs_BTD, memory_BTD, dropout_key=keys[1])
         h_BNCD = h_BTD.reshape(batch, num_events, num_channels, -1)
         return tuple(self.logits(h_BNCD[:, :, c], c) for c in range(num_channels))

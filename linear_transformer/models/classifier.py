@@ -137,9 +137,7 @@ def _put_in_front(first_Bx: Array, x_BT: Array) -> Array:
     """One token more; of a sequence over several devices the last one, padding, makes room."""
     if sequence_parallel.shards() == 1:
         return jnp.concatenate([first_Bx, x_BT], axis=1)
-    before_Bx = sequence_parallel.halo(x_BT, before=1)[:, :1]
-    first_Bx = jnp.where(sequence_parallel.shard() == 0, first_Bx, before_Bx)
-    return jnp.concatenate([first_Bx, x_BT[:, :-1]], axis=1)
+    return sequence_parallel.delayed(x_BT, first_Bx)
 
 
 def _at(x_BTD: Float[Array, "B T D"], place_B: Int[Array, " B"]) -> Float[Array, "B D"]:

@@ -9,7 +9,8 @@ from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.nn.linear import Linear
 from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.positions import PositionEmbedding
-from linear_transformer.types import Logits, PRNGKey, Tokens
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.types import KeyMask, Logits, PRNGKey, Tokens
 
 
 class Compressor(nnx.Module):
@@ -36,13 +37,21 @@ class Compressor(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def __call__(
-        self, tokens_BT: Tokens, *, dropout_key: PRNGKey | None = None
+        self,
+        tokens_BT: Tokens,
+        *,
+        mask_BT: KeyMask | None = None,
+        dropout_key: PRNGKey | None = None,
     ) -> tuple[Logits, None]:
-        """Logits (B, T, E) in fp32 of the tokens themselves, and no state."""
+        """Logits (B, T, E) in fp32 of the tokens themselves, and no state.
+
+        The arguments are those of `Encoder`.
+        """
         training = dropout_key is not None
-        vector_BD = self.encoder(tokens_BT, dropout_key=dropout_key)
+        vector_BD = self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key)
         x_BTD = jnp.broadcast_to(vector_BD[:, None], (*tokens_BT.shape, vector_BD.shape[-1]))
-        x_BTD = self.positions(x_BTD, jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), tokens_BT.shape))
+        places_T = sequence_parallel.places(tokens_BT.shape[1])
+        x_BTD = self.positions(x_BTD, jnp.broadcast_to(places_T, tokens_BT.shape))
         for norm, layer in zip(self.norms, self.hidden, strict=False):
             x_BTD = jax.nn.gelu(layer(apply_norm(norm, x_BTD, training=training)))
         logits_BTE = self.head(apply_norm(self.norms[-1], x_BTD, training=training))

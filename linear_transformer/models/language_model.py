@@ -18,7 +18,6 @@ from linear_transformer.nn.mixers import (
     longest_input,
     make_mixer,
     mixer_options,
-    needs_whole_rows,
 )
 from linear_transformer.nn.norms import STREAM_NORMS, apply_norm, make_stream_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
@@ -160,15 +159,6 @@ class LanguageModelConfig:
                 raise ConfigError(
                     f"config.model.mixers.{name}: direction must be causal, else the model sees "
                     "the token that it predicts"
-                )
-
-    def require_shards(self, shards: int) -> None:
-        """Raises a ConfigError where a mixer needs whole rows, which devices are to share."""
-        for name in self.pattern:
-            if shards > 1 and needs_whole_rows(name, self.mixers.get(name, {})):
-                raise ConfigError(
-                    f"config.mesh.sequence is {shards}, and the mixer {name!r} of "
-                    "config.model.pattern needs whole rows; set config.mesh.sequence=1"
                 )
 
     def require_positions(self, key: str, length: int) -> None:

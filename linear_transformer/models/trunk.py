@@ -44,9 +44,8 @@ class Trunk(nnx.Module):
           x_BTM: embedded tokens, of `PositionEmbedding.token_width`.
           mask_BT: False for the padding behind a sequence, which nothing is read from.
         """
-        time = x_BTM.shape[1]
-        first = sequence_parallel.offset(time)
-        positions_BT = jnp.broadcast_to(first + jnp.arange(time), x_BTM.shape[:2])
+        places_T = sequence_parallel.places(x_BTM.shape[1])
+        positions_BT = jnp.broadcast_to(places_T, x_BTM.shape[:2])
         x_BTD = self.positions(x_BTM, positions_BT)
         if self.embedding_norm is not None:
             x_BTD = apply_norm(self.embedding_norm, x_BTD, training=dropout_key is not None)

@@ -1,5 +1,6 @@
 """Bidirectional LSTM layers (Graves, Mohamed and Hinton 2013), the recurrent speech baseline."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import KeyMask, PRNGKey
 
 
@@ -111,6 +113,11 @@ class BiLSTM(nnx.Module):
 
         `dropout_key` turns on dropout between the layers.
         """
+        # The last token is a function of all before it, one after the other.
+        run = functools.partial(self._whole_rows, dropout_key)
+        return sequence_parallel.on_whole_rows(run, x_BTI, mask)
+
+    def _whole_rows(self, dropout_key, x_BTI, mask):
         keys = [None] * len(self.layers)
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, len(self.layers))

@@ -14,6 +14,7 @@ from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear
 from linear_transformer.nn.mixer import MixerState, require_causal
 from linear_transformer.nn.positions import rotate
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -166,7 +167,7 @@ class FlashQuad(GatedAttentionUnit):
             direction=self.direction,
             scale=1 / self.divisor,
             power=2,
-            bias_E=self._bias(k_BSK.shape[1]),
+            bias_E=self._bias(k_BSK.shape[1] * sequence_parallel.shards()),
             segment_ids_BT=segment_ids,
             key_segment_ids_BS=key_segments_BS,
             key_mask_BS=filled_BS,
@@ -255,5 +256,5 @@ class Flash(GatedAttentionUnit):
 
 
 def _count(batch: int, time: int, start_B: Array | None = None) -> Positions:
-    first = 0 if start_B is None else start_B[:, None]
+    first = sequence_parallel.offset(time) if start_B is None else start_B[:, None]
     return jnp.broadcast_to(first + jnp.arange(time), (batch, time))

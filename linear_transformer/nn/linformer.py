@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, require_causal
-from linear_transformer.ops import segments
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention
-from linear_transformer.types import Activations, Positions, SegmentIds
+from linear_transformer.types import Activations, Keys, Positions, SegmentIds
 
 
 class Linformer(nnx.Module):
@@ -77,21 +79,36 @@ class Linformer(nnx.Module):
         del positions
         if state is not None:
             require_causal(self.direction)
-        time = x_BTD.shape[1]
-        if time > self.length:
-            raise ValueError(f"{time} tokens are more than length ({self.length})")
+        time, shards = x_BTD.shape[1], sequence_parallel.shards()
+        if shards * (time - 1) >= self.length:  # shards have the same number of tokens
+            raise ValueError(f"{shards * time} tokens are more than length ({self.length})")
         parts = jnp.split(self.projection(x_BTD), 3, axis=-1)
         q_BTHK, k_BSHK, v_BSHK = (split_heads(x, self.heads) for x in parts)
         if segment_ids is not None:
-            kept = (segments.run_index(segment_ids) == 0)[..., None, None]
+            kept = (sequence_parallel.run_index(segment_ids) == 0)[..., None, None]
             k_BSHK, v_BSHK = jnp.where(kept, k_BSHK, 0), jnp.where(kept, v_BSHK, 0)
         combine_values = self.combine_keys if self.combine_values is None else self.combine_values
         combined = [
-            jnp.einsum("cs,bshk->bchk", weights[:, :time].astype(x.dtype), x)
+            self._combine(weights[...], x)
             for weights, x in ((self.combine_keys, k_BSHK), (combine_values, v_BSHK))
         ]
-        o_BTHK = softmax_attention(q_BTHK, *combined, direction="bidirectional")
+        # Shards have all combinations already; softmax gathers keys unless it gets positions.
+        places_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32) if shards > 1 else None
+        o_BTHK = softmax_attention(
+            q_BTHK, *combined, direction="bidirectional", query_positions_BT=places_BT
+        )
         return self.output(merge_heads(o_BTHK)), None
+
+    def _combine(self, weights_CN: Float[Array, "C N"], x_BSHK: Keys) -> Float[Array, "B C H K"]:
+        """Of the whole row, which shards know their tokens of."""
+        time = x_BSHK.shape[1]
+        behind = max(sequence_parallel.shards() * time - self.length, 0)
+        weights_CN = jnp.pad(weights_CN, ((0, 0), (0, behind)))  # there is nothing but padding
+        weights_CS = lax.dynamic_slice_in_dim(
+            weights_CN, sequence_parallel.offset(time), time, axis=1
+        )
+        combined = jnp.einsum("cs,bshk->bchk", weights_CS.astype(x_BSHK.dtype), x_BSHK)
+        return sequence_parallel.total(combined)
 
     def flops_per_token(self, context: int) -> int:
         """Forward multiply-adds counted as two, projections apart: E K, F V and the attention."""

@@ -104,18 +104,6 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
 _LONGEST = {"cosformer": "max_length", "linformer": "length"}
 
 
-# Mixers that need all tokens of a row on one device.
-_WHOLE_ROWS = ("flash", "flash_quad", "rela", "lsh", "linformer")
-
-
-def needs_whole_rows(name: str, options: dict[str, Any]) -> bool:
-    """Whether a mixer of the table cannot run on a sequence that is spread over devices."""
-    if name == "parallel":
-        branches = options.get("branches", {"diag": {}, "norm": {}})
-        return any(needs_whole_rows(*branch) for branch in branches.items())
-    return name in _WHOLE_ROWS
-
-
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
     """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
     if "depth" in _arguments(name):

@@ -75,23 +75,12 @@ def block_local_attention(
 def _sharded(arrays, *, block_size, direction, **options):
     """Blocks that lie across the shards of a sequence, of which a shard completes its own ones."""
     time = arrays[0].shape[1]
-    start = sequence_parallel.offset(time)
-    place = start % block_size  # of the first token in its block
-    after = block_size - 1 if direction == "bidirectional" else 0
-    length = -(-(block_size - 1 + time) // block_size) * block_size
-    if direction == "bidirectional" and arrays[-1] is None:
-        # Behind the end of the row halos are zeros, and so is this mask.
+    bidirectional = direction == "bidirectional"
+    if bidirectional and arrays[-1] is None:
+        # Behind the end of the row there are zeros, and so is this mask.
         arrays = (*arrays[:-1], jnp.ones(arrays[0].shape[:2], bool))
-
-    def from_block_start(x_BT):
-        x_BT = sequence_parallel.halo(x_BT, before=block_size - 1, after=after)
-        padding = [(0, 0), (0, length)] + [(0, 0)] * (x_BT.ndim - 2)
-        return lax.dynamic_slice_in_dim(
-            jnp.pad(x_BT, padding), block_size - 1 - place, length, axis=1
-        )
-
-    frames = [None if x is None else from_block_start(x) for x in arrays]
-    o = _in_blocks(*frames, block_size=block_size, direction=direction, **options)
+    arrays, place = sequence_parallel.blocks(arrays, block_size, after=bidirectional)
+    o = _in_blocks(*arrays, block_size=block_size, direction=direction, **options)
     return lax.dynamic_slice_in_dim(o, place, time, axis=1)
 
 

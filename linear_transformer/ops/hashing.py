@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Outputs, Queries, SegmentIds
 
@@ -58,7 +58,7 @@ def lsh_attention(
     Raises:
       ValueError: an unknown chunking or direction, or shapes that do not fit.
     """
-    (B, T, H, K), R = q_BTHK.shape, rotations_RKE.shape[0]
+    B, T, H, K = q_BTHK.shape
     if chunking not in CHUNKINGS:
         raise ValueError(f"chunking is {chunking!r}; choose one of {', '.join(CHUNKINGS)}")
     if direction not in ("causal", "bidirectional"):
@@ -70,6 +70,19 @@ def lsh_attention(
             f"queries {q_BTHK.shape}, values {v_BTHV.shape}, rotations {rotations_RKE.shape} and "
             f"chunk_size {chunk_size} do not fit"
         )
+
+    def whole(q, v, segment_ids, key_mask):
+        return _attend(q, v, rotations_RKE, segment_ids, key_mask, chunk_size, chunking, direction)
+
+    # A bucket may hold tokens from anywhere in the row.
+    arrays = (q_BTHK, v_BTHV, segment_ids_BT, key_mask_BS)
+    return sequence_parallel.on_whole_rows(whole, *arrays)
+
+
+def _attend(
+    q_BTHK, v_BTHV, rotations_RKE, segment_ids_BT, key_mask_BS, chunk_size, chunking, direction
+):
+    (B, T), R = q_BTHK.shape[:2], rotations_RKE.shape[0]
     run_BT = jnp.zeros((B, T), jnp.int32)
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import segments
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
@@ -100,9 +100,12 @@ def mixed_chunk_attention(
             raise ValueError(f"a state with direction {direction!r}: it is for causal attention")
         arrays = (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)
         return _bidirectional(*arrays, bias_E, C, segment_ids_BT), None
-    start = state is None
+    shards = sequence_parallel.shards()
+    start = state is None and shards == 1
     if state is None:
         state = MixedChunkState.zeros(B, C, K, V, v_BTV.dtype)
+    if shards > 1:
+        state = _entering(state, k_BTK, linear_k_BTK, v_BTV, segment_ids_BT)
     if state.keys.shape != (B, C, K) or state.values.shape != (B, C, V):
         raise ValueError(f"a state of {state.values.shape} does not fit {(B, C, V)}")
     if segment_ids_BT is None:
@@ -151,26 +154,83 @@ def mixed_chunk_attention(
         segment=segment_ids_BT[:, -1],
         length=state.length + T,
     )
+    state = jax.tree.map(sequence_parallel.of_last, state)
     return o_BTV.astype(v_BTV.dtype), state
+
+
+def _entering(zeros, k, linear_k, v, segment_ids_BT):
+    """The state that the shards before this one leave to it.
+
+    Of the sums a shard adds those chunks that end in it, which may begin in the shards before.
+    """
+    (B, T), C = k.shape[:2], zeros.keys.shape[1]
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.zeros((B, T), jnp.int32)
+    arrays = (k, linear_k, v, segment_ids_BT)
+    arrays = tuple(sequence_parallel.halo(x, before=C) for x in arrays)
+    _, linear_k, v, ids = arrays
+
+    offset = sequence_parallel.offset(T)
+    first = C - offset % C  # of the current chunk; before it is the last finished token
+    end = first + (offset + T) // C * C - offset // C * C  # of what is finished here
+    places = jnp.arange(C + T)
+    run = segments.run_index(ids)
+    finished = end > first
+
+    def at(x, place):
+        return lax.dynamic_index_in_dim(x, place, axis=1, keepdims=False)
+
+    before_B, end_B = at(ids, first - 1), at(ids, end - 1)
+    first_B = jnp.where(finished, at(ids, first), before_B)
+    added = (places >= first) & (places < end) & (run == at(run, end - 1)[:, None])
+    linear_k = jnp.where(added[..., None], linear_k, 0)
+    update = jnp.einsum("btk,btv->bkv", linear_k, v, preferred_element_type=zeros.sums.dtype) / C
+    one_run_B = ~finished | (at(run, first) == at(run, end - 1))
+    sums = sequence_parallel.entering_state(
+        one_run_B[:, None, None].astype(update.dtype),
+        update,
+        zeros.sums,
+        jnp.stack([first_B, end_B], axis=1),
+    )
+
+    def current(x):
+        x = jnp.pad(x, ((0, 0), (0, C), *[(0, 0)] * (x.ndim - 2)))
+        return lax.dynamic_slice_in_dim(x, first, C, axis=1)
+
+    keys, linear_keys, values, of_chunk = (current(x) for x in arrays)
+    return MixedChunkState(
+        sums=sums,
+        sums_segment=before_B,
+        keys=keys,
+        linear_keys=linear_keys,
+        values=values,
+        segments=of_chunk,
+        segment=at(ids, C - 1),
+        length=jnp.full((B,), offset, jnp.int32),
+    )
 
 
 def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
     B, T = q.shape[:2]
     dtype = accumulation_dtype(q, k, v)
-
-    def chunked(x):
-        x = jnp.pad(x, ((0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)))
-        return x.reshape(B, -1, C, *x.shape[2:])
-
     run_BT = jnp.zeros((B, T), jnp.int32)
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
-    run_BNC = chunked(run_BT + 1)  # 0 is padding
+        run_BT = sequence_parallel.run_index(segment_ids_BT)
+    place, arrays = 0, (q, k, v, run_BT + 1)  # 0 is padding
+    if sequence_parallel.shards() > 1:
+        arrays, place = sequence_parallel.blocks(arrays, C, after=True)
+
+    def chunked(x):
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % C), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(B, -1, C, *x.shape[2:])
+
+    q_BNCK, k_BNCK, v_BNCV, run_BNC = (chunked(x) for x in arrays)
     visible = (run_BNC[..., :, None] == run_BNC[..., None, :]) & (run_BNC > 0)[..., None]
     distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
-    scores = jnp.einsum("bnck,bndk->bncd", chunked(q), chunked(k), preferred_element_type=dtype)
+    scores = jnp.einsum("bnck,bndk->bncd", q_BNCK, k_BNCK, preferred_element_type=dtype)
     weights = _weights(scores, bias_E, distance_CC, visible, C).astype(v.dtype)
-    o = jnp.einsum("bncd,bndv->bncv", weights, chunked(v), preferred_element_type=dtype)
+    o = jnp.einsum("bncd,bndv->bncv", weights, v_BNCV, preferred_element_type=dtype)
+    o = lax.dynamic_slice_in_dim(o.reshape(B, -1, v.shape[-1]), place, T, axis=1)
     linear, _ = linear_attention(
         linear_q[:, :, None],
         linear_k[:, :, None],
@@ -179,7 +239,7 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
         normalize=False,
         segment_ids_BT=segment_ids_BT,
     )
-    return (o.reshape(B, -1, v.shape[-1])[:, :T] + linear[:, :, 0] / C).astype(v.dtype)
+    return (o + linear[:, :, 0] / C).astype(v.dtype)
 
 
 def _weights(scores, bias_E, distance, visible, C):

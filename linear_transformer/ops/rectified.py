@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -45,7 +46,7 @@ def rectified_attention(
       scale: factor a on the products; K**-0.5 if None.
       power: p, 1 or more.
       bias_E: b by distance t - s, the same for all heads: of 0 to S - 1, or of 1 - S to S - 1 for
-        bidirectional attention.
+        bidirectional attention, with S keys in the whole row.
       window: causal only: a query sees itself and the window - 1 keys before it; None sees all.
       segment_ids_BT: queries and keys of different segments never meet.
       key_segment_ids_BS: segments of the keys; `segment_ids_BT` if None.
@@ -72,7 +73,8 @@ def rectified_attention(
     causal = direction == "causal"
     if window is not None and not causal:
         raise ValueError(f"window is causal, and direction is {direction!r}")
-    distances = S if causal else 2 * S - 1
+    row = S * sequence_parallel.shards()
+    distances = row if causal else 2 * row - 1
     if bias_E is not None and bias_E.shape != (distances,):
         raise ValueError(f"bias_E is {bias_E.shape}, not {(distances,)}")
     if segment_ids_BT is None:
@@ -86,9 +88,16 @@ def rectified_attention(
     if key_mask_BS is None:
         key_mask_BS = jnp.ones((B, S), bool)
 
+    first = before = S - T  # place of the first query among the keys
+    if sequence_parallel.shards() > 1:
+        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)  # beyond the row they are masked
+        keys, places_S = sequence_parallel.keys_in_reach(keys, window)
+        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
+        S = len(places_S)
+        first, before = sequence_parallel.offset(T) - places_S[0], S - T
+
     block = min(T, block_size or BLOCK_SIZE)
     num_blocks = -(-T // block)
-    before = S - T  # keys before the first query
     queries = [_pad(x, 0, num_blocks * block - T) for x in (q_BTHK, segment_ids_BT)]
     keys, seen = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS), S
     if window is not None and window - 1 + block < S:
@@ -105,14 +114,14 @@ def rectified_attention(
         start_k = start_q + max(before - ((window or S) - 1), 0) if seen < S else 0
         q, query_segments = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
         k, v, key_segments, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
-        at_q = jnp.arange(block) + (window - 1 if seen < S else before + start_q)
+        at_q = jnp.arange(block) + (window - 1 if seen < S else first + start_q)
         distance_CS = at_q[:, None] - jnp.arange(seen)
         visible_BCS = (query_segments[:, :, None] == key_segments[:, None]) & mask[:, None]
         if causal:
             visible_BCS &= (distance_CS >= 0) & (distance_CS < (window or S))
         scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
         if bias_E is not None:
-            nth = distance_CS + distances - S
+            nth = distance_CS + distances - row
             scores += bias_E.astype(dtype)[jnp.clip(nth, 0, distances - 1)]
         weights = jnp.where(visible_BCS[:, None], jax.nn.relu(scores), 0) ** power
         return jnp.einsum(

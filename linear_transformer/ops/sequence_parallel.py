@@ -43,6 +43,31 @@ def offset(time: int) -> Int[Array, ""]:
     return shard() * time
 
 
+def places(time: int) -> Int[Array, " T"]:
+    """Those of this shard's `time` tokens in the row."""
+    return offset(time) + jnp.arange(time)
+
+
+def in_row(x: Array, length: int) -> Bool[Array, "*rows T"] | None:
+    """Which tokens are no padding behind a row of `length`; None where there is none.
+
+    Args:
+      x: an array whose last axis is the shard's tokens.
+    """
+    time = x.shape[-1]
+    if shards() * time <= length:
+        return None
+    return jnp.broadcast_to(places(time) < length, x.shape)
+
+
+def delayed(x_BT: Array, first_Bx: Array) -> Array:
+    """(B, T, ...): the token before each of the row's, and `first_Bx` before the first one."""
+    if shards() > 1:
+        before_Bx = _sent(x_BT[:, -1:], 1)
+        first_Bx = jnp.where(shard() == 0, first_Bx, before_Bx)
+    return jnp.concatenate([first_Bx, x_BT[:, :-1]], axis=1)
+
+
 def total(x: Array) -> Array:
     """The sum over all shards."""
     return lax.psum(x, AXIS) if shards() > 1 else x
@@ -68,6 +93,20 @@ def own(x_BT: Array) -> Array:
 def own_key(key: PRNGKey | None) -> PRNGKey | None:
     """A key for this shard's tokens, where all shards have the same one."""
     return key if key is None or shards() == 1 else jax.random.fold_in(key, shard())
+
+
+def on_whole_rows(function: Callable[..., Array], *arrays: Array | None) -> Array:
+    """This shard's tokens of `function`, which each shard computes of the tokens of all.
+
+    For what no exchange of less would be exact for.
+
+    Args:
+      function: of arrays (B, T, ...), to one (B, T, ...); it must not ask for other shards.
+      arrays: of the shard's tokens, or None.
+    """
+    if shards() == 1:
+        return function(*arrays)
+    return own(function(*(None if x is None else gathered(x) for x in arrays)))
 
 
 def of_last(x: Array, *, reverse: bool = False) -> Array:
@@ -107,6 +146,32 @@ def halo(x_BT: Array, *, before: int = 0, after: int = 0) -> Array:
     return jnp.concatenate(
         [zeros(max(before - reached, 0)), *parts, zeros(max(after - reached, 0))], axis=1
     )
+
+
+def blocks(
+    arrays: tuple[Array | None, ...], size: int, *, after: bool
+) -> tuple[tuple[Array | None, ...], Int[Array, ""]]:
+    """Whole blocks of the row, cut by `size` from its start, that hold this shard's tokens.
+
+    Args:
+      arrays: (B, T, ...) of the shard's tokens, or None.
+      size: tokens of a block.
+      after: whether the tokens of other shards behind these are wanted too.
+
+    Returns:
+      (B, L, ...) each, with zeros where there is no token, and the place in them of the shard's
+      first one.
+    """
+    time = next(x for x in arrays if x is not None).shape[1]
+    place = offset(time) % size
+    length = -(-(size - 1 + time) // size) * size
+
+    def from_block_start(x_BT: Array) -> Array:
+        x_BT = halo(x_BT, before=size - 1, after=size - 1 if after else 0)
+        x_BT = jnp.pad(x_BT, ((0, 0), (0, length), *[(0, 0)] * (x_BT.ndim - 2)))
+        return lax.dynamic_slice_in_dim(x_BT, size - 1 - place, length, axis=1)
+
+    return tuple(None if x is None else from_block_start(x) for x in arrays), place
 
 
 def keys_in_reach(

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from linear_transformer.data.stream import Batch
+from linear_transformer.data.stream import NO_SEQUENCES, Batch
 from linear_transformer.errors import ConfigError
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -22,8 +22,7 @@ class ExampleTask:
     `_evaluation_batches(split)`.
     """
 
-    sequence_arrays: tuple[str, ...] = ()
-    tokens_in_front = 0
+    sequences = NO_SEQUENCES
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.data = config.data
@@ -36,13 +35,6 @@ class ExampleTask:
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         raise NotImplementedError
-
-    def require_shards(self, shards: int) -> None:
-        """Raises a ConfigError where so many devices cannot share a row."""
-        if shards > 1:
-            raise ConfigError(
-                f"config.mesh.sequence is {shards}; {type(self).__name__} needs whole rows"
-            )
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
         raise NotImplementedError

@@ -7,6 +7,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from linear_transformer.data.image_batches import (
     Augmentation,
@@ -14,12 +15,20 @@ from linear_transformer.data.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.stream import Batch, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import logistic_mixture
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.types import Metrics, PRNGKey
+
+
+def _pixel_by_pixel(batch: Batch) -> Batch:
+    """Every pixel but the first is to be predicted from those before it."""
+    pixels = batch["images"].reshape(len(batch["images"]), -1).astype(np.int32)
+    inputs, targets = pixels[:, :-1], pixels[:, 1:]
+    weights = np.broadcast_to(batch["weights"][:, None], targets.shape)
+    return {"inputs": inputs, "targets": targets, "weights": weights}
 
 
 class ImageGeneration(TokenTask):
@@ -30,6 +39,7 @@ class ImageGeneration(TokenTask):
     """
 
     headline = "bits_per_dim"
+    sequences = Sequences(("inputs", "targets", "weights"))
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.source = load_source(config.data)
@@ -55,19 +65,18 @@ class ImageGeneration(TokenTask):
             seed=self.seed,
             process_index=process_index,
             process_count=process_count,
-        )
+        ).map(_pixel_by_pixel)
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_images(self.source, split, batch_size=self.data.batch_size)
+        images = evaluation_images(self.source, split, batch_size=self.data.batch_size)
+        return map(_pixel_by_pixel, images)
 
     def loss(
         self, model: LanguageModel, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:
-        pixels = batch["images"].reshape(len(batch["images"]), -1).astype(jnp.int32)
-        parameters_BTP, _ = model(pixels[:, :-1], dropout_key=dropout_key)
-        nll_BT = logistic_mixture.negative_log_likelihood(parameters_BTP, pixels[:, 1:])
-        count = batch["weights"].sum() * nll_BT.shape[1]
-        return {"loss": (jnp.sum(nll_BT * batch["weights"][:, None]), count)}
+        parameters_BTP, _ = model(batch["inputs"], dropout_key=dropout_key)
+        nll_BT = logistic_mixture.negative_log_likelihood(parameters_BTP, batch["targets"])
+        return {"loss": (jnp.sum(nll_BT * batch["weights"]), jnp.sum(batch["weights"]))}
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         del split

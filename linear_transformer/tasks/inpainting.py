@@ -22,12 +22,13 @@ from linear_transformer.data.note_pipeline import (
     evaluation_events,
     training_events,
 )
-from linear_transformer.data.stream import rows_per_process
+from linear_transformer.data.stream import Sequences, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
     AlignedEncoderDecoderConfig,
 )
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -45,8 +46,7 @@ class Inpainting:
     """
 
     headline = "nats_per_event"
-    sequence_arrays = ()
-    tokens_in_front = 0
+    sequences = Sequences(("events", "elapsed", "masked", "weights"))
 
     def __init__(self, config: ml_collections.ConfigDict):
         if config.data.dataset not in DATASETS:
@@ -79,10 +79,6 @@ class Inpainting:
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
 
-    def require_shards(self, shards: int) -> None:
-        if shards > 1:
-            raise ConfigError(f"config.mesh.sequence is {shards}; Inpainting needs whole rows")
-
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_events(
             self.corpus,
@@ -100,7 +96,9 @@ class Inpainting:
         dropout_key: PRNGKey | None,
     ) -> Metrics:
         """The mean over all tokens of masked events, PAD and START left out."""
-        logits = model(batch["events"], batch["elapsed"], batch["masked"], dropout_key=dropout_key)
+        events = (batch["events"], batch["elapsed"], batch["masked"])
+        mask_BN = sequence_parallel.in_row(batch["elapsed"], self.num_events)
+        logits = model(*events, mask_BN=mask_BN, dropout_key=dropout_key)
         weights_BN = batch["weights"]
         count = weights_BN.sum()
         metrics, total = {}, jnp.zeros(())

@@ -20,7 +20,7 @@ from linear_transformer.data import (
     stateful_batches,
     training_dataset,
 )
-from linear_transformer.data.stream import rows_per_process
+from linear_transformer.data.stream import TOKENS, rows_per_process
 from linear_transformer.decoding.generate import Sampler, generate
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
@@ -42,8 +42,7 @@ class LanguageModelling:
     """The task of every config with `task = "language_modelling"`."""
 
     headline = "bits_per_byte"
-    sequence_arrays = ("inputs", "targets", "weights", "segment_ids", "positions")
-    tokens_in_front = 0
+    sequences = TOKENS
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.corpus = load_corpus(config.data)
@@ -66,9 +65,6 @@ class LanguageModelling:
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
-
-    def require_shards(self, shards: int) -> None:
-        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(

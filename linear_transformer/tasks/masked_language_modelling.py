@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer import configuration
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
-from linear_transformer.data.stream import rows_per_process
+from linear_transformer.data.stream import TOKENS, rows_per_process
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
@@ -95,8 +95,7 @@ class MaskedLanguageModelling:
     """
 
     headline = "perplexity"
-    sequence_arrays = ("inputs", "targets", "weights", "segment_ids", "positions")
-    tokens_in_front = 0
+    sequences = TOKENS
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.corpus = load_corpus(config.data)
@@ -124,9 +123,6 @@ class MaskedLanguageModelling:
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
-
-    def require_shards(self, shards: int) -> None:
-        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(

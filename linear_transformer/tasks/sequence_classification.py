@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import grain
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -16,7 +15,7 @@ from linear_transformer.data.sequence_batches import (
     load_source,
     training_sequences,
 )
-from linear_transformer.data.stream import Batch, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
@@ -33,7 +32,6 @@ class SequenceClassification(ExampleTask):
     """
 
     headline = "accuracy"
-    sequence_arrays = ("inputs",)
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
@@ -51,19 +49,16 @@ class SequenceClassification(ExampleTask):
                 f"config.model.input is 'pixels', and {self.source.name} is text; use 'tokens'"
             )
         length, key = config.data.sequence_length, "config.data.sequence_length"
+        in_front = 0
         if self.model_config.pooling == "cls":
-            self.tokens_in_front = 1
-            length, key = length + 1, f"{key} and the cls token"
-        self.model_config.require_positions(key, length)
+            in_front, key = 1, f"{key} and the cls token"
+        self.model_config.require_positions(key, length + in_front)
+        axis = 1 if self.source.towers == 1 else 2  # (B, T) or (B, 2, T)
+        self.sequences = Sequences(("inputs",), axis, in_front)
 
     def make_model(self, rngs: nnx.Rngs) -> Classifier | Matcher:
         make = Classifier if self.source.towers == 1 else Matcher
         return make(self.model_config, rngs=rngs)
-
-    def require_shards(self, shards: int) -> None:
-        if shards > 1 and self.source.towers > 1:
-            super().require_shards(shards)
-        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
@@ -89,12 +84,11 @@ class SequenceClassification(ExampleTask):
         batch: dict[str, jax.Array],
         dropout_key: PRNGKey | None,
     ) -> Metrics:
-        inputs, mask = batch["inputs"], None
-        places_T = sequence_parallel.offset(inputs.shape[-1]) + jnp.arange(inputs.shape[-1])
-        if self.padded:  # attention to all of a row is cheaper than to a part of it
-            mask = places_T < batch["lengths"][..., None]
-        elif sequence_parallel.shards() * inputs.shape[-1] > self.data.sequence_length:
-            mask = jnp.broadcast_to(places_T < self.data.sequence_length, inputs.shape)
+        inputs = batch["inputs"]
+        if self.padded:
+            mask = sequence_parallel.places(inputs.shape[-1]) < batch["lengths"][..., None]
+        else:  # attention to all of a row is cheaper than to a part of it
+            mask = sequence_parallel.in_row(inputs, self.data.sequence_length)
         masked = {"mask_BT" if self.source.towers == 1 else "mask_B2T": mask}
         logits_BE = model(inputs, **masked, dropout_key=dropout_key)
         # All shards of a row have its logits; one of them counts it.

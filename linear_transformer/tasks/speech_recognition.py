@@ -21,7 +21,7 @@ from linear_transformer.data.speech_batches import (
     training_utterances,
 )
 from linear_transformer.data.speech_units import BLANK
-from linear_transformer.data.stream import Batch, check_shape, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, check_shape, rows_per_process
 from linear_transformer.decoding import ctc
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import (
@@ -29,6 +29,7 @@ from linear_transformer.models.speech_recognizer import (
     SpeechRecognizer,
     TransformerConfig,
 )
+from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.types import Logits, Metrics, PRNGKey
 
@@ -44,6 +45,7 @@ class SpeechRecognition(ExampleTask):
     """
 
     headline = "loss"
+    sequences = Sequences(("frames",))
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
@@ -92,11 +94,14 @@ class SpeechRecognition(ExampleTask):
     def _loss_and_logits(
         self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> tuple[Metrics, Logits]:
-        heard_BT = jnp.arange(self.data.max_frames) < batch["num_frames"][:, None]
+        places_T = sequence_parallel.places(batch["frames"].shape[1])
+        heard_BT = places_T < batch["num_frames"][:, None]
         spelled_BU = jnp.arange(self.data.max_units) < batch["num_units"][:, None]
         logits_BTE = model(batch["frames"], mask_BT=heard_BT, dropout_key=dropout_key)
+        # An alignment is of the whole utterance; one of the shards that have it counts it.
+        logits_BTE, heard_BT = map(sequence_parallel.gathered, (logits_BTE, heard_BT))
+        weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
         nll_B = optax.ctc_loss(logits_BTE, ~heard_BT, batch["units"], ~spelled_BU, blank_id=BLANK)
-        weights_B = batch["weights"]
         sums = jnp.sum(nll_B * weights_B), jnp.sum(batch["num_units"] * weights_B)
         return {"loss": sums}, logits_BTE
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.mad import Compression
-from linear_transformer.data.stream import Batch, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.data.synthetic import (
     Generator,
     evaluation_sequences,
@@ -50,7 +50,7 @@ class Synthetic(TokenTask):
     """
 
     headline = "accuracy"
-    sequence_arrays = ("inputs", "targets", "weights")
+    sequences = Sequences(("inputs", "targets", "weights"))
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.generator = make_generator(config.data)
@@ -86,11 +86,6 @@ class Synthetic(TokenTask):
         if isinstance(self.generator, Compression):
             return Compressor(self.model_config, rngs=rngs)
         return super().make_model(rngs)
-
-    def require_shards(self, shards: int) -> None:
-        if shards > 1 and isinstance(self.generator, Compression):
-            super().require_shards(shards)
-        self.model_config.require_shards(shards)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
@@ -140,7 +135,11 @@ class Synthetic(TokenTask):
         dropout_key: PRNGKey | None,
     ) -> Metrics:
         """The mean over weighted tokens; `sequences` are examples without any wrong one."""
-        logits_BTE, _ = model(batch["inputs"], dropout_key=dropout_key)
+        options = {}
+        if isinstance(model, Compressor) and sequence_parallel.shards() > 1:
+            mask_BT = sequence_parallel.in_row(batch["inputs"], self.data.sequence_length)
+            options = {"mask_BT": mask_BT}
+        logits_BTE, _ = model(batch["inputs"], dropout_key=dropout_key, **options)
         targets_BT, weights_BT = batch["targets"], batch["weights"]
         nll_BT = negative_log_likelihood(logits_BTE, targets_BT)
         wrong_BT = weights_BT * (jnp.argmax(logits_BTE, axis=-1) != targets_BT)

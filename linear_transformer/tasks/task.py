@@ -6,6 +6,7 @@ import grain
 import ml_collections
 from flax import nnx
 
+from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -16,18 +17,11 @@ class Task(Protocol):
 
     Attributes:
       headline: the metric that the loop's picture and its terminal line show.
-      sequence_arrays: names of the arrays of a batch that are (B, T), which devices may share along
-        the sequence; none where rows must be whole.
-      tokens_in_front: that the model puts in front of a row.
+      sequences: the arrays of a batch that devices may share along time.
     """
 
     headline: str
-    sequence_arrays: tuple[str, ...]
-    tokens_in_front: int
-
-    def require_shards(self, shards: int) -> None:
-        """Raises a ConfigError where so many devices cannot share a row."""
-        ...
+    sequences: Sequences
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 

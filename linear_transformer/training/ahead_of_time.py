@@ -137,20 +137,20 @@ def compile_training_step(
     rows = config.data.batch_size // config.accumulate_steps
     mesh = sharding.make_mesh(mesh_config, rows, devices)
     task = make_task(config)
-    task.require_shards(mesh_config.sequence)
+    sharding.require_sequences(mesh_config, task)
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
     step = make_train_step(
         nnx.graphdef(abstract_model(task)),
         task.loss,
         optimizer,
         accumulate_steps=config.accumulate_steps,
-        sequence_arrays=task.sequence_arrays,
+        sequences=task.sequences,
         exchange=mesh_config.exchange,
         **options,
     )
     state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
     batch = next(iter(task.training_data(0, 1)))
-    batch = sharding.abstract_batch(mesh, batch, task.sequence_arrays, task.tokens_in_front)
+    batch = sharding.abstract_batch(mesh, batch, task.sequences)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 

@@ -64,7 +64,7 @@ def _train(
     mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    task.require_shards(mesh_config.sequence)
+    sharding.require_sequences(mesh_config, task)
     data = iter(task.training_data(*sharding.readers(mesh)))
     distributed.run_on_first(lambda: _open_folder(config, workdir, lock))
     _check_shared(workdir)
@@ -101,7 +101,7 @@ def _train(
             task.loss,
             optimizer,
             accumulate_steps=config.accumulate_steps,
-            sequence_arrays=task.sequence_arrays,
+            sequences=task.sequences,
             exchange=mesh_config.exchange,
             **options,
         )
@@ -228,9 +228,7 @@ class _Loop:
                     self.tracer.at(self.step, state)
                 batch = next(self.data)
                 if self.mesh.size > 1:
-                    batch = sharding.put_batch(
-                        self.mesh, batch, self.task.sequence_arrays, self.task.tokens_in_front
-                    )
+                    batch = sharding.put_batch(self.mesh, batch, self.task.sequences)
                 annotation = jax.profiler.StepTraceAnnotation("train", step_num=self.step)
                 with annotation, jax.set_mesh(self.mesh):
                     state, metrics = step_fn(state, batch)

@@ -29,13 +29,14 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from linear_transformer import configuration
-from linear_transformer.data.stream import Batch
+from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import AXIS as FSDP
 from linear_transformer.nn.split import Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks.task import Task
 
 SEQUENCE = sequence_parallel.AXIS
 AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most
@@ -140,6 +141,15 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
     return Mesh(np.array(devices[:size]).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
 
 
+def require_sequences(config: MeshConfig, task: Task) -> None:
+    """Raises a ConfigError where devices are to share a row that is no sequence."""
+    if config.sequence > 1 and not task.sequences.names:
+        raise ConfigError(
+            f"config.mesh.sequence is {config.sequence}; an example of "
+            f"{type(task).__name__} is no sequence"
+        )
+
+
 def specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """How each array is split over "fsdp" and "tensor".
 
@@ -211,21 +221,20 @@ def readers(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(
-    mesh: Mesh, batch: Batch, sequence_arrays: Sequence[str] = (), in_front: int = 0
+    mesh: Mesh, batch: Batch, sequences: Sequences = NO_SEQUENCES
 ) -> dict[str, jax.Array]:
     """The rows that this process has read, as its part of the batch of all processes.
 
     Args:
       batch: arrays with the rows in front.
-      sequence_arrays: those of shape (B, T); they are padded where "sequence" does not divide T.
-      in_front: tokens that the model puts in front of a row.
+      sequences: those that are padded where "sequence" does not divide their time.
     """
     if mesh.shape[SEQUENCE] > 1:
-        batch = _padded(batch, mesh.shape[SEQUENCE], sequence_arrays, in_front)
+        batch = _padded(batch, mesh.shape[SEQUENCE], sequences)
     part, parts = readers(mesh)
 
     def put(name: str, x: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, _batch_spec(name, sequence_arrays))
+        sharding = NamedSharding(mesh, _batch_spec(name, sequences))
         first = part * len(x)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
@@ -243,12 +252,12 @@ def rows_of(mesh: Mesh) -> NamedSharding:
 
 
 def abstract_batch(
-    mesh: Mesh, batch: Batch, sequence_arrays: Sequence[str] = (), in_front: int = 0
+    mesh: Mesh, batch: Batch, sequences: Sequences = NO_SEQUENCES
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What `put_batch` gives of the rows of all processes, without the rows."""
     if mesh.shape[SEQUENCE] > 1:
-        batch = _padded(batch, mesh.shape[SEQUENCE], sequence_arrays, in_front)
-    specs = {name: NamedSharding(mesh, _batch_spec(name, sequence_arrays)) for name in batch}
+        batch = _padded(batch, mesh.shape[SEQUENCE], sequences)
+    specs = {name: NamedSharding(mesh, _batch_spec(name, sequences)) for name in batch}
     return abstract(dict(batch), specs)
 
 
@@ -259,31 +268,36 @@ def abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _batch_spec(name: str, sequence_arrays: Sequence[str]) -> PartitionSpec:
-    axes = ("rows", "time") if name in sequence_arrays else ("rows",)
-    return PartitionSpec(*(RULES[axis] for axis in axes))
+def _batch_spec(name: str, sequences: Sequences) -> PartitionSpec:
+    rows = RULES["rows"]
+    if name not in sequences.names:
+        return PartitionSpec(rows)
+    return PartitionSpec(rows, *[None] * (sequences.axis - 1), RULES["time"])
 
 
-def _padded(batch: Batch, shards: int, sequence_arrays: Sequence[str], in_front: int) -> Batch:
+def _padded(batch: Batch, shards: int, sequences: Sequences) -> Batch:
     """Tokens of weight 0 in a segment of their own, behind the row."""
-    present = [name for name in sequence_arrays if name in batch]
-    rows, time = batch[present[0]].shape
-    padding = -(time + in_front) % shards + in_front
+    present = [name for name in sequences.names if name in batch]
+    time = batch[present[0]].shape[sequences.axis]
+    padding = -(time + sequences.in_front) % shards + sequences.in_front
     if padding == 0:
         return batch
     batch = dict(batch)
-    if "segment_ids" in sequence_arrays:
+    if "segment_ids" in sequences.names:
+        rows = len(batch[present[0]])
         ids = batch.get("segment_ids", np.zeros((rows, time), np.int32))
         own = ids.max(axis=1, keepdims=True) + 1
         batch["segment_ids"] = np.concatenate([ids, np.repeat(own, padding, axis=1)], axis=1)
     for name in present:
         if name != "segment_ids":
-            batch[name] = np.pad(batch[name], ((0, 0), (0, padding)))
+            behind = [(0, 0)] * batch[name].ndim
+            behind[sequences.axis] = (0, padding)
+            batch[name] = np.pad(batch[name], behind)
     return batch
 
 
 def sum_over_devices(
-    sums: Callable[..., Any], sequence_arrays: Sequence[str] = (), exchange: str = "scan"
+    sums: Callable[..., Any], sequences: Sequences = NO_SEQUENCES, exchange: str = "scan"
 ) -> Callable[..., Any]:
     """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
 
@@ -292,7 +306,7 @@ def sum_over_devices(
     dropout depends on their number.
 
     Args:
-      sequence_arrays: as of `put_batch`.
+      sequences: as of `put_batch`.
       exchange: as of `MeshConfig`.
     """
 
@@ -336,9 +350,7 @@ def sum_over_devices(
             return gradients, total(metrics, spread)
 
         whole = PartitionSpec()
-        batch_specs = {
-            name: _restricted(_batch_spec(name, sequence_arrays), manual) for name in batch
-        }
+        batch_specs = {name: _restricted(_batch_spec(name, sequences), manual) for name in batch}
         run = jax.shard_map(
             of_one,
             in_specs=(split, batch_specs, whole),

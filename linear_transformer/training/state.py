@@ -1,6 +1,6 @@
 """The state of a training run, and the step that advances it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.batch_norm import update_moments, without_moments
 from linear_transformer.training import sharding
 from linear_transformer.types import Metrics, PRNGKey
@@ -91,7 +92,7 @@ def make_train_step(
     seed: int,
     accumulate_steps: int,
     ema_decay: float,
-    sequence_arrays: Sequence[str] = (),
+    sequences: Sequences = NO_SEQUENCES,
     exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
@@ -122,7 +123,7 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    sums_of_all = sharding.sum_over_devices(sums, sequence_arrays, exchange)
+    sums_of_all = sharding.sum_over_devices(sums, sequences, exchange)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -1,7 +1,7 @@
 """Every mixer on a sequence over several devices is the mixer on one.
 
 `sharded_mixers_test.py` runs this where there are 8 devices.  A mixer that is added to `MIXERS` is
-tested here, unless `needs_whole_rows` says that it cannot run so.
+tested here.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from linear_transformer.nn.mixers import MIXERS, mixer_options, needs_whole_rows
+from linear_transformer.nn.mixers import MIXERS, mixer_options
 from linear_transformer.ops import sequence_parallel
 from tests.ops import contract
 
@@ -31,10 +31,20 @@ BIDIRECTIONAL = (
     "performer",
     "rfa",
     "convolution",
+    "flash",
+    "flash_quad",
+    "rela",
+    "linformer",
 )
-CASES = [(name, "causal") for name in MIXERS if name != "convolution"]
+CASES = [(name, "causal") for name in MIXERS if name not in ("convolution", "linformer")]
 CASES += [(name, "bidirectional") for name in BIDIRECTIONAL]
-CASES = [case for case in CASES if not needs_whole_rows(case[0], {})]
+# Besides their defaults; blocks that lie across shards.
+OPTIONS = {
+    "flash": {"chunk_size": 4, "key_width": 4},
+    "flash_quad": {"key_width": 4},
+    "linformer": {"length": T, "compressed": 5},
+    "lsh": {"buckets": 4, "chunk_size": 4},
+}
 QUICKER = [
     ("rwkv7", "causal"),
     ("mlstm", "causal"),
@@ -45,7 +55,7 @@ QUICKER = [
 
 @functools.cache
 def build(name, direction):
-    options = {"dtype": jnp.dtype("float64")}
+    options = {"dtype": jnp.dtype("float64"), **OPTIONS.get(name, {})}
     if "direction" in mixer_options(name):
         options["direction"] = direction
     graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))

@@ -18,6 +18,9 @@ from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.block_local import block_local_attention
 from linear_transformer.ops.efficient import scaled_efficient_attention
+from linear_transformer.ops.hashing import lsh_attention
+from linear_transformer.ops.mixed_chunk import mixed_chunk_attention
+from linear_transformer.ops.rectified import rectified_attention
 from linear_transformer.ops.softmax import softmax_attention
 from tests.ops import contract
 
@@ -65,6 +68,41 @@ def local_convolution(features):
     return LocalConvolution(features, 1, **options, rngs=nnx.Rngs(0))
 
 
+def mixed_chunks(size, direction="causal"):
+    distances = size if direction == "causal" else 2 * size - 1
+
+    def run(x, segment_ids):
+        return mixed_chunk_attention(
+            *(x[:, :, 0, i * K : (i + 1) * K] for i in (0, 1)),
+            *(x[:, :, 1, i * K : (i + 1) * K] for i in (0, 1)),
+            x[..., 2 * K :].reshape(B, -1, H * K),
+            jnp.sin(jnp.arange(distances, dtype=DTYPE)),
+            chunk_size=size,
+            direction=direction,
+            segment_ids_BT=segment_ids,
+        )[0]
+
+    return run
+
+
+def hashed(chunking):
+    rotations = np.random.default_rng(0).normal(size=(2, K, 2))
+
+    def run(x, segment_ids):
+        options = {"chunk_size": 3, "chunking": chunking, "segment_ids_BT": segment_ids}
+        return lsh_attention(x[..., :K], x[..., 2 * K :], jnp.asarray(rotations), **options)
+
+    return run
+
+
+def rectified(distances=0, **options):
+    def run(x, segment_ids):
+        bias_E = jnp.sin(jnp.arange(distances, dtype=DTYPE)) if distances else None
+        return attention(rectified_attention, bias_E=bias_E, **options)(x, segment_ids)
+
+    return run
+
+
 softmax = functools.partial(attention, softmax_attention)
 blocks = functools.partial(attention, block_local_attention)
 CASES = {
@@ -84,6 +122,18 @@ CASES = {
     "convolution": layer(convolution(4)),
     "convolution_of_two_shards": layer(convolution(9)),
     "local_convolution": layer(local_convolution),
+    "rectified": rectified(T, block_size=4),
+    "rectified_bidirectional": rectified(2 * T - 1, direction="bidirectional", power=2),
+    "rectified_window_of_a_shard": rectified(window=4, block_size=2),
+    "rectified_window_of_two_shards": rectified(window=11),
+    "chunks_of_a_shard": mixed_chunks(6),
+    "chunks_in_a_shard": mixed_chunks(4),
+    "chunks_across_shards": mixed_chunks(5, "bidirectional"),
+    "chunks_of_more_than_a_shard": mixed_chunks(9),
+    "chunks_of_more_than_two_shards": mixed_chunks(14, "bidirectional"),
+    "chunks_of_most": mixed_chunks(20),
+    "lsh_window": hashed("window"),
+    "lsh_sorted": hashed("sorted"),
     "token_shift": layer(lambda features: TokenShift(features, dtype=DTYPE)),
 }
 
@@ -130,7 +180,16 @@ def test_several_devices_are_one(name, packed):
         contract.assert_agree(actual, evaluate(CASES[name], ids), TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["window_of_a_shard", "blocks_in_a_shard", "convolution"])
+NEEDS_NEIGHBOURS = (
+    "window_of_a_shard",
+    "blocks_in_a_shard",
+    "convolution",
+    "rectified_window_of_a_shard",
+    "chunks_in_a_shard",
+)
+
+
+@pytest.mark.parametrize("name", NEEDS_NEIGHBOURS)
 def test_without_the_neighbours_it_fails(name, monkeypatch):
     monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
     with pytest.raises(AssertionError, match="relative RMS errors"):

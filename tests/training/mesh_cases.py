@@ -15,9 +15,10 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from configs.recall import mqar
+from configs.papers.katharopoulos2020 import mnist
+from configs.recall import mad, mqar
 from linear_transformer import configuration
-from linear_transformer.data import sequence_batches
+from linear_transformer.data import sequence_batches, speech
 from linear_transformer.nn import logical_axes
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.task import make_task
@@ -25,7 +26,13 @@ from linear_transformer.training import sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 from tests import collectives
-from tests.tasks import image_classification_test, inpainting_test, sequence_classification_test
+from tests.configs import katharopoulos2020_test
+from tests.tasks import (
+    image_classification_test,
+    inpainting_test,
+    sequence_classification_test,
+    speech_recognition_test,
+)
 from tests.training import runs, shipped_configs_test
 
 STEPS = 3
@@ -62,18 +69,27 @@ def masked(**changes):
     return config
 
 
-def classification(**changes):
-    made = sequence_classification_test.Made()
-    sequence_batches.DATASETS["made"] = lambda _: made
-    return sequence_classification_test.make_config("linear", data__batch_size=8, **changes)
+def classification(towers=1, **changes):
+    made = sequence_classification_test.Made(towers)
+    sequence_batches.DATASETS[f"made{towers}"] = lambda _: made
+    return sequence_classification_test.make_config(
+        "linear", f"made{towers}", data__batch_size=8, **changes
+    )
+
+
+def synthetic(config, **changes):
+    config.update(num_steps=STEPS)
+    config.data.update(batch_size=8, **changes)
+    config.model.update(width=16, num_layers=1, num_heads=2)
+    return config
 
 
 def recall():
-    config = mqar.get_config("linear")
-    config.update(num_steps=STEPS)
-    config.data.batch_size = 8
-    config.model.update(width=16, num_layers=1, num_heads=2)
-    return config
+    return synthetic(mqar.get_config("linear"))
+
+
+def compression():
+    return synthetic(mad.get_config("compression,linear"), sequence_length=30)
 
 
 @functools.cache
@@ -86,6 +102,21 @@ def written(write):
 def inpainting(**changes):
     folder = written(shipped_configs_test.write_midi)
     return inpainting_test.make_config(folder, model__dropout=0.0, **changes)
+
+
+def speech_recognition(variant):
+    corpus = speech.SpeechCorpus("made", "none", 0, speech_recognition_test.load)
+    speech.DATASETS["made"] = lambda _: corpus
+    return speech_recognition_test.make_config(variant, data__max_frames=9)
+
+
+def pixels():
+    folder = pathlib.Path(tempfile.mkdtemp())
+    katharopoulos2020_test.write_mnist(folder)
+    config = mnist.get_config("linear,small")
+    config.data.update(path=str(folder), batch_size=8, sequence_length=24)
+    config.model.update(width=16, num_layers=1, feed_forward_width=16, num_heads=2, dropout=0.0)
+    return config
 
 
 def images():
@@ -108,8 +139,16 @@ CONFIGS = {
     "cls": functools.partial(classification, pooling="cls"),
     "mean": functools.partial(classification, pooling="mean", length=9),
     "last": functools.partial(classification, pooling="last", length=9),
+    "pairs": functools.partial(classification, towers=2, length=9),
+    "pairs, cls": functools.partial(classification, towers=2, pooling="cls"),
     "recall": recall,
+    "compression": compression,
+    "speech": functools.partial(speech_recognition, "linear,small"),
+    "speech, lstm": functools.partial(speech_recognition, "bilstm,small"),
+    "pixels": pixels,
     "inpainting": inpainting,
+    # 15 events of 4 tokens.
+    "inpainting, odd": functools.partial(inpainting, data__sequence_length=60),
     "inpainting, scanned": functools.partial(
         inpainting, model__decoder_layers=2, model__scan_layers=True, model__remat="full"
     ),
@@ -124,7 +163,7 @@ def train(name, mesh, exchange="scan"):
     mesh_config = sharding.MeshConfig(**sizes, exchange=exchange)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    task.require_shards(mesh_config.sequence)
+    sharding.require_sequences(mesh_config, task)
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, STEPS)
@@ -135,13 +174,13 @@ def train(name, mesh, exchange="scan"):
         task.loss,
         optimizer,
         accumulate_steps=config.accumulate_steps,
-        sequence_arrays=task.sequence_arrays,
+        sequences=task.sequences,
         exchange=exchange,
         **options,
     )
     data = iter(task.training_data(0, 1))
     put = functools.partial(sharding.put_batch, mesh)
-    batches = [put(next(data), task.sequence_arrays, task.tokens_in_front) for _ in range(STEPS)]
+    batches = [put(next(data), task.sequences) for _ in range(STEPS)]
     with jax.set_mesh(mesh):
         compiled = step.lower(state, batches[0]).compile(compiler_options=QUICKLY)
     metrics = []
@@ -188,10 +227,9 @@ TASKS = [name for name in CONFIGS if name not in MECHANISMS]
 # The masks of a row are drawn with a key of its part of the rows, so all rows are in one part.
 MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))) | {
     "masked": ((1, 1, 1, 8), (1, 1, 2, 4)),
-    # They have whole rows.
-    "inpainting": ((8, 1, 1, 1), (2, 4, 1, 1), (1, 4, 2, 1)),
+    "inpainting": ((8, 1, 1, 1), (1, 4, 2, 1), (2, 1, 1, 4)),
     "inpainting, scanned": ((2, 4, 1, 1),),
-    "images": ((8, 1, 1, 1), (2, 4, 1, 1)),
+    "images": ((8, 1, 1, 1), (2, 4, 1, 1)),  # no sequences
 }
 
 
@@ -259,12 +297,12 @@ def messages(length, num_layers):
         task.loss,
         optimizer,
         accumulate_steps=1,
-        sequence_arrays=task.sequence_arrays,
+        sequences=task.sequences,
         **options,
     )
     rows = {name: np.zeros((1, length), np.int32) for name in ("inputs", "targets")}
     rows["weights"] = np.ones((1, length), np.float32)
-    batch = sharding.abstract_batch(mesh, rows, task.sequence_arrays)
+    batch = sharding.abstract_batch(mesh, rows, task.sequences)
     with jax.set_mesh(mesh):
         compiled = step.lower(state, batch).compile(compiler_options=QUICKLY)
     return collectives.messages(compiled.as_text())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import jax
 import numpy as np
@@ -10,10 +9,12 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import loop, sharding
 from tests import eight_devices
-from tests.training import runs
+from tests.tasks import image_classification_test
+from tests.training import runs, shipped_configs_test
 
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 MESHES = {
@@ -141,12 +142,15 @@ def mistake(config, folder):
     return str(error.value)
 
 
-def test_what_cannot_share_a_row_says_so(text, tmp_path, monkeypatch):
+def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
     """Before anything is compiled."""
     monkeypatch.setattr(loop, "init_state", None)
     monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
-    message = mistake(make_config(text, {"data": 1, "sequence": 2}, variant="lsh"), tmp_path)
-    assert re.fullmatch(r"config\.mesh\.sequence is 2, and the mixer 'lsh' of .*", message)
+    shipped_configs_test.write_idx(tmp_path)
+    config = image_classification_test.make_config(tmp_path, data__batch_size=8)
+    config.mesh.sequence = 2
+    message = mistake(config, tmp_path / "run")
+    assert message == "config.mesh.sequence is 2; an example of ImageClassification is no sequence"
     message = mistake(make_config(text, {"data": 1, "tensor": 4}), tmp_path)
     assert message == "config.model.num_heads (2) is not a multiple of config.mesh.tensor (4)"
 
@@ -187,14 +191,16 @@ def test_padding_is_a_segment_of_its_own():
         "segment_ids": np.array([[1, 1, 2, 2, 0], [1, 2, 3, 4, 5]]),
         "labels": np.zeros(2),
     }
-    names = ("inputs", "segment_ids")
-    padded = sharding._padded(batch, 4, names, 0)
+    names = Sequences(("inputs", "segment_ids"))
+    padded = sharding._padded(batch, 4, names)
     np.testing.assert_array_equal(padded["segment_ids"][:, 5:], [[3] * 3, [6] * 3])
     np.testing.assert_array_equal(padded["inputs"][:, :5], batch["inputs"])
     assert not padded["inputs"][:, 5:].any()
     assert padded["labels"] is batch["labels"]
-    assert sharding._padded(batch, 5, names, 0) is batch
-    assert sharding._padded(batch, 5, names, 1)["inputs"].shape == (2, 10)
+    assert sharding._padded(batch, 5, names) is batch
+    assert sharding._padded(batch, 5, names._replace(in_front=1))["inputs"].shape == (2, 10)
+    pairs = Sequences(("inputs",), axis=2)
+    assert sharding._padded({"inputs": np.ones((3, 2, 5))}, 4, pairs)["inputs"].shape == (3, 2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
