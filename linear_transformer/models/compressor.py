@@ -6,7 +6,7 @@ from flax import nnx
 
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
 from linear_transformer.models.language_model import LanguageModelConfig
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
@@ -35,6 +35,11 @@ class Compressor(nnx.Module):
     @property
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_token(self, context: int) -> int:
+        """As of `LanguageModel`."""
+        decoder = sum(map(flops_of_weights, (*self.hidden, self.head)))
+        return self.encoder.flops_per_token(context) + decoder
 
     def __call__(
         self,

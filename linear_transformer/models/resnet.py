@@ -19,9 +19,10 @@ from jaxtyping import Array, Float
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 
 Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
+Size = tuple[int, int]  # rows and columns of an image
 Layers = tuple[tuple[int, int, int], ...]  # size, outputs and stride of convolutions
 
 
@@ -110,6 +111,11 @@ class ResNetConfig:
             )
 
 
+def _strided(size: Size, stride: int) -> Size:
+    rows, columns = (-(-n // stride) for n in size)
+    return rows, columns
+
+
 class ConvNorm(nnx.Module):
     """A square convolution without bias, and its norm; 1 x 1 is a product of matrices."""
 
@@ -126,7 +132,8 @@ class ConvNorm(nnx.Module):
     ):
         dtype = jnp.dtype(config.dtype)
         given = {"use_bias": False, "dtype": dtype, "kernel_init": _INIT, "rngs": rngs}
-        self.stride = stride if size == 1 else 1
+        self.stride = stride
+        self.step = stride if size == 1 else 1  # a product of matrices has no stride of its own
         if size == 1:
             self.conv = Linear(inputs, outputs, **given)
         else:
@@ -143,7 +150,12 @@ class ConvNorm(nnx.Module):
         )
 
     def __call__(self, x_BYXD: Features) -> Features:
-        return self.norm(self.conv(x_BYXD[:, :: self.stride, :: self.stride]))
+        return self.norm(self.conv(x_BYXD[:, :: self.step, :: self.step]))
+
+    def flops(self, size: Size) -> tuple[int, Size]:
+        """Of the convolution of an image of this size, and the size of what comes out."""
+        size = _strided(size, self.stride)
+        return flops_of_weights(self) * math.prod(size), size
 
 
 class ResidualBlock(nnx.Module):
@@ -187,6 +199,13 @@ class ResidualBlock(nnx.Module):
         y_BYXD = self.branch[-1](y_BYXD)
         return jax.nn.relu(y_BYXD + (x_BYXD if self.shortcut is None else self.shortcut(x_BYXD)))
 
+    def flops(self, size: Size) -> tuple[int, Size]:
+        total, _ = (0, size) if self.shortcut is None else self.shortcut.flops(size)
+        for layer in self.branch:
+            flops, size = layer.flops(size)
+            total += flops
+        return total, size
+
 
 class ResNet(nnx.Module):
     """A stem, residual blocks with attention after some of them, the mean pixel, and logits."""
@@ -219,6 +238,16 @@ class ResNet(nnx.Module):
     @property
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_image(self, size: Size) -> int:
+        """Forward pass, multiply-adds counted as two; norms, pooling and activations left out."""
+        total, size = self.stem.flops(size)
+        if self.pools:
+            size = _strided(size, 2)
+        for layer in self.layers:
+            flops, size = layer.flops(size)
+            total += flops
+        return total + flops_of_weights(self.head)
 
     def __call__(self, images_BYXC: Float[Array, "B Y X C"]) -> Float[Array, "B E"]:
         """Logits (B, E) in fp32, of images of any size with values of about unit variance."""

@@ -11,7 +11,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.bilstm import BiLSTM
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.types import KeyMask, Logits, PRNGKey
 
@@ -69,6 +69,9 @@ class FrameEncoder(nnx.Module):
         self.embedding = Linear(features, frame_width, dtype=dtype, rngs=rngs)
         self.trunk = Trunk(c, rngs=rngs)
 
+    def flops_per_token(self, context: int) -> int:
+        return flops_of_weights(self) + self.trunk.stack.flops_of_mixers(context)
+
     def __call__(
         self,
         frames_BTI: FrameFeatures,
@@ -102,6 +105,10 @@ class SpeechRecognizer(nnx.Module):
     @property
     def num_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def flops_per_token(self, context: int) -> int:
+        """As of `LanguageModel`, of a frame."""
+        return self.encoder.flops_per_token(context) + flops_of_weights(self.head)
 
     def __call__(
         self,

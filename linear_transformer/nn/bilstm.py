@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import KeyMask, PRNGKey
 
@@ -116,6 +116,11 @@ class BiLSTM(nnx.Module):
         # The last token is a function of all before it, one after the other.
         run = functools.partial(self._whole_rows, dropout_key)
         return sequence_parallel.on_whole_rows(run, x_BTI, mask)
+
+    def flops_per_token(self, context: int) -> int:
+        """Of the weights, multiply-adds counted as two."""
+        del context
+        return flops_of_weights(self)
 
     def _whole_rows(self, dropout_key, x_BTI, mask):
         keys = [None] * len(self.layers)

@@ -1,11 +1,13 @@
 """Efficient attention over the pixels of an image, and the non-local module it replaces."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.kernel_attention import check_positive
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.linear import Linear, flops_of_weights, merge_heads, split_heads
 from linear_transformer.ops.efficient import (
     check_normalization,
     efficient_attention,
@@ -63,6 +65,15 @@ class EfficientAttention2D(nnx.Module):
         y_BTD = self.reprojection(merge_heads(self._attend(q_BTHK, k_BTHK, v_BTHV)))
         return x_BYXD + y_BTD.reshape(x_BYXD.shape)
 
+    def flops(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Of an image of this many rows and columns, multiply-adds counted as two; and its size."""
+        pixels = math.prod(size)
+        return (flops_of_weights(self) + self._flops_per_pixel(pixels)) * pixels, size
+
+    def _flops_per_pixel(self, pixels: int) -> int:
+        del pixels
+        return 4 * self.query.out_features * self.value.out_features // self.heads
+
     def _attend(self, q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values) -> Outputs:
         if self.normalization == "scaling":
             return scaled_efficient_attention(q_BTHK, k_BTHK, v_BTHV)
@@ -75,6 +86,9 @@ class NonLocal2D(EfficientAttention2D):
     Wang et al. 2018 (arXiv:1711.07971): "softmax" is the embedded Gaussian, "scaling" the dot
     product, for which this is the same function as `EfficientAttention2D`.
     """
+
+    def _flops_per_pixel(self, pixels: int) -> int:
+        return 2 * (self.query.out_features + self.value.out_features) * pixels
 
     def _attend(self, q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values) -> Outputs:
         return non_local_attention(q_BTHK, k_BTHK, v_BTHV, normalization=self.normalization)

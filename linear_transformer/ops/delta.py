@@ -77,7 +77,8 @@ def delta_attention(
     _check_shape("beta", beta_BTH, q_BTHK.shape[:3])
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if form == "pallas" and sequence_parallel.shards() == 1:
-        log_decay = _spread(log_decay, q_BTHK, dtype)
+        if log_decay is not None:
+            log_decay = _spread(log_decay, q_BTHK, dtype)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
         state = _initial(initial_state, q_BTHK, v_BTHV, dtype)
         return delta_form(*arrays, state, segment_ids_BT, chunk_size)

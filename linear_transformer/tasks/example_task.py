@@ -36,6 +36,10 @@ class ExampleTask:
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         raise NotImplementedError
 
+    def flops_per_example(self, model: Any) -> int:
+        """Of examples that are sequences of tokens."""
+        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
+
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
         raise NotImplementedError
 

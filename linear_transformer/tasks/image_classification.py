@@ -45,6 +45,9 @@ class ImageClassification(ExampleTask):
     def make_model(self, rngs: nnx.Rngs) -> ResNet:
         return ResNet(self.model_config, rngs=rngs)
 
+    def flops_per_example(self, model: ResNet) -> int:
+        return model.flops_per_image(self.source.shape[:2])
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_images(
             self.source,

@@ -79,6 +79,9 @@ class Inpainting:
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
 
+    def flops_per_example(self, model: AlignedEncoderDecoder) -> int:
+        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_events(
             self.corpus,

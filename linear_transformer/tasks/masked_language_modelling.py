@@ -124,6 +124,9 @@ class MaskedLanguageModelling:
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
 
+    def flops_per_example(self, model: LanguageModel) -> int:
+        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(
             self.corpus,

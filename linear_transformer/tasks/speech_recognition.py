@@ -73,6 +73,9 @@ class SpeechRecognition(ExampleTask):
     def make_model(self, rngs: nnx.Rngs) -> SpeechRecognizer:
         return SpeechRecognizer(self.model_config, NUM_FILTERS, rngs=rngs)
 
+    def flops_per_example(self, model: SpeechRecognizer) -> int:
+        return self.data.max_frames * model.flops_per_token(self.data.max_frames)
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_utterances(
             self.source,

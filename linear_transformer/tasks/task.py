@@ -25,6 +25,10 @@ class Task(Protocol):
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module: ...
 
+    def flops_per_example(self, model: nnx.Module) -> int:
+        """Of a row of the batch in a forward pass, multiply-adds counted as two."""
+        ...
+
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         """Batches without end, with a checkpointable iterator."""
         ...

@@ -84,7 +84,7 @@ def _train(
     state = init_state(task.make_model, optimizer, mesh=mesh, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh, tracer)
-    loop.peak_speed = _peak_speed(model, config, mesh)
+    loop.peak_rate = _peak_rate(task.flops_per_example(model) * config.data.batch_size, mesh)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -144,17 +144,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _peak_speed(model: nnx.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> float | None:
-    """Tokens per second with all arithmetic at the devices' peak; None where it is not known.
+def _peak_rate(flops: int, mesh: Mesh) -> float | None:
+    """Steps per second with all arithmetic at the devices' peak; None where it is not known.
 
-    The speed over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
+    The rate over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
     what the model needs, three forward passes, counts, and no recomputation.
+
+    Args:
+      flops: of a forward pass of the batch.
     """
     accelerator = accelerators.find(mesh.devices.flat[0].device_kind)
-    context = config.data.get("sequence_length")
-    if accelerator is None or context is None or not hasattr(model, "flops_per_token"):
-        return None
-    return mesh.size * accelerator.flops / (3 * model.flops_per_token(context))
+    return None if accelerator is None else mesh.size * accelerator.flops / (3 * flops)
 
 
 def _open_folder(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> None:
@@ -199,7 +199,7 @@ class _Loop:
         self.sums: dict[str, list[float]] = {}  # since the last log line
         self.writer: MetricWriter | None = None
         self.terminated = False
-        self.peak_speed: float | None = None  # tokens per second at the devices' peak
+        self.peak_rate: float | None = None  # steps per second at the devices' peak
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = progress["step"]
@@ -308,8 +308,8 @@ class _Loop:
         speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
         speeds = {"steps_per_second": rate, f"{unit}_per_second": speed}
-        if self.peak_speed is not None:
-            speeds["mfu"] = speed / self.peak_speed
+        if self.peak_rate is not None:
+            speeds["mfu"] = rate / self.peak_rate
         self._write("train", values | speeds)
         eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline

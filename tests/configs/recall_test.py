@@ -93,7 +93,7 @@ def test_compression_sees_all_through_one_vector():
     assert logits.shape == (1, 32, 16)
     changed = tokens.at[0, 0].set((tokens[0, 0] + 1) % 15)
     assert np.abs(model(changed)[0] - logits).max(-1).min() > 1e-6
-    model.encoder = lambda tokens, dropout_key: jnp.ones((1, 16))
+    model.encoder = lambda tokens, mask_BT, dropout_key: jnp.ones((1, 16))
     np.testing.assert_array_equal(model(tokens)[0], model(changed)[0])
 
 

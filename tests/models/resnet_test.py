@@ -12,6 +12,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models import resnet
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.training import compiled_program
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from tests.ops.contract import relative_rms
 
@@ -46,18 +47,19 @@ def images(rows=8, columns=6, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "kind", "parameters"),
+    ("blocks", "kind", "parameters", "multiply_adds"),
     [
-        ((2, 2, 2, 2), "basic", 11_689_512),
-        ((3, 4, 6, 3), "basic", 21_797_672),
-        ((3, 4, 6, 3), "bottleneck", 25_557_032),
-        ((3, 4, 23, 3), "bottleneck", 44_549_160),
+        ((2, 2, 2, 2), "basic", 11_689_512, 1.814e9),
+        ((3, 4, 6, 3), "basic", 21_797_672, 3.664e9),
+        ((3, 4, 6, 3), "bottleneck", 25_557_032, 4.089e9),
+        ((3, 4, 23, 3), "bottleneck", 44_549_160, 7.801e9),
     ],
     ids=["ResNet-18", "ResNet-34", "ResNet-50", "ResNet-101"],
 )
-def test_published_sizes(blocks, kind, parameters):
+def test_published_sizes(blocks, kind, parameters, multiply_adds):
     """As in torchvision: GroupNorm has the parameters of BatchNorm."""
     model = shapes(stage_blocks=blocks, block=kind, **PHOTOGRAPHS)
+    assert model.flops_per_image((224, 224)) == pytest.approx(2 * multiply_adds, rel=1e-3)
     assert model.num_parameters == parameters
 
 
@@ -95,6 +97,15 @@ def test_rows_of_the_paper(name, modules):
     assert logits.shape == (2, 1000)
     optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     make_optimizer(optimizer, config.num_steps)
+
+
+@pytest.mark.parametrize("attention", [EfficientAttention2D, NonLocal2D])
+def test_flops_of_attention(attention):
+    """The formula against the compiled program's matmuls."""
+    module = attention(16, heads=2, rngs=nnx.Rngs(0))
+    program = call.lower(module, jnp.zeros((1, 6, 8, 16))).compile()
+    counted = compiled_program.cost(program.as_text()).flops
+    assert module.flops((6, 8)) == (pytest.approx(counted, rel=1e-3), (6, 8))
 
 
 def test_attention_sees_what_it_should():

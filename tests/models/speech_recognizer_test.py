@@ -17,6 +17,7 @@ from linear_transformer.models.speech_recognizer import (
     TransformerConfig,
 )
 from linear_transformer.tasks.speech_recognition import ENCODERS
+from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
 B, T, FEATURES, SYMBOLS = 3, 9, 5, 7
@@ -71,6 +72,15 @@ def test_padding_changes_no_frame(name):
     for row, length in enumerate(LENGTHS):
         alone = call(model, frames[row : row + 1, :length])
         assert relative_rms(logits[row : row + 1, :length], alone) < 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flops_per_token(name):
+    """The formula against the compiled program's matmuls, whose chunks do a little more."""
+    model, frames = make(name), jnp.zeros((B, 64, FEATURES))
+    program = jax.jit(lambda x: model(x), compiler_options=QUICK).lower(frames).compile()
+    counted = compiled_program.cost(program.as_text()).flops / (B * 64)
+    assert counted == pytest.approx(model.flops_per_token(64), rel=0.02)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -35,6 +35,16 @@ def clipped(log_decay: Array) -> Array:
     return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
 
 
+class NoDecays:
+    """All decays are 1: as `ScalarDecays` of zeros, without their arithmetic."""
+
+    read = read_before = reach = total = 1.0
+
+    def weights(self, q, k, narrow, *, before=False):
+        del before
+        return matmul(q, k, narrow, ROWS_BY_ROWS)
+
+
 class ScalarDecays:
     """From log decays (1, C).  `read`, `reach` and `total` broadcast over the features."""
 

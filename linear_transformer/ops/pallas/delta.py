@@ -25,7 +25,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     strictly_later,
 )
 from linear_transformer.ops.pallas.chunk_scan import chunk_scan
-from linear_transformer.ops.pallas.decays import ScalarDecays, VectorDecays, clipped, meet
+from linear_transformer.ops.pallas.decays import NoDecays, ScalarDecays, VectorDecays, clipped, meet
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
 CHUNK_SIZE = 64
@@ -37,7 +37,7 @@ def delta_form(
     q_BTHK: Queries,
     k_BTHK: Keys,
     v_BTHV: Values,
-    log_decay: LogDecay,
+    log_decay: LogDecay | None,
     beta_BTH: Float[Array, "B T H"],
     state_BHKV: State,
     segment_ids_BT: SegmentIds | None,
@@ -66,7 +66,9 @@ def pallas_form(
 
 
 def _scan(step, tokens, log_decay, gates, state, segment_ids_BT, chunk_size):
-    if log_decay.shape[-1] == 1:
+    if log_decay is None:
+        pass
+    elif log_decay.shape[-1] == 1:
         gates = (*gates, log_decay[..., 0])
     else:
         tokens = (log_decay, *tokens)
@@ -86,7 +88,9 @@ class _Step(NamedTuple):
         masks: Masks,
     ) -> tuple[Array, tuple[Array, ...]]:
         *vectors, q, r, w, v = tokens
-        decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
+        decays = NoDecays()
+        if vectors or gates:
+            decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
         chunk = q.shape[0]
         low = decays.weights(r, w, self.narrow, before=True)
         low = masks.within(low, strictly_later(chunk))
@@ -114,8 +118,9 @@ class _DeltaRule(NamedTuple):
     ) -> tuple[Array, tuple[Array, ...]]:
         *vectors, q, k, v = tokens
         beta, *scalars = gates
-        log_decay = vectors[0] if vectors else column(*scalars)
-        r, w = jnp.exp(clipped(log_decay)) * k, column(beta) * k
+        r, w = k, column(beta) * k
+        if vectors or scalars:
+            r = jnp.exp(clipped(vectors[0] if vectors else column(*scalars))) * k
         return self.step((*vectors, q, r, w, v), tuple(scalars), state, masks)
 
 
