@@ -8,6 +8,8 @@ depth go with the mechanism: a unit that gates itself has no feed-forward and tw
 
 from typing import Any
 
+import ml_collections
+
 from linear_transformer.errors import ConfigError
 
 # Mixer, its options, and further choices of config.model: "feed_forward" is its width over the
@@ -97,6 +99,12 @@ def transnormer_llm(*, width: int, num_layers: int) -> dict[str, Any]:
         "norm": "simplermsnorm",
         "positions": "none",
     }
+
+
+def repeats(model: ml_collections.ConfigDict) -> bool:
+    """Whether the layers are several repetitions of a pattern, which can be scanned over."""
+    repetitions, rest = divmod(model.num_layers, len(model.pattern))
+    return repetitions > 1 and rest == 0
 
 
 def model(name: str, *, width: int, num_layers: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ and linear attention have; docs/scaling.md has the TPUs that each fits on.  Not 
 
 import ml_collections
 
-from configs import default
+from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
 
 # Width, layers, heads, devices of "fsdp", peak learning rate.
@@ -39,7 +39,7 @@ def get_config(variant: str = "linear,125m") -> ml_collections.ConfigDict:
     config.mesh.fsdp = fsdp
     config.data.update(batch_size=64, sequence_length=2_048)
     config.model.update(num_heads=heads, max_positions=2_048, dtype="bfloat16", remat="full")
-    config.model.scan_layers = config.model.num_layers % len(config.model.pattern) == 0
+    config.model.scan_layers = mechanisms.repeats(config.model)
     if name == "cosformer":
         config.model.mixers.cosformer.max_length = 2_048
     config.optimizer.update(

@@ -12,7 +12,7 @@ accelerators (8 GPUs there); not run here.
 
 import ml_collections
 
-from configs import default
+from configs import default, mechanisms
 
 
 def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
@@ -25,6 +25,7 @@ def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
         dataset="wikitext103", tokenizer="words", batch_size=128, sequence_length=512
     )
     config.model.update(num_heads=8, dropout=0.1)
+    config.model.scan_layers = mechanisms.repeats(config.model)
     config.model.activation = "relu"
     config.optimizer.update(
         name="adam",

@@ -251,5 +251,7 @@ def get_config(
     del config.model.tied
     with config.model.unlocked():
         config.model.update(choices)
+    if scale is None:  # some of these models are deep
+        config.model.scan_layers = mechanisms.repeats(config.model)
     config.optimizer.update(setting.optimizer)
     return config

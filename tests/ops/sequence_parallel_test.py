@@ -13,5 +13,6 @@ def test_on_several_devices(cases):
 
 
 @pytest.mark.slow
-def test_on_several_devices_slow():
-    eight_devices.run_tests(CASES[0], slow=True)
+@pytest.mark.parametrize("cases", CASES)
+def test_on_several_devices_slow(cases):
+    eight_devices.run_tests(cases, slow=True)

@@ -171,7 +171,26 @@ def sharded(run):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+# Each has a case beside it that takes the same path.
+SLOW = (
+    "softmax_bidirectional",
+    "window_of_more_than_all",
+    "blocks_of_a_shard",
+    "blocks_of_more_than_all",
+    "convolution_of_two_shards",
+    "rectified_window_of_two_shards",
+    "chunks_of_a_shard",
+    "chunks_of_more_than_two_shards",
+    "chunks_of_most",
+    "lsh_sorted",
+)
+
+
+def names():
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+
+
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("packed", [False, True])
 def test_several_devices_are_one(name, packed):
     with jax.enable_x64(True):

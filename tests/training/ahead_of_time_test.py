@@ -95,7 +95,14 @@ def test_heads_and_parameters_are_both_split():
     assert sent["collective-permute"] + sent["all-to-all"] < 0.1 * activations
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "delta_product", "hgrn2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mamba2",
+        "hgrn2",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "delta_product")),
+    ],
+)
 def test_features_stay_where_they_are_made(name):
     """Over "tensor" devices add up activations and exchange hardly anything else.
 

@@ -28,6 +28,7 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
         num_layers=2 if small else 4,
     )
     mechanisms.as_released(config, heads=4 if small else 8)
+    config.model.scan_layers = not small
     config.task = "synthetic"
     config.sample = False
     config.num_steps = 2_000 if small else 10_000

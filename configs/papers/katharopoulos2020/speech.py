@@ -77,6 +77,7 @@ def get_config(variant: str = "linear") -> ml_collections.ConfigDict:
         )
     else:
         mechanisms.as_released(config, heads=4 if small else 6)
+        config.model.scan_layers = not small
         mixer = config.model.pattern[0]
         config.model.mixers[mixer].direction = "bidirectional"
     if name == "lsh":
