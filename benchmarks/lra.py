@@ -56,6 +56,7 @@ def measure(name: str, length: int) -> dict[str, Any]:
     config = text.get_config(name + (f",{_SCALE.value}" if _SCALE.value else ""))
     config.data.batch_size, config.data.sequence_length = _BATCH.value, length
     config.model.max_positions = length + 1
+    config.model.scan_layers = False  # it is for compile time
     if name == "cosformer":
         config.model.mixers.cosformer.max_length = length + 1
     step = training_step(config)

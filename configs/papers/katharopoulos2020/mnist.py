@@ -42,7 +42,6 @@ def images(
     config.task = "image_generation"
     config.sample = False
     config.model.num_outputs = 3 * MIXTURES
-    config.model.scan_layers = not small
     config.log_every = 100
     config.eval_batches = 20
     config.data = ml_collections.ConfigDict(
