@@ -18,7 +18,7 @@ The published setting needs accelerators (8 GPUs there); not run here.
 
 import ml_collections
 
-from configs import default, mechanisms
+from configs import default
 from configs.papers.qin2022 import wikitext103_ar
 from linear_transformer.errors import ConfigError
 
@@ -48,7 +48,6 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
     config.model.update(
         width=768, num_heads=12, norm_position="post", embedding_norm="layernorm", dropout=0.1
     )
-    config.model.scan_layers = mechanisms.repeats(config.model)
     config.optimizer.update(
         name="adamw",
         learning_rate=5e-4,
