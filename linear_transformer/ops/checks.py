@@ -1,0 +1,116 @@
+"""Checks of what the public operations are given: one line that names the argument.
+
+Each check raises a ValueError before anything is traced, and costs nothing inside `jax.jit`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Sizes = dict[str, int]
+
+
+def arrays(sizes: Mapping[str, int] = {}, /, **arguments) -> Sizes:
+    """Check that floating arrays have the axes of their names, and agree on the sizes of these.
+
+    Args:
+      sizes: known sizes by letter, such as {"W": 65}.
+      arguments: an array by a name that ends in its axes (`q_BTHK=q`), or an array and its axes
+        (`initial_state=(state, "BHKV")`); a None is skipped.
+
+    Returns:
+      The size of every letter, those of `sizes` among them.
+
+    Raises:
+      ValueError: where an argument is no array, not floating, or of another shape.
+    """
+    sizes = dict(sizes)
+    for name, x in arguments.items():
+        x, axes = x if isinstance(x, tuple) else (x, name.rpartition("_")[2])
+        if x is None:
+            continue
+        _dtype(name, x, jnp.floating, "floating")
+        _shape(name, x, axes, sizes)
+    return sizes
+
+
+def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
+    """Check that segment ids are integers (B, T)."""
+    if x is not None:
+        _dtype("segment_ids_BT", x, jnp.integer, "an integer type")
+        _shape("segment_ids_BT", x, "BT", dict(sizes))
+
+
+def log_decay(name: str, x: ArrayLike | None) -> None:
+    """Check that a log decay is at most 0, where its values are known (not inside `jax.jit`)."""
+    if x is None or isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return
+    x = np.asarray(x, np.float32)
+    if np.any(x > 0):
+        raise ValueError(f"{name} reaches {np.nanmax(x):.3g}; a log decay is at most 0")
+
+
+def choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that an option is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def chunk_size(value: int | None) -> None:
+    """Check that a number of tokens is positive; None is the default."""
+    if value is not None and not (isinstance(value, int | np.integer) and value > 0):
+        raise ValueError(f"chunk_size is {value!r}; it must be a positive integer, or None")
+
+
+@contextlib.contextmanager
+def reverse_mode(form: str) -> Iterator[None]:
+    """Say which derivatives a form has, where JAX finds that it lacks `jax.jvp`."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        message = f"form {form!r} has no forward mode (jax.jvp, jax.jacfwd): {_MODES}"
+        raise TypeError(message) from None
+
+
+def differentiable_once(backward: Callable) -> Callable:
+    """A backward pass whose own derivative is an error that says so."""
+
+    @jax.custom_jvp
+    @functools.wraps(backward)
+    def once(*operands):
+        return backward(*operands)
+
+    @once.defjvp
+    def _(*_):
+        raise NotImplementedError(f"form 'pallas' is differentiable once: {_MODES}")
+
+    return once
+
+
+_MODES = (
+    "'pallas' has one derivative, in reverse mode (jax.grad, jax.vjp), 'chunk' has all in reverse "
+    "mode, and the other forms have all in any mode"
+)
+
+
+def _dtype(name, x, kind, allowed):
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise ValueError(f"{name} is a {type(x).__name__}; it must be an array")
+    if not jnp.issubdtype(x.dtype, kind):
+        raise ValueError(f"{name} is {x.dtype}; it must be {allowed}")
+
+
+def _shape(name, x, axes, sizes):
+    expected = tuple(sizes.get(axis, axis) for axis in axes)
+    fits = all(size in (n, axis) for size, n, axis in zip(expected, x.shape, axes, strict=False))
+    if x.ndim != len(axes) or not fits:
+        sides = ", ".join(map(str, expected))
+        raise ValueError(f"{name} is {x.shape}; it must be ({sides}), the axes {axes}")
+    sizes.update(zip(axes, x.shape, strict=True))
