@@ -95,7 +95,7 @@ OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "recurrent": lambda q, k, v: linear(q, k, v, form="recurrent"),
     "parallel": lambda q, k, v: linear(q, k, v, form="parallel"),
     "unnormalised": lambda q, k, v: additive.linear_attention(
-        q, k, v, normalize=False, form="chunk"
+        q, k, v, feature_map=None, normalize=False, form="chunk"
     )[0],
     "softmax blockwise": lambda q, k, v: softmax_attention(q, k, v, form="blockwise"),
     "softmax parallel": lambda q, k, v: softmax_attention(q, k, v, form="parallel"),

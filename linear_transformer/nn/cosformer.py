@@ -69,6 +69,7 @@ class CosFormer(KernelAttention):
             k,
             with_ones(v).astype(self._state_dtype),
             direction=self.direction,
+            feature_map=None,
             normalize=False,
             initial_state=sums,
             **self._recurrence(segment_ids),

@@ -180,6 +180,7 @@ class LinearAttention(nnx.Module):
             turn(q, positions),
             turn(k, positions),
             v,
+            feature_map=None,
             normalize=False,
             initial_state=numerator,
             **options,
@@ -187,7 +188,13 @@ class LinearAttention(nnx.Module):
         if self.normalize:
             ones = jnp.ones_like(v[..., :1])
             z, denominator = linear_attention(
-                q, k, ones, normalize=False, initial_state=denominator, **options
+                q,
+                k,
+                ones,
+                feature_map=None,
+                normalize=False,
+                initial_state=denominator,
+                **options,
             )
             o = o / (z + self.epsilon)
             numerator = jnp.concatenate([numerator, denominator], axis=-1)

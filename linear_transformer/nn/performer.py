@@ -92,6 +92,6 @@ class Performer(KernelAttention):
         options |= self._recurrence(segment_ids)
         if self.kernel == "relu":
             q, k = (relu_features(a, w_HMK).astype(v.dtype) for a in (q, k))
-            return linear_attention(q, k, v, **options)
+            return linear_attention(q, k, v, feature_map=None, **options)
         q, k = (positive_log_features(a, w_HMK) for a in (q, k))
         return log_feature_attention(q, k, v, **options)

@@ -98,9 +98,8 @@ class RandomFeatureAttention(KernelAttention):
         v_and_ones = with_ones(v).astype(dtype)
         options = {"initial_state": sums} | self._recurrence(segment_ids)
         if self.gate is None:
-            o, sums = linear_attention(
-                q, k, v_and_ones, direction=self.direction, normalize=False, **options
-            )
+            options |= {"direction": self.direction, "feature_map": None, "normalize": False}
+            o, sums = linear_attention(q, k, v_and_ones, **options)
         else:
             logits_BTH = self.gate(x).astype(dtype)
             k *= jax.nn.sigmoid(-logits_BTH)[..., None].astype(k.dtype)

@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import recurrence, segments, sequence_parallel
-from linear_transformer.ops.blocks import Masks, matmul, read, write
-from linear_transformer.ops.feature_maps import FeatureMap
+from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
+from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
 from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -39,6 +40,7 @@ from linear_transformer.types import (
 # K = 64); blocks of 8 chunks keep every temporary in the cache (benchmarks/attention.py --sweep).
 CHUNK_SIZE = 64
 CHUNKS_PER_BLOCK = 8
+DIRECTIONS = ("causal", "anticausal", "bidirectional")
 
 
 def linear_attention(
@@ -47,7 +49,7 @@ def linear_attention(
     v_BSHV: Values,
     *,
     direction: str = "causal",
-    feature_map: FeatureMap | None = None,
+    feature_map: FeatureMap | None = elu_plus_one,
     normalize: bool = True,
     epsilon: float = 1e-6,
     initial_state: State | None = None,
@@ -64,8 +66,10 @@ def linear_attention(
       v_BSHV: values.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on) or
         "bidirectional" (all keys; S may differ from T, which is cross attention).
-      feature_map: phi, applied to queries and keys, of unchanged width; None where that has been
-        done.  The chunk form applies it block by block and never stores the features.
+      feature_map: phi, applied to queries and keys, of unchanged width.  None if queries and keys
+        are features already; their products must then not sum to 0, or the division by the
+        normaliser has no meaning.  The chunk form applies the map block by block and never stores
+        the features.
       normalize: divide by the sum of the weights (equation 12); False gives the numerator alone.
       epsilon: added to the denominator.
       initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  It is
@@ -81,10 +85,26 @@ def linear_attention(
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
 
     Raises:
-      ValueError: on an unknown direction or form, on shapes that do not fit, or on segment ids
-        together with cross attention.
+      ValueError: an argument is of a wrong type, shape or value, or segment ids come together with
+        cross attention.
     """
-    _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT)
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.choice("form", form, recurrence.FORMS)
+    checks.chunk_size(chunk_size)
+    _check_feature_map(feature_map, normalize, q_BTHK, k_BSHK)
+    state_shape = {"W": v_BSHV.shape[-1] + normalize} if v_BSHV.ndim else {}
+    sizes = checks.arrays(
+        state_shape,
+        q_BTHK=q_BTHK,
+        k_BSHK=k_BSHK,
+        v_BSHV=v_BSHV,
+        initial_state=(initial_state, "BHKW"),
+    )
+    checks.segment_ids(segment_ids_BT, sizes)
+    if sizes["S"] != sizes["T"] and (direction != "bidirectional" or segment_ids_BT is not None):
+        raise ValueError(
+            f"{sizes['T']} queries and {sizes['S']} keys: only unpacked bidirectional can differ"
+        )
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     form = _resolve(form, q_BTHK, v_BSHV)
     if feature_map is not None and not (
@@ -93,10 +113,12 @@ def linear_attention(
         q_BTHK, k_BSHK = feature_map(q_BTHK), feature_map(k_BSHK)
         feature_map = None
     if key_mask_BS is not None:
-        k_BSHK = jnp.where(key_mask_BS[:, :, None, None], k_BSHK, 0)
+        k_BSHK, v_BSHV = (jnp.where(key_mask_BS[:, :, None, None], x, 0) for x in (k_BSHK, v_BSHV))
     if initial_state is None:
         batch, _, heads, width = k_BSHK.shape
         initial_state = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + normalize), dtype)
+    if direction != "bidirectional" and q_BTHK.size == 0:  # no rows, or no tokens
+        return jnp.zeros(v_BSHV.shape, v_BSHV.dtype), initial_state.astype(dtype)
     attend = functools.partial(
         _sharded,
         feature_map=feature_map,
@@ -127,26 +149,22 @@ def linear_attention(
     return o.astype(v_BSHV.dtype), state
 
 
-def _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, normalize, segment_ids_BT):
-    if direction not in ("causal", "anticausal", "bidirectional"):
-        raise ValueError(f"direction is {direction!r}; choose causal, anticausal or bidirectional")
-    if form not in recurrence.FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
-    batch, time, heads, width = q_BTHK.shape
-    source = k_BSHK.shape[1]
-    if k_BSHK.shape != (batch, source, heads, width) or v_BSHV.shape[:3] != k_BSHK.shape[:3]:
-        raise ValueError(
-            f"queries {q_BTHK.shape}, keys {k_BSHK.shape} and values {v_BSHV.shape} do not fit"
-        )
-    if source != time and (direction != "bidirectional" or segment_ids_BT is not None):
-        raise ValueError(
-            f"{time} queries and {source} keys: only unpacked bidirectional can differ"
-        )
-    columns = v_BSHV.shape[-1] + normalize
-    if initial_state is not None and initial_state.shape != (batch, heads, width, columns):
-        raise ValueError(
-            f"initial_state is {initial_state.shape}, not {(batch, heads, width, columns)}"
-        )
+def _check_feature_map(feature_map, normalize, *features):
+    """Without a map, a normaliser needs features that are not negative; not checked inside jit."""
+    if feature_map is not None:
+        if not callable(feature_map):
+            known = ", ".join(FEATURE_MAPS)
+            raise ValueError(
+                f"feature_map is {feature_map!r}; it must be None or a function, such as "
+                f"one of FEATURE_MAPS: {known}"
+            )
+    elif normalize:
+        for name, x in zip(("q_BTHK", "k_BSHK"), features, strict=True):
+            if checks.is_known(x) and np.any(np.asarray(x, np.float32) < 0):
+                raise ValueError(
+                    f"{name} has negative entries and feature_map is None: the sum of the weights "
+                    "that divides the output can be 0; pass a feature map, or normalize=False"
+                )
 
 
 def _with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
@@ -172,12 +190,13 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
         return _causal(q, k, v, state, segment_ids_BT, **options)
     dtype = accumulation_dtype(q, k, v)
     keys = k if options["feature_map"] is None else options["feature_map"](k)
+    values = _with_ones(v) if options["normalize"] else v
     passes = None  # a state that a segment's start does not stop
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
-        keys = jnp.where((run_BT == run_BT[:, -1:])[..., None, None], keys, 0)
+        last = (run_BT == run_BT[:, -1:])[..., None, None]
+        keys, values = (jnp.where(last, x, 0) for x in (keys, values))
         passes = (run_BT[:, -1] == 0)[:, None, None, None].astype(dtype)
-    values = _with_ones(v) if options["normalize"] else v
     update = jnp.einsum("bthk,bthv->bhkv", keys, values, preferred_element_type=dtype)
     state = sequence_parallel.entering_state(passes, update, state, segment_ids_BT, reverse=reverse)
     o, state = _causal(q, k, v, state, segment_ids_BT, **options)
@@ -221,11 +240,11 @@ def _parallel(q, k, v, state, segment_ids_BT):
     o = jnp.einsum(
         "bhts,bshv->bthv", jnp.where(visible, weights, 0), v, preferred_element_type=dtype
     )
-    q_first = jnp.where(first[..., None, None], q, 0)
-    o += jnp.einsum("bthk,bhkv->bthv", q_first, state, preferred_element_type=dtype)
-    k_last = jnp.where(last[..., None, None], k, 0)
+    read = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
+    o += jnp.where(first[..., None, None], read, 0)
+    k_last, v_last = (jnp.where(last[..., None, None], x, 0) for x in (k, v))
     state = jnp.where(first[:, -1, None, None, None], state, 0)
-    state += jnp.einsum("bthk,bthv->bhkv", k_last, v, preferred_element_type=dtype)
+    state += jnp.einsum("bthk,bthv->bhkv", k_last, v_last, preferred_element_type=dtype)
     return o, state
 
 
@@ -240,18 +259,21 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
 
 
 def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
-    """At most two segments a row, as padding makes them: each has a half of a doubled key."""
+    """At most two segments a row, as padding makes them: one after the other."""
 
-    def doubled(x):
-        return jnp.concatenate(
-            [jnp.where((run_BT == run)[..., None, None], x, 0) for run in (0, 1)], axis=-1
-        )
+    values = _with_ones(v) if normalize else v
 
-    both = jnp.concatenate([state, jnp.zeros_like(state)], axis=2)
-    o, both = _bidirectional(doubled(q), doubled(k), v, both, normalize, epsilon)
-    first, second = jnp.split(both, 2, axis=2)
+    def alone(run, state):
+        """What all queries read from one segment, and its state."""
+        mine = (run_BT == run)[..., None, None]
+        k_run, v_run = (jnp.where(mine, x, 0) for x in (k, values))
+        return _bidirectional(q, k_run, v_run, state, False, epsilon)
+
+    first, second = alone(0, state), alone(1, jnp.zeros_like(state))
     last_B = sequence_parallel.of_last(run_BT[:, -1])
-    return o, jnp.where((last_B == 0)[:, None, None, None], first, second)
+    o = jnp.where((run_BT == 0)[..., None, None], first[0], second[0])
+    state = jnp.where((last_B == 0)[:, None, None, None], first[1], second[1])
+    return (_divide(o, epsilon) if normalize else o), state
 
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
@@ -262,7 +284,8 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
     k_next, v_next, next_BT = (
         sequence_parallel.halo(x, after=1)[:, 1:] for x in (k, values, segment_ids_BT)
     )
-    k_next = jnp.where((next_BT == segment_ids_BT)[..., None, None], k_next, 0)
+    same = (next_BT == segment_ids_BT)[..., None, None]
+    k_next, v_next = (jnp.where(same, x, 0) for x in (k_next, v_next))
     flipped = [jnp.flip(x, 1) for x in (q, k_next, v_next)]
     ids = jnp.flip(segment_ids_BT, 1)
     backward, _ = numerator(*flipped, jnp.zeros_like(state), ids, reverse=True)
@@ -284,6 +307,9 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 #
 # Segments only change which terms of the sums are kept: pairs within a chunk, the state that a
 # query may read, the keys that reach the chunk's end.  Only the states at block borders are stored.
+# A token that is not finite stays inside its own chunk, where masked products may spread it:
+# nothing before the chunk and nothing of another document outside it changes, outputs and gradients
+# alike.
 
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
@@ -328,7 +354,7 @@ def _chunked(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
 
 def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
     batch, time, heads, _ = q.shape
-    dtype = state.dtype
+    dtype, narrow = state.dtype, jnp.result_type(q, k, v)
 
     def body(n, carry):
         state, o, denominator, states = carry
@@ -337,10 +363,11 @@ def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsil
         q_n, k_n = phi.queries(q_n), phi.keys(k_n, n)
         if normalize:
             v_n = _with_ones(v_n)
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        entering, state = _states(k_n, v_n, state, masks)
-        o_n = matmul(masks.within(matmul(q_n, k_n.mT, dtype)), v_n, dtype)
-        o_n += matmul(masks.reads(q_n), entering, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        entering, state = _states(k_n, v_n, state, masks, narrow)
+        weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))
+        o_n = matmul(weights, v_n, narrow, dtype)
+        o_n += masks.reads(matmul(q_n, entering, narrow, dtype))
         if normalize:
             denominator_n = o_n[..., -1:] + epsilon
             o_n = o_n[..., :-1] / denominator_n
@@ -362,7 +389,7 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
     del epsilon  # part of the stored denominator
     q, k, v, run_BT, states, o, denominator = residuals
     do, dstate = cotangents
-    dtype = states.dtype
+    dtype, narrow = states.dtype, jnp.result_type(q, k, v)
     blocks = states.shape[0]
 
     def body(i, carry):
@@ -377,15 +404,18 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
             dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
             g_n = jnp.concatenate([g_n, dz], axis=-1)
             v_n = _with_ones(v_n)
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        g_n = g_n.astype(v.dtype)
-        entering, _ = _states(k_n, v_n, states[n], masks)
-        leaving, dstate = _state_gradients(masks.reads(q_n), g_n, dstate, masks)
-        weights = masks.within(matmul(q_n, k_n.mT, dtype))
-        dweights = masks.within(matmul(g_n, v_n.mT, dtype))
-        dq_n = matmul(dweights, k_n, dtype) + masks.reads(matmul(g_n, entering.mT, dtype))
-        dk_n = matmul(dweights.mT, q_n, dtype) + masks.reaches(matmul(v_n, leaving.mT, dtype))
-        dv_n = matmul(weights.mT, g_n, dtype) + matmul(masks.reaches(k_n), leaving, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        g_n = g_n.astype(narrow)
+        entering, _ = _states(k_n, v_n, states[n], masks, narrow)
+        leaving, dstate = _state_gradients(q_n, g_n, dstate, masks, narrow)
+        weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))
+        dweights = masks.within(matmul(g_n, v_n.mT, narrow, dtype))
+        dq_n = matmul(dweights, k_n, narrow, dtype)
+        dq_n += masks.reads(matmul(g_n, entering.mT, narrow, dtype))
+        dk_n = matmul(dweights.mT, q_n, narrow, dtype)
+        dk_n += masks.reaches(matmul(v_n, leaving.mT, narrow, dtype))
+        dv_n = matmul(weights.mT, g_n, narrow, dtype)
+        dv_n += masks.reaches(matmul(k_n, leaving, narrow, dtype))
         if normalize:
             dv_n = dv_n[..., :-1]
         (dq_n,) = to_queries(dq_n.astype(q.dtype))
@@ -400,26 +430,20 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _states(k, v, state, masks):
+def _states(k, v, state, masks, narrow):
     """Equation 10 over a block: the states entering its chunks, and the one leaving it."""
-    updates = matmul(masks.reaches(k).mT, v, state.dtype)
-    terms = jnp.concatenate([state[:, :, None], updates], axis=2)
-    states = _carry(masks.carry, terms)
-    return states[:, :, :-1], states[:, :, -1]
+    updates = matmul(masks.reaches(k).mT, masks.reaches(v), narrow, state.dtype)
+    states = [state]
+    for g in range(updates.shape[2]):
+        states.append(masks.carried(states[-1], g) + updates[:, :, g])
+    return jnp.stack(states[:-1], axis=2), states[-1]
 
 
-def _state_gradients(q, g, dstate, masks):
+def _state_gradients(q, g, dstate, masks, narrow):
     """The reversed sum of equations 14-15: gradients of the updates and of the first state."""
-    reads = matmul(q.mT, g, dstate.dtype)
-    terms = jnp.concatenate([reads, dstate[:, :, None]], axis=2)
-    gradients = _carry(masks.carry.mT, terms)
-    return gradients[:, :, 1:], gradients[:, :, 0]
-
-
-def _carry(carry_BHGG, terms_BHGKV):
-    shape = terms_BHGKV.shape
-    sums = jnp.matmul(
-        jnp.broadcast_to(carry_BHGG, (*shape[:2], *carry_BHGG.shape[-2:])),
-        terms_BHGKV.reshape(*shape[:3], -1),
-    )
-    return sums.reshape(shape)
+    reads = matmul(masks.reads(q).mT, masks.reads(g), narrow, dstate.dtype)
+    gradients = [dstate]
+    for n in reversed(range(reads.shape[2])):
+        leaving = masks.carried(gradients[-1], n)
+        gradients.append(unless_silent(leaving + reads[:, :, n], g[:, :, n], leaving))
+    return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

@@ -25,26 +25,33 @@ def write(x_BTHK: Array, block_BHGCK: Array, n: Int[Array, ""]) -> Array:
     return lax.dynamic_update_slice_in_dim(x_BTHK, rows.astype(x_BTHK.dtype), start, axis=1)
 
 
-def matmul(a: Array, b: Array, dtype: jnp.dtype) -> Array:
-    """a @ b with operands in the narrower input type and sums in `dtype`."""
-    narrow = min(a.dtype, b.dtype, key=lambda d: jnp.finfo(d).bits)
+def matmul(a: Array, b: Array, narrow: jnp.dtype, dtype: jnp.dtype) -> Array:
+    """a @ b with operands rounded to `narrow` and sums in `dtype`.
+
+    `narrow` is the result type of all token inputs of an operation: bfloat16 if every one of them
+    is, else float32 or more.  What is rounded enters a sum of an additive or decaying recurrence
+    once and is never multiplied by itself from token to token, so that the error of an output stays
+    near 2^-8 of its terms.
+    """
     return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)
 
 
 class Masks(NamedTuple):
-    """Which terms a block keeps: all True (None) without segments."""
+    """Which terms of a block are kept; None keeps all of them.
+
+    Every mask is a `where`: a product with 0 would turn a NaN of one document into a NaN of all.
+    """
 
     pairs: Bool[Array, "#B 1 #G C C"]  # key j of the chunk is visible to query i
     read: Bool[Array, "B 1 G C 1"] | None  # the query is in the segment of the entering state
     reach: Bool[Array, "B 1 G C 1"] | None  # the key is in the segment at the end of its chunk
-    carry: Float[Array, "#B #H G+1 G+1"]  # 1 where a term of the state is still in a later state
+    through: Bool[Array, "B 1 G 1 1"] | None  # no segment starts in the chunk
 
     @classmethod
-    def of_block(cls, run_BT, n, chunk, block, dtype):
+    def of_block(cls, run_BT, n, chunk, block):
         pairs = jnp.tril(jnp.ones((chunk, chunk), bool))
-        carry = jnp.tril(jnp.ones((block // chunk + 1,) * 2, dtype))
         if run_BT is None:
-            return cls(pairs, None, None, carry[None, None])
+            return cls(pairs, None, None, None)
         run_BGC = lax.dynamic_slice_in_dim(run_BT, n * block, block, axis=1)
         run_BGC = run_BGC.reshape(-1, block // chunk, chunk)
         before_B = run_BT[:, jnp.maximum(n * block - 1, 0)]
@@ -52,16 +59,41 @@ class Masks(NamedTuple):
         pairs = pairs & (run_BGC[..., :, None] == run_BGC[..., None, :])
         read = run_BGC == ends_BG[:, :-1, None]
         reach = run_BGC == ends_BG[:, 1:, None]
-        carry = carry * (ends_BG[:, :, None] == ends_BG[:, None, :])
+        through = ends_BG[:, :-1] == ends_BG[:, 1:]
         return cls(
-            pairs[:, None], read[:, None, ..., None], reach[:, None, ..., None], carry[:, None]
+            pairs[:, None],
+            read[:, None, ..., None],
+            reach[:, None, ..., None],
+            through[:, None, :, None, None],
         )
 
     def within(self, weights: Array) -> Array:
+        """Weights of visible pairs."""
         return jnp.where(self.pairs, weights, 0)
 
-    def reads(self, queries: Array) -> Array:
-        return queries if self.read is None else jnp.where(self.read, queries, 0)
+    def reads(self, rows: Array) -> Array:
+        """Rows of the tokens that see the entering state."""
+        return rows if self.read is None else jnp.where(self.read, rows, 0)
 
-    def reaches(self, keys: Array) -> Array:
-        return keys if self.reach is None else jnp.where(self.reach, keys, 0)
+    def reaches(self, rows: Array) -> Array:
+        """Rows of the tokens that the leaving state contains."""
+        return rows if self.reach is None else jnp.where(self.reach, rows, 0)
+
+    def carried(self, x: Float[Array, "B H _ _"], g: int) -> Array:
+        """The entering state of chunk g, or the gradient of the leaving one, if it goes through."""
+        return x if self.through is None else jnp.where(self.through[:, :, g], x, 0)
+
+
+def unless_silent(gradient: Array, outputs: Array, leaving: Array) -> Array:
+    """The gradient of a chunk's entering state; exactly 0 if nothing after it has a gradient.
+
+    Then a token that is not finite, whose products with 0 are NaN, spoils no earlier chunk.
+
+    Args:
+      gradient: (B, H, K, V), what the chunk computed.
+      outputs: (B, H, C, V), gradients of the chunk's outputs.
+      leaving: (B, H, K, V), gradient of the leaving state, 0 where the state does not go through.
+    """
+    heard = jnp.any(outputs != 0, axis=(-2, -1), keepdims=True)
+    heard |= jnp.any(leaving != 0, axis=(-2, -1), keepdims=True)
+    return jnp.where(heard, gradient, 0)

@@ -48,11 +48,16 @@ def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
 
 def log_decay(name: str, x: ArrayLike | None) -> None:
     """Check that a log decay is at most 0, where its values are known (not inside `jax.jit`)."""
-    if x is None or isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+    if x is None or not is_known(x):
         return
     x = np.asarray(x, np.float32)
     if np.any(x > 0):
         raise ValueError(f"{name} reaches {np.nanmax(x):.3g}; a log decay is at most 0")
+
+
+def is_known(x: ArrayLike) -> bool:
+    """Whether the values of an array can be looked at: not inside `jax.jit`."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -5,17 +5,22 @@
 A fixed scalar per head is retention (Sun et al., 2023, arXiv:2307.08621, equations 5-7), a scalar
 that depends on the token is the gate of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060, section 6), a
 vector over the key features that of gated linear attention (Yang et al., 2023, arXiv:2312.06635,
-equations 3-5).  Who wants a normaliser appends a column of ones to the values.
+equations 3-5).  To normalise the weights, append a column of ones to the values and divide by it.
+
+A token that is not finite spoils no earlier output and no other document: exactly so in the token
+scan and the associative form, and outside of its own chunk in the chunk forms; `parallel` is one
+chunk.  The same holds for the gradient of what it did not spoil.
 """
 
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import recurrence, segments, sequence_parallel
+from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.pallas.decay import pallas_form
@@ -76,15 +81,33 @@ def decayed_attention(
       bidirectional) in the accumulation dtype.
 
     Raises:
-      ValueError: on an unknown direction or form, or on shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    _check(q_BTHK, k_BTHK, v_BTHV, log_decay, direction, bonus_HK, form, initial_state)
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.choice("form", form, recurrence.FORMS)
+    checks.chunk_size(chunk_size)
+    sizes = checks.arrays(
+        q_BTHK=q_BTHK,
+        k_BTHK=k_BTHK,
+        v_BTHV=v_BTHV,
+        bonus_HK=bonus_HK,
+        initial_state=(initial_state, "BHKV"),
+    )
+    checks.segment_ids(segment_ids_BT, sizes)
+    checks.log_decay("log_decay", log_decay)
+    gates = (q_BTHK.shape[2:3], q_BTHK.shape[:3], q_BTHK.shape)
+    if log_decay.shape not in gates:
+        raise ValueError(f"log_decay is {log_decay.shape}, not one of {gates}")
+    if bonus_HK is not None and direction != "causal":
+        raise ValueError(f"direction is {direction!r}; a bonus needs causal")
     batch, time, heads, width = q_BTHK.shape
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if key_mask_BS is not None:
-        k_BTHK = jnp.where(key_mask_BS[:, :, None, None], k_BTHK, 0)
+        k_BTHK, v_BTHV = (jnp.where(key_mask_BS[:, :, None, None], x, 0) for x in (k_BTHK, v_BTHV))
     if initial_state is None:
         initial_state = jnp.zeros((batch, heads, width, v_BTHV.shape[-1]), dtype)
+    if q_BTHK.size == 0:  # no rows, or no tokens
+        return jnp.zeros(v_BTHV.shape, v_BTHV.dtype), initial_state.astype(dtype)
     if log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, (batch, time, heads))
     if log_decay.ndim == 3:
@@ -107,27 +130,6 @@ def decayed_attention(
     return o.astype(v_BTHV.dtype), state
 
 
-def _check(q, k, v, log_decay, direction, bonus, form, initial_state):
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-    if bonus is not None and direction != "causal":
-        raise ValueError(f"direction is {direction!r}; a bonus needs causal")
-    if form not in recurrence.FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
-    if k.shape != q.shape or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
-    batch, _, heads, width = q.shape
-    gates = (q.shape[2:3], q.shape[:3], q.shape)
-    if log_decay.shape not in gates:
-        raise ValueError(f"log_decay is {log_decay.shape}, not one of {gates}")
-    if bonus is not None and bonus.shape != (heads, width):
-        raise ValueError(f"bonus_HK is {bonus.shape}, not {(heads, width)}")
-    if initial_state is not None and initial_state.shape != (batch, heads, width, v.shape[-1]):
-        raise ValueError(
-            f"initial_state is {initial_state.shape}, not {(batch, heads, width, v.shape[-1])}"
-        )
-
-
 def _own(q, k, v, dtype):
     """What a token reads from its own key."""
     return jnp.sum(q.astype(dtype) * k, axis=-1, keepdims=True) * v
@@ -143,14 +145,13 @@ def _reversed(attend, q, k, v, log_decay, state, segment_ids_BT):
 
 def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
     """S_t is read by the query of token t + 1, the initial state by the first one."""
-    q_next = q[:, 1:]
-    if segment_ids_BT is not None:
-        q_next = jnp.where(segments.starts(segment_ids_BT)[:, 1:, None, None], 0, q_next)
-    q_next = jnp.pad(q_next, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    q_next = jnp.pad(q[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     state = _entering(k, v, log_decay, state, segment_ids_BT)
     first = jnp.einsum("bhk,bhkv->bhv", q[:, 0].astype(state.dtype), state)
     o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
+    if segment_ids_BT is not None:
+        o = jnp.where(segments.starts(segment_ids_BT)[..., None, None], 0, o)
     return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
 
 
@@ -166,20 +167,23 @@ def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
     if sequence_parallel.shards() == 1:
         return state
     dtype = state.dtype
-    keys, decays, passes = k, log_decay, 1.0
+    keys, values, decays, passes = k, v, log_decay, None
     if segment_ids_BT is not None:  # of the last segment, without the decay of its first token
         run_BT = segments.run_index(segment_ids_BT)
         last = (run_BT == run_BT[:, -1:])[..., None, None]
-        keys = jnp.where(last, k, 0)
+        keys, values = (jnp.where(last, x, 0) for x in (k, v))
         starts = segments.starts(segment_ids_BT)[..., None, None]
         decays = jnp.where(last & ~starts, log_decay, 0)
-        passes = (run_BT[:, -1] == 0)[:, None, None].astype(dtype)
+        passes = (run_BT[:, -1] == 0)[:, None, None]
     # Sums from the end on: they are exact where the decay is not yet nothing.
     since = lax.cumsum(decays, axis=1, reverse=True)
     after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    reaching = (keys * jnp.exp(after)).astype(k.dtype)
-    update = jnp.einsum("bthk,bthv->bhkv", reaching, v, preferred_element_type=dtype)
-    transition = (passes * jnp.exp(since[:, 0]))[..., None]
+    reaching = (keys * jnp.exp(after)).astype(jnp.result_type(q, k, v))
+    update = jnp.einsum("bthk,bthv->bhkv", reaching, values, preferred_element_type=dtype)
+    transition = jnp.exp(since[:, 0])
+    if passes is not None:
+        transition = jnp.where(passes, transition, 0)
+    transition = transition[..., None]
     return sequence_parallel.entering_state(
         transition, update, state, segment_ids_BT, reverse=reverse
     )
@@ -220,14 +224,12 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
         run_BT = segments.run_index(segment_ids_BT)
     visible_BTS = run_BT[:, :, None] == run_BT[:, None]
     visible_BTS &= jnp.tril(jnp.ones((time, time), bool))
-    # b_t within each segment: no gradient, not even a rounding error, crosses to another one.
+    # b_t within each segment: not even a rounding error crosses to another one.
     sums = jnp.einsum(
         "bts,bshk->bthk", visible_BTS.astype(dtype), log_decay, precision=lax.Precision.HIGHEST
     )
     visible = visible_BTS[:, None, ..., None]
-    sums_BHTK = jnp.moveaxis(sums, 2, 1)
-    difference = sums_BHTK[:, :, :, None] - sums_BHTK[:, :, None]
-    decay_BHTSK = jnp.exp(jnp.where(visible, difference, -jnp.inf))
+    decay_BHTSK = jnp.exp(jnp.where(visible, _between(log_decay, sums), -jnp.inf))
     if decay_BHTSK.shape[-1] == 1:
         weights = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
         weights *= decay_BHTSK[..., 0]
@@ -235,9 +237,27 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
         weights = jnp.einsum("bthk,bshk,bhtsk->bhts", q.astype(dtype), k, decay_BHTSK)
     o = jnp.einsum("bhts,bshv->bthv", weights, v, preferred_element_type=dtype)
     first, last = (run_BT == 0)[..., None, None], (run_BT == run_BT[:, -1:])[..., None, None]
-    q_first = jnp.where(first, q * jnp.exp(sums), 0)
-    o += jnp.einsum("bthk,bhkv->bthv", q_first, state)
-    k_last = k * jnp.moveaxis(decay_BHTSK[:, :, -1], 1, 2)
-    carried = jnp.where(last[:, 0], jnp.exp(sums[:, -1]), 0)
-    state = carried[..., None] * state + jnp.einsum("bthk,bthv->bhkv", k_last, v.astype(dtype))
-    return o, state
+    o += jnp.where(first, jnp.einsum("bthk,bhkv->bthv", q * jnp.exp(sums), state), 0)
+    k_last = jnp.where(last, k * jnp.moveaxis(decay_BHTSK[:, :, -1], 1, 2), 0)
+    v_last = jnp.where(last, v, 0).astype(dtype)
+    state = jnp.where(last[:, 0, ..., None], jnp.exp(sums[:, -1])[..., None] * state, 0)
+    return o, state + jnp.einsum("bthk,bthv->bhkv", k_last, v_last)
+
+
+@jax.custom_jvp
+def _between(
+    log_decay_BTHK: Float[Array, "B T H K"], sums_BTHK: Float[Array, "B T H K"]
+) -> Float[Array, "B H T T K"]:
+    """Sums of log a from the token after s up to t, as differences of the sums up to a token."""
+    sums_BHTK = jnp.moveaxis(sums_BTHK, 2, 1)
+    return sums_BHTK[:, :, :, None] - sums_BHTK[:, :, None]
+
+
+@_between.defjvp
+def _(primals, tangents):
+    """The sums themselves, so that a gradient is no difference of larger ones."""
+    dlog_decay_BHTK = jnp.moveaxis(tangents[0], 2, 1)
+    time = dlog_decay_BHTK.shape[2]
+    after = jnp.tril(jnp.ones((time, time), bool), -1)[..., None]
+    terms = jnp.where(after, dlog_decay_BHTK[:, :, :, None], 0)
+    return _between(*primals), lax.cumsum(terms, axis=2)

@@ -9,6 +9,9 @@ and, given G = dL/do and R = dL/dS', with dA = G v^T times the pair decays,
 
     dQ = dA K + read (G S^T)          dv = A^T G + (reach K) R
     dK = dA^T Q + reach (v R^T)       dS = total R + (read Q)^T G
+
+A token that is not finite stays inside its own chunk, where masked products may spread it: nothing
+before the chunk and nothing of another document outside it changes, outputs and gradients alike.
 """
 
 import functools
@@ -18,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from linear_transformer.ops import segments
-from linear_transformer.ops.blocks import Masks, matmul, read, write
-from linear_transformer.ops.gates import make_gate, scaled, totals
+from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
+from linear_transformer.ops.gates import make_gate, totals
 
 CHUNK_SIZE = 64
 CHUNKS_PER_BLOCK = {"scalar": 4, "vector": 8}
@@ -48,18 +51,18 @@ def _chunked(q, k, v, log_decay, state, run_BT, chunk, block):
 
 
 def _chunked_forward(q, k, v, log_decay, state, run_BT, chunk, block):
-    dtype = state.dtype
+    dtype, narrow = state.dtype, jnp.result_type(q, k, v)
     count = q.shape[1] // block
 
     def body(n, carry):
         state, o, states = carry
         states = states.at[n].set(state)
         q_n, k_n, v_n, log_decay_n = (read(x, n, chunk, block) for x in (q, k, v, log_decay))
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        gate = make_gate(log_decay_n, masks)
-        entering, state = _states(masks.reaches(scaled(k_n, gate.reach)), v_n, state, gate, masks)
-        o_n = matmul(gate.weights(q_n, k_n), v_n, dtype)
-        o_n += matmul(masks.reads(scaled(q_n, gate.read)), entering, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        gate = make_gate(log_decay_n, masks, narrow)
+        entering, state = _states(k_n * gate.reach, v_n, state, gate)
+        o_n = matmul(gate.weights(q_n, k_n), v_n, narrow, dtype)
+        o_n += masks.reads(matmul(q_n * gate.read, entering, narrow, dtype))
         return state, write(o, o_n, n), states
 
     carry = (state, jnp.zeros(v.shape, v.dtype), jnp.zeros((count, *state.shape), dtype))
@@ -70,25 +73,26 @@ def _chunked_forward(q, k, v, log_decay, state, run_BT, chunk, block):
 def _chunked_backward(chunk, block, residuals, cotangents):
     q, k, v, log_decay, run_BT, states = residuals
     do, dstate = cotangents
-    dtype = states.dtype
+    dtype, narrow = states.dtype, jnp.result_type(q, k, v)
     count = states.shape[0]
 
     def body(i, carry):
         dstate, dq, dk, dv, dlog_decay = carry
         n = count - 1 - i
         q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        gate = make_gate(read(log_decay, n, chunk, block), masks)
-        k_reach = masks.reaches(scaled(k_n, gate.reach))
-        q_read = masks.reads(scaled(q_n, gate.read))
-        entering, _ = _states(k_reach, v_n, states[n], gate, masks)
-        leaving, dstate = _state_gradients(q_read, g_n, dstate, gate, masks)
-        weights, dq_n, dk_n, db = gate.gradients(q_n, k_n, matmul(g_n, v_n.mT, dtype))
-        dq_read = masks.reads(matmul(g_n, entering.mT, dtype) * gate.read)
-        dk_reach = masks.reaches(matmul(v_n, leaving.mT, dtype) * gate.reach)
-        dv_n = matmul(weights.mT, g_n, dtype) + matmul(k_reach, leaving, dtype)
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        gate = make_gate(read(log_decay, n, chunk, block), masks, narrow)
+        k_reach, q_read = k_n * gate.reach, q_n * gate.read
+        entering, _ = _states(k_reach, v_n, states[n], gate)
+        leaving, dstate = _state_gradients(q_read, g_n, dstate, gate)
+        dweights = matmul(g_n, v_n.mT, narrow, dtype)
+        weights, dq_n, dk_n, dpairs = gate.gradients(q_n, k_n, dweights)
+        dq_read = masks.reads(matmul(g_n, entering.mT, narrow, dtype) * gate.read)
+        dk_reach = masks.reaches(matmul(v_n, leaving.mT, narrow, dtype) * gate.reach)
+        dv_n = matmul(weights.mT, g_n, narrow, dtype)
+        dv_n += masks.reaches(matmul(k_reach, leaving, narrow, dtype))
         dlog_decay_n = gate.log_decay_gradients(
-            db, q_n * dq_read, k_n * dk_reach, jnp.sum(entering * leaving, axis=-1)
+            dpairs, q_n * dq_read, k_n * dk_reach, jnp.sum(entering * leaving, axis=-1)
         )
         dq_n, dk_n = dq_n + dq_read, dk_n + dk_reach
         return (
@@ -107,21 +111,25 @@ def _chunked_backward(chunk, block, residuals, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _states(k_reach, v, state, gate, masks):
+def _states(k_reach, v, state, gate):
     """The states entering the chunks of a block, and the one leaving it."""
-    updates = matmul(k_reach.mT, v, state.dtype)
-    total = totals(gate, masks)
+    masks = gate.masks
+    updates = matmul(masks.reaches(k_reach).mT, masks.reaches(v), gate.narrow, state.dtype)
+    total = totals(gate)
     states = [state]
     for g in range(updates.shape[2]):
-        states.append(total[:, :, g] * states[-1] + updates[:, :, g])
+        states.append(masks.carried(total[:, :, g] * states[-1], g) + updates[:, :, g])
     return jnp.stack(states[:-1], axis=2), states[-1]
 
 
-def _state_gradients(q_read, g, dstate, gate, masks):
+def _state_gradients(q_read, do, dstate, gate):
     """The same sum in reverse: gradients of the states leaving the chunks, and of the first one."""
-    reads = matmul(q_read.mT, g, dstate.dtype)
-    total = totals(gate, masks)
+    masks = gate.masks
+    reads = matmul(masks.reads(q_read).mT, masks.reads(do), gate.narrow, dstate.dtype)
+    total = totals(gate)
     gradients = [dstate]
-    for n in reversed(range(reads.shape[2])):
-        gradients.append(total[:, :, n] * gradients[-1] + reads[:, :, n])
+    for g in reversed(range(reads.shape[2])):
+        leaving = masks.carried(gradients[-1], g)
+        gradient = total[:, :, g] * leaving + reads[:, :, g]
+        gradients.append(unless_silent(gradient, do[:, :, g], leaving))
     return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

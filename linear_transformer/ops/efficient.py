@@ -98,6 +98,7 @@ def efficient_attention(
             shares,
             v_BSHV,
             direction="bidirectional",
+            feature_map=None,
             normalize=False,
             initial_state=jnp.exp(log_sum - total[:, 0])[..., None] * context,
             **packed,
@@ -121,6 +122,7 @@ def scaled_efficient_attention(
         k_BSHK,
         v_BSHV,
         direction="bidirectional",
+        feature_map=None,
         normalize=False,
         key_mask_BS=key_mask_BS,
     )

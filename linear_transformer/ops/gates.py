@@ -8,9 +8,9 @@ Within a chunk, with b_t the sum of log a up to and including token t, the decay
     total exp(b_C)       from the entering state to the leaving one
 
 The gradient of log a_t is the sum of the gradients of all exponents that contain it: pairs with
-j < t <= i, reads with t <= i, keys j < t that reach the end, and the total.  Only terms that do
-depend on a_t are summed (Q dQ - K dK summed over all later tokens is equal to it, and loses all
-digits to cancellation where decays are strong).
+j < t <= i, reads with t <= i, keys j < t that reach the end, and the total.  These terms are summed
+and no others: differences of larger sums (Q dQ - K dK over all later tokens, or the rows minus the
+columns of the pairs) are equal to it, and lose all digits to cancellation where decays are strong.
 
 A scalar gate has one C x C matrix of pair decays.  With a vector gate A_ij is the sum over the
 features of q_i k_j exp(b_i - b_j), which must not be factored as (q_i exp(b_i)) (k_j exp(-b_j)):
@@ -29,20 +29,19 @@ from jaxtyping import Array, Float
 from linear_transformer.ops.blocks import Masks, matmul
 
 
-def make_gate(log_decay: Float[Array, "B H G C _"], masks: Masks) -> "_Gate":
-    """Scalar where the last axis is 1, which a vector over one feature is too."""
-    return (ScalarGate if log_decay.shape[-1] == 1 else VectorGate)(log_decay, masks)
+def make_gate(
+    log_decay: Float[Array, "B H G C _"], masks: Masks, narrow: jnp.dtype
+) -> "ScalarGate | VectorGate":
+    """Scalar where the last axis is 1, which a vector over one feature is too.
+
+    Operands of matrix products are rounded to `narrow`; what decays multiply is not rounded before.
+    """
+    return (ScalarGate if log_decay.shape[-1] == 1 else VectorGate)(log_decay, masks, narrow)
 
 
-def scaled(x, decay):
-    """Multiplied in the accumulation dtype, as an operand again in that of x."""
-    return (x * decay).astype(x.dtype)
-
-
-def totals(gate, masks):
-    """Decay of a state over each chunk (B H G K 1), 0 where a segment starts in it."""
-    same = jnp.diagonal(masks.carry, offset=-1, axis1=-2, axis2=-1)
-    return gate.total[..., 0, :, None] * same[..., None, None]
+def totals(gate: "_Gate") -> Float[Array, "B H G _ 1"]:
+    """Decay of a state over each chunk."""
+    return gate.total[..., 0, :, None]
 
 
 class _Gate:
@@ -52,8 +51,8 @@ class _Gate:
     kept in two parts, one of multiples of 1/256, which is exact, and a small remainder.
     """
 
-    def __init__(self, log_decay, masks):
-        self.masks = masks
+    def __init__(self, log_decay, masks, narrow):
+        self.masks, self.narrow = masks, narrow
         coarse = jnp.round(log_decay * 256) / 256
         parts = jnp.concatenate([coarse, log_decay - coarse], axis=-1)
         earlier = jnp.tril(jnp.ones((log_decay.shape[-2],) * 2, bool))
@@ -65,12 +64,28 @@ class _Gate:
     def _until(self, coarse, fine):
         return (coarse - self.coarse) + (fine - self.fine)
 
-    def log_decay_gradients(self, db, dreach, dtotal):
-        """For the gradients of b_t by pairs and reads, of keys' reaching and of the total."""
-        pairs = self.masks.pairs
+    def log_decay_gradients(self, dpairs, dread, dreach, dtotal):
+        """The gradient of log a from those of log a by pairs, of log read, log reach and total.
+
+        Args:
+          dpairs: of log a, by the pairs alone.
+          dread, dreach: of the exponents of `read` and `reach`, 0 where a mask drops the term.
+          dtotal: of `total`.
+        """
+        chunk = dread.shape[-2]
         through = (dtotal * self.total[..., 0, :])[..., None, :]
-        through = self.masks.reaches(self.masks.reads(through))
-        return _sums(pairs.mT, db) + _sums(jnp.tril(pairs, -1), dreach) + through
+        through = self.masks.reaches(self.masks.reads(jnp.broadcast_to(through, dread.shape)))
+        return (
+            dpairs + _sums(_later_or_same(chunk), dread) + _sums(_earlier(chunk), dreach) + through
+        )
+
+
+def _later_or_same(chunk):
+    return jnp.triu(jnp.ones((chunk, chunk), bool))
+
+
+def _earlier(chunk):
+    return jnp.tril(jnp.ones((chunk, chunk), bool), -1)
 
 
 def _sums(terms, x):
@@ -82,38 +97,36 @@ def _sums(terms, x):
 class ScalarGate(_Gate):
     """One matrix of pair decays."""
 
-    def __init__(self, log_decay, masks):
-        super().__init__(log_decay, masks)
+    def __init__(self, log_decay, masks, narrow):
+        super().__init__(log_decay, masks, narrow)
         until = self._until(self.coarse.mT, self.fine.mT)
         self.pairs = jnp.exp(jnp.where(masks.pairs, -until, -jnp.inf))
 
     def weights(self, q, k):
-        return self.pairs * matmul(q, k.mT, self.pairs.dtype)
+        return self.pairs * matmul(q, k.mT, self.narrow, self.pairs.dtype)
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and b_t for that of the weights."""
-        dtype = self.pairs.dtype
+        """Weights, and the gradients of q, k and log a for that of the weights."""
+        dtype, chunk = self.pairs.dtype, q.shape[-2]
         weights = self.weights(q, k)
-        terms = jnp.tril(weights * dweights, -1)
-        db = jnp.sum(terms, axis=-1) - jnp.sum(terms, axis=-2)
+        # Of pairs (i, j), a_t is in those with j < t <= i: first the sums over j, then over i.
+        earlier = _sums(_earlier(chunk), (weights * dweights).mT)
+        dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk), earlier, 0), axis=-1, keepdims=True)
         dweights = self.pairs * dweights
-        dq, dk = matmul(dweights, k, dtype), matmul(dweights.mT, q, dtype)
-        return weights, dq, dk, db[..., None]
+        dq = matmul(dweights, k, self.narrow, dtype)
+        dk = matmul(dweights.mT, q, self.narrow, dtype)
+        return weights, dq, dk, dlog_decay
 
-    def log_decay_gradients(self, db, dread, dreach, dtotal):
-        db, dreach, dtotal = (
-            db + jnp.sum(dread, axis=-1, keepdims=True),
-            jnp.sum(dreach, axis=-1, keepdims=True),
-            jnp.sum(dtotal, axis=-1, keepdims=True),
-        )
-        return super().log_decay_gradients(db, dreach, dtotal)
+    def log_decay_gradients(self, dpairs, dread, dreach, dtotal):
+        sums = (jnp.sum(x, axis=-1, keepdims=True) for x in (dread, dreach, dtotal))
+        return super().log_decay_gradients(dpairs, *sums)
 
 
 class VectorGate(_Gate):
     """Pair decays by halving; C is a power of two."""
 
-    def __init__(self, log_decay, masks):
-        super().__init__(log_decay, masks)
+    def __init__(self, log_decay, masks, narrow):
+        super().__init__(log_decay, masks, narrow)
         chunk = log_decay.shape[-2]
         halves = [1 << n for n in range(chunk.bit_length() - 1)]
         self.levels = [self._level(half) for half in halves]
@@ -129,34 +142,39 @@ class VectorGate(_Gate):
         """For each size of the halves: queries of the right ones and keys of the left ones."""
         for decay in self.levels:
             half = decay.shape[-2]
-            x = jnp.where(_is_right(decay), _halves(q, half), _halves(k, half))
-            x = scaled(x, decay)
+            x = jnp.where(_is_right(decay), _halves(q, half), _halves(k, half)) * decay
+            x = x.astype(self.narrow)
             yield x[..., 1, :, :], x[..., 0, :, :], decay
 
     def weights(self, q, k):
         dtype = self.read.dtype
         a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
         for right, left, _ in self._operands(q, k):
-            a = _join(a, matmul(right, left.mT, dtype))
+            a = _join(a, matmul(right, left.mT, self.narrow, dtype))
         return self.masks.within(a[..., 0, :, :])
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and b_t for that of the weights."""
+        """Weights, and the gradients of q, k and log a for that of the weights."""
         dtype = self.read.dtype
         a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
-        dq = dk = jnp.zeros(q.shape, dtype)
+        dq = dk = dlog_decay = jnp.zeros(q.shape, dtype)
         *parts, diagonal = _parts(self.masks.within(dweights), len(self.levels))
         for (right, left, decay), da in zip(self._operands(q, k), reversed(parts), strict=True):
-            a = _join(a, matmul(right, left.mT, dtype))
-            dx = jnp.stack([matmul(da.mT, right, dtype), matmul(da, left, dtype)], axis=-3) * decay
-            dq += jnp.where(_is_right(dx), dx, 0).reshape(q.shape)
-            dk += jnp.where(_is_right(dx), 0, dx).reshape(k.shape)
-        db = q * dq - k * dk
+            half = decay.shape[-2]
+            a = _join(a, matmul(right, left.mT, self.narrow, dtype))
+            dleft = matmul(da.mT, right, self.narrow, dtype)
+            dright = matmul(da, left, self.narrow, dtype)
+            dx = jnp.stack([dleft, dright], axis=-3) * decay
+            is_right = _is_right(dx)
+            # a_t lies between the middle and a right token i >= t, or a left one j < t.
+            reaching = jnp.where(is_right, _halves(q, half), _halves(k, half)) * dx
+            between = jnp.stack([_earlier(half), _later_or_same(half)])
+            dlog_decay += _sums(between, reaching).reshape(q.shape)
+            dq += jnp.where(is_right, dx, 0).reshape(q.shape)
+            dk += jnp.where(is_right, 0, dx).reshape(k.shape)
         diagonal = diagonal[..., 0]
-        return self.masks.within(a[..., 0, :, :]), dq + diagonal * k, dk + diagonal * q, db
-
-    def log_decay_gradients(self, db, dread, dreach, dtotal):
-        return super().log_decay_gradients(db + dread, dreach, dtotal)
+        weights = self.masks.within(a[..., 0, :, :])
+        return weights, dq + diagonal * k, dk + diagonal * q, dlog_decay
 
 
 def _halves(x, half):

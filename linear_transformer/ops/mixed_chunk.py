@@ -236,6 +236,7 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
         linear_k[:, :, None],
         v[:, :, None],
         direction="bidirectional",
+        feature_map=None,
         normalize=False,
         segment_ids_BT=segment_ids_BT,
     )

@@ -171,6 +171,7 @@ def log_feature_attention(
         o, sums = linear_attention(
             *arrays,
             direction="bidirectional",
+            feature_map=None,
             normalize=False,
             initial_state=jnp.exp(scale - largest[:, 0])[..., None, None] * sums,
             **packed,

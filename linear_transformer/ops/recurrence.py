@@ -28,31 +28,53 @@ def recurrent(
     q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
 ) -> tuple[Outputs, State]:
     """One `lax.scan` step per token; the state has the accumulation dtype, so has the output."""
-    dtype = state_BHKV.dtype
 
     def step(state_BHKV, token):
         q_BHK, k_BHK, v_BHV, a = token
-        state_BHKV = a * state_BHKV + k_BHK[..., :, None] * v_BHV[..., None, :]
+        state_BHKV = a * kept(a, state_BHKV) + k_BHK[..., :, None] * v_BHV[..., None, :]
         return state_BHKV, jnp.einsum("bhk,bhkv->bhv", q_BHK, state_BHKV)
 
-    tokens = [jnp.moveaxis(x.astype(dtype), 1, 0) for x in (q_BTHK, k_BTHK, v_BTHV, retention)]
-    state_BHKV, o_TBHV = lax.scan(step, state_BHKV, tuple(tokens))
-    return jnp.moveaxis(o_TBHV, 0, 1), state_BHKV
+    q_BTHK, k_BTHK, v_BTHV, a, is_finite = _finite(
+        *(x.astype(state_BHKV.dtype) for x in (q_BTHK, k_BTHK, v_BTHV, retention))
+    )
+    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q_BTHK, k_BTHK, v_BTHV, a))
+    state_BHKV, o_TBHV = lax.scan(step, state_BHKV, tokens)
+    return jnp.where(is_finite, jnp.moveaxis(o_TBHV, 0, 1), jnp.nan), state_BHKV
 
 
 def associative(
     q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
 ) -> tuple[Outputs, State]:
     """`lax.associative_scan` over the maps S -> a S + B; the initial state enters the first map."""
-    dtype = state_BHKV.dtype
-    q_BTHK, k_BTHK, v_BTHV, a = (x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, retention))
+    q_BTHK, k_BTHK, v_BTHV, a, is_finite = _finite(
+        *(x.astype(state_BHKV.dtype) for x in (q_BTHK, k_BTHK, v_BTHV, retention))
+    )
     update = k_BTHK[..., :, None] * v_BTHV[..., None, :]
-    update = update.at[:, 0].add(a[:, 0] * state_BHKV)
+    update = update.at[:, 0].add(a[:, 0] * kept(a[:, 0], state_BHKV))
 
     def compose(earlier, later):
         a_0, update_0 = earlier
         a_1, update_1 = later
-        return a_1 * a_0, a_1 * update_0 + update_1
+        return a_1 * a_0, a_1 * kept(a_1, update_0) + update_1
 
     _, states_BTHKV = lax.associative_scan(compose, (a, update), axis=1)
-    return jnp.einsum("bthk,bthkv->bthv", q_BTHK, states_BTHKV), states_BTHKV[:, -1]
+    o_BTHV = jnp.einsum("bthk,bthkv->bthv", q_BTHK, states_BTHKV)
+    return jnp.where(is_finite, o_BTHV, jnp.nan), states_BTHKV[:, -1]
+
+
+def kept(retention: Array, state: Array) -> Array:
+    """The state where any of it is retained, 0 elsewhere: 0 x NaN is NaN, forward and backward."""
+    return jnp.where(retention == 0, 0, state)
+
+
+def _finite(q, k, v, retention):
+    """Inputs in which only k and v may be NaN, and where the query was finite.
+
+    An output or a state that nothing depends on has a gradient of 0.  Times a query or a retention
+    that is NaN, it would be a gradient of NaN for all earlier tokens.
+    """
+    readable = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
+    retained = jnp.all(jnp.isfinite(retention), axis=(-2, -1))[..., None]
+    v = jnp.where(retained, v, jnp.nan)
+    retention = jnp.where(retained[..., None], retention, 1)
+    return jnp.where(readable, q, 0), k, v, retention, readable

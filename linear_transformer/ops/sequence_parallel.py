@@ -276,7 +276,11 @@ def entering_state(
     place = shards() - 1 - shard() if reverse else shard()
 
     def compose(a: Array | None, s: Array) -> Array:
-        return s if a is None else a @ s if matrix else a * s
+        if a is None:
+            return s
+        if matrix:  # 0 x NaN is NaN
+            return jnp.where(jnp.any(a != 0, axis=(-2, -1), keepdims=True), a @ s, 0)
+        return a * jnp.where(a == 0, 0, s)
 
     # The first shard's map is told what it is applied to; what comes after it is a constant.
     initial_state = initial_state.astype(update.dtype)
@@ -284,12 +288,13 @@ def entering_state(
     kept = None
     if segment_ids_BT is not None:
         kept_B = continues(segment_ids_BT, reverse=reverse)
-        kept = kept_B.reshape(-1, *[1] * (update.ndim - 1)).astype(update.dtype)
-        transition = kept if transition is None else kept * transition
+        kept = kept_B.reshape(-1, *[1] * (update.ndim - 1))
+        transition = jnp.ones((), update.dtype) if transition is None else transition
+        transition = jnp.where(kept, transition, 0)
     before = _gather if exchange.value == "gather" else _scan
     state = before(transition, update, compose, -1 if reverse else 1, place)
     if kept is not None:
-        state = kept * state
+        state = jnp.where(kept, state, 0)
     return jnp.where(place == 0, initial_state, state)
 
 
