@@ -91,15 +91,10 @@ def linear_attention(
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, recurrence.FORMS)
     checks.chunk_size(chunk_size)
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    sizes["W"] = sizes["V"] + normalize
+    checks.arrays(sizes, initial_state=(initial_state, "BHKW"))
     _check_feature_map(feature_map, normalize, q_BTHK, k_BSHK)
-    state_shape = {"W": v_BSHV.shape[-1] + normalize} if v_BSHV.ndim else {}
-    sizes = checks.arrays(
-        state_shape,
-        q_BTHK=q_BTHK,
-        k_BSHK=k_BSHK,
-        v_BSHV=v_BSHV,
-        initial_state=(initial_state, "BHKW"),
-    )
     checks.segment_ids(segment_ids_BT, sizes)
     if sizes["S"] != sizes["T"] and (direction != "bidirectional" or segment_ids_BT is not None):
         raise ValueError(

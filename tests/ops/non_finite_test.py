@@ -1,4 +1,4 @@
-"""A token that is not finite spoils no earlier chunk and no other document, in value and gradient."""
+"""A token that is not finite spoils no earlier chunk and no other document, gradients included."""
 
 import functools
 
@@ -167,7 +167,7 @@ def test_one_strong_decay_among_weak_ones():
         assert np.abs(gradient(form, jnp.float32) / expected - 1).max() < 1e-4
 
 
-# --- Nothing, mixed types, and arguments that are wrong ---------------------------------------------
+# --- Nothing, mixed types, and arguments that are wrong -------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["recurrent", "associative", "parallel", "chunk", "auto"])
