@@ -168,7 +168,10 @@ def _with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
 
 
 def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
-    return o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon)
+    # What is not finite takes no part in a gradient: 0 / NaN is NaN.
+    finite = jnp.all(jnp.isfinite(o_BTHV), axis=-1, keepdims=True)
+    o_BTHV = jnp.where(finite, o_BTHV, 1)
+    return jnp.where(finite, o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon), jnp.nan)
 
 
 def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
@@ -395,9 +398,10 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
         k_n, to_keys = jax.vjp(lambda x: phi.keys(x, n), k_n)
         if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
             o_n, denominator_n = (read(x, n, chunk, block) for x in (o, denominator))
-            g_n = g_n.astype(dtype) / denominator_n
+            g_n, asked = g_n.astype(dtype), jnp.any(g_n != 0, axis=-1, keepdims=True)
+            g_n = g_n / denominator_n
             dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
-            g_n = jnp.concatenate([g_n, dz], axis=-1)
+            g_n = jnp.where(asked, jnp.concatenate([g_n, dz], axis=-1), 0)
             v_n = _with_ones(v_n)
         masks = Masks.of_block(run_BT, n, chunk, block)
         g_n = g_n.astype(narrow)

@@ -143,14 +143,24 @@ def _reversed(attend, q, k, v, log_decay, state, segment_ids_BT):
 
 
 def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
-    """S_t is read by the query of token t + 1, the initial state by the first one."""
-    q_next = jnp.pad(q[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    """S_t is read by the query of token t + 1, the initial state by the first one.
+
+    So what a chunk form spreads inside of its own chunk reaches the token after the chunk too.
+    """
+    # In the chunk of the token before, a query that is not finite would spoil what comes before it.
+    is_finite = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
+    q_read, starts = jnp.where(is_finite, q, 0), None
+    if segment_ids_BT is not None:
+        starts = segments.starts(segment_ids_BT)[..., None, None]
+        q_read = jnp.where(starts, 0, q_read)
+    q_next = jnp.pad(q_read[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     state = _entering(k, v, log_decay, state, segment_ids_BT)
-    first = jnp.einsum("bhk,bhkv->bhv", q[:, 0].astype(state.dtype), state)
+    first = jnp.einsum("bhk,bhkv->bhv", q_read[:, 0].astype(state.dtype), state)
     o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
-    if segment_ids_BT is not None:
-        o = jnp.where(segments.starts(segment_ids_BT)[..., None, None], 0, o)
+    if starts is not None:
+        o = jnp.where(starts, 0, o)
+    # The own term of a query that is not finite is NaN.
     return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
 
 
@@ -203,6 +213,10 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
         # The decay of a segment's first token acts on a state that is dropped: any value will do.
         starts = segments.starts(segment_ids_BT)[..., None, None]
         log_decay = jnp.where(starts, 0, log_decay)
+        if form == "chunk":  # whose sums of decays would take a NaN into the next document
+            is_finite = jnp.all(jnp.isfinite(log_decay), axis=-1, keepdims=True)
+            log_decay = jnp.where(is_finite, log_decay, 0)
+            v = jnp.where(is_finite, v, jnp.nan)
     if form == "chunk":
         return chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
     if form == "parallel":

@@ -75,9 +75,9 @@ class _Gate:
         chunk = dread.shape[-2]
         through = (dtotal * self.total[..., 0, :])[..., None, :]
         through = self.masks.reaches(self.masks.reads(jnp.broadcast_to(through, dread.shape)))
-        return (
-            dpairs + _sums(_later_or_same(chunk), dread) + _sums(_earlier(chunk), dreach) + through
-        )
+        dread = self.masks.reads(_sums(_later_or_same(chunk), dread))
+        dreach = self.masks.reaches(_sums(_earlier(chunk), dreach))
+        return dpairs + dread + dreach + through
 
 
 def _later_or_same(chunk):
