@@ -1,5 +1,28 @@
-"""The tests run on CPUs; libtpu, which some of them compile with, would look for a TPU."""
+"""The environment of the tests, of xdist's workers and of the processes that tests start."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_OF_A_RUN = "LINEAR_TRANSFORMER_TESTS"
+
+
+def _prepare() -> None:
+    # The tests run on CPUs; libtpu, which some of them compile with, would look for a TPU.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # One cache of compiled programs for all processes of a run, new for each run: no program of an
+    # earlier state of the code is tested.
+    cache = tempfile.mkdtemp(prefix="compiled-for-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ[_OF_A_RUN] = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # Most of the time of these tests is LLVM's, for programs that run once. XLA's own passes stay
+    # on, and so does everything of a TPU's compiler.
+    quick = "--xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+if _OF_A_RUN not in os.environ:
+    _prepare()

@@ -1,6 +1,5 @@
 """Shapes and types of every public signature are checked while the tests run."""
 
-import os
 import pathlib
 
 import jax
@@ -8,11 +7,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("linear_transformer", "beartype.beartype")
-
-# Most of the time of these tests is LLVM's, for programs that run once.  XLA's own passes stay on,
-# and so does everything of a TPU's compiler.
-_QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 _MAPPINGS = pathlib.Path("/proc/self/maps")  # a line each; only Linux has it
 _MAX_MAPPINGS = 20_000  # Linux allows a process 65,530, and XLA crashes when it gets no more

@@ -7,7 +7,7 @@ numbers and speed are not known before it runs.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import compiled_program, sharding
 from linear_transformer.training.loop import check
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import abstract_state, make_train_step
+from linear_transformer.training.state import TrainState, abstract_state, make_train_step
+from linear_transformer.types import Metrics
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
@@ -115,10 +116,23 @@ def _count(number: float) -> str:
     return f"{number:.4g} "
 
 
-def compile_training_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
-) -> Report:
-    """Compiles the very step that training would run.
+class TrainingStep(NamedTuple):
+    """The step that training would run on a mesh, and what it would be called with.
+
+    Attributes:
+      step: jitted, for `jax.set_mesh(mesh)`.
+      state: shapes, types and shardings of its first argument.
+      batch: those of the second.
+    """
+
+    mesh: Mesh
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> TrainingStep:
+    """Makes the very step that training would run; computes and compiles nothing.
 
     The data is read for the shapes of its first batch and for its vocabulary.
 
@@ -151,6 +165,14 @@ def compile_training_step(
     state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
     batch = next(iter(task.training_data(0, 1)))
     batch = sharding.abstract_batch(mesh, batch, task.sequences)
+    return TrainingStep(mesh, step, state, batch)
+
+
+def compile_training_step(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Report:
+    """Compiles what `training_step` makes, whose arguments and errors it has."""
+    mesh, step, state, batch = training_step(config, devices)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 

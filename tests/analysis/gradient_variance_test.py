@@ -7,9 +7,9 @@ import pytest
 from linear_transformer.analysis import gradient_variance
 from linear_transformer.analysis.gradient_variance import Moments
 from tests.training import runs
-from tests.training.conftest import compilation_cache, text
+from tests.training.conftest import text
 
-__all__ = ["compilation_cache", "text"]
+__all__ = ["text"]
 
 
 def test_moments():

@@ -1,5 +1,5 @@
 """The fixtures of the training loop."""
 
-from tests.training.conftest import compilation_cache, text, unbroken
+from tests.training.conftest import text, unbroken
 
-__all__ = ["compilation_cache", "text", "unbroken"]
+__all__ = ["text", "unbroken"]

@@ -15,7 +15,10 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.training import ahead_of_time, compiled_program
 from tests.training import runs
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux"),
+    pytest.mark.tpu_compile,
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -226,7 +229,7 @@ def test_command_lines(tmp_path):
         "slices": ["train.py", *one, "--num_slices=0"],
         "no decoding": ["eval.py", *one, "--config=configs/lra/image.py:linear,quick"],
     }
-    results = runs.execute_all(commands)
+    results = {name: runs.execute(given) for name, given in commands.items()}
     assert results["fits"].returncode == 0, results["fits"].stderr
     assert results["fits"].stderr == ""
     assert "fits:          yes" in results["fits"].stdout

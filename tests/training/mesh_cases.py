@@ -157,7 +157,7 @@ CONFIGS = {
 
 
 def train(name, mesh, exchange="scan"):
-    """{metric: its sums and counts at each step}, and the compiled step."""
+    """{metric: its sums and counts at each step}, and the last state."""
     config = CONFIGS[name]()
     sizes = dict(zip(AXES, mesh, strict=True))
     mesh_config = sharding.MeshConfig(**sizes, exchange=exchange)
@@ -187,7 +187,7 @@ def train(name, mesh, exchange="scan"):
     for batch in batches:
         state, of_step = compiled(state, batch)
         metrics.append(jax.tree.map(float, of_step))
-    return metrics, compiled
+    return metrics, state
 
 
 @functools.cache
@@ -196,11 +196,11 @@ def single(name):
 
 
 def check(name, mesh, exchange="scan"):
-    metrics, compiled = train(name, mesh, exchange)
+    metrics, state = train(name, mesh, exchange)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=TOLERANCE), metrics, single(name)
     )
-    return compiled
+    return state
 
 
 QUICK = [
@@ -213,7 +213,15 @@ QUICK = [
 
 @pytest.mark.parametrize(("name", "mesh"), QUICK)
 def test_some_meshes(name, mesh):
-    check(name, mesh)
+    leaves = jax.tree.leaves(check(name, mesh))
+    whole, held = (sum(sizes) for sizes in zip(*map(bytes_of, leaves), strict=True))
+    _, fsdp, tensor, _ = mesh
+    assert held < 1.5 * whole / (fsdp * tensor)  # small parameters are whole
+
+
+def bytes_of(x):
+    """Of the array, and of what a device holds of it."""
+    return x.nbytes, x.addressable_shards[0].data.nbytes
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Tiny training runs, and what it takes for two of them to be the same."""
 
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -16,8 +15,9 @@ from etils import epath
 from configs import default
 from linear_transformer.training.loop import train
 from linear_transformer.training.state import TrainState
+from tests import forks
+from tests.forks import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 SPEEDS = ("time", "steps_per_second", "tokens_per_second", "mfu")
 
 # Log windows and checkpoints fall out of step, so that a resume starts in the middle of a window.
@@ -86,31 +86,38 @@ def arguments(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
 
 
 def command(arguments: list[str], **environment: str) -> tuple[list[str], dict[str, str]]:
-    """The command of a script of the repository, and its environment."""
+    """The command of a script of the repository, and its environment.
+
+    XLA_FLAGS are added to those of the tests.
+    """
+    if "XLA_FLAGS" in environment:
+        environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {environment['XLA_FLAGS']}"
     settings = {"JAX_PLATFORMS": "cpu", "LINEAR_TRANSFORMER_HUGE_PAGES": "0", **environment}
     return [sys.executable, *arguments], os.environ | settings
 
 
-def execute(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
-    """Runs a script of the repository to its end."""
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    """Starts a script of the repository, as a user does."""
     argv, environment = command(arguments, **environment)
-    return subprocess.run(
+    return subprocess.Popen(
         argv,
         cwd=ROOT,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        check=False,
-        timeout=120,
     )
 
 
-def execute_all(commands: dict[str, list[str]], **environment: str) -> dict:
-    """Runs scripts two at a time; the results by name."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda arguments: execute(arguments, **environment), commands.values())
-        return dict(zip(commands, results, strict=True))
+def execute(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
+    """Runs a script of the repository to its end, in a fork that has its imports."""
+    return forks.run(arguments, command(arguments, **environment)[1], seconds=120)
+
+
+def fork(arguments: list[str], **environment: str) -> forks.Fork:
+    """Starts a script of the repository in a fork that has its imports."""
+    return forks.Fork(arguments, command(arguments, **environment)[1])
 
 
 def records(workdir: pathlib.Path) -> list[dict]:

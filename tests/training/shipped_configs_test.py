@@ -1,13 +1,15 @@
-"""Every shipped config, at its size, compiled for a TPU that it is meant for.
+"""Every shipped config, at its size: a step by shapes alone, and compiled for a TPU.
 
 The data are files that the tests write in the official formats: a program knows their shapes and
 the number of words, classes and levels, and these are the real ones.
 """
 
+import functools
 import importlib
-import pathlib
+import math
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -20,19 +22,9 @@ from linear_transformer.data import listops, midi, pathfinder
 from linear_transformer.training import ahead_of_time
 from tests.training import runs
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
 CONFIGS = runs.ROOT / "configs"
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment():
-    """With less effort, compiling takes a fifth of the time, and programs need more memory."""
-    accelerators.prepare_environment()
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    yield
-    jax.config.update("jax_exec_time_optimization_effort", before)
+KINDS = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6"}  # as JAX calls them
 
 
 def write_wikitext(folder):
@@ -167,21 +159,79 @@ def test_all_configs_are_here():
     assert shipped == {case.partition(":")[0] for case in CASES}
 
 
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """The config of a case, with its data written once."""
+
+    @functools.cache
+    def written(write):
+        folder = tmp_path_factory.mktemp(write.__name__)
+        write(folder)
+        return folder
+
+    def load(case):
+        name, _, variant = case.partition(":")
+        module = importlib.import_module(f"configs.{name[:-3].replace('/', '.')}")
+        config = module.get_config(*filter(None, [variant]))
+        _, write, changes = CASES[case]
+        if write is not None:
+            config.data.path = str(written(write))
+        config.data.update(changes)
+        return config
+
+    return load
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_fits(case, tmp_path):
-    topology, write, changes = CASES[case]
-    report = compile_case(case, topology, write, changes, tmp_path)
+def test_steps(case, load):
+    """A step gives a state like the one that it takes, of which a device can hold its part."""
+    version, _, chips = CASES[case][0].partition(":")
+    devices = jax.devices() * math.prod(map(int, chips.split("x")))
+    mesh, step, state, batch = ahead_of_time.training_step(load(case), devices)
+    with jax.set_mesh(mesh):
+        after, metrics = jax.eval_shape(step, state, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert {"loss", "gradient_norm"} <= metrics.keys()
+    chex.assert_shape(jax.tree.leaves(metrics), ())
+    leaves = jax.tree.leaves(state)
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    assert held < accelerators.find(KINDS[version]).memory
+
+
+@pytest.fixture
+def tpu_compiler():
+    """With less effort, compiling takes a fifth of the time, and programs need more memory."""
+    accelerators.prepare_environment()
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+# One of each kind: a plain language model, one in a scan over split parameters, a long range, an
+# image, an encoder with a decoder.
+REPRESENTATIVE = (
+    "default.py:linear",
+    "lm/scale.py:linear,125m",
+    "lra/listops.py:linear",
+    "papers/hadjeres2021/piano_small.py",
+    "papers/shen2021/fashion_mnist.py:efficient",
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+@pytest.mark.tpu_compile
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in REPRESENTATIVE else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_fits(case, load):
+    devices = accelerators.describe_devices(CASES[case][0])
+    report = ahead_of_time.compile_training_step(load(case), devices)
     assert report.fits, report.lines()
     assert report.cost.flops > 0
     assert report.cost.unknown_loops == 0
-
-
-def compile_case(case, topology, write, changes, folder: pathlib.Path):
-    name, _, variant = case.partition(":")
-    module = importlib.import_module(f"configs.{name[:-3].replace('/', '.')}")
-    config = module.get_config(*filter(None, [variant]))
-    if write is not None:
-        write(folder)
-        config.data.path = str(folder)
-    config.data.update(changes)
-    return ahead_of_time.compile_training_step(config, accelerators.describe_devices(topology))

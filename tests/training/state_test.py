@@ -1,5 +1,6 @@
 """One training step: accumulation, averaging, dropout keys."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def make_batch(noise=0.0):
     }
 
 
-def make_step(accumulate_steps=1, ema_decay=0.0, seed=0):
+def make_step(accumulate_steps=1, ema_decay=0.0, seed=0, loss=loss):
     optimizer = optax.adamw(0.1, weight_decay=0.0)
     state = init_state(Model, optimizer, seed=3, ema_decay=ema_decay)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Model(nnx.Rngs(0))))
@@ -50,11 +51,7 @@ def make_step(accumulate_steps=1, ema_decay=0.0, seed=0):
 
 
 def assert_close(actual, expected, tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 1e-2),
-        actual,
-        expected,
-    )
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance * 1e-2)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -135,4 +132,14 @@ def test_weights_of_zero_change_nothing():
     before = jax.tree.map(np.asarray, state.parameters)
     state, metrics = step(state, make_batch() | {"weights": np.zeros(ROWS, np.float32)})
     assert metrics["gradient_norm"][0] == 0
-    jax.tree.map(np.testing.assert_array_equal, state.parameters, before)
+    chex.assert_trees_all_equal(state.parameters, before)
+
+
+@pytest.mark.parametrize(("parts", "traces"), [(1, 1), (4, 2)])
+def test_steps_are_one_program(parts, traces):
+    """The loss is traced once; of a part of a batch, once more for its shapes."""
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(lambda *args: loss(*args), n=traces)
+    state, step = make_step(accumulate_steps=parts, loss=counted)
+    for _ in range(3):
+        state, _ = step(state, make_batch())
