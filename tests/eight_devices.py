@@ -10,10 +10,10 @@ from tests.training.runs import ROOT, command
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
-def run_tests(path: str, *, slow: bool = False) -> None:
-    """Runs the tests of a file of the repository and fails with what they print."""
+def run_tests(*paths: str, slow: bool = False) -> None:
+    """Runs the tests of files of the repository and fails with what they print."""
     marked = "slow" if slow else "not slow"
-    arguments = ["-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", "-m", marked, path]
+    arguments = ["-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", "-m", marked, *paths]
     argv, environment = command(arguments, **FLAGS)
     done = subprocess.run(
         argv,

@@ -1,22 +1,27 @@
 """Every mixer of the table: one function whether called whole, in parts, or token by token.
 
-A mixer that is added to `MIXERS` is tested here with its default options, at every split; options
-worth a test of their own go in OPTIONS.
+A mixer that is added to `MIXERS` is tested here with its default options; options worth a test of
+their own go in OPTIONS.  Compiling is all that these tests cost, so a case has few programs that
+each prove as much as they can.  Data are of one shape: segment ids are always given, except where
+their absence is what is tested.
 """
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 from linear_transformer.nn.mixer import reset_rows
 from linear_transformer.nn.mixers import MIXERS
 from tests.ops.contract import assert_agree, relative_rms
 
-B, T, D, H = 3, 20, 8, 2
+B, T, D, H = 3, 21, 8, 2
+STEP = 7  # tokens of a call in the middle of a sequence: more than a window, a block or a chunk
 WINDOW = 5
 # fp32 rounds sums of 20 terms to a few 1e-7, and divides by sums that are never near 0.
 TOLERANCE = 1e-5
@@ -141,13 +146,13 @@ SPARSE = ("flash", "flash_quad", "rela", "lsh")
 # Compiling is all that these tests cost, and optimising would double it.
 QUICK = {"xla_backend_optimization_level": 0}
 
-# A boundary at 7 and none after it, no boundary at all, and documents of 1 and 3 tokens.
-SEGMENTS = np.array([[1] * 7 + [2] * 13, [4] * T, [1] * 3 + [2] + [3] * 9 + [4] * 7], np.int32)
-PACKED_POSITIONS = np.array(
-    [np.r_[:7, :13], np.r_[:T], np.r_[:3, :1, :9, :7]],
-    np.int32,
-)
-PACKED_SPLITS = (7, 13)  # at the boundary of one row and inside a document of another
+# A boundary at 7 and none after it, no boundary at all, and documents of 4 tokens and of 1.
+LENGTHS = ((7, 14), (21,), (4, 1, 8, 8))
+SEGMENTS = np.stack([np.repeat(np.arange(1, 1 + len(n)), n) for n in LENGTHS]).astype(np.int32)
+PACKED_POSITIONS = np.stack([np.concatenate([np.arange(n) for n in row]) for row in LENGTHS])
+PACKED_POSITIONS = PACKED_POSITIONS.astype(np.int32)
+ONE_SEGMENT = np.zeros((B, T), np.int32)  # as a state without a token has it
+POSITIONS = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 
 
 @functools.cache
@@ -169,8 +174,7 @@ def build(name, label):
 
 def inputs(packed=False, seed=1):
     x = np.random.default_rng(seed).normal(size=(B, T, D)).astype(np.float32)
-    positions = PACKED_POSITIONS if packed else np.tile(np.arange(T, dtype=np.int32), (B, 1))
-    return x, SEGMENTS if packed else None, positions
+    return (x, SEGMENTS, PACKED_POSITIONS) if packed else (x, ONE_SEGMENT, POSITIONS)
 
 
 def cut(data, start, stop):
@@ -182,204 +186,294 @@ def call(apply, data, state=None):
     return apply(x, state, segment_ids, positions)
 
 
-def by_token(apply, data, state):
-    """All tokens one at a time: outputs and the last state."""
-    outputs = []
-    for i in range(data[0].shape[1]):
-        y, state = call(apply, cut(data, i, i + 1), state)
-        outputs.append(y)
-    return np.concatenate(outputs, axis=1), state
+def time_first(tree, size=1):
+    """(T / size, B, size, ...) of arrays (B, T, ...), for a scan."""
+    return jax.tree.map(
+        lambda a: jnp.moveaxis(a.reshape(B, -1, size, *a.shape[2:]), 1, 0), tuple(tree)
+    )
 
 
-def assert_cached_is_full(mixer, apply, data, splits):
-    """Prefill to the split, the rest in one call: equal outputs, and one state at the end."""
-    full, _ = call(apply, data)
-    end = None
-    for split in splits:
-        head, state = call(apply, cut(data, 0, split), mixer.init_state(B))
-        tail, state = call(apply, cut(data, split, T), state)
-        y = np.concatenate([head, tail], axis=1)
-        for row in range(B):  # a fault in one short row must not hide in the mean
-            assert_agree({"y": y[row, :split]}, {"y": full[row, :split]}, TOLERANCE)
-            assert_agree({"y": y[row, split:]}, {"y": full[row, split:]}, TOLERANCE)
-        end = state if end is None else end
-        for actual, expected in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
-            assert relative_rms(actual, expected) <= TOLERANCE
+def time_second(y):
+    """The inverse, of outputs."""
+    return jnp.moveaxis(y, 0, 1).reshape(B, -1, D)
+
+
+def in_steps(apply, data, state, size):
+    """Outputs of a scan over calls on `size` tokens, and the states after each."""
+
+    def step(state, tokens):
+        y, state = call(apply, tokens, state)
+        return state, (y, state)
+
+    _, (y, states) = lax.scan(step, state, time_first(data, size))
+    return time_second(y), states
+
+
+def reach_of(pullback):
+    """(B, T, T): whether outputs at t depend on inputs at s, by gradients of random combinations.
+
+    These are the blocks (t, s) of the Jacobian, times one random vector each.
+    """
+    v_BD = jnp.asarray(np.random.default_rng(2).normal(size=(B, D)), jnp.float32)
+
+    def of_token(t):
+        (dx,) = pullback(jnp.zeros((B, T, D)).at[:, t].set(v_BD))
+        return jnp.any(dx != 0, axis=-1)
+
+    return jnp.moveaxis(lax.map(of_token, jnp.arange(T)), 0, 1)
+
+
+@functools.cache
+def whole_program(name, label):
+    """One call on all tokens without a state; in the core cases with its Jacobian."""
+    _, apply = build(name, label)
+
+    def run(x, segment_ids, positions):
+        def outputs(x):
+            y, state = apply(x, None, segment_ids, positions)
+            assert state is None
+            return y
+
+        if (name, label) not in CORE:
+            return outputs(x), None
+        y, pullback = jax.vjp(outputs, x)
+        return y, reach_of(pullback)
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+@functools.cache
+def whole(name, label, packed):
+    """Outputs and reach."""
+    return jax.device_get(whole_program(name, label)(*inputs(packed)))
+
+
+@functools.cache
+def steps(name, label):
+    """Outputs and reach of packed calls on STEP tokens: the Jacobian through the states."""
+    mixer, apply = build(name, label)
+    x, *rest = inputs(packed=True)
+
+    def run(x):
+        state = mixer.init_state(B)
+        y, pullback = jax.vjp(lambda x: in_steps(apply, (x, *rest), state, STEP)[0], x)
+        return y, reach_of(pullback)
+
+    return jax.device_get(jax.jit(run, compiler_options=QUICK)(x))
+
+
+def parts_program(mixer, apply):
+    """Token by token, and from the state before each token a call on STEP tokens."""
+
+    def run(*data):
+        state = mixer.init_state(B)
+        y, states = in_steps(apply, data, state, 1)
+        before = jax.tree.map(lambda s, all_: jnp.concatenate([s[None], all_]), state, states)
+
+        def window(t):
+            tokens = [lax.dynamic_slice_in_dim(jnp.asarray(a), t, STEP, axis=1) for a in data]
+            return call(apply, tokens, jax.tree.map(lambda s: s[t], before))
+
+        return y, before, lax.map(window, jnp.arange(T - STEP + 1))
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+@functools.cache
+def intact_parts(name, label):
+    return parts_program(*build(name, label))
+
+
+@functools.cache
+def parts(name, label, packed):
+    """Outputs token by token, the states before each token and at the end, and the windows."""
+    return jax.device_get(intact_parts(name, label)(*inputs(packed)))
+
+
+def state_after(name, label, packed, tokens):
+    return jax.tree.map(lambda s: s[tokens], parts(name, label, packed)[1])
+
+
+def assert_rows_agree(y, expected):
+    """Row by row: a fault in a short row must not hide in the mean."""
+    for actual, row in zip(y, expected, strict=True):
+        assert_agree({"y": actual}, {"y": row}, TOLERANCE)
+
+
+def assert_states_agree(state, expected):
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
+    for actual, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert_agree({"state": actual}, {"state": leaf}, TOLERANCE)
+
+
+def assert_parts_are_whole(parts, full):
+    """A sequence may be split before any token, however it is called before and after."""
+    y, states, (windows, ends) = parts
+    assert_rows_agree(y, full)
+    for t, window in enumerate(windows):
+        assert_rows_agree(window, full[:, t : t + STEP])
+        end, expected = (
+            jax.tree.map(lambda s, i=i: s[i], tree) for tree, i in ((ends, t), (states, t + STEP))
+        )
+        assert_states_agree(end, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "label"), CASES)
+def test_split_anywhere(name, label, packed):
+    """Token by token, in calls on several tokens from any of these states, and whole: all one."""
+    full, _ = whole(name, label, packed)
+    assert_parts_are_whole(parts(name, label, packed), full)
 
 
 @pytest.mark.parametrize(("name", "label"), CORE)
-def test_cached_is_full(name, label):
-    splits = range(1, T) if name in ("linear", "softmax") else (1, 10, 19)
-    assert_cached_is_full(*build(name, label), inputs(), splits)
+def test_steps_of_several_tokens_are_whole(name, label):
+    full, _ = whole(name, label, packed=True)
+    assert_rows_agree(steps(name, label)[0], full)
 
 
 @pytest.mark.parametrize(("name", "label"), CORE)
-def test_cached_is_full_packed(name, label):
-    assert_cached_is_full(*build(name, label), inputs(packed=True), PACKED_SPLITS)
+def test_no_ids_are_one_document(name, label):
+    """Whole, and as a prompt of any number of tokens, after a token too."""
+    mixer, apply = build(name, label)
+    x, _, positions = inputs()
+    full, _ = whole(name, label, packed=False)
+    assert_rows_agree(apply(x, None, None, positions)[0], full)
+    start = mixer.init_state(B), state_after(name, label, False, 1)
+    for first, state in enumerate(start):
+        last = first + T - 1
+        y, state = apply(x[:, first:last], state, None, positions[:, first:last])
+        assert_rows_agree(y, full[:, first:last])
+        assert_states_agree(state, state_after(name, label, False, last))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("name", "label"), CASES)
-def test_cached_is_full_in_all_cases(name, label, packed):
-    assert_cached_is_full(*build(name, label), inputs(packed), range(1, T))
-
-
-@pytest.mark.parametrize(
-    ("name", "label", "packed"),
-    [(*case, True) for case in CASES] + [(*case, False) for case in CORE],
-)
-def test_token_by_token_is_full(name, label, packed):
+def test_every_length_of_both_parts(name, label, packed):
+    """Prefill to the split, the rest in one call: equal outputs, and one state at the end."""
     mixer, apply = build(name, label)
     data = inputs(packed)
-    full, _ = call(apply, data)
-    y, _ = by_token(apply, data, mixer.init_state(B))
-    assert_agree({"y": y}, {"y": full}, TOLERANCE)
-
-
-@pytest.mark.parametrize(("name", "label"), CORE)
-def test_tokens_after_a_prefill(name, label):
-    mixer, apply = build(name, label)
-    data = inputs()
-    full, _ = call(apply, data)
-    _, state = call(apply, cut(data, 0, 7), mixer.init_state(B))
-    y, _ = by_token(apply, cut(data, 7, T), state)
-    assert_agree({"y": y}, {"y": full[:, 7:]}, TOLERANCE)
+    full, _ = whole(name, label, packed)
+    for split in range(1, T):
+        head, state = call(apply, cut(data, 0, split), mixer.init_state(B))
+        tail, state = call(apply, cut(data, split, T), state)
+        assert_rows_agree(np.concatenate([head, tail], axis=1), full)
+        assert_states_agree(state, state_after(name, label, packed, T))
 
 
 @pytest.mark.parametrize("fault", ["dropped state", "no segments", "shifted state", "one row"])
-@pytest.mark.parametrize(("name", "label"), CORE)
+@pytest.mark.parametrize(("name", "label"), [("linear", "convolution"), ("softmax", "cache")])
 def test_negative_control(name, label, fault):
     """The check that the mixers pass is one that a broken mixer fails."""
     mixer, apply = build(name, label)
 
     def broken(x, state, segment_ids, positions):
-        if state is None:
-            return apply(x, state, segment_ids, positions)
         if fault == "no segments":
-            return apply(x, state, np.ones_like(segment_ids), positions)
+            return apply(x, state, jnp.ones_like(segment_ids), positions)
         y, state = apply(x, state, segment_ids, positions)
         if fault == "dropped state":
             state = mixer.init_state(B)
         elif fault == "shifted state":
             state = jax.tree.map(lambda s: jnp.roll(s, 1, axis=0), state)
-        elif fault == "one row":
+        else:
             state = reset_rows(state, jnp.array([False, False, True]))
         return y, state
 
+    found = jax.device_get(parts_program(mixer, broken)(*inputs(packed=True)))
     with pytest.raises(AssertionError, match="relative RMS"):
-        assert_cached_is_full(mixer, broken, inputs(packed=True), (10,))
+        assert_parts_are_whole(found, whole(name, label, packed=True)[0])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "label"), CORE)
+def test_what_a_token_sees(name, label, packed):
+    """By the Jacobian: exactly 0 from later tokens and other documents, from no other ones."""
+    mixer, _ = build(name, label)
+    ids = inputs(packed)[1]
+    t, s = np.arange(T)[:, None], np.arange(T)
+    visible = (s <= t) & (ids[:, :, None] == ids[:, None])
+    window = getattr(mixer, "window", None)
+    if window is not None:
+        visible = visible & (t - s < window)
+    if name == "diag":
+        visible = visible & (t // mixer.block_size == s // mixer.block_size)
+    found = [whole(name, label, packed)[1]]
+    if packed:
+        found.append(steps(name, label)[1])  # split at a boundary and inside of documents
+    for reach in found:
+        if name in SPARSE or label == "relu":
+            assert not np.any(reach & ~visible) and np.mean(reach[visible]) > 0.3
+        else:
+            assert np.array_equal(reach, visible)
+
+
+@functools.cache
+def decoding(name, label):
+    """(x, positions, state) -> outputs of tokens without ids, one at a time."""
+    _, apply = build(name, label)
+
+    def run(x, positions, state):
+        def step(state, token):
+            y, state = apply(token[0], state, None, token[1])
+            return state, y
+
+        return time_second(lax.scan(step, state, time_first((x, positions)))[1])
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def decode(name, label, firsts, state, x=None, tokens=5):
+    """As many tokens of each row from its own first one on."""
+    x = inputs()[0] if x is None else x
+    arrays = [
+        np.stack([a[b, n : n + tokens] for b, n in enumerate(firsts)])
+        for a in (x, PACKED_POSITIONS)
+    ]
+    return np.asarray(decoding(name, label)(*arrays, state))
+
+
+# The last documents have 1, 8 and 3 tokens so far; or a batch of rows that have read as many tokens
+# as each is given here.  The next 5 are of the same documents.
+@pytest.mark.parametrize("firsts", [(8, 8, 8), (10, 3, 6)])
 @pytest.mark.parametrize(("name", "label"), CASES)
-def test_segment_goes_on_when_no_ids_are_given(name, label):
-    """A packed prompt, then tokens without ids: they belong to the last document."""
-    mixer, apply = build(name, label)
-    data = inputs(packed=True)
-    full, _ = call(apply, data)
-    # The last documents have 1, 8 and 4 tokens so far, and go on to 13.
-    _, state = by_token(apply, cut(data, 0, 8), mixer.init_state(B))
-    x, _, positions = cut(data, 8, 13)
-    y, _ = by_token(apply, [x, None, positions], state)
-    for row in range(B):
-        assert relative_rms(y[row], full[row, 8:13]) <= TOLERANCE
+def test_rows_go_on_where_they_are(name, label, firsts):
+    """A packed prompt, then tokens without ids: they belong to the last document of their row."""
+    _, states, _ = parts(name, label, packed=True)
+    state = jax.tree.map(lambda s: np.stack([s[n, b] for b, n in enumerate(firsts)]), states)
+    full, _ = whole(name, label, packed=True)
+    expected = np.stack([full[b, n : n + 5] for b, n in enumerate(firsts)])
+    assert_rows_agree(decode(name, label, firsts, state), expected)
 
 
 @pytest.mark.parametrize(("name", "label"), CASES)
 def test_state_is_zeros_of_constant_size(name, label):
-    mixer, apply = build(name, label)
+    """And no two arrays of it are one, or it could not be donated."""
+    mixer, _ = build(name, label)
     state = mixer.init_state(B)
-    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(state))
-    assert all(x.shape[0] == B for x in jax.tree.leaves(state))
+    for x in jax.tree.leaves(state):
+        assert len(x) == B and not np.any(x)
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
-    assert len(set(buffers)) == len(buffers)  # else the state could not be donated
-    described = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    for length in (1, 4, T):
-        x, _, positions = cut(inputs(), 0, length)
-        _, after = jax.eval_shape(apply, x, state, None, positions)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == described
-    assert call(apply, inputs())[1] is None
+    assert len(set(buffers)) == len(buffers)
+    _, _, (_, ends) = parts(name, label, packed=True)  # one token at a time it is carried by a scan
+    end = jax.tree.map(lambda s: s[0], ends)
+    chex.assert_trees_all_equal_shapes_and_dtypes(end, state)
 
 
 @pytest.mark.parametrize(("name", "label"), CASES)
 def test_reset_rows_is_a_fresh_start(name, label):
-    mixer, apply = build(name, label)
-    first, second = cut(inputs(seed=2), 0, 4), cut(inputs(seed=3), 0, 3)
-    fresh, _ = by_token(apply, second, mixer.init_state(B))
-    _, state = by_token(apply, first, mixer.init_state(B))
-    carried, _ = by_token(apply, second, state)
+    mixer, _ = build(name, label)
+    x = inputs(seed=2)[0]
+    state = state_after(name, label, False, 4)
     rows = np.array([True, False, True])
-    y, _ = by_token(apply, second, reset_rows(state, jnp.asarray(rows)))
+    fresh, carried, y = (
+        decode(name, label, (0, 0, 0), s, x)
+        for s in (mixer.init_state(B), state, reset_rows(state, jnp.asarray(rows)))
+    )
     assert np.array_equal(y[rows], fresh[rows])
     assert np.array_equal(y[~rows], carried[~rows])
     if label != "window of 1":  # which has nothing to carry
         assert relative_rms(carried[rows], fresh[rows]) > 1e-2
-
-
-@pytest.mark.parametrize(("name", "label"), CASES)
-def test_rows_of_different_length(name, label):
-    """One batch of rows that have read 7, 3 and 13 tokens: each row goes on where it is."""
-    mixer, apply = build(name, label)
-    data = inputs()
-    full, _ = call(apply, data)
-    lengths = (7, 3, 13)
-    states = [by_token(apply, cut(data, 0, n), mixer.init_state(B))[1] for n in lengths]
-    state = jax.tree.map(lambda *s: jnp.stack([s[b][b] for b in range(B)]), *states)
-    x, _, positions = data
-    following = [np.stack([a[b, n : n + 1] for b, n in enumerate(lengths)]) for a in (x, positions)]
-    y, _ = apply(following[0], state, None, following[1])
-    expected = np.stack([full[b, n : n + 1] for b, n in enumerate(lengths)])
-    for row in range(B):
-        assert relative_rms(y[row], expected[row]) <= TOLERANCE
-
-
-def gradient_of(loss, x):
-    return jax.jit(jax.grad(loss), compiler_options=QUICK)(x)
-
-
-@pytest.mark.parametrize("stateful", [False, True])
-@pytest.mark.parametrize(("name", "label"), CORE)
-def test_causal_by_gradient(name, label, stateful):
-    mixer, _ = build(name, label)
-    x, positions = map(jnp.asarray, inputs()[::2])
-    state = mixer.init_state(B) if stateful else None
-    gradient = gradient_of(
-        lambda x: jnp.sum(mixer(x, state, positions=positions)[0][:, 11] ** 2), x
-    )
-    seen = np.any(np.asarray(gradient) != 0, axis=-1)
-    window = getattr(mixer, "window", None)
-    first = 0 if window is None else 12 - window
-    if name == "diag":
-        first = 11 // mixer.block_size * mixer.block_size
-    expected = (np.arange(T) <= 11) & (np.arange(T) >= first)
-    if name in SPARSE or label == "relu":
-        assert not np.any(seen & ~expected) and np.mean(seen[:, expected]) > 0.3
-    else:
-        assert np.array_equal(seen, np.tile(expected, (B, 1)))
-
-
-@pytest.mark.parametrize("split", [None, 5, 7])
-@pytest.mark.parametrize(("name", "label"), CORE)
-def test_no_gradient_crosses_a_boundary(name, label, split):
-    """Exactly 0, in one call and through the state, split inside and at the boundary (7)."""
-    mixer, _ = build(name, label)
-    x, segment_ids, positions = map(jnp.asarray, cut(inputs(packed=True), 0, 12))
-
-    def apply(x, state, segment_ids, positions):
-        return mixer(x, state, segment_ids=segment_ids, positions=positions)
-
-    def second_document(x):
-        data = x, segment_ids, positions
-        if split is None:
-            return jnp.sum(call(apply, data)[0][0, 7:] ** 2)
-        head, state = call(apply, cut(data, 0, split), mixer.init_state(B))
-        tail, _ = call(apply, cut(data, split, 12), state)
-        return jnp.sum(jnp.concatenate([head, tail], axis=1)[0, 7:] ** 2)
-
-    gradient = np.asarray(gradient_of(second_document, x))[0]
-    assert np.all(gradient[:7] == 0)
-    seen = np.any(gradient[7:] != 0, axis=-1)
-    assert np.any(seen) if name in SPARSE else np.all(seen)
 
 
 # --- Transcriptions of the papers, in NumPy float64, from the module's own weights ---------------
@@ -448,30 +542,28 @@ def softmax_oracle(mixer, x, segment_ids, positions):
 )
 def test_equations(name, label, oracle, packed):
     """fp32 rounding over projections, 20 terms and a division: a few 1e-7, so 3e-6 is ample."""
-    mixer, apply = build(name, label)
-    data = inputs(packed)
-    x, segment_ids, positions = data
-    ids = np.zeros((B, T), np.int32) if segment_ids is None else segment_ids
-    expected = oracle(mixer, x.astype(np.float64), ids, positions)
-    assert_agree({"y": call(apply, data)[0]}, {"y": expected}, 3e-6)
+    mixer, _ = build(name, label)
+    x, segment_ids, positions = inputs(packed)
+    expected = oracle(mixer, x.astype(np.float64), segment_ids, positions)
+    assert_agree({"y": whole(name, label, packed)[0]}, {"y": expected}, 3e-6)
 
 
 @pytest.mark.parametrize(("name", "label"), CORE)
 def test_bfloat16_and_float64_states(name, label):
     """The state that comes out has the type of the one that goes in, so a scan can carry it."""
     options = OPTIONS.get(name, {}).get(label, {})
+
+    def run(x):
+        mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0), dtype=x.dtype, **options)
+        state = mixer.init_state(B)
+        return state, *mixer(x, state, positions=jnp.asarray(POSITIONS[:, :STEP]))
+
     for dtype in ("bfloat16", "float64"):
         with jax.enable_x64(dtype == "float64"):
-            mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype), **options)
-            state = mixer.init_state(B)
-            x, _, positions = inputs()
-            x = jnp.asarray(x, dtype)
-            y, after = jax.eval_shape(
-                lambda x, s, p, mixer=mixer: mixer(x, s, positions=p), x, state, positions
-            )
+            x = jax.ShapeDtypeStruct((B, STEP, D), dtype)
+            state, y, after = jax.eval_shape(run, x)
             assert y.dtype == dtype
-            types = [jax.tree.map(lambda a: a.dtype, tree) for tree in (state, after)]
-            assert types[0] == types[1]
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Every mixer on a sequence over several devices is the mixer on one.
 
-`sharded_mixers_test.py` runs this where there are 8 devices.  A mixer that is added to `MIXERS` is
-tested here.
+`tests/ops/sequence_parallel_test.py` runs this where there are 8 devices.  A mixer that is added to
+`MIXERS` is tested here.
 """
 
 import functools
@@ -45,12 +45,8 @@ OPTIONS = {
     "linformer": {"length": T, "compressed": 5},
     "lsh": {"buckets": 4, "chunk_size": 4},
 }
-QUICKER = [
-    ("rwkv7", "causal"),
-    ("mlstm", "causal"),
-    ("lion", "bidirectional"),
-    ("efficient", "bidirectional"),
-]
+# With documents: a matrix of maps, a running maximum, and the ends of documents.
+QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectional")]
 
 
 @functools.cache
@@ -101,12 +97,12 @@ def evaluate(name, direction, segment_ids, shards):
 
 
 def names():
-    slow = pytest.mark.slow
-    return [case if case in QUICKER else pytest.param(*case, marks=slow) for case in CASES]
+    every = [(*case, packed) for case in CASES for packed in (False, True)]
+    quick = [(*case, True) for case in QUICKER]
+    return [c if c in quick else pytest.param(*c, marks=pytest.mark.slow) for c in every]
 
 
-@pytest.mark.parametrize(("name", "direction"), names())
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "direction", "packed"), names())
 def test_several_devices_are_one(name, direction, packed):
     with jax.enable_x64(True):
         ids = documents() if packed else None

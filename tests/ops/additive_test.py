@@ -1,4 +1,4 @@
-"""Linear attention: five forms, one function."""
+"""Linear attention beside the contract of contract_test.py: feature maps, directions, memory."""
 
 import functools
 import itertools
@@ -14,8 +14,6 @@ from linear_transformer.ops.feature_maps import elu_plus_one
 from tests.ops import contract
 
 B, H, K, V = 2, 3, 8, 5
-LENGTHS = (1, 2, 63, 64, 100, 257, 1000)
-OTHER_FORMS = ("parallel", "associative", "chunk")
 
 
 @functools.cache
@@ -66,124 +64,45 @@ def oracle(q, k, v, initial_state, segment_ids_BT, normalize, epsilon=1e-6):
     return {"o": o, "state": final}
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
-def test_equations(form, normalize):
-    with jax.enable_x64(True):
-        arrays, rng = inputs(70, jnp.float64, normalize=normalize)
-        ids = contract.random_segments(rng, B, 70)
-        expected = oracle(**arrays, segment_ids_BT=ids, normalize=normalize)
-        o, state = op(form, normalize)(**arrays, segment_ids_BT=jnp.asarray(ids))
-        contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
-
-
-@pytest.mark.parametrize("time", LENGTHS)
-@pytest.mark.parametrize("form", OTHER_FORMS)
-def test_forms_agree(form, time):
-    """Value, state and every gradient against the token scan, packed, with an initial state."""
-    with jax.enable_x64(True):
-        arrays, rng = inputs(time, jnp.float64)
-        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
-        expected = contract.evaluate(op("recurrent"), arrays, constants)
-        contract.assert_agree(contract.evaluate(op(form), arrays, constants), expected, 1e-10)
-    # fp32 against the fp64 scan: sums of up to 1,000 positive terms round to a few 1e-7 each.
-    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    contract.assert_agree(contract.evaluate(op(form), narrow, constants), expected, 2e-5)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("form", OTHER_FORMS)
-def test_forms_agree_unpacked(form, normalize):
-    with jax.enable_x64(True):
-        arrays, _ = inputs(257, jnp.float64, normalize=normalize, positive=normalize)
-        expected = contract.evaluate(op("recurrent", normalize), arrays, {})
-        contract.assert_agree(contract.evaluate(op(form, normalize), arrays, {}), expected, 1e-10)
-
-
-@pytest.mark.parametrize("time", [64, 100, 600])
+@pytest.mark.parametrize("time", [128, 100])
 def test_feature_map_inside_the_chunk_form(time):
-    """The map applied block by block is the map applied before, padding and gradients included."""
+    """The map applied block by block is the map applied before: two blocks, whole or padded."""
     with jax.enable_x64(True):
         arrays, rng = inputs(time, jnp.float64, positive=False)
-        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
-        expected = contract.evaluate(mapped("recurrent"), arrays, constants)
-        contract.assert_agree(
-            contract.evaluate(mapped("chunk"), arrays, constants), expected, 1e-10
-        )
-        mask = {"key_mask_BS": jnp.asarray(np.arange(time) % 3 > 0)[None].repeat(B, 0)}
-        contract.assert_agree(
-            contract.evaluate(mapped("chunk"), arrays, mask),
-            contract.evaluate(mapped("recurrent"), arrays, mask),
-            1e-10,
-        )
+        given = {"segment_ids_BT": contract.random_segments(rng, B, time)}
+        masks = [{"key_mask_BS": np.tile(np.arange(time) % 3 >= first, (B, 1))} for first in (0, 1)]
+        expected = contract.evaluate(mapped("recurrent"), arrays, given | masks[0])
+        contract.assert_agree(contract.evaluate(mapped("chunk"), arrays, given), expected, 1e-10)
+        if time == 100:  # with a mask the map is applied before
+            actual, expected = (
+                contract.evaluate(mapped(form), arrays, given | masks[1])
+                for form in ("chunk", "recurrent")
+            )
+            contract.assert_agree(actual, expected, 1e-10)
 
 
 @functools.cache
 def mapped(form):
     def call(q, k, v, **options):
-        return linear_attention(q, k, v, feature_map=elu_plus_one, form=form, **options)
+        options |= {"feature_map": elu_plus_one, "form": form, "chunk_size": 8}
+        return linear_attention(q, k, v, **options)
 
     return call
 
 
-@pytest.mark.parametrize("chunk_size", [1, 16, 100])
-def test_any_chunk_size(chunk_size):
-    with jax.enable_x64(True):
-        arrays, rng = inputs(100, jnp.float64)
-        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 100))}
-        expected = contract.evaluate(op("recurrent"), arrays, constants)
-        actual = contract.evaluate(op("chunk", chunk_size=chunk_size), arrays, constants)
-        contract.assert_agree(actual, expected, 1e-10)
-
-
-@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
-def test_split_anywhere(form):
-    with jax.enable_x64(True):
-        arrays, rng = inputs(130, jnp.float64)
-        ids = contract.random_segments(rng, B, 130)
-        packed = {"segment_ids_BT": jnp.asarray(ids)}
-        for split in (1, 64, int(rng.integers(2, 129))):
-            contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
-
-
 def test_bfloat16_is_bounded():
     """bf16 operands carry 8 bits: each product is off by up to 2^-8, the sums are fp32."""
-    arrays, rng = inputs(257, jnp.bfloat16)
-    arrays["initial_state"] = arrays["initial_state"].astype(jnp.float32)
-    constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 257))}
-    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    arrays, rng = inputs(77, jnp.bfloat16)
+    constants = {"segment_ids_BT": contract.random_segments(rng, B, 77)}
+    exact = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+    arrays["initial_state"] = exact["initial_state"]
     expected = contract.evaluate(op("recurrent"), exact, constants)
-    for form in ("recurrent", *OTHER_FORMS):
-        actual = contract.evaluate(op(form), arrays, constants)
+    for form in ("recurrent", "parallel", "associative", "chunk"):
+        actual = contract.evaluate(op(form, chunk_size=8), arrays, constants)
         assert actual["o"].dtype == jnp.bfloat16
         assert actual["state"].dtype == jnp.float32
         # The cotangents are the same up to their own rounding to bf16.
         contract.assert_agree(actual, expected, 2e-2)
-
-
-@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
-def test_no_gradient_crosses_a_boundary(form):
-    arrays, _ = inputs(100, jnp.float32)
-    ids = jnp.asarray(np.repeat([[3, 5]], [37, 63], axis=1).repeat(B, 0))
-
-    def second_document(arrays):
-        o, state = op(form)(**arrays, segment_ids_BT=ids)
-        return jnp.sum(o[:, 37:] ** 2) + jnp.sum(state**2)
-
-    gradients = jax.jit(jax.grad(second_document))(arrays)
-    for name in ("q", "k", "v"):
-        assert np.all(np.asarray(gradients[name])[:, :37] == 0)
-        assert np.all(np.any(np.asarray(gradients[name])[:, 37:] != 0, axis=(1, 2, 3)))
-    assert np.all(np.asarray(gradients["initial_state"]) == 0)
-
-
-@pytest.mark.parametrize("form", ["recurrent", *OTHER_FORMS])
-def test_causal_by_gradient(form):
-    arrays, _ = inputs(100, jnp.float32)
-    gradients = jax.jit(jax.grad(lambda a: jnp.sum(op(form)(**a)[0][:, 41] ** 2)))(arrays)
-    for name in ("k", "v"):
-        assert np.all(np.asarray(gradients[name])[:, 42:] == 0)
-        assert np.all(np.any(np.asarray(gradients[name])[:, :42] != 0, axis=(2, 3)))
 
 
 def weights_oracle(q, k, v, visible_BTS, epsilon=1e-6):
@@ -210,7 +129,7 @@ def test_directions_and_padding(direction, packed):
             ids = contract.random_segments(rng, B, time)
             visible = visible & (ids[:, :, None] == ids[:, None, :])
             constants["segment_ids_BT"] = jnp.asarray(ids)
-        actual, _ = op("auto", direction=direction)(**arrays, **constants)
+        actual, _ = jax.jit(op("auto", direction=direction))(**arrays, **constants)
         expected = weights_oracle(**arrays, visible_BTS=visible)
         assert contract.relative_rms(actual, expected) < 1e-11
 
@@ -220,7 +139,7 @@ def test_cross_attention_and_its_state():
         arrays, _ = inputs(70, jnp.float64)
         q = arrays["q"][:, :9]
         k, v, state = arrays["k"], arrays["v"], arrays["initial_state"]
-        attend = functools.partial(linear_attention, direction="bidirectional")
+        attend = jax.jit(functools.partial(linear_attention, direction="bidirectional"))
         actual, total = attend(q, k, v)
         expected = weights_oracle(q, k, v, np.ones((B, 9, 70)))
         assert contract.relative_rms(actual, expected) < 1e-11
@@ -276,9 +195,10 @@ def test_padding_keys_never_change_a_result():
     arrays, _ = inputs(70, jnp.float32)
     mask = jnp.asarray(np.arange(70) < np.array([[50], [69]]))
     for direction in ("causal", "bidirectional"):
-        first, _ = op("auto", direction=direction)(**arrays, key_mask_BS=mask)
+        attend = jax.jit(op("auto", direction=direction))
+        first, _ = attend(**arrays, key_mask_BS=mask)
         other = arrays["k"] + jnp.where(mask[..., None, None], 0, 100.0)
-        second, _ = op("auto", direction=direction)(**arrays | {"k": other}, key_mask_BS=mask)
+        second, _ = attend(**arrays | {"k": other}, key_mask_BS=mask)
         assert np.array_equal(first, second)
 
 
@@ -296,18 +216,16 @@ def test_long_sequences_stay_linear_in_memory():
 
 
 BROKEN = {
-    "future": lambda q, k, v, state, ids: (jnp.roll(q, 1, 1), k, v, state, ids),
-    "stale state": lambda q, k, v, state, ids: (q, k, v, jnp.zeros_like(state), ids),
     "leak": lambda q, k, v, state, ids: (q, k, v, state, None),
-    "one key": lambda q, k, v, state, ids: (q, k.at[:, 77].set(0), v, state, ids),
+    "one key": lambda q, k, v, state, ids: (q, k.at[:, 55].set(0), v, state, ids),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_negative_control(fault, monkeypatch):
     """The comparison that the forms pass is one that a broken form fails."""
-    arrays, rng = inputs(100, jnp.float32)
-    constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 100))}
+    arrays, rng = inputs(77, jnp.float32)
+    constants = {"segment_ids_BT": contract.random_segments(rng, B, 77)}
     expected = contract.evaluate(op("recurrent"), arrays, constants)
     intact = additive._chunk_form
 

@@ -17,15 +17,6 @@ from linear_transformer.ops.log_space import ScaledState
 from tests.ops import contract
 
 B, H, K, V = 2, 2, 6, 5
-# The forms are those of the decayed recurrence, which has tests of its own: by default only those
-# that `auto` takes, at the lengths of one token and of a few chunks.
-FORMS = (
-    "recurrent",
-    "chunk",
-    pytest.param("parallel", marks=pytest.mark.slow),
-    pytest.param("associative", marks=pytest.mark.slow),
-)
-LENGTHS = (1, 50, *(pytest.param(time, marks=pytest.mark.slow) for time in (2, 16, 65)))
 
 
 def unpack(state):
@@ -106,7 +97,7 @@ def test_equations(direction, packed, masked):
         assert contract.relative_rms(o, expected) < 1e-12
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
 def test_initial_state_is_what_came_before(form):
     """The state of 20 tokens is S = exp(log_scale) sums, and its last column z."""
     with jax.enable_x64(True):
@@ -125,19 +116,6 @@ def test_initial_state_is_what_came_before(form):
         assert contract.relative_rms(np.exp(state[..., -1]) * state[..., -2], z) < 1e-12
 
 
-@pytest.mark.parametrize("time", LENGTHS)
-@pytest.mark.parametrize("form", FORMS[1:])
-def test_forms_agree(form, time):
-    with jax.enable_x64(True):
-        arrays, rng = inputs(time, jnp.float64)
-        constants = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
-        expected = contract.evaluate(op("recurrent"), arrays, constants)
-        contract.assert_agree(contract.evaluate(op(form), arrays, constants), expected, 1e-10)
-    # fp32 against fp64: log-sums of size 5 round to 5e-7, and 65 decays add up.
-    narrow = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    contract.assert_agree(contract.evaluate(op(form), narrow, constants), expected, 2e-5)
-
-
 def test_gradients_are_those_of_the_definition():
     """The custom gradients against plain differentiation of the masked quadratic definition."""
     time = 30
@@ -154,19 +132,10 @@ def test_gradients_are_those_of_the_definition():
         def loss(f):
             return lambda a: jnp.sum(f(**a) * cotangent)
 
-        expected = jax.grad(loss(definition))(arrays)
+        expected = jax.jit(jax.grad(loss(definition)))(arrays)
         packed = functools.partial(op("chunk"), segment_ids_BT=jnp.asarray(ids))
         actual = jax.jit(jax.grad(loss(lambda **a: packed(**a)[0])))(arrays)
         contract.assert_agree(actual, expected, 1e-11)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_split_anywhere(form):
-    with jax.enable_x64(True):
-        arrays, rng = inputs(50, jnp.float64)
-        packed = {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, 50))}
-        for split in (1, 25):
-            contract.assert_splits(jax.jit(op(form)), arrays, packed, split, 1e-11)
 
 
 @pytest.mark.parametrize("direction", ["causal", "bidirectional"])
@@ -193,26 +162,11 @@ def test_all_keys_large(sign):
     arrays, _ = inputs(40, jnp.float32, state=False)
     # Multiples of 1/64 keep all their digits beside the offset.
     arrays["k"] = jnp.round(arrays["k"] * 64) / 64
-    expected, _ = op()(**arrays)
-    o, _ = op()(**arrays | {"k": arrays["k"] + sign * 1000})
+    attend = jax.jit(op())
+    expected, _ = attend(**arrays)
+    o, _ = attend(**arrays | {"k": arrays["k"] + sign * 1000})
     assert contract.relative_rms(o, expected) < 1e-3
     assert np.all(np.isfinite(o))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_no_gradient_crosses_a_boundary(form):
-    arrays, _ = inputs(40, jnp.float32)
-    ids = jnp.asarray(np.repeat([[3, 5]], [17, 23], axis=1).repeat(B, 0))
-
-    def second_document(arrays):
-        o, state = op(form)(**arrays, segment_ids_BT=ids)
-        return jnp.sum(o[:, 17:] ** 2) + jnp.sum(state**2)
-
-    gradients = jax.jit(jax.grad(second_document))(arrays)
-    for name in ("q", "k", "v"):
-        assert np.all(np.asarray(gradients[name])[:, :17] == 0)
-        assert np.all(np.any(np.asarray(gradients[name])[:, 17:] != 0, axis=(1, 2, 3)))
-    assert np.all(np.asarray(gradients["initial_state"]) == 0)
 
 
 def test_bfloat16_is_bounded():
@@ -231,7 +185,7 @@ def test_cross_attention_and_its_state():
     with jax.enable_x64(True):
         arrays, _ = inputs(50, jnp.float64, state=False)
         q, k, v = arrays["q"][:, :9], arrays["k"], arrays["v"]
-        attend = op("auto", "bidirectional")
+        attend = jax.jit(op("auto", "bidirectional"))
         expected = oracle(q, k, v, np.ones((B, 9, 50), bool))
         whole, state = attend(q, k, v)
         assert contract.relative_rms(whole, expected) < 1e-12
@@ -244,8 +198,8 @@ def test_cross_attention_and_its_state():
 def test_the_last_causal_output_is_bidirectional():
     with jax.enable_x64(True):
         arrays, _ = inputs(50, jnp.float64, state=False)
-        causal, state = op()(**arrays)
-        bidirectional, total = op("auto", "bidirectional")(**arrays)
+        causal, state = jax.jit(op())(**arrays)
+        bidirectional, total = jax.jit(op("auto", "bidirectional"))(**arrays)
         assert contract.relative_rms(causal[:, -1], bidirectional[:, -1]) < 1e-12
         assert contract.relative_rms(state, total) < 1e-12
 
@@ -257,8 +211,9 @@ def test_scaling_is_dot_product_attention(masked):
         arrays, rng = inputs(50, jnp.float64, state=False)
         q, k, v = arrays["q"][:, :9], arrays["k"], arrays["v"]
         mask = jnp.asarray(rng.random((B, 50)) < 0.6) if masked else None
-        efficient = scaled_efficient_attention(q, k, v, mask)
-        quadratic = non_local_attention(q, k, v, normalization="scaling", key_mask_BS=mask)
+        efficient = jax.jit(scaled_efficient_attention)(q, k, v, mask)
+        attend = jax.jit(functools.partial(non_local_attention, normalization="scaling"))
+        quadratic = attend(q, k, v, key_mask_BS=mask)
         assert contract.relative_rms(efficient, quadratic) < 1e-13
         kept = np.asarray(mask, float) if masked else np.ones((B, 50))
         weights = (
@@ -272,7 +227,7 @@ def test_non_local_softmax():
         arrays, rng = inputs(30, jnp.float64, state=False)
         q, k, v = (np.asarray(arrays[name]) for name in "qkv")
         mask = rng.random((B, 30)) < 0.6
-        actual = non_local_attention(*arrays.values(), key_mask_BS=jnp.asarray(mask))
+        actual = jax.jit(non_local_attention)(*arrays.values(), key_mask_BS=mask)
         weights = np.where(mask[:, None, None], np.einsum("bthk,bshk->bhts", q, k), -np.inf)
         expected = np.einsum("bhts,bshv->bthv", softmax(weights, axis=-1), v)
         assert contract.relative_rms(actual, expected) < 1e-13

@@ -171,27 +171,29 @@ def sharded(run):
     )
 
 
-# Each has a case beside it that takes the same path.
-SLOW = (
-    "softmax_bidirectional",
-    "window_of_more_than_all",
-    "blocks_of_a_shard",
-    "blocks_of_more_than_all",
-    "convolution_of_two_shards",
-    "rectified_window_of_two_shards",
-    "chunks_of_a_shard",
-    "chunks_of_more_than_two_shards",
-    "chunks_of_most",
-    "lsh_sorted",
+# One of each function, with documents; the others take the same paths.
+QUICK = (
+    "window_of_two_shards",
+    "blocks_across_shards",
+    "efficient_scaled_masked",
+    "convolution",
+    "local_convolution",
+    "rectified",
+    "chunks_across_shards",
+    "chunks_in_a_shard",
+    "lsh_window",
+    "token_shift",
 )
 
 
-def names():
-    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+def quick(cases, chosen):
+    return [c if c in chosen else pytest.param(*c, marks=pytest.mark.slow) for c in cases]
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    quick([(n, p) for n in CASES for p in (False, True)], [(n, True) for n in QUICK]),
+)
 def test_several_devices_are_one(name, packed):
     with jax.enable_x64(True):
         ids = documents() if packed else None
@@ -208,7 +210,7 @@ NEEDS_NEIGHBOURS = (
 )
 
 
-@pytest.mark.parametrize("name", NEEDS_NEIGHBOURS)
+@pytest.mark.parametrize(("name",), quick([(n,) for n in NEEDS_NEIGHBOURS], [("convolution",)]))
 def test_without_the_neighbours_it_fails(name, monkeypatch):
     monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
     with pytest.raises(AssertionError, match="relative RMS errors"):

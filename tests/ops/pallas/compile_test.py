@@ -1,8 +1,10 @@
 """The kernels compile for every version of the TPU, by libtpu of requirements-dev.txt.
 
 Nothing runs.  What is read is what the compiler says of memory.  Without libtpu these tests fail.
+They are a layer of their own, `pytest -m tpu_compile`; every topology is in the slow sweep.
 """
 
+import itertools
 import sys
 
 import jax
@@ -18,9 +20,19 @@ from linear_transformer import accelerators
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.training import compiled_program
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux"),
+    pytest.mark.tpu_compile,
+]
 
 PACKED = Sizes(1000, heads=4, width=64, packed=True)  # two heads fill the lanes; a block is cut off
+
+
+def quick(cases, chosen):
+    """All cases, the chosen ones by default."""
+    return [
+        case if case in chosen else pytest.param(*case, marks=pytest.mark.slow) for case in cases
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,8 +40,12 @@ def _environment():
     accelerators.prepare_environment()
 
 
-@pytest.mark.parametrize("topology", kernels.TOPOLOGIES)
-@pytest.mark.parametrize("operator", kernels.OPERATORS)
+PROGRAMS = list(itertools.product(kernels.TOPOLOGIES, kernels.OPERATORS))
+
+
+@pytest.mark.parametrize(
+    ("topology", "operator"), quick(PROGRAMS, [("v5e:1x1", name) for name in kernels.OPERATORS])
+)
 def test_forward_and_backward_compile(topology, operator):
     row = measure(topology, operator, "pallas", PACKED, backward=True)
     assert row["fits"] and row["kernels"] == 2
@@ -39,14 +55,20 @@ def test_the_xla_form_has_no_kernel():
     assert measure("v5e:1x1", "additive", "chunk", PACKED, backward=True)["kernels"] == 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("operator", kernels.OPERATORS)
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    quick(
+        itertools.product(kernels.OPERATORS, ("bfloat16", "float32")), [("kimi delta", "float32")]
+    ),
+)
 def test_wide_heads_fit_the_vmem_of_the_oldest(operator, dtype):
     sizes = Sizes(1024, heads=2, width=256, dtype=dtype)
     assert measure("v4:2x2x1", operator, "pallas", sizes, backward=True)["kernels"] == 2
 
 
-@pytest.mark.parametrize("operator", kernels.OPERATORS)
+@pytest.mark.parametrize(
+    ("operator",), quick([(name,) for name in kernels.OPERATORS], [("gated delta",)])
+)
 def test_memory_in_hbm(operator):
     """Forward keeps nothing that grows with the length, backward a state per 512 tokens.
 
@@ -63,7 +85,9 @@ def test_memory_in_hbm(operator):
     assert 0.99 * states <= backward <= 1.02 * states + gate + 2e6
 
 
-@pytest.mark.parametrize("operator", ["additive", "gated delta"])
+@pytest.mark.parametrize(
+    ("operator",), quick([("additive",), ("gated delta",)], [("gated delta",)])
+)
 def test_the_loop_of_xla_needs_more_memory(operator):
     pallas, loop = (
         measure("v5e:1x1", operator, form, Sizes(32_768), backward=True)["temporaries MB"]
