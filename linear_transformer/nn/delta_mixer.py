@@ -12,7 +12,9 @@ from linear_transformer.nn.linear import merge_heads, split_heads
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.nn.short_convolution import ShortConvolution
+from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, delta_product
+from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations
 
 
@@ -23,6 +25,13 @@ class DeltaMixer(RecurrentMixer):
         S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T     y_t = W_O norm(S_t^T q_t)
 
     A subclass may have a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
+
+    Whatever the dtype of the activations, keys, steps and decays are fp32 or wider (`ops.delta`
+    says why).  A query or key x becomes x / sqrt(|x|^2 + 1e-6), as in the released code (fla's
+    `l2norm`).  The direction of a vector near 0 changes fast, so the gradient of a token whose
+    features are all zeros, such as padding, is large: 1000 = 1 / sqrt(1e-6) by this normalisation,
+    times 300 by that of the output.  A larger epsilon would be another function than the one that
+    published weights were trained with.
 
     Attributes:
       key_width: that of the values, width / heads, if None.
@@ -48,7 +57,7 @@ class DeltaMixer(RecurrentMixer):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_form(form)
+        checks.choice("form", form, FORMS)
         if convolution < 2:
             raise ValueError(f"convolution is {convolution}; it must be at least 2")
         if steps < 1:
@@ -90,7 +99,7 @@ class DeltaMixer(RecurrentMixer):
         if self.negative_eigenvalues:
             beta_BTNH = 2 * beta_BTNH
         o_BTHV, sums = delta_product(
-            unit_length(split_heads(q, self.heads)),
+            unit_length(split_heads(q, self.heads)).astype(q.dtype),
             unit_length(k_BTNHK),
             v_BTNHV,
             self._log_decay(x),
@@ -102,7 +111,8 @@ class DeltaMixer(RecurrentMixer):
 
     def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
         """The steps of a head are next to each other, on the device that has the head."""
-        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, -1)
+        width = x_BTD.shape[-1] // (self.heads * self.steps)
+        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, width)
         return jnp.swapaxes(named(x_BTHNK, "rows", "time", "heads", None, None), 2, 3)
 
     def _log_decay(self, x_BTD: Activations) -> Array | None:
@@ -113,14 +123,7 @@ class DeltaMixer(RecurrentMixer):
         return o_BTD
 
 
-def check_form(form: str) -> None:
-    """Raises a ValueError where the delta rule does not have this form."""
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-
-
 def unit_length(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
-    """`x / sqrt(|x|^2 + 1e-6)`, in fp32 or wider."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * lax.rsqrt(squares + 1e-6)).astype(x.dtype)
+    """`x / sqrt(|x|^2 + 1e-6)`, in fp32 or wider: never longer than 1, by more than a rounding."""
+    x = x.astype(accumulation_dtype(x))
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

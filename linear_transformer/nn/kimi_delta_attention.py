@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from linear_transformer.nn.delta_mixer import DeltaMixer
 from linear_transformer.nn.linear import split_heads
@@ -35,7 +36,7 @@ class KimiDeltaAttention(DeltaMixer):
         form: str = "auto",
         chunk_size: int | None = None,
         output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         super().__init__(

@@ -5,13 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from linear_transformer.nn.delta_mixer import check_form, unit_length
+from linear_transformer.nn.delta_mixer import unit_length
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
 from linear_transformer.nn.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.nn.token_shift import TokenShift
-from linear_transformer.ops.delta import low_rank_delta_attention
+from linear_transformer.ops import checks
+from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 
 # How fast the mixing with the token before fades from feature to feature, at depth 0.
 POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
@@ -28,7 +30,8 @@ class RWKV7(RecurrentMixer):
         o_t = norm(S_t^T r_t) + (r_t . (rho * k~_t)) v_t                  y_t = W_O (g_t * o_t)
 
     Parameters start as in the released code, a function of feature and depth.  The values of later
-    layers are not mixed with those of the first one: a mixer knows its own layer only.
+    layers are not mixed with those of the first one: a mixer knows its own layer only.  Whatever
+    the dtype of the activations, w, a, kappa and k~ are fp32 or wider (`ops.delta` says why).
 
     Attributes:
       decay_rank, rate_rank, gate_rank: columns of W_1^T for w, a and g.
@@ -48,10 +51,10 @@ class RWKV7(RecurrentMixer):
         form: str = "auto",
         chunk_size: int | None = None,
         output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_form(form)
+        checks.choice("form", form, FORMS)
         ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "gate_rank": gate_rank}
         for name, rank in ranks.items():
             if rank < 1:
@@ -114,9 +117,9 @@ class RWKV7(RecurrentMixer):
             )
         )
         log_decay = -math.exp(-0.5) * decay
-        rate = rate.astype(x.dtype)
-        kappa = k * self.removal_scale[...].astype(x.dtype)
-        k = k * (1 + (rate - 1) * self.replacement[...].astype(x.dtype))
+        k = k.astype(dtype)
+        kappa = k * self.removal_scale[...].astype(dtype)
+        k = k * (1 + (rate - 1) * self.replacement[...].astype(dtype))
         r, k, v, log_decay, rate, kappa = (
             split_heads(a, self.heads) for a in (r, k, v, log_decay, rate, kappa)
         )
@@ -131,5 +134,5 @@ class RWKV7(RecurrentMixer):
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
-        bonus = jnp.sum(r * k * self.bonus[...].astype(x.dtype), axis=-1, keepdims=True)
-        return gate * merge_heads(self.norm(o) + bonus * v), sums, past
+        bonus = jnp.sum(r * k * self.bonus[...].astype(dtype), axis=-1, keepdims=True)
+        return gate * merge_heads(self.norm(o) + bonus.astype(v.dtype) * v), sums, past

@@ -4,7 +4,6 @@ Each check raises a ValueError before anything is traced, and costs nothing insi
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -46,13 +45,18 @@ def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
         _shape("segment_ids_BT", x, "BT", dict(sizes))
 
 
-def log_decay(name: str, x: ArrayLike | None) -> None:
-    """Check that a log decay is at most 0, where its values are known (not inside `jax.jit`)."""
-    if x is None or not is_known(x):
+def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
+    """Check that a log decay is (H,), (B, T, H) or (B, T, H, K), and at most 0.
+
+    The values are looked at where they are known (not inside `jax.jit`).
+    """
+    if x is None:
         return
-    x = np.asarray(x, np.float32)
-    if np.any(x > 0):
-        raise ValueError(f"{name} reaches {np.nanmax(x):.3g}; a log decay is at most 0")
+    arrays(sizes, log_decay=(x, {1: "H", 3: "BTH"}.get(np.ndim(x), "BTHK")))
+    if is_known(x):
+        x = np.asarray(x, np.float32)
+        if np.any(x > 0):
+            raise ValueError(f"log_decay reaches {np.nanmax(x):.3g}; it must be at most 0")
 
 
 def is_known(x: ArrayLike) -> bool:
@@ -84,13 +88,12 @@ def reverse_mode(form: str) -> Iterator[None]:
         raise TypeError(message) from None
 
 
-def differentiable_once(backward: Callable) -> Callable:
-    """A backward pass whose own derivative is an error that says so."""
+def differentiable_once(rule: Callable) -> Callable:
+    """A rule of a `jax.custom_vjp`, whose own derivative is an error that says so."""
 
     @jax.custom_jvp
-    @functools.wraps(backward)
     def once(*operands):
-        return backward(*operands)
+        return rule(*operands)
 
     @once.defjvp
     def _(*_):

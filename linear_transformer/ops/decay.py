@@ -36,7 +36,6 @@ from linear_transformer.types import (
 )
 
 DIRECTIONS = ("causal", "anticausal", "bidirectional")
-_GATES = {1: "H", 3: "BTH", 4: "BTHK"}  # axes of a log decay by their number
 
 
 def decayed_attention(
@@ -91,12 +90,11 @@ def decayed_attention(
         q_BTHK=q_BTHK,
         k_BTHK=k_BTHK,
         v_BTHV=v_BTHV,
-        log_decay=(log_decay, _GATES.get(jnp.ndim(log_decay), "BTHK")),
         bonus_HK=bonus_HK,
         initial_state=(initial_state, "BHKV"),
     )
     checks.segment_ids(segment_ids_BT, sizes)
-    checks.log_decay("log_decay", log_decay)
+    checks.log_decay(log_decay, sizes)
     if bonus_HK is not None and direction != "causal":
         raise ValueError(f"direction is {direction!r}; a bonus needs causal")
     batch, time, heads, width = q_BTHK.shape

@@ -18,6 +18,19 @@ All of them are one recurrence in which the vector that reads and the one that w
 The delta rule has r = a k and w = b k.  A token of RWKV-7, S_t = (diag(a_t) + f_t g_t^T) S_{t-1}
 + k_t v_t^T, is two of these: (r, w, v) = (-g, f, 0) with its decay, and (0, k, v) without one.
 DeltaProduct has one for each of its steps.
+
+**A contraction in the arithmetic that is used.**  With a key of length one and a step of 2 the
+transition I - b k k^T has the eigenvalue -1.  Rounded to bf16, |k|^2 is off by up to 2^-8, the
+eigenvalue by twice that, and a thousand tokens multiply a state by e^8.  So whatever the dtypes of
+the inputs, reads, writes, decays and the state are fp32 (or wider), and so are all products of
+them, in the highest precision that a platform has for fp32: their rounding, of 2^-24, moves an
+eigenvalue by less than a million tokens could show.  In bf16, if all inputs are, are only products
+that nothing multiplies again: what queries read, and the gradients of one token.  Their error stays
+near 2^-8 of an output.  It follows that keys that are to be of length one must arrive in fp32.
+
+A token that is not finite spoils no earlier output and no other document: exactly so in the token
+scan and the associative form, and outside of its own chunk in the chunk forms.  The same holds for
+the gradient of what it did not spoil.
 """
 
 import math
@@ -26,7 +39,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
 from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -53,40 +66,55 @@ def delta_attention(
 
     Args:
       q_BTHK: queries (not scaled).
-      k_BTHK: keys.  The state stays bounded where beta |k|^2 <= 2: normalise them.
+      k_BTHK: keys.  The state stays bounded where beta |k|^2 <= 2: normalise them, and pass them in
+        fp32 if beta comes near to 2 (see the top of this file).
       v_BTHV: values.
-      log_decay: log a_t <= 0.  None is no decay (DeltaNet); (H,), fixed per head, or (B, T, H), a
-        scalar per token (Gated DeltaNet); (B, T, H, K), a vector over the key features (KDA).  -inf
-        forgets everything before the token.
+      log_decay: log a_t <= 0, which is not checked inside `jax.jit`.  None is no decay (DeltaNet);
+        (H,), fixed per head, or (B, T, H), a scalar per token (Gated DeltaNet); (B, T, H, K), a
+        vector over the key features (KDA).  -inf forgets everything before the token.
       beta_BTH: steps b_t from 0 to 1; beyond, to 2, the transition has a negative eigenvalue.
       initial_state: (B, H, K, V), what came before the first token in the same segment; zeros if
         None.
       segment_ids_BT: packed documents; each token sees its own segment only.
       form: "recurrent", "associative" (K x K numbers a token: for short T), "chunk", "pallas" (the
         chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1, else "chunk"
-        (`ops.pallas.choice` says why on a TPU too).
+        (`ops.pallas.choice` says why on a TPU too).  "recurrent" and "associative" have derivatives
+        of any order and mode, "chunk" of any order in reverse mode, "pallas" one in reverse mode.
       chunk_size: tokens per chunk of the chunk form and the kernel; the next power of two is taken.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
+      Products that queries take part in have operands in bf16 if q, k and v all are, else in fp32
+      (or wider), whatever the form; all others have them in fp32.
 
     Raises:
-      ValueError: on an unknown form, or on shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
+      TypeError: `jax.jvp` of "chunk" or "pallas".
+      NotImplementedError: a second derivative of "pallas".
     """
-    _check(q_BTHK, k_BTHK, v_BTHV, log_decay, initial_state, form, chunk_size)
-    _check_shape("beta", beta_BTH, q_BTHK.shape[:3])
+    options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
+    _check(
+        options,
+        log_decay,
+        initial_state,
+        q_BTHK=q_BTHK,
+        k_BTHK=k_BTHK,
+        v_BTHV=v_BTHV,
+        beta_BTH=beta_BTH,
+    )
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
-    if form == "pallas" and sequence_parallel.shards() == 1:
+    if form == "pallas" and q_BTHK.size and sequence_parallel.shards() == 1:
         if log_decay is not None:
             log_decay = _spread(log_decay, q_BTHK, dtype)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
         state = _initial(initial_state, q_BTHK, v_BTHV, dtype)
-        return delta_form(*arrays, state, segment_ids_BT, chunk_size)
+        with checks.reverse_mode(form):
+            return delta_form(*arrays, state, segment_ids_BT, chunk_size)
     log_decay = _per_token(log_decay, q_BTHK, dtype)
-    reads = (jnp.exp(log_decay) * k_BTHK).astype(k_BTHK.dtype)
-    writes = (beta_BTH[..., None].astype(dtype) * k_BTHK).astype(k_BTHK.dtype)
-    tokens = (q_BTHK, reads, writes, v_BTHV, log_decay)
-    return _sharded(tokens, initial_state, segment_ids_BT, form, chunk_size)
+    k_wide = k_BTHK.astype(dtype)
+    reads, writes = jnp.exp(log_decay) * k_wide, beta_BTH[..., None].astype(dtype) * k_wide
+    narrow = jnp.result_type(q_BTHK, k_BTHK, v_BTHV)
+    return _sharded((q_BTHK, reads, writes, v_BTHV, log_decay), initial_state, narrow, **options)
 
 
 def delta_product(
@@ -107,24 +135,34 @@ def delta_product(
     The arguments are those of `delta_attention`, with keys, values and betas of every step; T N
     tokens are what it costs.  N = 1 is `delta_attention`.
     """
-    batch, time, steps, heads, _ = k_BTNHK.shape
-    _check(q_BTHK, k_BTNHK[:, :, 0], v_BTNHV[:, :, 0], log_decay, initial_state, form, chunk_size)
-    _check_shape("beta", beta_BTNH, (batch, time, steps, heads))
+    options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
+    sizes = _check(
+        options,
+        log_decay,
+        initial_state,
+        q_BTHK=q_BTHK,
+        k_BTNHK=k_BTNHK,
+        v_BTNHV=v_BTNHV,
+        beta_BTNH=beta_BTNH,
+    )
+    steps = sizes["N"]
+    if steps < 1:
+        raise ValueError(f"k_BTNHK is {k_BTNHK.shape}; it must have at least one step N")
     dtype = accumulation_dtype(q_BTHK, k_BTNHK, v_BTNHV)
     log_decay = _per_token(log_decay, q_BTHK, dtype)
-    first = jnp.exp(log_decay)[:, :, None] * k_BTNHK[:, :, :1]
-    reads = jnp.concatenate([first.astype(k_BTNHK.dtype), k_BTNHK[:, :, 1:]], axis=2)
-    writes = (beta_BTNH[..., None].astype(dtype) * k_BTNHK).astype(k_BTNHK.dtype)
+    k_wide = k_BTNHK.astype(dtype)
+    first = jnp.exp(log_decay)[:, :, None] * k_wide[:, :, :1]
     later = ((0, 0), (0, 0), (0, steps - 1), (0, 0), (0, 0))
     earlier = ((0, 0), (0, 0), (steps - 1, 0), (0, 0), (0, 0))
     tokens = (
         jnp.pad(q_BTHK[:, :, None], earlier),
-        reads,
-        writes,
+        jnp.concatenate([first, k_wide[:, :, 1:]], axis=2),
+        beta_BTNH[..., None].astype(dtype) * k_wide,
         v_BTNHV,
         jnp.pad(log_decay[:, :, None], later),
     )
-    return _attend_in_steps(tokens, initial_state, segment_ids_BT, form, chunk_size)
+    narrow = jnp.result_type(q_BTHK, k_BTNHK, v_BTNHV)
+    return _attend_in_steps(tokens, initial_state, narrow, **options)
 
 
 def low_rank_delta_attention(
@@ -143,45 +181,45 @@ def low_rank_delta_attention(
     """RWKV-7: S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
 
     Peng et al. 2025, section 4.1, transposed: read is -kappa (normalised) and write is the
-    in-context learning rate times kappa.  The other arguments are those of `delta_attention`; twice
-    its T is what it costs.
+    in-context learning rate times kappa.  Similar to a symmetric matrix, the transition then has
+    its eigenvalues between min(a) - max(rate) and 1.  The other arguments are those of
+    `delta_attention`; twice its T is what it costs.
     """
-    _check(q_BTHK, k_BTHK, v_BTHV, log_decay, initial_state, form, chunk_size)
-    _check_shape("write", write_BTHK, q_BTHK.shape)
-    _check_shape("read", read_BTHK, q_BTHK.shape)
-    log_decay = _per_token(log_decay, q_BTHK, accumulation_dtype(q_BTHK, k_BTHK, v_BTHV))
+    options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
+    _check(
+        options,
+        log_decay,
+        initial_state,
+        q_BTHK=q_BTHK,
+        k_BTHK=k_BTHK,
+        v_BTHV=v_BTHV,
+        write_BTHK=write_BTHK,
+        read_BTHK=read_BTHK,
+    )
+    arrays = (q_BTHK, k_BTHK, v_BTHV, write_BTHK, read_BTHK)
+    dtype = accumulation_dtype(*arrays)
+    log_decay = _per_token(log_decay, q_BTHK, dtype)
 
     def steps(first, second):
         return jnp.stack([first, second], axis=2)
 
     tokens = (
         steps(jnp.zeros_like(q_BTHK), q_BTHK),
-        steps(-read_BTHK, jnp.zeros_like(read_BTHK)),
-        steps(write_BTHK, k_BTHK),
+        steps(-read_BTHK, jnp.zeros_like(read_BTHK)).astype(dtype),
+        steps(write_BTHK, k_BTHK).astype(dtype),
         steps(jnp.zeros_like(v_BTHV), v_BTHV),
         steps(log_decay, jnp.zeros_like(log_decay)),
     )
-    return _attend_in_steps(tokens, initial_state, segment_ids_BT, form, chunk_size)
+    return _attend_in_steps(tokens, initial_state, jnp.result_type(*arrays), **options)
 
 
-def _check(q, k, v, log_decay, initial_state, form, chunk_size):
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; the delta rule has {', '.join(FORMS)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
-    if k.shape != q.shape or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
-    gates = (q.shape[2:3], q.shape[:3], q.shape)
-    if log_decay is not None and log_decay.shape not in gates:
-        raise ValueError(f"log_decay is {log_decay.shape}, not one of {gates}")
-    if initial_state is not None:
-        batch, _, heads, width = q.shape
-        _check_shape("initial_state", initial_state, (batch, heads, width, v.shape[-1]))
-
-
-def _check_shape(name, x, shape):
-    if x.shape != shape:
-        raise ValueError(f"{name} is {x.shape}, not {shape}")
+def _check(options, log_decay, initial_state, **tokens):
+    checks.choice("form", options["form"], FORMS)
+    checks.chunk_size(options["chunk_size"])
+    sizes = checks.arrays(**tokens, initial_state=(initial_state, "BHKV"))
+    checks.log_decay(log_decay, sizes)
+    checks.segment_ids(options["segment_ids_BT"], sizes)
+    return sizes
 
 
 def _spread(log_decay, q, dtype):
@@ -207,90 +245,132 @@ def _initial(state, q, v, dtype):
     return state.astype(dtype)
 
 
-def _attend_in_steps(tokens, state, segment_ids_BT, form, chunk_size):
+def _attend_in_steps(tokens, state, narrow, *, segment_ids_BT, **options):
     """Tokens with an axis of steps after time; the output is that of the last step."""
-    steps = tokens[0].shape[2]
-    tokens = [x.reshape(x.shape[0], -1, *x.shape[3:]) for x in tokens]
+    batch, time, steps = tokens[0].shape[:3]
+    tokens = [x.reshape(batch, time * steps, *x.shape[3:]) for x in tokens]
     if segment_ids_BT is not None:
         segment_ids_BT = jnp.repeat(segment_ids_BT, steps, axis=1)
-    o, state = _sharded(tokens, state, segment_ids_BT, form, chunk_size)
+    o, state = _sharded(tokens, state, narrow, segment_ids_BT=segment_ids_BT, **options)
     return o[:, steps - 1 :: steps], state
 
 
-def _sharded(tokens, state, segment_ids_BT, form, chunk_size):
+def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     """`_attend` on a shard of a sequence, or on all of it.
 
     Outputs and the final state are affine in the entering state.  On K more columns that start as
     the identity, with values of 0, the recurrence gives what they multiply it by.
     """
-    if sequence_parallel.shards() == 1:
-        return _attend(tokens, state, segment_ids_BT, form, chunk_size)
     q, r, w, v, log_decay = tokens
     (batch, _, heads, width), values = q.shape, v.shape[-1]
-    dtype = accumulation_dtype(q, r, w, v)
-    if state is None:
-        state = jnp.zeros((batch, heads, width, values), dtype)
+    dtype = accumulation_dtype(r)
+    state = _initial(state, q, v, dtype)
+    if q.size == 0:  # no rows, or no tokens
+        return jnp.zeros(v.shape, v.dtype), state
+    if sequence_parallel.shards() == 1:
+        return _attend(tokens, state, narrow, segment_ids_BT, **options)
     columns = ((0, 0), (0, 0), (0, 0), (0, width))
     identity = jnp.eye(width, values + width, values, dtype)
     start = jnp.broadcast_to(identity, (batch, heads, width, values + width))
     tokens = (q, r, w, jnp.pad(v.astype(dtype), columns), log_decay)
-    o, final = _attend(tokens, start, segment_ids_BT, form, chunk_size)
+    o, final = _attend(tokens, start, narrow, segment_ids_BT, **options)
     update, transition = final[..., :values], final[..., values:]
+    read_BT, passes_B = True, True  # a state that no segment's start has stopped
+    if segment_ids_BT is not None:
+        run_BT = segments.run_index(segment_ids_BT)
+        read_BT, passes_B = (
+            (run_BT == 0)[..., None, None],
+            (run_BT[:, -1] == 0)[:, None, None, None],
+        )
+    # What is not finite goes on in the update: no gradient is multiplied by it.
+    transition = jnp.where(passes_B, transition, 0)
+    finite = jnp.all(jnp.isfinite(transition), axis=(-2, -1), keepdims=True)
+    transition = jnp.where(finite, transition, 0)
+    update = jnp.where(finite, update, jnp.nan)
     state = sequence_parallel.entering_state(transition, update, state, segment_ids_BT, matrix=True)
-    o = o[..., :values] + jnp.einsum("bthk,bhkv->bthv", o[..., values:], state)
-    final = sequence_parallel.of_last(transition @ state + update)
+    read = _readable("bthk,bhkv->bthv", o[..., values:], state)
+    o = o[..., :values] + jnp.where(read_BT, read, 0)
+    passed = jnp.matmul(transition, state, precision=lax.Precision.HIGHEST)
+    final = sequence_parallel.of_last(jnp.where(passes_B, passed, 0) + update)
     return o.astype(v.dtype), final
 
 
-def _attend(tokens, state, segment_ids_BT, form, chunk_size):
+def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     """The recurrence of reads r, writes w and values v, all in one form."""
     q, r, w, v, log_decay = tokens
-    dtype = accumulation_dtype(q, r, w, v)
-    state = _initial(state, q, v, dtype)
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
-        return pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size)
-    decay_starts = None
+        with checks.reverse_mode(form):
+            return pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
+    starts = None
     if segment_ids_BT is not None:
         # The first token of a segment finds nothing to read, and its decay acts on what is dropped.
-        decay_starts = segments.starts(segment_ids_BT)[..., None, None]
-        r, log_decay = (jnp.where(decay_starts, 0, x) for x in (r, log_decay))
+        starts = segments.starts(segment_ids_BT)[..., None, None]
+        r, log_decay = (jnp.where(starts, 0, x) for x in (r, log_decay))
     if form == "chunk":
-        o, state = chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size)
-        return o.astype(v.dtype), state
-    decay = jnp.exp(log_decay)
-    if decay_starts is not None:
-        decay = jnp.where(decay_starts, 0, decay)
+        with checks.reverse_mode(form):
+            return chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
+    arrays = (x.astype(state.dtype) for x in (q, r, w, v, jnp.exp(log_decay)))
     scan = _recurrent if form == "recurrent" else _associative
-    o, state = scan(*(x.astype(dtype) for x in (q, r, w, v, decay)), state)
+    o, state = scan(*_spoiling_values(*arrays), starts, state)
     return o.astype(v.dtype), state
 
 
-def _recurrent(q, r, w, v, decay, state):
+def _spoiling_values(q, r, w, v, decay):
+    """Tokens whose values alone are NaN where a read, a write or a decay is not finite.
+
+    An output or a state that nothing depends on has a gradient of 0.  Times a transition that is
+    not finite it would be a gradient of NaN for all earlier tokens.
+    """
+    finite = [jnp.all(jnp.isfinite(x), axis=-1, keepdims=True) for x in (r, w, decay)]
+    finite = finite[0] & finite[1] & finite[2]
+    r, w, v = (jnp.where(finite, x, other) for x, other in ((r, 0), (w, 0), (v, jnp.nan)))
+    return q, r, w, v, jnp.where(finite, decay, 1)
+
+
+def _readable(equation, q, state):
+    """What queries read; NaN for one that is not finite, without a gradient of NaN to the state."""
+    finite = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
+    return jnp.where(finite, jnp.einsum(equation, jnp.where(finite, q, 0), state), jnp.nan)
+
+
+def _recurrent(q, r, w, v, decay, starts, state):
     """The definition, one `lax.scan` step per token."""
 
     def step(state_BHKV, token):
-        q_BHK, r_BHK, w_BHK, v_BHV, decay_BHK = token
-        u_BHV = v_BHV - jnp.einsum("bhk,bhkv->bhv", r_BHK, state_BHKV)
+        q_BHK, r_BHK, w_BHK, v_BHV, decay_BHK, start = token
+        if start is not None:
+            state_BHKV = jnp.where(start[..., None], 0, state_BHKV)
+        read = jnp.einsum("bhk,bhkv->bhv", r_BHK, state_BHKV, precision=lax.Precision.HIGHEST)
+        u_BHV = v_BHV - read
         state_BHKV = decay_BHK[..., None] * state_BHKV + w_BHK[..., :, None] * u_BHV[..., None, :]
-        return state_BHKV, jnp.einsum("bhk,bhkv->bhv", q_BHK, state_BHKV)
+        return state_BHKV, _readable("bhk,bhkv->bhv", q_BHK, state_BHKV)
 
-    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, r, w, v, decay))
+    arrays = (q, r, w, v, decay, starts)
+    tokens = tuple(None if x is None else jnp.moveaxis(x, 1, 0) for x in arrays)
     state, o_TBHV = lax.scan(step, state, tokens)
     return jnp.moveaxis(o_TBHV, 0, 1), state
 
 
-def _associative(q, r, w, v, decay, state):
+def _associative(q, r, w, v, decay, starts, state):
     """`lax.associative_scan` over the maps S -> M S + N with M = diag(a) - w r^T."""
     m = decay[..., None] * jnp.eye(r.shape[-1], dtype=r.dtype) - w[..., :, None] * r[..., None, :]
     n = w[..., :, None] * v[..., None, :]
-    n = n.at[:, 0].add(m[:, 0] @ state)
+    n = n.at[:, 0].add(_product(m[:, 0], state))
 
     def compose(earlier, later):
-        m_0, n_0 = earlier
-        m_1, n_1 = later
-        return m_1 @ m_0, m_1 @ n_0 + n_1
+        start_0, m_0, n_0 = earlier
+        start_1, m_1, n_1 = later
+        if start_1 is not None:  # nothing passes; 0 x NaN is NaN, forward and backward
+            m_0, n_0 = (jnp.where(start_1, 0, x) for x in (m_0, n_0))
+            start_1 = start_0 | start_1
+        return start_1, _product(m_1, m_0), _product(m_1, n_0) + n_1
 
-    _, states_BTHKV = lax.associative_scan(compose, (m, n), axis=1)
-    return jnp.einsum("bthk,bthkv->bthv", q, states_BTHKV), states_BTHKV[:, -1]
+    starts = None if starts is None else starts[..., None]
+    _, _, states_BTHKV = lax.associative_scan(compose, (starts, m, n), axis=1)
+    return _readable("bthk,bthkv->bthv", q, states_BTHKV), states_BTHKV[:, -1]
+
+
+def _product(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

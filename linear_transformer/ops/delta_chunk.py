@@ -24,6 +24,15 @@ Given G = dL/do and the gradient S'* of the leaving state,
     S* = exp(b_C) S'* + Q^T G - R^T e
 
 Of the inverse no gradient is needed.  All decays are exponentials of non-positive differences.
+
+What makes the next state (L and its inverse, R, W, u and their products) is in the accumulation
+dtype and in the highest precision of the platform, so that every transition is a contraction (see
+`ops.delta`); A, Q and G may be narrower.
+
+A token that is not finite stays inside its own chunk: nothing before the chunk and nothing of
+another document outside it changes, outputs and gradients alike.  With packed documents, where
+products would carry 0 x NaN from one to the other, it is replaced by zeros, and NaN is put into
+what depends on it.
 """
 
 import functools
@@ -32,10 +41,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from linear_transformer.ops import segments
-from linear_transformer.ops.blocks import Masks, read, write
+from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
 from linear_transformer.ops.gates import make_gate, totals
 
 # On 2 CPU cores 32 is 1.2 to 1.5 times faster than 64, and blocks of 4 as fast as any.
@@ -43,8 +52,10 @@ CHUNK_SIZE = 32
 CHUNKS_PER_BLOCK = 4
 SUBSTITUTED = 8  # rows of the inverse that are solved one by one; matrix products do the rest
 
+_product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
-def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size):
+
+def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow):
     time = q.shape[1]
     chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
     chunk = 1 << (chunk - 1).bit_length()  # the inverse and the vector decays halve it
@@ -56,29 +67,33 @@ def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size):
         q, r, w, v, log_decay = (jnp.pad(x, pad) for x in (q, r, w, v, log_decay))
         if run_BT is not None:
             run_BT = jnp.pad(run_BT, ((0, 0), (0, padding)), mode="edge")
-    o, state = _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block)
+    o, state = _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow)
     return o[:, :time], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block):
-    return _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow):
+    return _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow)[0]
 
 
-def _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block):
+def _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow):
     dtype = state.dtype
     count = q.shape[1] // block
 
     def body(n, carry):
         state, o, states = carry
         states = states.at[n].set(state)
-        q_n, r_n, w_n, v_n, a_n = (read(x, n, chunk, block) for x in (q, r, w, v, log_decay))
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        gate = make_gate(a_n, masks)
-        weights, read_weights = gate.weights(*_pairs(q_n, r_n, w_n))
-        operands = _operands(q_n, r_n, w_n, v_n, gate, masks, read_weights)
-        u_n, entering, state = _states(operands, state)
-        o_n = weights @ u_n + operands.q_read @ entering
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        q_n, *others = (read(x, n, chunk, block) for x in (q, r, w, v, log_decay))
+        spoiled = _spoiled(masks, *others)
+        r_n, w_n, v_n, a_n = _finite(masks, *others)
+        gate = make_gate(a_n, masks, narrow)
+        x = _operands(r_n, w_n, v_n, gate)
+        u_n, entering, state = _states(x, masks, state, spoiled)
+        (u_finite,) = _finite(masks, u_n)
+        o_n = matmul(gate.weights(q_n, w_n), u_finite, narrow, dtype)
+        o_n += masks.reads(matmul(q_n * gate.read, entering, narrow, dtype))
+        o_n = _spoil(o_n, _spoiled(masks, u_n))
         return state, write(o, o_n, n), states
 
     carry = (state, jnp.zeros(v.shape, v.dtype), jnp.zeros((count, *state.shape), dtype))
@@ -86,7 +101,7 @@ def _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block):
     return (o, state), (q, r, w, v, log_decay, run_BT, states)
 
 
-def _chunked_backward(chunk, block, residuals, cotangents):
+def _chunked_backward(chunk, block, narrow, residuals, cotangents):
     q, r, w, v, log_decay, run_BT, states = residuals
     do, dstate = cotangents
     dtype = states.dtype
@@ -95,22 +110,27 @@ def _chunked_backward(chunk, block, residuals, cotangents):
     def body(i, carry):
         dstate, dq, dr, dw, dv, dlog_decay = carry
         n = count - 1 - i
-        q_n, r_n, w_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, r, w, v, do))
-        g_n = g_n.astype(dtype)
-        masks = Masks.of_block(run_BT, n, chunk, block, dtype)
-        gate = make_gate(read(log_decay, n, chunk, block), masks)
-        pairs = _pairs(q_n, r_n, w_n)
-        weights, read_weights = gate.weights(*pairs)
-        operands = _operands(q_n, r_n, w_n, v_n, gate, masks, read_weights)
-        u_n, entering, _ = _states(operands, states[n])
-        e_n, leaving, dstate = _state_gradients(operands, weights, g_n, dstate)
-        dweights = jnp.stack([g_n, -_later(e_n)]) @ u_n.mT
-        _, (dq_n, dr_n), dw_n, db = gate.gradients(*pairs, dweights)
-        dq_read = masks.reads(g_n @ entering.mT * gate.read)
+        masks = Masks.of_block(run_BT, n, chunk, block)
+        tokens = (read(x, n, chunk, block) for x in (q, r, w, v, log_decay))
+        q_n, r_n, w_n, v_n, a_n = _finite(masks, *tokens)
+        g_n = read(do, n, chunk, block)
+        gate = make_gate(a_n, masks, narrow)
+        x = _operands(r_n, w_n, v_n, gate)
+        u_n, entering = _finite(masks, *_states(x, masks, states[n])[:2])
+        dweights = matmul(g_n, u_n.mT, narrow, dtype)
+        weights, dq_n, dw_n, dpairs = gate.gradients(q_n, w_n, dweights)
+        weights, inverse = _finite(masks, weights, x.inverse)
+        x = x._replace(inverse=inverse)
+        reads = matmul(masks.reads(q_n * gate.read).mT, masks.reads(g_n), narrow, dtype)
+        through = matmul(weights.mT, g_n, narrow, dtype)
+        e_n, leaving, dstate = _state_gradients(x, masks, g_n, reads, through, dstate)
+        dlow = -_later(e_n) @ u_n.mT
+        _, dr_n, dw_low, dpairs_low = gate.rounded_to(dtype).gradients(_later(r_n), w_n, dlow)
+        dq_read = masks.reads(matmul(g_n, entering.mT, narrow, dtype) * gate.read)
         dr_read = masks.reads(-e_n @ entering.mT * _earlier(gate.read, 1))
         dw_reach = masks.reaches(u_n @ leaving.mT * gate.reach)
         dlog_decay_n = gate.log_decay_gradients(
-            jnp.sum(db, axis=0),
+            dpairs + dpairs_low,
             q_n * dq_read + _later(r_n * dr_read),
             w_n * dw_reach,
             jnp.sum(entering * leaving, axis=-1),
@@ -119,7 +139,7 @@ def _chunked_backward(chunk, block, residuals, cotangents):
             dstate,
             write(dq, dq_n + dq_read, n),
             write(dr, _earlier(dr_n, 0) + dr_read, n),
-            write(dw, jnp.sum(dw_n, axis=0) + dw_reach, n),
+            write(dw, dw_n + dw_low + dw_reach, n),
             write(dv, e_n, n),
             write(dlog_decay, dlog_decay_n, n),
         )
@@ -142,77 +162,113 @@ def _earlier(x, first):
     return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], axis=-2)
 
 
-def _pairs(q, r, w):
-    """Both kinds of readers against the writers: the weights of reads are L, a row further up."""
-    readers = jnp.stack([q, _later(r).astype(q.dtype)])
-    return readers, jnp.broadcast_to(w, readers.shape)
+def _finite(masks, *arrays):
+    """Zeros in place of what is not finite, where documents are packed."""
+    if masks.read is None:
+        return arrays
+    return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
+
+
+def _spoiled(masks, *arrays) -> Bool[Array, "B H G C 1"] | None:
+    """Which tokens see one that is not finite, in their chunk and document; None if not packed."""
+    if masks.read is None:
+        return None
+    rows = [jnp.all(jnp.isfinite(x), axis=-1) for x in arrays]
+    finite = functools.reduce(jnp.logical_and, rows)
+    return jnp.any(masks.pairs & ~finite[..., None, :], axis=-1, keepdims=True)
+
+
+def _spoil(x, spoiled):
+    return x if spoiled is None else jnp.where(spoiled, jnp.nan, x)
+
+
+def _chosen(mask, g, rows):
+    """The rows of chunk g that a mask keeps."""
+    return rows if mask is None else jnp.where(mask[:, :, g], rows, 0)
 
 
 class _Operands(NamedTuple):
     """What the sequence of chunks works with, (B H G C ..) and in the accumulation dtype."""
 
     inverse: Float[Array, "B H G C C"]  # X
-    q_read: Float[Array, "B H G C K"]  # Q
     r_read: Float[Array, "B H G C K"]  # R
     w_reach: Float[Array, "B H G C K"]  # W
     v: Float[Array, "B H G C V"]
-    total: Float[Array, "B H G #K 1"]  # exp(b_C), 0 where a segment starts in the chunk
+    total: Float[Array, "B H G #K 1"]  # exp(b_C)
 
 
-def _operands(q, r, w, v, gate, masks, read_weights):
+def _operands(r, w, v, gate):
+    masks = gate.masks
+    with jax.default_matmul_precision("highest"):
+        low = gate.rounded_to(r.dtype).weights(_later(r), w)
     return _Operands(
-        inverse=_inverse(_earlier(read_weights, 0)),
-        q_read=masks.reads(q * gate.read),
+        inverse=_inverse(_earlier(low, 0), None if masks.read is None else masks.pairs),
         r_read=masks.reads(r * _earlier(gate.read, 1)),
         w_reach=masks.reaches(w * gate.reach),
-        v=v.astype(gate.read.dtype),
-        total=totals(gate, masks),
+        v=v.astype(r.dtype),
+        total=totals(gate),
     )
 
 
-def _states(x: _Operands, state):
+def _states(x: _Operands, masks, state, spoiled=None):
     """The written values u, the states entering the chunks of a block, and the one leaving it."""
     values = jnp.concatenate([x.v, x.r_read], axis=-1)
-    v, r = jnp.split(x.inverse @ values, [x.v.shape[-1]], axis=-1)
+    v, r = jnp.split(_product(x.inverse, values), [x.v.shape[-1]], axis=-1)
+    v = _spoil(v, spoiled)
     states, written = [state], []
     for g in range(v.shape[2]):
-        written.append(v[:, :, g] - r[:, :, g] @ states[-1])
-        update = x.w_reach[:, :, g].mT @ written[-1]
-        states.append(x.total[:, :, g] * states[-1] + update)
+        read_g = _chosen(masks.read, g, _product(r[:, :, g], states[-1]))
+        written.append(v[:, :, g] - read_g)
+        update = _product(x.w_reach[:, :, g].mT, _chosen(masks.reach, g, written[-1]))
+        states.append(masks.carried(x.total[:, :, g] * states[-1], g) + update)
     return jnp.stack(written, axis=2), jnp.stack(states[:-1], axis=2), states[-1]
 
 
-def _state_gradients(x: _Operands, weights, g, dstate):
-    """In reverse: e, the gradients of the states leaving the chunks, and that of the first one."""
-    values = jnp.concatenate([weights.mT @ g, x.w_reach], axis=-1)
-    e, w = jnp.split(x.inverse.mT @ values, [g.shape[-1]], axis=-1)
-    reads = x.q_read.mT @ g
+def _state_gradients(x: _Operands, masks, do, reads, through, dstate):
+    """In reverse: e, the gradients of the states leaving the chunks, and that of the first one.
+
+    Args:
+      reads: Q^T G, the gradient of each entering state by what queries read.
+      through: A^T G.
+    """
+    values = jnp.concatenate([through, x.w_reach], axis=-1)
+    e, w = jnp.split(_product(x.inverse.mT, values), [do.shape[-1]], axis=-1)
     gradients, errors = [dstate], []
-    for n in reversed(range(g.shape[2])):
-        errors.append(e[:, :, n] + w[:, :, n] @ gradients[-1])
-        update = reads[:, :, n] - x.r_read[:, :, n].mT @ errors[-1]
-        gradients.append(x.total[:, :, n] * gradients[-1] + update)
+    for g in reversed(range(do.shape[2])):
+        errors.append(e[:, :, g] + _product(w[:, :, g], gradients[-1]))
+        leaving = masks.carried(gradients[-1], g)
+        update = reads[:, :, g] - _product(x.r_read[:, :, g].mT, errors[-1])
+        gradient = x.total[:, :, g] * leaving + update
+        gradients.append(unless_silent(gradient, do[:, :, g], leaving))
     return jnp.stack(errors[::-1], axis=2), jnp.stack(gradients[-2::-1], axis=2), gradients[-1]
 
 
-def _inverse(low: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
+def _inverse(
+    low: Float[Array, "*batch C C"], pairs: Bool[Array, "*#batch C C"] | None = None
+) -> Float[Array, "*batch C C"]:
     """(I + L)^-1 for strictly lower triangular L, by halves, as stable as substitution.
 
-    With the inverses P and Q of the halves, the quarter below the diagonal is -Q L_21 P.
+    With the inverses P and Q of the halves, the quarter below the diagonal is -Q L_21 P.  An
+    overflow stays in its document, whose pairs these are.
     """
     size = low.shape[-1]
     if size <= SUBSTITUTED:
-        return _substituted(low)
+        return _substituted(low, pairs)
     half = size // 2
-    halves = jnp.stack([low[..., :half, :half], low[..., half:, half:]], axis=-3)
-    inverses = _inverse(halves)
+
+    def quarters(x):
+        return jnp.stack([x[..., :half, :half], x[..., half:, half:]], axis=-3)
+
+    inverses = _inverse(quarters(low), None if pairs is None else quarters(pairs))
     p, q = inverses[..., 0, :, :], inverses[..., 1, :, :]
-    corner = -(q @ (low[..., half:, :half] @ p))
+    corner = -_product(q, _product(low[..., half:, :half], p))
+    if pairs is not None:
+        corner = jnp.where(pairs[..., half:, :half], corner, 0)
     upper = jnp.concatenate([p, jnp.zeros_like(p)], axis=-1)
     return jnp.concatenate([upper, jnp.concatenate([corner, q], axis=-1)], axis=-2)
 
 
-def _substituted(low):
+def _substituted(low, pairs):
     """Row i of the inverse is that of I minus the rows before it, weighted by row i of L."""
     identity = jnp.eye(low.shape[-1], dtype=low.dtype)
     rows = []
@@ -220,5 +276,6 @@ def _substituted(low):
         row = identity[i]
         for j in range(i):
             row = row - low[..., i, j, None] * rows[j]
-        rows.append(jnp.broadcast_to(row, (*low.shape[:-2], low.shape[-1])))
+        row = jnp.broadcast_to(row, (*low.shape[:-2], low.shape[-1]))
+        rows.append(row if pairs is None else jnp.where(pairs[..., i, :], row, 0))
     return jnp.stack(rows, axis=-2)

@@ -22,6 +22,8 @@ range and a key in the left half, with r = b at the end of the left half,
 is a matrix product for each of log2(C) sizes of the halves; only A_ii = q_i^T k_i is left over.
 """
 
+import copy
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -55,11 +57,17 @@ class _Gate:
         self.masks, self.narrow = masks, narrow
         coarse = jnp.round(log_decay * 256) / 256
         parts = jnp.concatenate([coarse, log_decay - coarse], axis=-1)
-        earlier = jnp.tril(jnp.ones((log_decay.shape[-2],) * 2, bool))
-        self.coarse, self.fine = jnp.split(_sums(earlier, parts), 2, axis=-1)
+        # Of the own segment: no bit of one document depends on another one.
+        self.coarse, self.fine = jnp.split(_sums(masks.pairs, parts), 2, axis=-1)
         self.read = jnp.exp(self.coarse + self.fine)
         self.reach = jnp.exp(self._until(self.coarse[..., -1:, :], self.fine[..., -1:, :]))
         self.total = self.read[..., -1:, :]
+
+    def rounded_to(self, narrow):
+        """The same decays, for operands of another type."""
+        gate = copy.copy(self)
+        gate.narrow = narrow
+        return gate
 
     def _until(self, coarse, fine):
         return (coarse - self.coarse) + (fine - self.fine)
@@ -136,7 +144,10 @@ class VectorGate(_Gate):
         coarse, fine = _halves(self.coarse, half), _halves(self.fine, half)
         middle = (..., slice(0, 1), slice(-1, None), slice(None))
         since = (coarse - coarse[middle]) + (fine - fine[middle])
-        return jnp.exp(jnp.where(_is_right(since), since, -since))
+        exponents = jnp.where(_is_right(since), since, -since)
+        if self.masks.read is not None:  # from one segment to another it may be anything
+            exponents = jnp.minimum(exponents, 0)
+        return jnp.exp(exponents)
 
     def _operands(self, q, k):
         """For each size of the halves: queries of the right ones and keys of the left ones."""

@@ -278,8 +278,11 @@ def entering_state(
     def compose(a: Array | None, s: Array) -> Array:
         if a is None:
             return s
-        if matrix:  # 0 x NaN is NaN
-            return jnp.where(jnp.any(a != 0, axis=(-2, -1), keepdims=True), a @ s, 0)
+        # What nothing passes through is replaced before the product: 0 x NaN is NaN, and so is the
+        # gradient of a factor of 0 beside a NaN.
+        if matrix:
+            s = jnp.where(jnp.any(a != 0, axis=(-2, -1), keepdims=True), s, 0)
+            return jnp.matmul(a, s, precision=lax.Precision.HIGHEST)
         return a * jnp.where(a == 0, 0, s)
 
     # The first shard's map is told what it is applied to; what comes after it is a constant.

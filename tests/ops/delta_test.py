@@ -1,9 +1,11 @@
 """The delta rule beside the contract of contract_test.py: strengths, special cases, memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -230,18 +232,73 @@ def test_a_million_tokens(mechanism):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"form": "parallel"}, "form is 'parallel'; the delta rule has auto, recurrent, assoc"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "do not fit"),
-        ({"beta_BTH": jnp.zeros((B, 4, 1))}, "beta"),
-        ({"log_decay": jnp.zeros((B, 4, H, 1))}, "log_decay"),
-        ({"initial_state": jnp.zeros((B, H, V, K))}, "initial_state"),
+        (
+            {"form": "parallel"},
+            "form is 'parallel'; choose one of auto, recurrent, associative, ch",
+        ),
+        ({"chunk_size": 0}, "chunk_size is 0; it must be a positive integer, or None"),
+        ({"q": jnp.zeros((B, 4, K))}, "q_BTHK is (2, 4, 8); it must be (B, T, H, K)"),
+        ({"q": jnp.zeros((B, 4, H, K), int)}, "q_BTHK is int32; it must be floating"),
+        ({"k": jnp.zeros((B, 6, H, K))}, "k_BTHK is (2, 6, 3, 8); it must be (2, 4, 3, 8)"),
+        ({"v": [1.0]}, "v_BTHV is a list; it must be an array"),
+        ({"beta_BTH": jnp.zeros((B, 4, 1))}, "beta_BTH is (2, 4, 1); it must be (2, 4, 3)"),
+        ({"log_decay": jnp.zeros((B, 4, H, 1))}, "log_decay is (2, 4, 3, 1); it must be (2, 4, 3,"),
+        ({"log_decay": jnp.zeros((B, 4))}, "log_decay is (2, 4); it must be (2, 4, 3, 8)"),
+        ({"log_decay": jnp.full(H, 0.5)}, "log_decay reaches 0.5; it must be at most 0"),
+        (
+            {"initial_state": jnp.zeros((1, H, K, V))},
+            "initial_state is (1, 3, 8, 5); it must be (2",
+        ),
+        ({"initial_state": jnp.zeros((B, H, K, V), int)}, "initial_state is int32"),
+        ({"segment_ids_BT": jnp.zeros((B, 3), int)}, "segment_ids_BT is (2, 3); it must be (2, 4)"),
+        ({"segment_ids_BT": jnp.zeros((B, 4))}, "segment_ids_BT is float32; it must be an integer"),
     ],
 )
-def test_misuse_names_the_argument(change, message):
+def test_misuse_names_the_argument(change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
     x = jnp.zeros((B, 4, H, K))
     arguments = {"q": x, "k": x, "v": jnp.zeros((B, 4, H, V)), "log_decay": None}
     arguments |= {"beta_BTH": jnp.zeros((B, 4, H))} | change
     q, k, v, log_decay = (arguments.pop(n) for n in ("q", "k", "v", "log_decay"))
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         delta_attention(q, k, v, log_decay, **arguments)
+
+
+@pytest.mark.parametrize("mechanism", ["vector", "product", "low rank"])
+@pytest.mark.parametrize("form", ["auto", *FORMS, "pallas"])
+def test_nothing_in_nothing_out(form, mechanism):
+    arrays, _ = inputs(mechanism, 4, jnp.float32)
+    state = arrays.pop("initial_state")
+    no_rows = {name: x[:0] for name, x in arrays.items()}
+    o, after = op(mechanism, form)(**no_rows, initial_state=state[:0])
+    assert o.shape == (0, 4, H, V) and after.shape == (0, H, K, V)
+    no_tokens = {name: x[:, :0] for name, x in arrays.items()}
+    o, after = op(mechanism, form)(**no_tokens, initial_state=state)
+    assert o.shape == (B, 0, H, V) and np.array_equal(after, state)
+
+
+def test_mixed_types_follow_one_rule():
+    """bf16 queries and keys with fp32 values: no product is rounded to bf16, in any form."""
+    arrays, _ = inputs("scalar", 40, jnp.float32)
+    arrays |= {name: arrays[name].astype(jnp.bfloat16) for name in ("q", "k")}
+    expected = dict(zip(NAMES, op("scalar", "recurrent")(**arrays), strict=True))
+    for form in ("associative", "chunk", "pallas"):
+        actual = dict(zip(NAMES, op("scalar", form)(**arrays), strict=True))
+        contract.assert_agree(actual, expected, 2e-6)
+
+
+def test_derivatives_that_a_form_lacks_are_named():
+    arrays, _ = inputs("scalar", 4, jnp.float32)
+
+    def loss(form, q):
+        return jnp.sum(op("scalar", form)(**arrays | {"q": q})[0] ** 2)
+
+    q = arrays["q"]
+    for form in ("chunk", "pallas"):
+        with pytest.raises(TypeError, match=f"form '{form}' has no forward mode"):
+            jax.jvp(functools.partial(loss, form), (q,), (q,))
+    with pytest.raises(NotImplementedError, match="form 'pallas' is differentiable once"):
+        jax.grad(lambda q: jnp.sum(jax.grad(functools.partial(loss, "pallas"))(q)))(q)
+    for form in ("recurrent", "associative"):
+        second = jax.jvp(jax.grad(functools.partial(loss, form)), (q,), (q,))[1]
+        assert np.any(second)  # (a loss that is quadratic in q)

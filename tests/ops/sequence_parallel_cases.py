@@ -193,6 +193,31 @@ def test_packed_documents(name):
     check(name, 4, documents(24, 4), 24)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_not_finite_stays_in_its_document(packed):
+    """NaN at token 10, in the second of four shards: outputs and gradients of what is beside it."""
+    tokens, first = np.arange(24)[None], np.array([[3], [9]])
+    last = np.array([[20], [24]])  # of the document of token 10 in either row
+    untouched = (tokens < 6) | (packed & ((tokens < first) | (tokens >= last)))
+    constants = documents(24, 4) if packed else {}
+    arrays = {n: x.astype(jnp.float32) for n, x in inputs("gated_delta", 24).items()}
+
+    def run(arrays):
+        operation = functools.partial(sharded("gated_delta", 4), **constants)
+        (o, _), pullback = jax.vjp(lambda arrays: operation(**arrays), arrays)
+        cotangent = jnp.broadcast_to(untouched[..., None, None], o.shape).astype(o.dtype)
+        return o, pullback((cotangent, jnp.zeros_like(arrays["initial_state"])))[0]
+
+    run = jax.jit(run)
+    expected, gradients = run(arrays)
+    spoiled = {n: x if n in WHOLE else x.at[:, 10].set(jnp.nan) for n, x in arrays.items()}
+    o, actual = run(spoiled)
+    assert np.array_equal(o[untouched], expected[untouched]) and np.isnan(o[:, 10]).all()
+    for name in set(arrays) - set(WHOLE):
+        assert np.array_equal(actual[name][untouched], gradients[name][untouched]), name
+    assert np.array_equal(actual["initial_state"], gradients["initial_state"])
+
+
 @pytest.mark.parametrize("name", names(()))
 def test_maps_gathered_at_once(name):
     check(name, 4, documents(24, 4), 24, exchange="gather")

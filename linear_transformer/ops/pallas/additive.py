@@ -74,12 +74,17 @@ class _Step(NamedTuple):
             q, k = self.feature_map(q), masks.exist(self.feature_map(k))
         weights = matmul(q, k, self.narrow, ROWS_BY_ROWS)
         weights = masks.within(weights, later_or_same(q.shape[0]))
-        q_read, k_reach = masks.reads(q), masks.reaches(k)
-        o = matmul(weights, v, self.narrow) + matmul(q_read, state[0], self.narrow)
-        sums = masks.carried(state[0]) + matmul(k_reach, v, self.narrow, COLUMNS_BY_COLUMNS)
+        # Both factors of a product are masked, or the product too: 0 x NaN is NaN, and the gradient
+        # of one factor is a product with the other one.
+        q_read, k_reach, v_reach = masks.reads(q), masks.reaches(k), masks.reaches(v)
+        o = matmul(weights, v, self.narrow)
+        o += masks.reads(matmul(q_read, state[0], self.narrow))
+        sums = masks.carried(state[0]) + matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
         if not self.normalize:
             return o, (sums,)
         z = jnp.sum(weights, axis=1, keepdims=True)
-        z += jnp.sum(q_read * state[1], axis=1, keepdims=True)
+        z += masks.reads(jnp.sum(q_read * state[1], axis=1, keepdims=True))
         z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
-        return o / (z + self.epsilon), (sums, z_sums)
+        finite = jnp.isfinite(z)  # divided by NaN, a gradient of 0 would be NaN
+        o = o / (jnp.where(finite, z, 1) + self.epsilon)
+        return jnp.where(finite, o, jnp.nan), (sums, z_sums)

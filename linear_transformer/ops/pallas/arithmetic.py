@@ -18,29 +18,44 @@ ROWS_BY_ROWS = (1, 1)  # a @ b^T
 COLUMNS_BY_COLUMNS = (0, 0)  # a^T @ b
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(a: Array, b: Array, narrow: jnp.dtype, contract: tuple[int, int] = ROWS_BY_COLUMNS):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def matmul(
+    a: Array,
+    b: Array,
+    narrow: jnp.dtype,
+    contract: tuple[int, int] = ROWS_BY_COLUMNS,
+    precision: lax.Precision | None = None,
+) -> Array:
     """Product over axis contract[0] of a and contract[1] of b, operands rounded to `narrow`.
 
     Sums and results, and the gradients of the operands, have the accumulation dtype of a and b.
     The gradient of a product is a product of the same kind; nothing is transposed in memory.
     """
-    return _dot(a, b, narrow, contract)
+    return _dot(a, b, narrow, contract, precision)
 
 
-def _matmul_forward(a, b, narrow, contract):
-    return _dot(a, b, narrow, contract), (a, b)
+def _matmul_forward(a, b, narrow, contract, precision):
+    return _dot(a, b, narrow, contract, precision), (a, b)
 
 
-def _matmul_backward(narrow, contract, operands, g):
+def _matmul_backward(narrow, contract, precision, operands, g):
     a, b = operands
     i, j = contract
-    da = _dot(g, b, narrow, (1, 1 - j)) if i else _dot(b, g, narrow, (1 - j, 1))
-    db = _dot(g, a, narrow, (0, 1 - i)) if j else _dot(a, g, narrow, (1 - i, 0))
+
+    def dot(x, y, contract):
+        return _dot(x, y, narrow, contract, precision)
+
+    da = dot(g, b, (1, 1 - j)) if i else dot(b, g, (1 - j, 1))
+    db = dot(g, a, (0, 1 - i)) if j else dot(a, g, (1 - i, 0))
     return da, db
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def unrounded(a: Array, b: Array, contract: tuple[int, int] = ROWS_BY_COLUMNS) -> Array:
+    """`matmul` with all digits of the operands, forward and backward."""
+    return matmul(a, b, a.dtype, contract, lax.Precision.HIGHEST)
 
 
 def _dot(a, b, narrow, contract, precision=None):
@@ -55,7 +70,7 @@ def _dot(a, b, narrow, contract, precision=None):
 
 
 def exact(a: Array, b: Array) -> Array:
-    """a @ b with all digits of the operands: for sums of log decays, and for inverses."""
+    """a @ b with all digits of the operands, for sums of log decays and inverses."""
     return _dot(a, b, a.dtype, ROWS_BY_COLUMNS, lax.Precision.HIGHEST)
 
 
@@ -80,6 +95,22 @@ def column(row_1C: Array) -> Array:
     )
 
 
+def row(column_C1: Array) -> Array:
+    """(C, 1) as (1, C)."""
+    chunk = column_C1.shape[0]
+    return jnp.sum(
+        jnp.where(_index(chunk, 0) == _index(chunk, 1), column_C1, 0), axis=0, keepdims=True
+    )
+
+
+def any_of(x: Array, axis: int | None = None) -> Array:
+    """Whether x is True along an axis, or anywhere, with both axes kept."""
+    ones = jnp.where(x, 1.0, 0.0)  # the compiler knows maxima of numbers
+    for reduced in (1, 0) if axis is None else (axis,):
+        ones = jnp.max(ones, axis=reduced, keepdims=True)
+    return ones > 0
+
+
 class Masks(NamedTuple):
     """Which terms a chunk keeps.
 
@@ -96,17 +127,21 @@ class Masks(NamedTuple):
             pairs_CC &= column(self.runs_1C) == self.runs_1C
         return jnp.where(pairs_CC, weights_CC, 0)
 
-    def reads(self, queries_CK: Array) -> Array:
-        """Queries in the segment of the entering state."""
-        return queries_CK if self.runs_1C is None else self._in_segment(0, queries_CK)
+    @property
+    def packed(self) -> bool:
+        return self.runs_1C is not None
 
-    def reaches(self, keys_CK: Array) -> Array:
-        """Keys in the segment of the leaving state."""
-        return keys_CK if self.runs_1C is None else self._in_segment(self._last(), keys_CK)
+    def reads(self, rows_C: Array) -> Array:
+        """Rows of tokens in the segment of the entering state."""
+        return self._in_segment(0, rows_C) if self.packed else rows_C
+
+    def reaches(self, rows_C: Array) -> Array:
+        """Rows of tokens in the segment of the leaving state."""
+        return self._in_segment(self._last(), rows_C) if self.packed else rows_C
 
     def carried(self, state: Array) -> Array:
         """The entering state, if its segment goes on to the end of the chunk."""
-        return state if self.runs_1C is None else jnp.where(self._last() == 0, state, 0)
+        return jnp.where(self._last() == 0, state, 0) if self.packed else state
 
     def exist(self, x_CK: Array) -> Array:
         """Zeros in place of what is read beyond the end of the sequence, which may be anything."""
@@ -117,5 +152,5 @@ class Masks(NamedTuple):
     def _last(self):
         return jnp.max(self.runs_1C, axis=1, keepdims=True)
 
-    def _in_segment(self, run, x_CK):
-        return jnp.where(jnp.broadcast_to(column(self.runs_1C), x_CK.shape) == run, x_CK, 0)
+    def _in_segment(self, run, rows_C):
+        return jnp.where(jnp.broadcast_to(column(self.runs_1C), rows_C.shape) == run, rows_C, 0)

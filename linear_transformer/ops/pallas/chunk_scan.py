@@ -10,7 +10,10 @@ Forward keeps nothing but the output and, if a gradient will be asked for, the s
 every block.  Backward walks the blocks in reverse with the gradient of the state in VMEM; within a
 block it recomputes the states between the chunks, also in VMEM, and differentiates the mathematics
 of one chunk with `jax.vjp` inside the kernel.  So there is one definition of a chunk, no second one
-for its gradient, and O(T / block) states in HBM.
+for its gradient, and O(T / block) states in HBM.  The gradient has no derivative.
+
+A token that is not finite stays inside its own chunk: nothing before the chunk and nothing of
+another document outside it changes, outputs and gradients alike.
 
 On a CPU the same kernels run in the interpreter of Pallas.
 """
@@ -29,8 +32,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import segments
-from linear_transformer.ops.pallas.arithmetic import Masks
+from linear_transformer.ops import checks, segments
+from linear_transformer.ops.pallas.arithmetic import Masks, any_of
 from linear_transformer.types import SegmentIds
 
 LANES = 128
@@ -217,12 +220,14 @@ def _scan(step, layout, tokens, gates, state, runs):
 
 
 def _scan_forward(step, layout, tokens, gates, state, runs):
-    o, state, saved = _run_forward(step, layout, tokens, gates, state, runs, save=True)
+    forward = functools.partial(_run_forward, step, layout, save=True)
+    o, state, saved = checks.differentiable_once(forward)(tokens, gates, state, runs)
     return (o, state), (tokens, gates, saved, runs)
 
 
 def _scan_backward(step, layout, residuals, cotangents):
-    return *_run_backward(step, layout, *residuals, *cotangents), None
+    backward = checks.differentiable_once(functools.partial(_run_backward, step, layout))
+    return *backward(*residuals, *cotangents), None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
@@ -357,12 +362,18 @@ def _backward_kernel(
             state = tuple(ref[c, h] for ref in entering)
             _, pullback = jax.vjp(functools.partial(step, masks=masks), *inputs(c, h, masks), state)
             (g,) = layout.load((do,), c, h, masks, dtype)
-            dtokens_h, drows_h, dstate_h = pullback((g, tuple(ref[h] for ref in dstate)))
+            leaving = tuple(ref[h] for ref in dstate)
+            dtokens_h, drows_h, dstate_h = pullback((g, leaving))
+            # Without a gradient of what is in the chunk or after it there is none before it, even
+            # if its tokens are NaN, whose products with 0 are NaN.
+            heard = any_of(g != 0)
+            for x in leaving:
+                heard |= any_of(masks.carried(x) != 0)
             layout.store(dtokens, c, h, dtokens_h)
             for ref, x in zip(drows, drows_h, strict=True):
                 ref[h, c] = x
             for ref, x in zip(dstate, dstate_h, strict=True):
-                ref[h] = x
+                ref[h] = jnp.where(heard, x, 0)
 
     lax.fori_loop(0, layout.chunks, chunk, None)
     layout.store_rows(drows, dgates)

@@ -58,8 +58,10 @@ class _Step(NamedTuple):
         decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
         weights = decays.weights(q, k, self.narrow)
         weights = masks.within(weights, later_or_same(q.shape[0]))
-        o = matmul(weights, v, self.narrow)
-        o += matmul(masks.reads(q * decays.read), state[0], self.narrow)
-        k_reach = masks.reaches(k * decays.reach)
-        update = matmul(k_reach, v, self.narrow, COLUMNS_BY_COLUMNS)
-        return o, (masks.carried(decays.total * state[0]) + update,)
+        # Both factors of a product are masked, or the product too: 0 x NaN is NaN, and the gradient
+        # of one factor is a product with the other one.
+        read = matmul(masks.reads(q * decays.read), state[0], self.narrow)
+        o = matmul(weights, v, self.narrow) + masks.reads(read)
+        k_reach, v_reach = masks.reaches(k * decays.reach), masks.reaches(v)
+        update = matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
+        return o, (masks.carried(decays.total * masks.carried(state[0])) + update,)

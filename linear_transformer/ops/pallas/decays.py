@@ -27,6 +27,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     later_or_same,
     matmul,
     strictly_later,
+    unrounded,
 )
 
 
@@ -41,8 +42,7 @@ class NoDecays:
     read = read_before = reach = total = 1.0
 
     def weights(self, q, k, narrow, *, before=False):
-        del before
-        return matmul(q, k, narrow, ROWS_BY_ROWS)
+        return _products(q, k, narrow, before)
 
 
 class ScalarDecays:
@@ -60,11 +60,15 @@ class ScalarDecays:
         return jnp.sum(jnp.where(terms_CC, self.log_decay, 0), axis=1, keepdims=True)
 
     def weights(self, q, k, narrow, *, before=False):
-        """q_i^T (a_{j+1} ... a_i k_j) for j <= i, without a_i if `before`; garbage for j > i."""
+        """q_i^T (a_{j+1} ... a_i k_j) for j <= i, without a_i if `before`; garbage for j > i.
+
+        With `before` they are of the reads of a delta rule: a transition is made of them, and no
+        operand is rounded to `narrow`.
+        """
         last = strictly_later(self.chunk) if before else later_or_same(self.chunk)
         until = jnp.where(last, self.log_decay, 0)
         exponents = exact(until, strictly_later(self.chunk).astype(until.dtype))
-        return jnp.exp(exponents) * matmul(q, k, narrow, ROWS_BY_ROWS)
+        return jnp.exp(exponents) * _products(q, k, narrow, before)
 
 
 class VectorDecays:
@@ -98,9 +102,13 @@ class VectorDecays:
             weights = jnp.where(same, own, 0)
         for half, until, strictly, after in self.levels:
             query = q * jnp.exp(strictly if before else until)
-            pairs = matmul(query, k * jnp.exp(after), narrow, ROWS_BY_ROWS)
+            pairs = _products(query, k * jnp.exp(after), narrow, before)
             weights = jnp.where(meet(self.chunk, half), pairs, weights)
         return weights
+
+
+def _products(q, k, narrow, before):
+    return unrounded(q, k, ROWS_BY_ROWS) if before else matmul(q, k, narrow, ROWS_BY_ROWS)
 
 
 def _strictly_earlier(chunk):

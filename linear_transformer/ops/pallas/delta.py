@@ -4,7 +4,9 @@ With the weights A of the queries and L of the reads, and the entering state S,
 
     (I + L) u = v - R S          o = A u + Q S          S' = total S + W^T u
 
-The inverse of I + L is computed by halves in full precision, as stable as substitution.
+The inverse of I + L is computed by halves in full precision, as stable as substitution.  So are all
+products of which the next state is made; what queries read may have operands in bf16 (see
+`ops.delta`).
 """
 
 import functools
@@ -22,7 +24,9 @@ from linear_transformer.ops.pallas.arithmetic import (
     exact,
     later_or_same,
     matmul,
+    row,
     strictly_later,
+    unrounded,
 )
 from linear_transformer.ops.pallas.chunk_scan import chunk_scan
 from linear_transformer.ops.pallas.decays import NoDecays, ScalarDecays, VectorDecays, clipped, meet
@@ -58,11 +62,11 @@ def pallas_form(
     state_BHKV: State,
     segment_ids_BT: SegmentIds | None,
     chunk_size: int | None,
+    narrow: jnp.dtype,
 ) -> tuple[Outputs, State]:
     """The recurrence of `ops.delta` with free reads and writes; chunks of the next power of two."""
-    step = _Step(jnp.result_type(q_BTHK, r_BTHK, w_BTHK, v_BTHV))
     tokens = (q_BTHK, r_BTHK, w_BTHK, v_BTHV)
-    return _scan(step, tokens, log_decay, (), state_BHKV, segment_ids_BT, chunk_size)
+    return _scan(_Step(narrow), tokens, log_decay, (), state_BHKV, segment_ids_BT, chunk_size)
 
 
 def _scan(step, tokens, log_decay, gates, state, segment_ids_BT, chunk_size):
@@ -87,21 +91,56 @@ class _Step(NamedTuple):
         state: tuple[Array, ...],
         masks: Masks,
     ) -> tuple[Array, tuple[Array, ...]]:
-        *vectors, q, r, w, v = tokens
+        *vectors, q, r, w, v = _finite(masks, *tokens)
+        scalars, (entering,) = _finite(masks, *gates), _finite(masks, *state)
         decays = NoDecays()
-        if vectors or gates:
-            decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
+        if vectors or scalars:
+            decays = VectorDecays(*vectors) if vectors else ScalarDecays(*scalars)
         chunk = q.shape[0]
         low = decays.weights(r, w, self.narrow, before=True)
         low = masks.within(low, strictly_later(chunk))
         weights = decays.weights(q, w, self.narrow)
         weights = masks.within(weights, later_or_same(chunk))
         r_read, q_read = masks.reads(r * decays.read_before), masks.reads(q * decays.read)
-        u = solve(low, v - matmul(r_read, state[0], self.narrow), self.narrow)
-        o = matmul(weights, u, self.narrow) + matmul(q_read, state[0], self.narrow)
-        w_reach = masks.reaches(w * decays.reach)
-        update = matmul(w_reach, u, self.narrow, COLUMNS_BY_COLUMNS)
-        return o, (masks.carried(decays.total * state[0]) + update,)
+        written = solve(low, v - unrounded(r_read, entering), masks.runs_1C)
+        (u,) = _finite(masks, written)
+        o = matmul(weights, u, self.narrow) + matmul(q_read, entering, self.narrow)
+        update = unrounded(masks.reaches(w * decays.reach), u, COLUMNS_BY_COLUMNS)
+        leaving = masks.carried(decays.total * entering) + update
+        if masks.packed:
+            o, leaving = _spoiled(o, leaving, written, tokens, gates, *state, masks)
+        return o, (leaving,)
+
+
+def _finite(masks, *arrays):
+    """Zeros in place of what is not finite, where documents are packed: 0 x NaN is NaN."""
+    if not masks.packed:
+        return arrays
+    return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
+
+
+def _spoiled(o, leaving, written, tokens, gates, entering, masks):
+    """NaN in the outputs, and in the state, of a document with something that is not finite.
+
+    Flags are numbers, 1 and 0.
+    """
+    *vectors, q, r, w, v = tokens
+    before = jnp.max(_flags(entering), axis=0, keepdims=True)
+    rows = [_flags(x) for x in (*vectors, r, w, v, written)]
+    rows += [column(jnp.where(jnp.isfinite(x), 0.0, 1.0)) for x in gates]
+    rows.append(masks.reads(jnp.broadcast_to(before, rows[0].shape)))
+    rows_C1 = functools.reduce(jnp.maximum, rows)
+    chunk = q.shape[0]
+    pairs_CC = jnp.broadcast_to(row(rows_C1), (chunk, chunk))
+    seen_C1 = jnp.max(masks.within(pairs_CC, later_or_same(chunk)), axis=1, keepdims=True)
+    after = jnp.max(masks.reaches(rows_C1), axis=0, keepdims=True) + masks.carried(before)
+    o = jnp.where(seen_C1 + _flags(q) > 0, jnp.nan, o)
+    return o, jnp.where(after > 0, jnp.nan, leaving)
+
+
+def _flags(x):
+    """(C, 1): 1 where a row is not finite."""
+    return jnp.max(jnp.where(jnp.isfinite(x), 0.0, 1.0), axis=1, keepdims=True)
 
 
 class _DeltaRule(NamedTuple):
@@ -124,34 +163,44 @@ class _DeltaRule(NamedTuple):
         return self.step((*vectors, q, r, w, v), tuple(scalars), state, masks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def solve(low_CC: Array, x_CV: Array, narrow: jnp.dtype) -> Array:
-    """(I + L)^-1 x for strictly lower triangular L, C a power of two."""
-    return _solve_forward(low_CC, x_CV, narrow)[0]
+@jax.custom_vjp
+def solve(low_CC: Array, x_CV: Array, runs_1C: Array | None) -> Array:
+    """(I + L)^-1 x for strictly lower triangular L, C a power of two.
+
+    With the runs of packed documents, an overflow stays in its own one.
+    """
+    return _solve_forward(low_CC, x_CV, runs_1C)[0]
 
 
-def _solve_forward(low, x, narrow):
-    inverse = _inverse(low)
-    u = matmul(inverse, x, narrow)
-    return u, (inverse, u)
+def _solve_forward(low, x, runs):
+    inverse = _inverse(low, runs)
+    u = unrounded(inverse, x)
+    if runs is None:
+        return u, (inverse, u)
+    return u, tuple(jnp.where(jnp.isfinite(y), y, 0) for y in (inverse, u))
 
 
-def _solve_backward(narrow, residuals, g):
+def _solve_backward(residuals, g):
     inverse, u = residuals
-    e = matmul(inverse, g, narrow, COLUMNS_BY_COLUMNS)
-    return -matmul(e, u, narrow, ROWS_BY_ROWS), e
+    e = unrounded(inverse, g, COLUMNS_BY_COLUMNS)
+    return -matmul(e, u, e.dtype, ROWS_BY_ROWS), e, None
 
 
 solve.defvjp(_solve_forward, _solve_backward)
 
 
-def _inverse(low):
+def _inverse(low, runs=None):
     """With X the inverses of the halves, the quarter below them is that of -X L X."""
     chunk = low.shape[0]
+
+    def product(a, b):
+        ab = exact(a, b)
+        return ab if runs is None else jnp.where(column(runs) == runs, ab, 0)
+
     inverse = jnp.where(later_or_same(chunk) ^ strictly_later(chunk), 1, jnp.zeros_like(low))
     half = 1
     while half < chunk:
         quarter = jnp.where(meet(chunk, half), low, 0)
-        inverse -= exact(inverse, exact(quarter, inverse))
+        inverse -= product(inverse, product(quarter, inverse))
         half *= 2
     return inverse

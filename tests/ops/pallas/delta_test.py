@@ -88,7 +88,7 @@ def test_the_gradient_of_the_solution():
             )
 
         def actual(low, x):
-            return delta.solve(jnp.tril(low, -1), x, x.dtype)
+            return delta.solve(jnp.tril(low, -1), x, None)
 
         for solution in zip(
             (actual(low, x), *jax.vjp(actual, low, x)[1](g)),
@@ -102,7 +102,7 @@ def test_the_gradient_of_the_solution():
 def test_a_broken_rule_is_found(broken, monkeypatch):
     """No inverse, which is additive attention with decay; and reads that see an undecayed state."""
     if broken == "solve":
-        monkeypatch.setattr(delta, "solve", lambda low, x, narrow: x)
+        monkeypatch.setattr(delta, "solve", lambda low, x, runs: x)
     else:
         init = decays.ScalarDecays.__init__
 

@@ -1,0 +1,108 @@
+"""A token that is not finite spoils no earlier chunk and no other document, gradients included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
+
+B, T, H, K, V, CHUNK = 1, 40, 2, 4, 3, 4
+PACKED = ((0, 10), (10, 26), (26, T))  # borders are inside of chunks
+EXACT = ("recurrent", "associative")
+NAMES = ("q", "k", "v", "log_decay", "beta")
+CASES = [
+    ("vector", "recurrent"),
+    ("vector", "associative"),
+    ("vector", "chunk"),
+    ("scalar", "chunk"),
+    ("scalar", "pallas"),
+    ("product", "chunk"),
+    ("low rank", "chunk"),
+]
+
+
+def _product(q, k, v, log_decay, beta, **options):
+    k, v, beta = (jnp.stack([x, -x], axis=2) for x in (k, v, beta))
+    return delta_product(q, k, v, log_decay[..., 0], beta, **options)
+
+
+OPS = {
+    "vector": delta_attention,
+    "scalar": lambda q, k, v, g, beta, **kw: delta_attention(q, k, v, g[..., 0], beta, **kw),
+    "product": _product,
+    "low rank": lambda q, k, v, g, beta, **kw: low_rank_delta_attention(
+        q, k, v, g, beta[..., None] * k, -k, **kw
+    ),
+}
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(B, T, H, n)) for n in (K, K, V))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    log_decay = -np.logaddexp(0, -rng.normal(size=(B, T, H, K)))
+    arrays = (q, k, v, log_decay, rng.random((B, T, H)))
+    return dict(zip(NAMES, (x.astype(np.float32) for x in arrays), strict=True))
+
+
+@functools.cache
+def compiled(name, form):
+    """Outputs, and the gradients of the inputs for given ones of the outputs."""
+
+    def run(arrays, ids, cotangent):
+        def attend(arrays):
+            options = {"segment_ids_BT": ids, "form": form, "chunk_size": CHUNK}
+            return OPS[name](*arrays.values(), **options)[0]
+
+        o, pullback = jax.vjp(attend, arrays)
+        return o, pullback(cotangent)[0]
+
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def assert_contained(name, form, documents, place, value, chosen=NAMES):
+    """What the token at `place` has nothing to do with is the same bit for bit."""
+    chunk = CHUNK // 2 if name in ("product", "low rank") else CHUNK  # of two steps a token
+    first = place if form in EXACT else place // chunk * chunk
+    last = place + 1 if form in EXACT else first + chunk
+    start, end = next((a, b) for a, b in documents if a <= place < b)
+    tokens = np.arange(T)
+    untouched = (tokens < first) | ((tokens >= last) & ((tokens < start) | (tokens >= end)))
+    cotangent = np.random.default_rng(1).normal(size=(B, T, H, V)) * untouched[:, None, None]
+    ids = np.repeat(np.arange(len(documents)), [b - a for a, b in documents])[None]
+    run = functools.partial(
+        compiled(name, form), ids=ids if len(documents) > 1 else None, cotangent=cotangent
+    )
+    clean, expected = run(inputs())
+    spoiled = inputs()
+    for array in chosen:
+        spoiled[array][:, place] = value
+    o, gradients = run(spoiled)
+    assert np.array_equal(o[:, untouched], clean[:, untouched])
+    assert not np.isfinite(o[:, place]).any()  # and it is not hidden
+    for array in NAMES:
+        assert np.isfinite(expected[array]).all()
+        equal = np.asarray(gradients[array] == expected[array])
+        assert equal[:, untouched].all(), array
+
+
+@pytest.mark.parametrize("documents", [((0, T),), PACKED], ids=["one", "packed"])
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_contained(name, form, documents):
+    for value in (np.nan, np.inf):
+        assert_contained(name, form, documents, 18, value)
+    for array in NAMES:
+        assert_contained(name, form, documents, 18, np.nan, (array,))
+    if len(documents) > 1:  # beside the start of the next document
+        for place in (24, 25, 26):
+            assert_contained(name, form, documents, place, np.nan)
+
+
+@pytest.mark.parametrize("documents", [((0, T),), PACKED], ids=["one", "packed"])
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] == "vector"])
+def test_overflow_is_contained(name, form, documents):
+    """Finite keys whose products are not."""
+    assert_contained(name, form, documents, 25, 1e30, ("k", "v"))
