@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.non_finite import keep
 from linear_transformer.types import KeyMask, PRNGKey
 
 
@@ -48,8 +49,8 @@ class LSTM(nnx.Module):
     def __call__(
         self, x_BTI: Float[Array, "B T I"], mask_BT: KeyMask | None = None
     ) -> Float[Array, "B T O"]:
-        gates_TBG = jnp.moveaxis(self.input(x_BTI), 1, 0)
         mask_BT = jnp.ones(x_BTI.shape[:2], bool) if mask_BT is None else mask_BT
+        gates_TBG = jnp.moveaxis(self.input(keep(mask_BT, x_BTI)), 1, 0)
         kernel = self.recurrent.kernel[...].astype(gates_TBG.dtype)
 
         def step(carry, token):

@@ -8,10 +8,10 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import LRPE
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -46,7 +46,7 @@ class DiagAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.head_width = width // heads
+        self.head_width = head_width(width, heads)
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}; it must be positive")
         for name, value, kinds in (
@@ -82,6 +82,7 @@ class DiagAttention(nnx.Module):
             "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
         }
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,
@@ -146,7 +147,9 @@ class DiagAttention(nnx.Module):
             "segments": lay_out(state["segments"], segment_ids),
         }
         if time == 1:
-            seen_BS = (slots_M <= filled_B[:, None]) & (rows["segments"] == segment_ids)
+            run_BS = segments.run_index(rows["segments"])
+            own_Bx = jnp.take_along_axis(run_BS, filled_B[:, None], axis=1)
+            seen_BS = (slots_M <= filled_B[:, None]) & (run_BS == own_Bx)
             o = attend(q, rows["keys"], rows["values"], seen_BS[:, None], scores=self.scores)
         else:
             o = block_local_attention(

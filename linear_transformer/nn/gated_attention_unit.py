@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, require_causal
 from linear_transformer.nn.positions import rotate
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
@@ -140,6 +140,7 @@ class FlashQuad(GatedAttentionUnit):
         features = {"keys": (self.key_width,), "values": (self.value_width,)}
         return token_cache.init_cache(batch_size, self.cache_capacity, features, self.dtype)
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,
@@ -222,6 +223,7 @@ class Flash(GatedAttentionUnit):
         sizes = (self.chunk_size, self.key_width, self.value_width)
         return MixedChunkState.zeros(batch_size, *sizes, self.dtype)
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

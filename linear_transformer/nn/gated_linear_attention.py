@@ -6,6 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
 
@@ -44,8 +45,8 @@ class GatedLinearAttention(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=max(width // heads // 2, 1) if key_width is None else key_width,
-            value_width=width // heads,
+            key_width=max(head_width(width, heads) // 2, 1) if key_width is None else key_width,
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.log_space import at_most_zero
 
 
 class HGRN2(RecurrentMixer):
@@ -43,8 +45,8 @@ class HGRN2(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=width // heads if key_width is None else key_width,
-            value_width=width // heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,
@@ -68,6 +70,7 @@ class HGRN2(RecurrentMixer):
             jax.nn.log_sigmoid(bound),
             jax.nn.log_sigmoid(-bound) + jax.nn.log_sigmoid(forget.astype(bound.dtype)),
         )
+        log_decay = at_most_zero(log_decay)
         k = -jnp.expm1(log_decay)
         o, sums = decayed_attention(
             jax.nn.silu(q),

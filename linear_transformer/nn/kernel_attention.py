@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal, reset_rows
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal, reset_rows
 from linear_transformer.ops import segments
 from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.types import (
@@ -50,7 +50,7 @@ class KernelAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.value_width = width // heads
+        self.value_width = head_width(width, heads)
         self.key_width = self.value_width if key_width is None else key_width
         if direction not in DIRECTIONS:
             raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
@@ -78,6 +78,7 @@ class KernelAttention(nnx.Module):
             "segment": jnp.zeros((batch_size,), jnp.int32),
         }
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

@@ -6,6 +6,7 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import LRPE
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
@@ -43,8 +44,8 @@ class LightningAttention(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=width // heads if key_width is None else key_width,
-            value_width=width // heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

@@ -1,5 +1,7 @@
 """Dense layers on flattened rows."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -29,10 +31,10 @@ def flops_of_weights(module: nnx.Module) -> int:
 
 
 def split_heads(x_BTD: Float[Array, "B T D"], heads: int) -> Float[Array, "B T H K"]:
-    x_BTHK = x_BTD.reshape(*x_BTD.shape[:2], heads, -1)
+    x_BTHK = x_BTD.reshape(*x_BTD.shape[:2], heads, x_BTD.shape[-1] // heads)
     return named(x_BTHK, "rows", "time", "heads", None)
 
 
 def merge_heads(x_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
-    x_BTD = jnp.reshape(x_BTHV, (*x_BTHV.shape[:2], -1))
+    x_BTD = jnp.reshape(x_BTHV, (*x_BTHV.shape[:2], math.prod(x_BTHV.shape[2:])))
     return named(x_BTD, "rows", "time", "heads")

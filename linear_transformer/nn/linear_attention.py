@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.positions import LRPE, rotate
 from linear_transformer.nn.short_convolution import ShortConvolution
@@ -55,7 +55,7 @@ class LinearAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.value_width = width // heads
+        self.value_width = head_width(width, heads)
         self.key_width = self.value_width if key_width is None else key_width
         if feature_map not in FEATURE_MAPS:
             raise ValueError(
@@ -114,6 +114,7 @@ class LinearAttention(nnx.Module):
             state["convolution"] = self.convolution.init_state(batch_size)
         return state
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Activations, Keys, Positions, SegmentIds
@@ -43,9 +43,10 @@ class Linformer(nnx.Module):
                 raise ValueError(f"{name} is {value}; it must be positive")
         self.direction = direction
         self.heads = heads
-        self.key_width = width // heads
+        self.key_width = head_width(width, heads)
         self.capacity = self.length = length
         self.compressed = compressed
+        self.dtype = jnp.dtype(dtype)
         self.projection = Linear(width, 3 * width, use_bias=bias, dtype=dtype, rngs=rngs)
 
         def combinations() -> nnx.Param:
@@ -60,6 +61,7 @@ class Linformer(nnx.Module):
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

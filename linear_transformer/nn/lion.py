@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import merge_heads, split_heads
 from linear_transformer.nn.mamba2 import DT_RANGE
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.decay import DIRECTIONS, decayed_attention
 from linear_transformer.ops.normalizer import with_ones
@@ -51,8 +52,8 @@ class Lion(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=width // heads if key_width is None else key_width,
-            value_width=width // heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

@@ -6,8 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, require_causal
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -49,10 +50,12 @@ class LocalConvolution(nnx.Module):
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
         self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
         self.width = width
+        self.dtype = jnp.dtype(dtype)
 
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,
@@ -87,12 +90,20 @@ class LocalConvolution(nnx.Module):
 
 
 def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Float[Array, "B T D"]:
-    """`sum_i w_i * x_{t+i-I//2}`, zeros outside, by FFT in fp32: ten times XLA's speed on CPU."""
+    """`sum_i w_i * x_{t+i-I//2}`, zeros outside, by FFT in fp32: ten times XLA's speed on CPU.
+
+    A transform mixes all of a row, so a token that is not finite is taken out before, and marked in
+    the outputs that it reaches, in all of their features.
+    """
     time, size = x_BTD.shape[1], taps_ID.shape[0]
+    finite_BT = finite_tokens(x_BTD)
+    lost_BT = (~finite_BT).astype(jnp.int32)
+    reached_BT = jax.lax.reduce_window(lost_BT, 0, jax.lax.max, (1, size), (1, 1), "SAME") > 0
+    x_BTD = keep(finite_BT, x_BTD)
     padded = time + size - 1
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
     x_BDF = jnp.fft.rfft(jnp.swapaxes(x_BTD, 1, 2).astype(dtype), padded)
     taps_DF = jnp.fft.rfft(jnp.flip(taps_ID, 0).T.astype(dtype), padded)
     y_BDT = jnp.fft.irfft(x_BDF * taps_DF, padded)
     y_BDT = jax.lax.slice_in_dim(y_BDT, size // 2, size // 2 + time, axis=2)
-    return jnp.swapaxes(y_BDT, 1, 2).astype(x_BTD.dtype)
+    return spoil(reached_BT, jnp.swapaxes(y_BDT, 1, 2)).astype(x_BTD.dtype)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -55,7 +55,7 @@ class LSHAttention(nnx.Module):
         if chunking == "window" and direction != "causal":
             raise ValueError(f"direction {direction!r} needs chunking 'sorted'")
         self.heads = heads
-        self.key_width = width // heads
+        self.key_width = head_width(width, heads)
         self.rounds = rounds
         self.buckets = buckets
         self.chunk_size = chunk_size
@@ -84,6 +84,7 @@ class LSHAttention(nnx.Module):
             batch_size, self.cache_capacity, {"queries": shape, "values": shape}, self.dtype
         )
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

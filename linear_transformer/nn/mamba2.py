@@ -8,6 +8,7 @@ from flax import nnx
 
 from linear_transformer.nn.linear import merge_heads, split_heads
 from linear_transformer.nn.logical_axes import named
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops.decay import decayed_attention
@@ -67,7 +68,7 @@ class Mamba2(RecurrentMixer):
             width,
             heads,
             key_width=state_width,
-            value_width=expansion * width // heads,
+            value_width=head_width(expansion * width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

@@ -9,10 +9,12 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.log_space import at_most_zero
 from linear_transformer.ops.normalizer import with_ones
 from linear_transformer.types import PRNGKey, SegmentIds
 
@@ -54,8 +56,8 @@ class MLSTM(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=width // heads if key_width is None else key_width,
-            value_width=width // heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,
@@ -100,7 +102,7 @@ class MLSTM(RecurrentMixer):
             q,
             k,
             with_ones(v).astype(dtype),
-            log_forget + before - maximum,
+            at_most_zero(log_forget + before - maximum),
             initial_state=sums["memory"],
             **self._recurrence(segment_ids),
         )
@@ -137,12 +139,16 @@ def running_maximum(
         if sequence_parallel.shards() > 1:
             begins_B |= ~sequence_parallel.continues(segment_ids_BT)
     starts = starts.at[:, 0].set(begins_B)[..., None]
-    # The maps m -> max(m + a, b) compose; that of a first token is constant.
+    # The maps m -> max(m + a, b) compose; that of a first token, with a = -inf, is constant.
     a = jnp.where(starts, -jnp.inf, log_forget)
     b = jnp.where(starts, jnp.maximum(log_forget + first, log_input), log_input)
 
+    def apply(a, b, m):
+        return jnp.where(a == -jnp.inf, b, jnp.maximum(m + a, b))  # NaN - inf would be NaN
+
     def compose(earlier, later):
-        return earlier[0] + later[0], jnp.maximum(earlier[1] + later[0], later[1])
+        (a_0, b_0), (a_1, b_1) = earlier, later
+        return jnp.where(a_1 == -jnp.inf, a_1, a_0 + a_1), apply(a_1, b_1, b_0)
 
     a, maximum = lax.associative_scan(compose, (a, b), axis=1)
     if sequence_parallel.shards() > 1:
@@ -155,6 +161,6 @@ def running_maximum(
             jnp.zeros_like(own_BH2),
             None,
         )
-        maximum = jnp.maximum(before_BH2[:, None, :, 1] + a, maximum)
+        maximum = apply(a, maximum, before_BH2[:, None, :, 1])
     shifted = sequence_parallel.halo(maximum, before=1)[:, :-1]
     return jnp.where(starts, first, shifted), maximum

@@ -10,17 +10,23 @@ from linear_transformer.nn.batch_norm import BatchNorm
 
 
 def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
-    """`x / (rms(x) + epsilon)`, in fp32 or wider."""
+    """`x / (rms(x) + epsilon)`, in fp32 or wider; a row of zeros has no gradient.
+
+    Attention makes such rows, of ReLU scores or of a query of zeros.  The root has no gradient
+    there, and that of x would be 1 / epsilon, 10^8 times any other.
+    """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    # Of a row of zeros the root has no gradient; attention by ReLU scores makes such rows.
     some = mean_square > 0
-    rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean_square, 1)), 0)
-    return x / (rms + epsilon)
+    rms = jnp.sqrt(jnp.where(some, mean_square, 1))
+    return jnp.where(some, x, 0) / (rms + epsilon)
 
 
 class SimpleRMSNorm(nnx.Module):
-    """`x / (||x||_2 / sqrt(D) + 1e-8)` without a gain (Qin et al. 2022, as released)."""
+    """`x / (||x||_2 / sqrt(D) + 1e-8)` without a gain (Qin et al. 2022, as released).
+
+    The published epsilon is as good as none: the norm does not change with the length of x.
+    """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         del width, rngs

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixer import MixerState, checked
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -30,6 +30,7 @@ class Parallel(nnx.Module):
         states = [mixer.init_state(batch_size) for mixer in self.branches]
         return dict(zip(self.names, states, strict=True))
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

@@ -36,7 +36,12 @@ def rotate(
 
     Args:
       frequencies_W: K / 2 of them; 10000^(-2i/K) if None.
+
+    Raises:
+      ValueError: there are no positions.
     """
+    if positions_BT is None:
+        raise ValueError("positions is None; queries and keys are rotated by them")
     if frequencies_W is None:
         frequencies_W = _frequencies(x_BTHK.shape[-1])
     angles = _angles(positions_BT, frequencies_W)[:, :, None, :]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.positions import rotate
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -56,7 +56,7 @@ class RectifiedAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.key_width = width // heads
+        self.key_width = head_width(width, heads)
         if direction not in DIRECTIONS:
             raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
         if window is not None and direction != "causal":
@@ -90,6 +90,7 @@ class RectifiedAttention(nnx.Module):
             batch_size, slots, {"keys": shape, "values": shape}, self.dtype
         )
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.linear import Linear
-from linear_transformer.nn.mixer import MixerState, require_causal, reset_rows
+from linear_transformer.nn.mixer import MixerState, checked, require_causal, reset_rows
 from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops import segments
@@ -77,6 +77,7 @@ class RecurrentMixer(nnx.Module):
             state["past"] = self.local.init_state(batch_size)
         return state
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,

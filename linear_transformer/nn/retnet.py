@@ -6,6 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.positions import rotate
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
@@ -42,7 +43,7 @@ class Retention(RecurrentMixer):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        key_width = width // heads if key_width is None else key_width
+        key_width = head_width(width, heads) if key_width is None else key_width
         if rotary and key_width % 2:
             raise ValueError(f"rotary positions need an even key width, not {key_width}")
         if value_expansion < 1:
@@ -51,7 +52,7 @@ class Retention(RecurrentMixer):
             width,
             heads,
             key_width=key_width,
-            value_width=value_expansion * width // heads,
+            value_width=head_width(value_expansion * width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

@@ -6,6 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn.head_norm import HeadNorm
 from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops.decay import decayed_attention
@@ -50,8 +51,8 @@ class RWKV6(RecurrentMixer):
         super().__init__(
             width,
             heads,
-            key_width=width // heads,
-            value_width=width // heads,
+            key_width=head_width(width, heads),
+            value_width=head_width(width, heads),
             form=form,
             chunk_size=chunk_size,
             output_scale=output_scale,

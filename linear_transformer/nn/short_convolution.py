@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixer import MixerState
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import PRNGKey, SegmentIds
 
@@ -77,18 +77,20 @@ class ShortConvolution(nnx.Module):
         """The features in several arrays: joined, they would cross devices that share heads."""
         past, time = self.size - 1, parts[0].shape[1]
         ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
-        segments = None
+        ids = run = None
         if state is None:  # zeros come before a row, and the shard before before a shard
             last = jnp.concatenate([x[:, max(time - past, 0) :] for x in parts], axis=-1)
             before_BPD = sequence_parallel.halo(last, before=past)[:, :past]
             if segment_ids is not None:
-                segments = sequence_parallel.halo(segment_ids, before=past)
+                ids = sequence_parallel.halo(segment_ids, before=past)
         else:
             before_BPD = state["inputs"].astype(parts[0].dtype)
             if segment_ids is None:  # the last segment goes on
                 shape = (len(before_BPD), time)
                 segment_ids = jnp.broadcast_to(state["segments"][:, -1:], shape)
-            segments = jnp.concatenate([state["segments"], segment_ids], axis=1)
+            ids = jnp.concatenate([state["segments"], segment_ids], axis=1)
+        if ids is not None:
+            run = segments.run_index(ids)
         taps = self.taps[...].astype(parts[0].dtype)
         outputs, inputs = [], []
         for taps_D, before, x_BTD in zip(
@@ -99,13 +101,13 @@ class ShortConvolution(nnx.Module):
             for lag in range(1, self.size):
                 window = slice(past - lag, past - lag + time)
                 term = _scale(taps_D[lag], inputs[-1][:, window])
-                if segments is not None:
-                    term = jnp.where((segments[:, window] == segment_ids)[..., None], term, 0)
+                if run is not None:
+                    term = jnp.where((run[:, window] == run[:, past:])[..., None], term, 0)
                 y_BTD = y_BTD + term
             outputs.append(y_BTD)
         if state is None:
             return tuple(outputs), None
         return tuple(outputs), {
             "inputs": jnp.concatenate([x[:, time:] for x in inputs], axis=-1).astype(self.dtype),
-            "segments": segments[:, time:],
+            "segments": ids[:, time:],
         }

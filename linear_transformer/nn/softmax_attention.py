@@ -8,8 +8,9 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixer import MixerState, require_causal
+from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.positions import rotate
+from linear_transformer.ops import segments
 from linear_transformer.ops.softmax import Direction, Form, softmax_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -41,7 +42,7 @@ class SoftmaxAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.key_width = width // heads
+        self.key_width = head_width(width, heads)
         if direction not in get_args(Direction):
             choices = ", ".join(get_args(Direction))
             raise ValueError(f"direction is {direction!r}; choose one of {choices}")
@@ -88,6 +89,7 @@ class SoftmaxAttention(nnx.Module):
             "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
         }
 
+    @checked
     def __call__(
         self,
         x_BTD: Activations,
@@ -146,13 +148,18 @@ class SoftmaxAttention(nnx.Module):
             slots_M = jnp.arange(self.slots + time) - self.slots
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
             kept = {name: x[:, -self.slots :] for name, x in held.items()}
+        run_BS = segments.run_index(held["segments"])  # ids may return
+        if self.window is None:
+            run_BT = jnp.take_along_axis(run_BS, positions_BT, axis=1, mode="clip")
+        else:
+            run_BT = run_BS[:, self.slots :]
         o = softmax_attention(
             q,
             held["keys"],
             held["values"],
             window=self.window,
-            segment_ids_BT=segment_ids,
-            key_segment_ids_BS=held["segments"],
+            segment_ids_BT=run_BT,
+            key_segment_ids_BS=run_BS,
             query_positions_BT=positions_BT,
             key_positions_BS=key_positions,
             form=self.form,

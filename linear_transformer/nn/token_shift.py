@@ -28,6 +28,8 @@ class TokenShift(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
     ) -> tuple[Activations, MixerState | None]:
+        if 0 in x_BTD.shape[:2]:
+            return x_BTD, state
         if state is None:
             y_BTD = sequence_parallel.halo(x_BTD, before=1)[:, :-1]
             if segment_ids is not None:

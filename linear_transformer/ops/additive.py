@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
+from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -141,7 +142,7 @@ def linear_attention(
             functools.partial(_bidirectional_packed, attend=attend, **options),
             *arrays,
         )
-    return o.astype(v_BSHV.dtype), state
+    return opaque(o).astype(v_BSHV.dtype), state
 
 
 def _check_feature_map(feature_map, normalize, *features):

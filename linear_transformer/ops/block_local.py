@@ -10,6 +10,9 @@ which wants a norm after it.  Time and memory are O(T w), linear in T.
 
 Blocks are cut by the place in the row, whatever is packed there: of two documents that share a
 block, each sees its own keys of that block only, and a document may begin in the middle of one.
+
+A key or value that is not finite makes NaN the outputs of the queries that see it, and changes no
+other output and no gradient of one.
 """
 
 from typing import Literal, get_args
@@ -19,7 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.non_finite import contained, spoil
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -47,24 +51,24 @@ def block_local_attention(
       scores: "softmax" or "relu".
       scale: factor on the scores; K**-0.5 if None.
       direction: "causal" or "bidirectional", within the block.
-      segment_ids_BT: queries and keys of different segments never meet.
-      key_mask_BT: False drops the key exactly.
+      segment_ids_BT: queries and keys of different segments, runs of equal ids, never meet.
+      key_mask_BT: False drops the key exactly, whatever it holds.
 
     Returns:
-      o_BTHV, in the dtype of v; scores and sums are fp32 (fp64 for fp64 inputs).
+      o_BTHV, in the dtype of v; matrix products read their operands in the result type of q, k and
+      v, and scores and sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: on an unknown name, a block size below 1, or shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    if direction not in get_args(Direction):
-        choices = ", ".join(get_args(Direction))
-        raise ValueError(f"direction is {direction!r}; choose one of {choices}")
+    checks.choice("direction", direction, get_args(Direction))
+    checks.choice("scores", scores, get_args(Scores))
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be positive")
-    if q_BTHK.shape != k_BTHK.shape or v_BTHV.shape[:3] != q_BTHK.shape[:3]:
-        raise ValueError(
-            f"queries {q_BTHK.shape}, keys {k_BTHK.shape} and values {v_BTHV.shape} do not fit"
-        )
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV)
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT, key_mask_BT=key_mask_BT)
+    if 0 in (sizes["B"], sizes["T"]):
+        return jnp.zeros_like(v_BTHV)
     options = {"block_size": block_size, "scores": scores, "scale": scale, "direction": direction}
     arrays = (q_BTHK, k_BTHK, v_BTHV, segment_ids_BT, key_mask_BT)
     if sequence_parallel.shards() > 1 and q_BTHK.shape[1] % block_size:
@@ -102,8 +106,8 @@ def _in_blocks(
     if key_mask_BT is not None:
         visible = visible & cut(key_mask_BT)[:, None, :]
     if segment_ids_BT is not None:
-        ids = cut(segment_ids_BT)
-        visible = visible & (ids[:, :, None] == ids[:, None, :])
+        run = cut(segments.run_index(segment_ids_BT))
+        visible = visible & (run[:, :, None] == run[:, None, :])
     q, k, v = (cut(x) for x in (q_BTHK, k_BTHK, v_BTHV))
     o = attend(q, k, v, visible, scores=scores, scale=scale)
     return o.reshape(batch, blocks * block_size, *o.shape[2:])[:, :time]
@@ -118,16 +122,12 @@ def attend(
     scores: str,
     scale: float | None = None,
 ) -> Outputs:
-    """All of one block at once: `sum_s f(a q_t.k_s) v_s` over the keys that are visible.
-
-    Raises:
-      ValueError: on unknown `scores`.
-    """
-    if scores not in get_args(Scores):
-        raise ValueError(f"scores is {scores!r}; choose one of {', '.join(get_args(Scores))}")
+    """All of one block at once: `sum_s f(a q_t.k_s) v_s` over the keys that are visible."""
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype)
+    q, k, v, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
+    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
     scores_BHTS = scores_BHTS * scale
     visible = visible_BTS[:, None]
     if scores == "relu":
@@ -136,7 +136,6 @@ def attend(
         # The least number, not -inf: a query without keys has no NaN, and its weights go to 0.
         weights = jax.nn.softmax(jnp.where(visible, scores_BHTS, jnp.finfo(dtype).min), axis=-1)
         weights = jnp.where(visible, weights, 0)
-    o_BTHV = jnp.einsum(
-        "bhts,bshv->bthv", weights.astype(v_BSHV.dtype), v_BSHV, preferred_element_type=dtype
-    )
-    return o_BTHV.astype(v_BSHV.dtype)
+    weights = weights.astype(narrow)
+    o_BTHV = jnp.einsum("bhts,bshv->bthv", weights, v, preferred_element_type=dtype)
+    return spoil(spoiled_BT, o_BTHV).astype(v_BSHV.dtype)

@@ -14,11 +14,12 @@ from jax.typing import ArrayLike
 Sizes = dict[str, int]
 
 
-def arrays(sizes: Mapping[str, int] = {}, /, **arguments) -> Sizes:
+def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arguments) -> Sizes:
     """Check that floating arrays have the axes of their names, and agree on the sizes of these.
 
     Args:
       sizes: known sizes by letter, such as {"W": 65}.
+      kind: jnp.floating, or jnp.inexact where complex numbers are welcome too.
       arguments: an array by a name that ends in its axes (`q_BTHK=q`), or an array and its axes
         (`initial_state=(state, "BHKV")`); a None is skipped.
 
@@ -33,16 +34,30 @@ def arrays(sizes: Mapping[str, int] = {}, /, **arguments) -> Sizes:
         x, axes = x if isinstance(x, tuple) else (x, name.rpartition("_")[2])
         if x is None:
             continue
-        _dtype(name, x, jnp.floating, "floating")
+        _dtype(name, x, kind, kind.__name__)
         _shape(name, x, axes, sizes)
     return sizes
 
 
 def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
     """Check that segment ids are integers (B, T)."""
-    if x is not None:
-        _dtype("segment_ids_BT", x, jnp.integer, "an integer type")
-        _shape("segment_ids_BT", x, "BT", dict(sizes))
+    tokens(sizes, segment_ids_BT=x)
+
+
+def tokens(sizes: Mapping[str, int], /, **arguments) -> None:
+    """Check integers and masks of tokens.
+
+    Args:
+      sizes: sizes of the axes by letter.
+      arguments: as of `arrays`; booleans where the name says "mask", else integers.
+    """
+    for name, x in arguments.items():
+        x, axes = x if isinstance(x, tuple) else (x, name.rpartition("_")[2])
+        if x is not None:
+            is_mask = "mask" in name
+            kind, allowed = (jnp.bool_, "bool") if is_mask else (jnp.integer, "an integer type")
+            _dtype(name, x, kind, allowed)
+            _shape(name, x, axes, dict(sizes))
 
 
 def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
@@ -77,15 +92,19 @@ def chunk_size(value: int | None) -> None:
 
 
 @contextlib.contextmanager
-def reverse_mode(form: str) -> Iterator[None]:
-    """Say which derivatives a form has, where JAX finds that it lacks `jax.jvp`."""
+def no_forward_mode(what: str, instead: str) -> Iterator[None]:
+    """Say which derivatives there are, where JAX finds that `what` lacks `jax.jvp`."""
     try:
         yield
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
-        message = f"form {form!r} has no forward mode (jax.jvp, jax.jacfwd): {_MODES}"
-        raise TypeError(message) from None
+        raise TypeError(f"{what} has no forward mode (jax.jvp, jax.jacfwd): {instead}") from None
+
+
+def reverse_mode(form: str) -> contextlib.AbstractContextManager[None]:
+    """Say which derivatives a form of a recurrence has, where it lacks `jax.jvp`."""
+    return no_forward_mode(f"form {form!r}", _MODES)
 
 
 def differentiable_once(rule: Callable) -> Callable:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from linear_transformer.ops import checks
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Positions
 
@@ -25,7 +26,14 @@ def cosine_features(
       max_length: M.  The paper's code takes the length of the input, which changes with every
         token that is decoded; here it is fixed.  Weights are >= 0 while all distances are <= M:
         that positions stay below M is for the caller to see to.
+
+    Raises:
+      ValueError: an argument is of a wrong type, shape or value.
     """
+    sizes = checks.arrays(x_BTHK=x_BTHK)
+    checks.tokens(sizes, positions_BT=positions_BT)
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}; it must be positive")
     positions = positions_BT[..., None, None].astype(accumulation_dtype(x_BTHK))
     angles = jnp.pi / 2 / max_length * positions
     features = jax.nn.relu(x_BTHK)

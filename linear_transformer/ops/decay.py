@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
+from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -124,7 +125,7 @@ def decayed_attention(
         o, state = attend(*arrays, state, segment_ids_BT)
         later, _ = _reversed(attend, *arrays, jnp.zeros_like(state), segment_ids_BT)
         o = o + later - _own(q_BTHK, k_BTHK, v_BTHV, dtype)
-    return o.astype(v_BTHV.dtype), state
+    return opaque(o).astype(v_BTHV.dtype), state
 
 
 def _own(q, k, v, dtype):

@@ -41,6 +41,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
+from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
@@ -292,7 +293,7 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     o = o[..., :values] + jnp.where(read_BT, read, 0)
     passed = jnp.matmul(transition, state, precision=lax.Precision.HIGHEST)
     final = sequence_parallel.of_last(jnp.where(passes_B, passed, 0) + update)
-    return o.astype(v.dtype), final
+    return opaque(o).astype(v.dtype), final
 
 
 def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
@@ -302,7 +303,8 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
         with checks.reverse_mode(form):
-            return pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
+            o, state = pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
+        return opaque(o), state
     starts = None
     if segment_ids_BT is not None:
         # The first token of a segment finds nothing to read, and its decay acts on what is dropped.
@@ -310,11 +312,12 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
         r, log_decay = (jnp.where(starts, 0, x) for x in (r, log_decay))
     if form == "chunk":
         with checks.reverse_mode(form):
-            return chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
+            o, state = chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
+        return opaque(o), state
     arrays = (x.astype(state.dtype) for x in (q, r, w, v, jnp.exp(log_decay)))
     scan = _recurrent if form == "recurrent" else _associative
     o, state = scan(*_spoiling_values(*arrays), starts, state)
-    return o.astype(v.dtype), state
+    return opaque(o).astype(v.dtype), state
 
 
 def _spoiling_values(q, r, w, v, decay):

@@ -14,16 +14,20 @@ so that G_i are the paper's global context vectors of the prefix, each of the fe
 normaliser, and the last output is that of the bidirectional form.  (Another causal form in use,
 that of lucidrains/linear-attention-transformer, divides once, by rho_q(q_i)^T z_i: it is linear
 attention with the feature maps softmax and exp, and lets features with large keys dominate.)
+
+A token that is not finite makes NaN the outputs of the queries that see it, and changes no other
+output and no gradient of one.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import log_space, recurrence, sequence_parallel
+from linear_transformer.ops import checks, log_space, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
+from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -53,22 +57,45 @@ def efficient_attention(
       direction: "causal" or "bidirectional" (all keys; S may differ from T: cross attention).
       initial_state: sums (B, H, K, V + 1) and log_scale (B, H, K) of what came before.
       segment_ids_BT: packed documents; each token sees its own segment only.
-      key_mask_BS: False drops a key exactly; a query that sees no key gets 0.
+      key_mask_BS: False drops a key exactly, whatever it holds; a query that sees no key gets 0.
       form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the state: [G, 1] and log z of the last token.
+      Matrix products read their operands in the result type of q, k and v.
 
     Raises:
-      ValueError: on an unknown direction or form, or on shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    _check(q_BTHK, k_BSHK, v_BSHV, direction, form, initial_state, segment_ids_BT)
-    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
-    weights_BTHK = jax.nn.softmax(q_BTHK.astype(dtype), axis=-1).astype(v_BSHV.dtype)
-    keys = k_BSHK.astype(dtype)
+    sizes = log_space.check(
+        q_BTHK,
+        k_BSHK,
+        v_BSHV,
+        initial_state,
+        "BHK",
+        direction=direction,
+        segment_ids_BT=segment_ids_BT,
+        key_mask_BS=key_mask_BS,
+        form=form,
+        chunk_size=chunk_size,
+    )
+    dtype, narrow = (f(q_BTHK, k_BSHK, v_BSHV) for f in (accumulation_dtype, jnp.result_type))
+    log_sum, context = _contexts(initial_state, sizes, dtype)
+    if 0 in (sizes["B"], sizes["T"]):
+        if initial_state is None:
+            initial_state = ScaledState(jnp.pad(context, _LAST_COLUMN), jnp.zeros_like(log_sum))
+        return jnp.zeros((*q_BTHK.shape[:3], sizes["V"]), v_BSHV.dtype), initial_state
+    # Tokens that are not finite are dropped like masked keys, and marked in the outputs at the end.
+    queries_BT, keys_BS = finite_tokens(q_BTHK), finite_tokens(k_BSHK, v_BSHV)
+    lost_BS = ~keys_BS
     if key_mask_BS is not None:
-        keys = jnp.where(key_mask_BS[:, :, None, None], keys, EMPTY)
-    log_sum, context = _contexts(initial_state, keys, v_BSHV)
+        keys_BS, lost_BS = keys_BS & key_mask_BS, lost_BS & key_mask_BS
+    held_B = finite_tokens(context[:, None], log_sum[:, None])[:, 0]
+    spoiled_BT = log_space.seen(lost_BS, ~held_B, segment_ids_BT, direction)
+    context = jnp.where(held_B[:, None, None, None], context, 0)
+    log_sum = jnp.where(held_B[:, None, None], log_sum, EMPTY)
+    weights_BTHK = jax.nn.softmax(keep(queries_BT, q_BTHK).astype(dtype), axis=-1).astype(narrow)
+    keys = jnp.where(keys_BS[:, :, None, None], k_BSHK.astype(dtype), EMPTY)
     packed = {"segment_ids_BT": segment_ids_BT}
     if direction == "bidirectional" and segment_ids_BT is None:
         total = jnp.logaddexp(log_sum, log_space.log_sum(keys))[:, None]
@@ -76,17 +103,12 @@ def efficient_attention(
         total = log_space.running_log_sum(keys, log_sum, segment_ids_BT)
         if direction == "bidirectional":
             total = log_space.at_segment_ends(total, segment_ids_BT)
-    shares = jnp.exp(keys - total)
-    if key_mask_BS is not None:
-        shares = jnp.where(key_mask_BS[:, :, None, None], shares, 0)
-    shares = shares.astype(v_BSHV.dtype)
+    arrays = (weights_BTHK, keep(keys_BS, jnp.exp(keys - total)).astype(narrow))
+    arrays = (*arrays, keep(keys_BS, v_BSHV))
     if direction == "causal":
-        log_decay = log_space.previous(total, log_sum) - total
         o, context = decayed_attention(
-            weights_BTHK,
-            shares,
-            v_BSHV,
-            log_decay,
+            *arrays,
+            log_space.log_decay(total, log_sum),
             initial_state=context,
             form=form,
             chunk_size=chunk_size,
@@ -94,16 +116,16 @@ def efficient_attention(
         )
     else:
         o, context = linear_attention(
-            weights_BTHK,
-            shares,
-            v_BSHV,
+            *arrays,
             direction="bidirectional",
             feature_map=None,
             normalize=False,
             initial_state=jnp.exp(log_sum - total[:, 0])[..., None] * context,
             **packed,
         )
-    return o, ScaledState(jnp.pad(context, _LAST_COLUMN, constant_values=1), total[:, -1])
+    context = spoil(spoiled_BT[:, -1:], context[:, None])[:, 0]
+    state = ScaledState(jnp.pad(context, _LAST_COLUMN, constant_values=1), total[:, -1])
+    return spoil(spoiled_BT | ~queries_BT, o), state
 
 
 _LAST_COLUMN = ((0, 0), (0, 0), (0, 0), (0, 1))
@@ -115,7 +137,12 @@ def scaled_efficient_attention(
     """Efficient attention with scaling normalisation, bidirectional or cross.
 
     rho_q and rho_k together divide by the number of keys that are not masked.
+
+    Raises:
+      ValueError: an argument is of a wrong type or shape.
     """
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    checks.tokens(sizes, key_mask_BS=key_mask_BS)
     n_B = _count(k_BSHK, key_mask_BS)
     o, _ = linear_attention(
         q_BTHK,
@@ -143,57 +170,39 @@ def non_local_attention(
       normalization: "softmax" over the keys (q^T k is not scaled), or "scaling" by 1 / n.
 
     Raises:
-      ValueError: on an unknown normalisation.
+      ValueError: an argument is of a wrong type or shape, or the normalisation is unknown.
     """
     check_normalization(normalization)
-    weights = jnp.einsum(
-        "bthk,bshk->bhts",
-        q_BTHK,
-        k_BSHK,
-        preferred_element_type=accumulation_dtype(q_BTHK, k_BSHK, v_BSHV),
-    )
-    mask = True if key_mask_BS is None else key_mask_BS[:, None, None]
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    checks.tokens(sizes, key_mask_BS=key_mask_BS)
+    dtype, narrow = (f(q_BTHK, k_BSHK, v_BSHV) for f in (accumulation_dtype, jnp.result_type))
+    mask = True
+    if key_mask_BS is not None:
+        mask = key_mask_BS[:, None, None]
+        k_BSHK, v_BSHV = keep(key_mask_BS, k_BSHK), keep(key_mask_BS, v_BSHV)
+    weights = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype)
     if normalization == "softmax":
         weights = jax.nn.softmax(weights, axis=-1, where=mask)
     else:
         weights = jnp.where(mask, weights, 0) / _count(k_BSHK, key_mask_BS)
-    return jnp.einsum("bhts,bshv->bthv", weights.astype(v_BSHV.dtype), v_BSHV)
+    o = jnp.einsum("bhts,bshv->bthv", weights.astype(narrow), v_BSHV, preferred_element_type=dtype)
+    return o.astype(v_BSHV.dtype)
 
 
 def check_normalization(normalization: str) -> None:
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization is {normalization!r}; choose one of {', '.join(NORMALIZATIONS)}"
-        )
+    """Raises the ValueError of an unknown normalisation."""
+    checks.choice("normalization", normalization, NORMALIZATIONS)
 
 
-def _check(q, k, v, direction, form, initial_state, segment_ids_BT):
-    if direction not in ("causal", "bidirectional"):
-        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
-    if form not in recurrence.FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
-    batch, source, heads, width = k.shape
-    if (q.shape[0], *q.shape[2:]) != (batch, heads, width) or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
-    if source != q.shape[1] and (direction == "causal" or segment_ids_BT is not None):
-        raise ValueError(
-            f"{q.shape[1]} queries and {source} keys: only unpacked bidirectional can differ"
-        )
-    shapes = ((batch, heads, width, v.shape[-1] + 1), (batch, heads, width))
-    if initial_state is not None and tuple(x.shape for x in initial_state) != shapes:
-        raise ValueError(f"initial_state is {[x.shape for x in initial_state]}, not {shapes}")
-
-
-def _contexts(state, keys, v):
+def _contexts(state, sizes, dtype):
     """log z and G = S / z of the state, which is empty where it is all zeros."""
     if state is None:
-        batch, _, heads, width = keys.shape
-        shape = (batch, heads, width)
-        return jnp.full(shape, EMPTY, keys.dtype), jnp.zeros((*shape, v.shape[-1]), keys.dtype)
+        shape = tuple(sizes[axis] for axis in "BHKV")
+        return jnp.full(shape[:3], EMPTY, dtype), jnp.zeros(shape, dtype)
     sums, z = state.sums[..., :-1], state.sums[..., -1]
     z = jnp.where(z > 0, z, 1)
     log_sum = jnp.where(state.sums[..., -1] > 0, state.log_scale + jnp.log(z), EMPTY)
-    return log_sum.astype(keys.dtype), (sums / z[..., None]).astype(keys.dtype)
+    return log_sum.astype(dtype), (sums / z[..., None]).astype(dtype)
 
 
 def _count(k: Float[Array, "B S H K"], mask: KeyMask | None) -> Float[Array, "#B 1 1 1"]:

@@ -9,6 +9,9 @@ keys: k = q / |q|.  In each of R rounds, with a random matrix R_r,
 
 and o_i = sum_r exp(z_i^r) o_i^r / sum_r exp(z_i^r).  A token sees itself only where it sees nothing
 else.  A key that is met in several rounds counts in each of them.
+
+A token that is not finite makes NaN the outputs of the tokens that see it, and changes no other
+output and no gradient of one; it falls into the bucket of a token of zeros.
 """
 
 import jax
@@ -16,11 +19,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.non_finite import finite_tokens, keep
+from linear_transformer.ops.normalizer import unit_length
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Outputs, Queries, SegmentIds
 
 CHUNKINGS = ("window", "sorted")
+DIRECTIONS = ("causal", "bidirectional")
 # Subtracted from the score of a token with itself, as in the authors' code.
 SELF_PENALTY = 1e5
 
@@ -49,27 +55,25 @@ def lsh_attention(
         hashes, never their values).  "window": the C keys of the bucket before the query; a
         function of the tokens up to the query, so decoding and packing are exact.
       direction: "causal", or "bidirectional" ("sorted" only).
-      segment_ids_BT: tokens of different segments never meet.
-      key_mask_BS: False drops a token; its own output is 0.
+      segment_ids_BT: tokens of different segments, runs of equal ids, never meet.
+      key_mask_BS: False drops a token, whatever it holds; its own output is 0.
 
     Returns:
-      o_BTHV, in the dtype of v.
+      o_BTHV, in the dtype of v.  Matrix products read their operands in the result type of q and v;
+      sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: an unknown chunking or direction, or shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    B, T, H, K = q_BTHK.shape
-    if chunking not in CHUNKINGS:
-        raise ValueError(f"chunking is {chunking!r}; choose one of {', '.join(CHUNKINGS)}")
-    if direction not in ("causal", "bidirectional"):
-        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
+    checks.choice("chunking", chunking, CHUNKINGS)
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.chunk_size(chunk_size)
+    sizes = checks.arrays(q_BTHK=q_BTHK, v_BTHV=v_BTHV, rotations_RKE=rotations_RKE)
+    checks.tokens(sizes | {"S": sizes["T"]}, segment_ids_BT=segment_ids_BT, key_mask_BS=key_mask_BS)
     if chunking == "window" and direction != "causal":
         raise ValueError("chunking='window' looks back only; bidirectional needs 'sorted'")
-    if v_BTHV.shape[:3] != (B, T, H) or rotations_RKE.shape[1] != K or chunk_size < 1:
-        raise ValueError(
-            f"queries {q_BTHK.shape}, values {v_BTHV.shape}, rotations {rotations_RKE.shape} and "
-            f"chunk_size {chunk_size} do not fit"
-        )
+    if 0 in (sizes["B"], sizes["T"]):
+        return jnp.zeros_like(v_BTHV)
 
     def whole(q, v, segment_ids, key_mask):
         return _attend(q, v, rotations_RKE, segment_ids, key_mask, chunk_size, chunking, direction)
@@ -86,9 +90,10 @@ def _attend(
     run_BT = jnp.zeros((B, T), jnp.int32)
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
-    dtype = accumulation_dtype(q_BTHK, v_BTHV)
-    norm = jnp.sqrt(jnp.sum(jnp.square(q_BTHK.astype(dtype)), -1, keepdims=True) + 1e-12)
-    k_BTHK = (q_BTHK.astype(dtype) / norm).astype(q_BTHK.dtype)
+    dtype, narrow = v_BTHV.dtype, jnp.result_type(q_BTHK, v_BTHV)
+    finite_BT = finite_tokens(q_BTHK, v_BTHV)
+    q_BTHK, v_BTHV = (keep(finite_BT, x.astype(narrow)) for x in (q_BTHK, v_BTHV))
+    k_BTHK = unit_length(q_BTHK).astype(narrow)
     chunk = min(chunk_size, T)
 
     @jax.checkpoint
@@ -104,18 +109,21 @@ def _attend(
         def in_order(x_BTHX):
             return jnp.take_along_axis(x_BTHX, order_BTH[..., None], axis=1)
 
-        arrays = (in_order(x) for x in (q_BTHK, k_BTHK, v_BTHV, group_BTH[..., None]))
-        o, lse = _near(*arrays, order_BTH[..., None], chunk, chunking, direction)
+        lost_BTHx = jnp.broadcast_to(~finite_BT[..., None, None], (*group_BTH.shape, 1))
+        arrays = (q_BTHK, k_BTHK, v_BTHV, group_BTH[..., None], lost_BTHx)
+        arrays = (in_order(x) for x in arrays)
+        o, *rest = _near(*arrays, order_BTH[..., None], chunk, chunking, direction)
         back_BTH = jnp.argsort(order_BTH, axis=1)
         o_BTHV = jnp.take_along_axis(o, back_BTH[..., None], axis=1)
-        return o_BTHV, jnp.take_along_axis(lse, back_BTH, axis=1)
+        return o_BTHV, *(jnp.take_along_axis(x, back_BTH, axis=1) for x in rest)
 
-    o_RBTHV, lse_RBTH = lax.map(attend, rotations_RKE)
+    o_RBTHV, lse_RBTH, spoiled_RBTH = lax.map(attend, rotations_RKE)
     weights_RBTH = jax.nn.softmax(lse_RBTH, axis=0) if R > 1 else jnp.ones_like(lse_RBTH)
     o_BTHV = jnp.einsum("rbth,rbthv->bthv", weights_RBTH, o_RBTHV)
+    o_BTHV = jnp.where(jnp.any(spoiled_RBTH, axis=0)[..., None], jnp.nan, o_BTHV)
     if key_mask_BS is not None:
-        o_BTHV = jnp.where(key_mask_BS[..., None, None], o_BTHV, 0)
-    return o_BTHV.astype(v_BTHV.dtype)
+        o_BTHV = keep(key_mask_BS, o_BTHV)
+    return o_BTHV.astype(dtype)
 
 
 def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B T H"]:
@@ -130,8 +138,11 @@ def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B
     return jnp.argmax(jnp.concatenate([projected, -projected], axis=-1), axis=-1)
 
 
-def _near(q, k, v, group, place, chunk, chunking, direction):
-    """Attention of sorted tokens to their own chunk and the one before: outputs, log-sum-exps."""
+def _near(q, k, v, group, lost, place, chunk, chunking, direction):
+    """Attention of sorted tokens to their own chunk and the one before.
+
+    Outputs, log-sum-exps, and whether a token sees one that is lost.
+    """
     time, dtype = q.shape[1], accumulation_dtype(q, v)
 
     def chunks(x, fill=0):
@@ -144,14 +155,14 @@ def _near(q, k, v, group, place, chunk, chunking, direction):
         return jnp.concatenate([before, x_BNCHX], axis=2)
 
     q = chunks(q)
-    group, place = chunks(group, -1), chunks(place)
+    group, lost, place = chunks(group, -1), chunks(lost, False), chunks(place)
     scores = jnp.einsum(
         "bnchk,bndhk->bnhcd", q, with_previous(chunks(k)), preferred_element_type=dtype
     )
     scores *= q.shape[-1] ** -0.5
     group_q, place_q = (x.transpose(0, 1, 3, 2, 4) for x in (group, place))  # B N H C 1
-    keys = (with_previous(group, -1), with_previous(place))
-    group_k, place_k = (x.transpose(0, 1, 3, 4, 2) for x in keys)  # B N H 1 D
+    keys = (with_previous(group, -1), with_previous(lost, False), with_previous(place))
+    group_k, lost_k, place_k = (x.transpose(0, 1, 3, 4, 2) for x in keys)  # B N H 1 D
     visible = (group_q == group_k) & (group_q >= 0)
     if direction == "causal":
         visible &= place_k <= place_q
@@ -165,7 +176,8 @@ def _near(q, k, v, group, place, chunk, chunking, direction):
     o = jnp.einsum(
         "bnhcd,bndhv->bnchv", weights, with_previous(chunks(v)), preferred_element_type=dtype
     )
+    spoiled = jnp.any(visible & lost_k, axis=-1)
     return (
         o.reshape(o.shape[0], -1, *o.shape[3:])[:, :time],
-        lse.swapaxes(2, 3).reshape(o.shape[0], -1, o.shape[3])[:, :time],
+        *(x.swapaxes(2, 3).reshape(o.shape[0], -1, o.shape[3])[:, :time] for x in (lse, spoiled)),
     )

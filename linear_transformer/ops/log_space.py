@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.types import SegmentIds, State
 
 # The logarithm of no weight at all: finite, so that differences are never NaN, and so low that
@@ -32,6 +32,51 @@ class ScaledState(NamedTuple):
 
     sums: State
     log_scale: Float[Array, "B H *K"]
+
+
+def check(
+    q, k, v, state, scale_axes, *, direction, segment_ids_BT, key_mask_BS, form, chunk_size
+) -> checks.Sizes:
+    """Check the arguments of attention with such a state; `scale_axes` are those of its scale.
+
+    Returns:
+      The size of every letter.
+
+    Raises:
+      ValueError: an argument is of a wrong type, shape or value.
+    """
+    checks.choice("direction", direction, ("causal", "bidirectional"))
+    checks.choice("form", form, recurrence.FORMS)
+    checks.chunk_size(chunk_size)
+    sizes = checks.arrays(q_BTHK=q, k_BSHK=k, v_BSHV=v)
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT, key_mask_BS=key_mask_BS)
+    T, S = sizes["T"], sizes["S"]
+    if S != T and (direction == "causal" or segment_ids_BT is not None):
+        raise ValueError(f"{T} queries and {S} keys: only unpacked bidirectional can differ")
+    if state is not None:
+        leaves = {
+            "initial_state.sums": (state.sums, "BHKW"),
+            "initial_state.log_scale": (state.log_scale, scale_axes),
+        }
+        checks.arrays(sizes | {"W": sizes["V"] + 1}, **leaves)
+    return sizes
+
+
+def seen(
+    marked_BS: Bool[Array, "B S"],
+    before_B: Bool[Array, " B"],
+    segment_ids_BT: SegmentIds | None,
+    direction: str,
+) -> Bool[Array, "B #T"]:
+    """Whether a query's segment has a marked token, or came marked; if causal, up to the query."""
+    marks_BS, before = (x.astype(jnp.float32) for x in (marked_BS, before_B))
+    if direction == "bidirectional" and segment_ids_BT is None:
+        any_B = sequence_parallel.largest(jnp.max(marks_BS, axis=1))
+        return jnp.maximum(any_B, before)[:, None] > 0
+    running_BT = running_maximum(marks_BS, before, segment_ids_BT)
+    if direction == "bidirectional":
+        running_BT = at_segment_ends(running_BT, segment_ids_BT)
+    return running_BT > 0
 
 
 def running_maximum(
@@ -61,7 +106,19 @@ def log_sum(x_BTHK: Float[Array, "B T ..."]) -> Float[Array, "B ..."]:
     return top + jnp.log(sequence_parallel.total(jnp.exp(own - top)))
 
 
-def previous(
+def log_decay(
+    running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
+) -> Float[Array, "B T ..."]:
+    """What the sums lose where the running value grows: the one before less this one."""
+    return at_most_zero(_previous(running_BTHK, initial_BHK) - running_BTHK)
+
+
+def at_most_zero(log_decay: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """0 for a logarithm above 0, by its rounding alone or of no use; the gradient is unchanged."""
+    return log_decay - lax.stop_gradient(jnp.maximum(log_decay, 0))
+
+
+def _previous(
     running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
 ) -> Float[Array, "B T ..."]:
     """The running value one token before; at a later segment's start it is of no use."""

@@ -8,6 +8,9 @@ g, with chunks of C tokens aligned to the start of the row,
 
 The state holds S of the finished chunks and the tokens of the current one: its size is constant.
 Bidirectional, both sums run over all s, of the chunk and of the row.
+
+A token that is not finite makes NaN the outputs of the tokens that see it, and changes no other
+output and no gradient of one.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.non_finite import contained, finite_tokens, keep, spoil
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
+
+DIRECTIONS = ("causal", "bidirectional")
 
 
 class MixedChunkState(NamedTuple):
@@ -75,39 +81,49 @@ def mixed_chunk_attention(
       chunk_size: C.
       direction: "causal" or "bidirectional".
       state: causal only: of the tokens before; rows may have seen different numbers of them.
-      segment_ids_BT: packed documents; None goes on with the state's.
+      segment_ids_BT: packed documents, runs of equal ids; None goes on with the state's.
 
     Returns:
       The output in the dtype of v, and the state after the last token; None for bidirectional.
+      Matrix products read their operands in the result type of all five arrays, or in the dtype of
+      the state; sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: shapes that do not fit, an unknown direction, or a state that is not causal.
+      ValueError: an argument is of a wrong type, shape or value, or a state is not causal.
     """
-    B, T, K = q_BTK.shape
-    C, V = chunk_size, v_BTV.shape[-1]
-    if any(x.shape != q_BTK.shape for x in (k_BTK, linear_q_BTK, linear_k_BTK)) or (
-        v_BTV.shape[:2] != (B, T)
-    ):
-        shapes = [x.shape for x in (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)]
-        raise ValueError(f"queries, keys, linear queries, linear keys and values {shapes} differ")
-    if direction not in ("causal", "bidirectional"):
-        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
-    distances = C if direction == "causal" else 2 * C - 1
-    if C < 1 or bias_E.shape != (distances,):
-        raise ValueError(f"chunk_size is {C} and bias_E {bias_E.shape}, not {(distances,)}")
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.chunk_size(chunk_size)
+    C = chunk_size
+    sizes = checks.arrays(
+        {"E": C if direction == "causal" else 2 * C - 1},
+        q_BTK=q_BTK,
+        k_BTK=k_BTK,
+        linear_q_BTK=linear_q_BTK,
+        linear_k_BTK=linear_k_BTK,
+        v_BTV=v_BTV,
+        bias_E=bias_E,
+    )
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
+    B, T, K, V = (sizes[axis] for axis in "BTKV")
+    arrays = (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)
+    narrow = jnp.result_type(*arrays)
     if direction != "causal":
         if state is not None:
             raise ValueError(f"a state with direction {direction!r}: it is for causal attention")
-        arrays = (q_BTK, k_BTK, linear_q_BTK, linear_k_BTK, v_BTV)
-        return _bidirectional(*arrays, bias_E, C, segment_ids_BT), None
+        if 0 in (B, T):
+            return jnp.zeros_like(v_BTV), None
+        arrays = (x.astype(narrow) for x in arrays)
+        o_BTV = _bidirectional(*arrays, bias_E, C, segment_ids_BT)
+        return o_BTV.astype(v_BTV.dtype), None
     shards = sequence_parallel.shards()
     start = state is None and shards == 1
     if state is None:
-        state = MixedChunkState.zeros(B, C, K, V, v_BTV.dtype)
+        state = MixedChunkState.zeros(B, C, K, V, narrow)
+    _check_state(state, B, C, K, V)
+    if 0 in (B, T):
+        return jnp.zeros_like(v_BTV), state
     if shards > 1:
         state = _entering(state, k_BTK, linear_k_BTK, v_BTV, segment_ids_BT)
-    if state.keys.shape != (B, C, K) or state.values.shape != (B, C, V):
-        raise ValueError(f"a state of {state.values.shape} does not fit {(B, C, V)}")
     if segment_ids_BT is None:
         segment_ids_BT = jnp.broadcast_to(state.segment[:, None], (B, T))
 
@@ -158,6 +174,13 @@ def mixed_chunk_attention(
     return o_BTV.astype(v_BTV.dtype), state
 
 
+def _check_state(state, B, C, K, V):
+    shapes = jax.eval_shape(lambda: MixedChunkState.zeros(B, C, K, V, state.keys.dtype))
+    for name, x, expected in zip(state._fields, state, shapes, strict=True):
+        if x.shape != expected.shape:
+            raise ValueError(f"state.{name} is {x.shape}, not {expected.shape}")
+
+
 def _entering(zeros, k, linear_k, v, segment_ids_BT):
     """The state that the shards before this one leave to it.
 
@@ -183,8 +206,9 @@ def _entering(zeros, k, linear_k, v, segment_ids_BT):
     before_B, end_B = at(ids, first - 1), at(ids, end - 1)
     first_B = jnp.where(finished, at(ids, first), before_B)
     added = (places >= first) & (places < end) & (run == at(run, end - 1)[:, None])
-    linear_k = jnp.where(added[..., None], linear_k, 0)
-    update = jnp.einsum("btk,btv->bkv", linear_k, v, preferred_element_type=zeros.sums.dtype) / C
+    linear_k, added_v = keep(added, linear_k), keep(added, v)
+    update = jnp.einsum("btk,btv->bkv", linear_k, added_v, preferred_element_type=zeros.sums.dtype)
+    update /= C
     one_run_B = ~finished | (at(run, first) == at(run, end - 1))
     sums = sequence_parallel.entering_state(
         one_run_B[:, None, None].astype(update.dtype),
@@ -224,13 +248,15 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % C), *[(0, 0)] * (x.ndim - 2)))
         return x.reshape(B, -1, C, *x.shape[2:])
 
-    q_BNCK, k_BNCK, v_BNCV, run_BNC = (chunked(x) for x in arrays)
-    visible = (run_BNC[..., :, None] == run_BNC[..., None, :]) & (run_BNC > 0)[..., None]
+    q, k, values, run = (x.reshape(-1, *x.shape[2:]) for x in map(chunked, arrays))  # B N, C
+    visible = (run[:, :, None] == run[:, None]) & (run > 0)[..., None]
+    q, k, values, spoiled = contained(q, k, values, visible)
     distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
-    scores = jnp.einsum("bnck,bndk->bncd", q_BNCK, k_BNCK, preferred_element_type=dtype)
-    weights = _weights(scores, bias_E, distance_CC, visible, C).astype(v.dtype)
-    o = jnp.einsum("bncd,bndv->bncv", weights, v_BNCV, preferred_element_type=dtype)
-    o = lax.dynamic_slice_in_dim(o.reshape(B, -1, v.shape[-1]), place, T, axis=1)
+    scores = jnp.einsum("nck,ndk->ncd", q, k, preferred_element_type=dtype)
+    weights = _weights(scores, bias_E, distance_CC, visible, C).astype(values.dtype)
+    o = jnp.einsum("ncd,ndv->ncv", weights, values, preferred_element_type=dtype)
+    o = spoil(spoiled, o).reshape(B, -1, v.shape[-1])
+    o = lax.dynamic_slice_in_dim(o, place, T, axis=1)
     linear, _ = linear_attention(
         linear_q[:, :, None],
         linear_k[:, :, None],
@@ -240,7 +266,7 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
         normalize=False,
         segment_ids_BT=segment_ids_BT,
     )
-    return (o + linear[:, :, 0] / C).astype(v.dtype)
+    return o + linear[:, :, 0] / C
 
 
 def _weights(scores, bias_E, distance, visible, C):
@@ -250,12 +276,11 @@ def _weights(scores, bias_E, distance, visible, C):
     return jnp.square(jnp.where(visible, jax.nn.relu(scores), 0))
 
 
-def _update(sums, linear_k_BCK, v_BCV, run_BC):
-    """The sums after a finished chunk: what is in the segment of its last token."""
-    end_B = run_BC[:, -1]
-    linear_k_BCK = jnp.where((run_BC == end_B[:, None])[..., None], linear_k_BCK, 0)
+def _update(sums, goes_on_B, linear_k_BCK, v_BCV, in_last_BC):
+    """The sums after a finished chunk, of the segment of its last token."""
+    linear_k_BCK, v_BCV = keep(in_last_BC, linear_k_BCK), keep(in_last_BC, v_BCV)
     update = jnp.einsum("bck,bcv->bkv", linear_k_BCK, v_BCV, preferred_element_type=sums.dtype)
-    return update / run_BC.shape[1], end_B
+    return update / in_last_BC.shape[1] + jnp.where(goes_on_B[:, None, None], sums, 0)
 
 
 def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
@@ -273,14 +298,24 @@ def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
         sums, last_B = carry
         n, q, linear_q, k, linear_k, v, run = chunk
         visible = (distance_CC >= 0) & (run[:, :, None] == run[:, None])
+        reads_BC, end_B = run == last_B[:, None], run[:, -1]
+        in_last_BC, goes_on_B = run == end_B[:, None], end_B == last_B
+        # What is not finite is taken out of the products, and put back after them.
+        asks_BC, gives_BC = finite_tokens(q, linear_q), finite_tokens(k, linear_k, v)
+        held_B = jnp.all(jnp.isfinite(sums), axis=(1, 2))
+        q, linear_q = keep(asks_BC, q), keep(asks_BC, linear_q)
+        k, linear_k, v = (keep(gives_BC, x) for x in (k, linear_k, v))
+        carried = jnp.where(held_B[:, None, None], sums, 0)
         scores = jnp.einsum("bck,bdk->bcd", q, k, preferred_element_type=sums.dtype)
         weights = _weights(scores, bias_E, distance_CC, visible, C).astype(v.dtype)
         o = jnp.einsum("bcd,bdv->bcv", weights, v, preferred_element_type=sums.dtype)
-        reader = jnp.where((run == last_B[:, None])[..., None], linear_q, 0)
-        state = sums.astype(q.dtype)
+        reader, state = keep(reads_BC, linear_q), carried.astype(q.dtype)
         o += jnp.einsum("bck,bkv->bcv", reader, state, preferred_element_type=sums.dtype)
-        update, end_B = _update(sums, linear_k, v, run)
-        update += jnp.where((end_B == last_B)[:, None, None], sums, 0)
+        spoiled_BC = jnp.any(visible & ~gives_BC[:, None], axis=2) | ~asks_BC
+        o = spoil(spoiled_BC | (reads_BC & ~held_B[:, None]), o)
+        update = _update(carried, goes_on_B, linear_k, v, in_last_BC)
+        lost_B = jnp.any(in_last_BC & ~gives_BC, axis=1) | (goes_on_B & ~held_B)
+        update = jnp.where(lost_B[:, None, None], jnp.nan, update)
         finished = n < finished_B
         sums = jnp.where(finished[:, None, None], update, sums)
         return (sums, jnp.where(finished, end_B, last_B)), o.astype(v.dtype)
@@ -298,15 +333,15 @@ def _one_token(q_BTK, linear_q_BTK, grid, bias_E, sums, offset_B):
     distance_BC = offset_B[:, None] - jnp.arange(C)
     own_B = jnp.take_along_axis(run_BC, offset_B[:, None], axis=1)
     visible_BC = (distance_BC >= 0) & (run_BC == own_B)
+    reads_B = own_B[:, 0] == 0
+    # The query is spoiled by what it sees; the rest is dropped.
+    k_BCK, seen_v_BCV = keep(visible_BC, k_BCK), keep(visible_BC, v_BCV)
+    seen_sums = jnp.where(reads_B[:, None, None], sums, 0).astype(q_BTK.dtype)
     scores_BTC = jnp.einsum("btk,bck->btc", q_BTK, k_BCK, preferred_element_type=sums.dtype)
     weights = _weights(scores_BTC, bias_E, distance_BC[:, None], visible_BC[:, None], C)
-    o = jnp.einsum(
-        "btc,bcv->btv", weights.astype(v_BCV.dtype), v_BCV, preferred_element_type=sums.dtype
-    )
-    reader = jnp.where((own_B == 0)[..., None], linear_q_BTK, 0)
-    o += jnp.einsum(
-        "btk,bkv->btv", reader, sums.astype(q_BTK.dtype), preferred_element_type=o.dtype
-    )
-    update, end_B = _update(sums, linear_k_BCK, v_BCV, run_BC)
-    update += jnp.where((end_B == 0)[:, None, None], sums, 0)
+    weights = weights.astype(v_BCV.dtype)
+    o = jnp.einsum("btc,bcv->btv", weights, seen_v_BCV, preferred_element_type=sums.dtype)
+    o += jnp.einsum("btk,bkv->btv", linear_q_BTK, seen_sums, preferred_element_type=o.dtype)
+    end_B = run_BC[:, -1]
+    update = _update(sums, end_B == 0, linear_k_BCK, v_BCV, run_BC == end_B[:, None])
     return o, jnp.where((offset_B == C - 1)[:, None, None], update, sums)

@@ -17,11 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import log_space, recurrence, sequence_parallel
+from linear_transformer.ops import checks, log_space, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
-from linear_transformer.ops.normalizer import divide, with_ones
+from linear_transformer.ops.non_finite import keep
+from linear_transformer.ops.normalizer import divide, unit_length, with_ones
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -66,6 +67,7 @@ def positive_log_features(
 
     The mean of phi(q) phi(k) over the M features estimates exp(q^T k / sqrt(K)).
     """
+    checks.arrays(x_BTHK=x_BTHK, w_HMK=w_HMK)
     x = x_BTHK.astype(accumulation_dtype(x_BTHK)) * x_BTHK.shape[-1] ** -0.25
     projected = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
     return projected - jnp.sum(jnp.square(x), axis=-1, keepdims=True) / 2
@@ -75,6 +77,7 @@ def relu_features(
     x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"], epsilon: float = 1e-3
 ) -> Float[Array, "B T H M"]:
     """relu(w^T x') + epsilon: generalised attention, no estimate of softmax."""
+    checks.arrays(x_BTHK=x_BTHK, w_HMK=w_HMK)
     x = x_BTHK.astype(accumulation_dtype(x_BTHK)) * x_BTHK.shape[-1] ** -0.25
     projected = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
     return jnp.maximum(projected, 0) + epsilon
@@ -83,10 +86,12 @@ def relu_features(
 def fourier_features(
     x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"]
 ) -> Float[Array, "B T H M2"]:
-    """[sin(w^T x), cos(w^T x)] / sqrt(M) of x scaled to unit length (Peng et al. 2021, eq. 3)."""
-    x = x_BTHK.astype(accumulation_dtype(x_BTHK))
-    length = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    x = x / jnp.sqrt(jnp.maximum(length, 1e-12))
+    """[sin(w^T x), cos(w^T x)] / sqrt(M) of x scaled to unit length (Peng et al. 2021, eq. 3).
+
+    Zeros, which have no direction, have features all the same, and no gradient.
+    """
+    checks.arrays(x_BTHK=x_BTHK, w_HMK=w_HMK)
+    x = unit_length(x_BTHK)
     angles = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
     features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return features * w_HMK.shape[1] ** -0.5
@@ -119,24 +124,39 @@ def log_feature_attention(
       initial_state: sums (B, H, K, V + 1) and log_scale (B, H) of what came before.  The scale
         gets no gradient: it is a unit, and the sums' gradients are in it.
       segment_ids_BT: packed documents; each token sees its own segment only.
-      key_mask_BS: False drops a key exactly; a query that sees no key gets 0.
+      key_mask_BS: False drops a key exactly, whatever it holds; a query that sees no key gets 0.
       form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the state.
 
     Raises:
-      ValueError: on an unknown direction or form, or on shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    if direction not in ("causal", "bidirectional"):
-        raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
-    if form not in recurrence.FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(recurrence.FORMS)}")
+    sizes = log_space.check(
+        q_BTHK,
+        k_BSHK,
+        v_BSHV,
+        initial_state,
+        "BH",
+        direction=direction,
+        segment_ids_BT=segment_ids_BT,
+        key_mask_BS=key_mask_BS,
+        form=form,
+        chunk_size=chunk_size,
+    )
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    if 0 in (sizes["B"], sizes["T"]):
+        if initial_state is None:
+            shape = tuple(sizes[axis] for axis in "BHK")
+            sums = jnp.zeros((*shape, sizes["V"] + 1), dtype)
+            initial_state = ScaledState(sums, jnp.zeros(shape[:2], dtype))
+        return jnp.zeros((*q_BTHK.shape[:3], sizes["V"]), v_BSHV.dtype), initial_state
     q, k = q_BTHK.astype(dtype), k_BSHK.astype(dtype)
     q = jnp.exp(q - lax.stop_gradient(jnp.max(q, axis=-1, keepdims=True)))
     if key_mask_BS is not None:
         k = jnp.where(key_mask_BS[:, :, None, None], k, EMPTY)
+        v_BSHV = keep(key_mask_BS, v_BSHV)
     if initial_state is None:
         batch, _, heads, width = k.shape
         sums = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + 1), dtype)
@@ -154,14 +174,14 @@ def log_feature_attention(
             largest = log_space.at_segment_ends(largest, segment_ids_BT)
     k = jnp.exp(k - largest[..., None])
     if key_mask_BS is not None:
-        k = jnp.where(key_mask_BS[:, :, None, None], k, 0)
+        k = keep(key_mask_BS, k)
     # Operands are as narrow as v; numerator and denominator are not rounded before the division.
     narrow = v_BSHV.dtype
     arrays = (q.astype(narrow), k.astype(narrow), with_ones(v_BSHV).astype(dtype))
     if direction == "causal":
         o, sums = decayed_attention(
             *arrays,
-            log_space.previous(largest, scale) - largest,
+            log_space.log_decay(largest, scale),
             initial_state=sums,
             form=form,
             chunk_size=chunk_size,

@@ -6,6 +6,9 @@ p = 1 without bias is ReLA (Zhang, Titov and Sennrich 2021, "Sparse Attention wi
 equation 5); p = 2 with a bias of the distance is the attention of the gated attention unit (Hua et
 al. 2022, "Transformer Quality in Linear Time", section 3.1).  Nothing is shared between the keys of
 a query, so a block of queries at a time is exact, and a window needs no more than its own keys.
+
+A key or value that is not finite makes NaN the outputs of the queries that may see it, also where
+its weight would be 0, and changes no other output and no gradient of one.
 """
 
 import jax
@@ -13,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
+from linear_transformer.ops.non_finite import contained, spoil
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -48,28 +52,32 @@ def rectified_attention(
       bias_E: b by distance t - s, the same for all heads: of 0 to S - 1, or of 1 - S to S - 1 for
         bidirectional attention, with S keys in the whole row.
       window: causal only: a query sees itself and the window - 1 keys before it; None sees all.
-      segment_ids_BT: queries and keys of different segments never meet.
-      key_segment_ids_BS: segments of the keys; `segment_ids_BT` if None.
-      key_mask_BS: False drops the key exactly.
+      segment_ids_BT: queries and keys of different segments, runs of equal ids, never meet.
+      key_segment_ids_BS: ids of all keys where S > T, the last T of them those of the queries.
+      key_mask_BS: False drops the key exactly, whatever it holds.
       block_size: queries at a time; chosen if None.
 
     Returns:
-      o_BTHV, in the dtype of v; 0 where no score is positive.
+      o_BTHV, in the dtype of v; 0 where no score is positive.  Matrix products read their operands
+      in the result type of q, k and v; sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: shapes that do not fit, an unknown direction, a window that is not causal, or a
-        power, window or block size that is not positive.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    (B, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
-    if k_BSHK.shape != (B, S, H, K) or v_BSHV.shape[:3] != (B, S, H) or S < T:
-        raise ValueError(
-            f"queries {q_BTHK.shape}, keys {k_BSHK.shape} and values {v_BSHV.shape} do not fit"
-        )
+    checks.choice("direction", direction, DIRECTIONS)
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    checks.tokens(
+        sizes,
+        segment_ids_BT=segment_ids_BT,
+        key_segment_ids_BS=key_segment_ids_BS,
+        key_mask_BS=key_mask_BS,
+    )
+    B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
+    if S < T:
+        raise ValueError(f"{T} queries and {S} keys: every query stands at a key")
     for name, value in (("power", power), ("window", window), ("block_size", block_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be positive")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
     causal = direction == "causal"
     if window is not None and not causal:
         raise ValueError(f"window is causal, and direction is {direction!r}")
@@ -77,34 +85,37 @@ def rectified_attention(
     distances = row if causal else 2 * row - 1
     if bias_E is not None and bias_E.shape != (distances,):
         raise ValueError(f"bias_E is {bias_E.shape}, not {(distances,)}")
-    if segment_ids_BT is None:
-        if key_segment_ids_BS is not None:
-            raise ValueError("key_segment_ids_BS without segment_ids_BT")
-        segment_ids_BT, key_segment_ids_BS = jnp.zeros((B, T), int), jnp.zeros((B, S), int)
-    elif key_segment_ids_BS is None:
-        key_segment_ids_BS = segment_ids_BT
-    if key_segment_ids_BS.shape != (B, S):
-        raise ValueError(f"key_segment_ids_BS is {key_segment_ids_BS.shape}, not {(B, S)}")
+    if key_segment_ids_BS is not None and segment_ids_BT is None:
+        raise ValueError("key_segment_ids_BS without segment_ids_BT")
+    if segment_ids_BT is not None and key_segment_ids_BS is None and S > T:
+        raise ValueError(f"key_segment_ids_BS is None, and there are {S} keys of {T} queries")
+    if 0 in (B, T):
+        return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
+    ids_BS = segment_ids_BT if key_segment_ids_BS is None else key_segment_ids_BS
+    run_BS = jnp.zeros((B, S), jnp.int32)
+    if ids_BS is not None:
+        run_BS = sequence_parallel.run_index(ids_BS)
+    run_BT = run_BS[:, S - T :]
     if key_mask_BS is None:
         key_mask_BS = jnp.ones((B, S), bool)
 
     first = before = S - T  # place of the first query among the keys
     if sequence_parallel.shards() > 1:
-        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)  # beyond the row they are masked
+        keys = (k_BSHK, v_BSHV, run_BS, key_mask_BS)  # beyond the row they are masked
         keys, places_S = sequence_parallel.keys_in_reach(keys, window)
-        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
+        k_BSHK, v_BSHV, run_BS, key_mask_BS = keys
         S = len(places_S)
         first, before = sequence_parallel.offset(T) - places_S[0], S - T
 
     block = min(T, block_size or BLOCK_SIZE)
     num_blocks = -(-T // block)
-    queries = [_pad(x, 0, num_blocks * block - T) for x in (q_BTHK, segment_ids_BT)]
-    keys, seen = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS), S
+    dtype, narrow = (f(q_BTHK, k_BSHK, v_BSHV) for f in (accumulation_dtype, jnp.result_type))
+    queries = [_pad(x, 0, num_blocks * block - T) for x in (q_BTHK, run_BT)]
+    keys, seen = (k_BSHK, v_BSHV, run_BS, key_mask_BS), S
     if window is not None and window - 1 + block < S:
         seen = window - 1 + block
         keys = [_pad(x, max(window - 1 - before, 0), num_blocks * block - T) for x in keys]
 
-    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     scale = K**-0.5 if scale is None else scale
 
     @jax.checkpoint
@@ -112,21 +123,22 @@ def rectified_attention(
         start_q = n * block
         # In padded coordinates; without a cut every block sees all keys.
         start_k = start_q + max(before - ((window or S) - 1), 0) if seen < S else 0
-        q, query_segments = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
-        k, v, key_segments, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
+        q, query_run = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
+        k, v, key_run, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
         at_q = jnp.arange(block) + (window - 1 if seen < S else first + start_q)
         distance_CS = at_q[:, None] - jnp.arange(seen)
-        visible_BCS = (query_segments[:, :, None] == key_segments[:, None]) & mask[:, None]
+        visible_BCS = (query_run[:, :, None] == key_run[:, None]) & mask[:, None]
         if causal:
             visible_BCS &= (distance_CS >= 0) & (distance_CS < (window or S))
+        q, k, v, spoiled_BC = contained(q, k, v, visible_BCS)
         scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
         if bias_E is not None:
             nth = distance_CS + distances - row
             scores += bias_E.astype(dtype)[jnp.clip(nth, 0, distances - 1)]
         weights = jnp.where(visible_BCS[:, None], jax.nn.relu(scores), 0) ** power
-        return jnp.einsum(
-            "bhcs,bshv->bchv", weights.astype(v.dtype), v, preferred_element_type=dtype
-        )
+        weights = weights.astype(narrow)
+        o = jnp.einsum("bhcs,bshv->bchv", weights, v, preferred_element_type=dtype)
+        return spoil(spoiled_BC, o)
 
     if num_blocks == 1:
         o_BTHV = attend(jnp.zeros((), jnp.int32))

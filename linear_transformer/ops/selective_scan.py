@@ -11,6 +11,9 @@ Forms: "recurrent", one `lax.scan` step a token; "associative", `lax.associative
 h -> a h + b, with O(T D N) memory; "chunk", which steps through the tokens of one chunk at a time
 and recomputes it in the backward pass, so that T / C states are kept.  There is no parallel form:
 each of the D N numbers would have T x T weights of its own.
+
+All forms go from token to token: what is not finite reaches later outputs of its own document and
+nothing else, and no gradient passes through an output that is not finite.
 """
 
 import functools
@@ -19,10 +22,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
@@ -60,18 +65,24 @@ def selective_scan(
       chunk_size: tokens per chunk of the chunk form.
 
     Returns:
-      The output (B, T, D) in the dtype of x, and the final state in the accumulation dtype.
+      The output (B, T, D) in the dtype of x, and the final state in the accumulation dtype, which
+      all is computed in.
 
     Raises:
-      ValueError: on an unknown direction or form, or on shapes that do not fit.
+      ValueError: an argument is of a wrong type, shape or value.
     """
-    batch, _, channels = x_BTD.shape
-    width = b_BTN.shape[-1]
-    if dt_BTD.shape != x_BTD.shape or c_BTN.shape != b_BTN.shape or a_ND.shape != (width, channels):
-        raise ValueError(
-            f"x {x_BTD.shape}, dt {dt_BTD.shape}, A {a_ND.shape}, B {b_BTN.shape} and "
-            f"C {c_BTN.shape} do not fit"
-        )
+    sizes = checks.arrays(
+        x_BTD=x_BTD,
+        dt_BTD=dt_BTD,
+        a_ND=a_ND,
+        b_BTN=b_BTN,
+        c_BTN=c_BTN,
+        initial_state=(initial_state, "BND"),
+    )
+    if checks.is_known(a_ND) and np.any(np.asarray(a_ND) > 0):
+        raise ValueError("a_ND has positive entries: states would grow without bound")
+    _check(sizes, segment_ids_BT, direction, form, chunk_size)
+    batch, channels, width = (sizes[axis] for axis in "BDN")
     dtype = accumulation_dtype(x_BTD, dt_BTD, a_ND, b_BTN, c_BTN)
     a_ND = a_ND.astype(dtype)
 
@@ -82,6 +93,9 @@ def selective_scan(
     def read(h, inputs):
         return jnp.einsum("tbnd,tbn->tbd", h, inputs[3])
 
+    # A reader that is not finite would turn a gradient of 0 into NaN for all earlier tokens.
+    readable_BTx = jnp.all(jnp.isfinite(c_BTN), axis=-1, keepdims=True)
+    c_BTN = jnp.where(readable_BTx, c_BTN, 0)
     inputs = tuple(x.astype(dtype) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
     state = _initial(initial_state, (batch, width, channels), dtype)
 
@@ -90,7 +104,7 @@ def selective_scan(
 
     options = (segment_ids_BT, direction, form, chunk_size)
     y, state = _run(expand, read, product, inputs, state, *options)
-    return y.astype(x_BTD.dtype), state
+    return jnp.where(readable_BTx, y, jnp.nan).astype(x_BTD.dtype), state
 
 
 def diagonal_scan(
@@ -111,9 +125,15 @@ def diagonal_scan(
 
     The other arguments are those of `selective_scan`.
     """
-    batch, _, width = b_BTN.shape
-    if a.shape not in ((width,), b_BTN.shape):
-        raise ValueError(f"a is {a.shape}, neither {(width,)} nor {b_BTN.shape}")
+    sizes = checks.arrays(b_BTN=b_BTN, kind=jnp.inexact)
+    batch, width = sizes["B"], sizes["N"]
+    checks.arrays(
+        sizes,
+        a=(a, "N" if jnp.ndim(a) == 1 else "BTN"),
+        initial_state=(initial_state, "BN"),
+        kind=jnp.inexact,
+    )
+    _check(sizes, segment_ids_BT, direction, form, chunk_size)
     dtype = accumulation_dtype(b_BTN, a)
     a = a.astype(dtype)
     inputs = (b_BTN.astype(dtype),) if a.ndim == 1 else (b_BTN.astype(dtype), a)
@@ -158,11 +178,14 @@ _decays.defvjp(_decays_forward, _decays_backward)
 
 
 def _initial(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    if state is None:
-        return jnp.zeros(shape, dtype)
-    if state.shape != shape:
-        raise ValueError(f"initial_state is {state.shape}, not {shape}")
-    return state.astype(dtype)
+    return jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
+
+
+def _check(sizes, segment_ids_BT, direction, form, chunk_size):
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.choice("form", form, FORMS)
+    checks.chunk_size(chunk_size)
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
 
 
 def _run(
@@ -181,11 +204,10 @@ def _run(
     Both functions work at each token by itself, so the forms choose how many they expand at once.
     product(inputs) is that of all a_t, for a sequence that is spread over devices.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-    time = inputs[0].shape[1]
+    batch, time = inputs[0].shape[:2]
+    if 0 in (batch, time):
+        y = jax.eval_shape(read, jnp.zeros((time, *state.shape), state.dtype), _time_first(inputs))
+        return jnp.zeros((batch, time, *y.shape[2:]), y.dtype), state
     if form == "auto":
         form = "recurrent" if time == 1 else "chunk"
     if direction == "anticausal":
@@ -200,9 +222,15 @@ def _run(
             segment_ids_BT,
             reverse,
         )
-    y, state = _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state)
+    with checks.no_forward_mode(f"form {form!r}", "it has all derivatives in reverse mode"):
+        y, state = _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state)
     state = sequence_parallel.of_last(state, reverse=reverse)
+    y = opaque(y)
     return (jnp.flip(y, 1) if reverse else y), state
+
+
+def _time_first(arrays):
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), arrays)
 
 
 def _entering(run, product, state, segment_ids_BT, reverse):
@@ -216,32 +244,30 @@ def _entering(run, product, state, segment_ids_BT, reverse):
 
 def _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state):
     time = inputs[0].shape[1]
-    keep_BT = jnp.ones(inputs[0].shape[:2], bool)
-    if segment_ids_BT is not None:
-        keep_BT = ~segments.starts(segment_ids_BT)
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, keep_BT))
+    starts_BT = None if segment_ids_BT is None else segments.starts(segment_ids_BT)
+    tokens = _time_first((inputs, starts_BT))
 
-    def several(state, tokens, states):
+    def several(state, tokens, scan):
         """Any number of tokens, with all their states at once."""
-        inputs, keep = tokens
+        inputs, starts = tokens
         a, b = expand(inputs)
-        a = jnp.where(keep.reshape(*keep.shape, *[1] * (a.ndim - 2)), a, 0)
-        h = states(a, b, state)
+        if starts is not None:
+            a = jnp.where(starts.reshape(*starts.shape, *[1] * (a.ndim - 2)), 0, a)
+        h = _states(scan, a, b, state)
         return h[-1], read(h, inputs)
 
     if form == "associative":
         state, y = several(state, tokens, _associative)
     elif form == "recurrent":
-        one = functools.partial(several, states=lambda a, b, h: a * h + b)
 
         def step(state, token):
-            state, y = one(state, jax.tree.map(lambda x: x[None], token))
+            state, y = several(state, jax.tree.map(lambda x: x[None], token), _single)
             return state, y[0]
 
         state, y = lax.scan(step, state, tokens)
     else:
         chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
-        body = jax.checkpoint(functools.partial(several, states=_stepwise))
+        body = jax.checkpoint(functools.partial(several, scan=_stepwise))
         whole = time // chunk * chunk
         chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), tokens)
         state, y = lax.scan(body, state, chunks)
@@ -252,39 +278,54 @@ def _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state):
     return jnp.moveaxis(y, 0, 1), state
 
 
+def _product(a: Array, h: Array) -> Array:
+    """a h, and 0 where either is 0, also where the other one is NaN and forgotten or unused."""
+    return jnp.where((a == 0) | (h == 0), 0, a * h)
+
+
+def _single(a: Array, b: Array, state: Array) -> Array:
+    """The state of one token (1, ...)."""
+    return _product(a, state) + b
+
+
 def _associative(a: Array, b: Array, state: Array) -> Array:
     """All states (T, ...); the initial state enters the first map."""
-    b = b.at[0].add(a[0] * state)
+    b = b.at[0].add(_product(a[0], state))
 
     def compose(earlier, later):
-        return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+        return _product(later[0], earlier[0]), _product(later[0], earlier[1]) + later[1]
 
     return lax.associative_scan(compose, (a, b))[1]
 
 
-@jax.custom_vjp
 def _stepwise(a: Array, b: Array, state: Array) -> Array:
     """All states (T, ...), one after the other."""
 
     def step(h, token):
-        h = token[0] * h + token[1]
+        h = _product(token[0], h) + token[1]
         return h, h
 
     return lax.scan(step, state, (a, b))[1]
 
 
-def _stepwise_forward(a, b, state):
-    h = _stepwise(a, b, state)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _states(scan: Callable[..., Array], a: Array, b: Array, state: Array) -> Array:
+    """All states (T, ...) by one of the scans above, which is also that of the backward pass."""
+    return scan(a, b, state)
+
+
+def _states_forward(scan, a, b, state):
+    h = scan(a, b, state)
     return h, (a, h, state)
 
 
-def _stepwise_backward(residuals, dh):
+def _states_backward(scan, residuals, dh):
     """db_t = dh_t + a_{t+1} db_{t+1}, the same recurrence backwards, and da_t = db_t h_{t-1}."""
     a, h, state = residuals
     following = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
-    db = jnp.flip(_stepwise(jnp.flip(following, 0), jnp.flip(dh, 0), jnp.zeros_like(state)), 0)
+    db = jnp.flip(scan(jnp.flip(following, 0), jnp.flip(dh, 0), jnp.zeros_like(state)), 0)
     before = jnp.concatenate([state[None], h[:-1]])
-    return db * before, db, a[0] * db[0]
+    return _product(db, before), db, _product(a[0], db[0])
 
 
-_stepwise.defvjp(_stepwise_forward, _stepwise_backward)
+_states.defvjp(_states_forward, _states_backward)

@@ -10,11 +10,14 @@ with sums over the keys that query t is allowed to see.  Three forms of one func
   O(n^2) Memory"); the backward pass recomputes the scores from the log-sum-exp of each query (Dao
   et al. 2022, "FlashAttention", algorithms 1 and 4).
 - `fused` is cuDNN's FlashAttention kernel, on NVIDIA GPUs.
+
+A key or value that is not finite makes NaN the outputs of the queries that see it, and changes no
+other output and no gradient of one.  `fused` promises nothing of the kind.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
+from linear_transformer.ops.non_finite import contained, finite_tokens, keep, spoil
 from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
 
 Direction = Literal["causal", "bidirectional"]
@@ -76,8 +80,8 @@ def softmax_attention(
     """Softmax attention, computed exactly.
 
     Scores, softmax statistics and sums are fp32 (fp64 for fp64 inputs); the matrix products read
-    their operands in the dtype of the inputs.  A query that may see no key at all gets 0, and all
-    gradients through it are 0.
+    their operands in the result type of q, k and v.  A query that may see no key at all gets 0, and
+    all gradients through it are 0.
 
     Args:
       q_BTHK, k_BSHK, v_BSHV: queries, keys, values; V may differ from K.
@@ -85,9 +89,12 @@ def softmax_attention(
         it sees them all.
       scale: factor on the scores, positive; K**-0.5 if None.
       window: causal only: a query sees the keys at its own position and the `window - 1` before.
-      segment_ids_BT: queries and keys of different segments never meet.
-      key_segment_ids_BS: segments of the keys; `segment_ids_BT` if None.
-      key_mask_BS: False drops the key exactly.
+      segment_ids_BT: queries and keys of different segments never meet.  A segment is a run of
+        equal ids along T.
+      key_segment_ids_BS: for keys that are not those of the queries: a query sees the keys of equal
+        ids, in whatever order they stand.  Where ids return, number their runs
+        (`segments.run_index`).
+      key_mask_BS: False drops the key exactly, whatever it holds.
       query_positions_BT: what causality and the window refer to; 0, 1, 2, ... if None.
       key_positions_BS: the same for the keys, in any order, as in a KV cache.  A key at a negative
         position is an empty slot, and is never seen.
@@ -99,47 +106,49 @@ def softmax_attention(
       o_BTHV, in the dtype of v.
 
     Raises:
-      ValueError: shapes that do not fit, a window or scale out of range, causal T != S without
-        positions, or a form that is unknown or does not cover this call.
+      ValueError: an argument is of a wrong type, shape or value, causal T != S has no positions, or
+        the form does not cover this call.
     """
-    if sequence_parallel.shards() > 1 and query_positions_BT is None:
-        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)
-        if key_segment_ids_BS is None:
-            keys = (k_BSHK, v_BSHV, segment_ids_BT, key_mask_BS)
-        queries_T = sequence_parallel.offset(q_BTHK.shape[1]) + jnp.arange(q_BTHK.shape[1])
-        keys, keys_S = sequence_parallel.keys_in_reach(keys, window)
-        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
-        query_positions_BT, key_positions_BS = (
-            jnp.tile(places, (len(q_BTHK), 1)) for places in (queries_T, keys_S)
-        )
-    (B, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
+    checks.choice("direction", direction, get_args(Direction))
+    checks.choice("form", form, get_args(Form))
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    checks.tokens(
+        sizes,
+        segment_ids_BT=segment_ids_BT,
+        key_segment_ids_BS=key_segment_ids_BS,
+        key_mask_BS=key_mask_BS,
+        query_positions_BT=query_positions_BT,
+        key_positions_BS=key_positions_BS,
+    )
+    B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None
     scale = K**-0.5 if scale is None else float(scale)
-    if key_segment_ids_BS is None:
-        key_segment_ids_BS = segment_ids_BT
-    shapes = f"q {q_BTHK.shape}, k {k_BSHK.shape}, v {v_BSHV.shape} are not BTHK, BSHK, BSHV"
+    packed, keys_packed = segment_ids_BT is not None, key_segment_ids_BS is not None
     for wrong, message in (
-        (k_BSHK.shape != (B, S, H, K) or v_BSHV.shape[:3] != (B, S, H), shapes),
-        (direction not in ("causal", "bidirectional"), f"no direction {direction!r}"),
         (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
         (not scale > 0, f"{scale=} is not positive"),
         (block_size is not None and block_size < 1, f"{block_size=} is not positive"),
         (causal and ordered and T != S, f"causal with {T=} != {S=} needs positions"),
-        (form not in ("auto", "parallel", "blockwise", "fused"), f"no form {form!r}"),
-        (segment_ids_BT is None and key_segment_ids_BS is not None, "segment_ids_BT is missing"),
+        (keys_packed and not packed, "segment_ids_BT is missing"),
+        (packed and not keys_packed and T != S, f"key_segment_ids_BS is missing, {T=} != {S=}"),
     ):
         if wrong:
             raise ValueError(f"softmax_attention: {message}.")
-    for name, array, shape in (
-        ("segment_ids_BT", segment_ids_BT, (B, T)),
-        ("key_segment_ids_BS", key_segment_ids_BS, (B, S)),
-        ("key_mask_BS", key_mask_BS, (B, S)),
-        ("query_positions_BT", query_positions_BT, (B, T)),
-        ("key_positions_BS", key_positions_BS, (B, S)),
-    ):
-        if array is not None and array.shape != shape:
-            raise ValueError(f"softmax_attention: {name} has shape {array.shape}, not {shape}.")
+    if 0 in (B, T, S):  # no rows, no queries, or no keys that one could see
+        return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
+    if packed and not keys_packed:
+        segment_ids_BT = key_segment_ids_BS = sequence_parallel.run_index(segment_ids_BT)
+    if sequence_parallel.shards() > 1 and query_positions_BT is None:
+        ordered = False
+        queries_T = sequence_parallel.places(T)
+        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)
+        keys, keys_S = sequence_parallel.keys_in_reach(keys, window)
+        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
+        S = len(keys_S)
+        query_positions_BT, key_positions_BS = (
+            jnp.tile(places, (B, 1)) for places in (queries_T, keys_S)
+        )
 
     # Tags say who sees whom: positions, then segments if any.  A key at -1 does not exist.
     if query_positions_BT is None:
@@ -160,10 +169,14 @@ def softmax_attention(
     if form == "auto":
         short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear as it is.
         form = "fused" if covered else "parallel" if short else "blockwise"
+    dtype = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
+    arrays = tuple(x.astype(dtype) for x in (q_BTHK, k_BSHK, v_BSHV))
     if form == "parallel":
-        return _parallel(q_BTHK, k_BSHK, v_BSHV, tags, spec)
+        return _parallel(*arrays, tags, spec).astype(v_BSHV.dtype)
     if form == "blockwise":
-        return _blockwise(*_vary_alike((q_BTHK, k_BSHK, v_BSHV, tags)), spec)
+        has = "it has one derivative, in reverse mode; form 'parallel' has all in any mode"
+        with checks.no_forward_mode("form 'blockwise'", has):
+            return _blockwise(*_vary_alike((*arrays, tags)), spec).astype(v_BSHV.dtype)
     if not covered:
         needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
@@ -198,10 +211,14 @@ def _allowed(tags: _Tags, spec: _Spec) -> Array:
 def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _Spec) -> Array:
     dtype = _accumulator_dtype(q_BTHK, k_BSHK, v_BSHV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
+    allowed_BxST = visible_BTS = None
     if spec.causal or spec.masked:
         queries = tuple(x.transpose(0, 2, 3, 1) for x in tags.queries)
         allowed_BxST = _allowed(_Tags(queries, tuple(x.swapaxes(1, 2) for x in tags.keys)), spec)
+        visible_BTS = allowed_BxST[:, 0].swapaxes(1, 2)
+    q_BTHK, k_BSHK, v_BSHV, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
+    scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
+    if allowed_BxST is not None:
         scores_BHST = jnp.where(allowed_BxST, scores_BHST, -jnp.inf)
     # The shift cancels in the quotient, so no gradient flows through it.  It is finite even where
     # every score is -inf, which makes those rows exp(-inf) = 0 rather than exp(nan).
@@ -211,7 +228,7 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _S
     sum_BHT = jnp.sum(weights_BHST, 2)
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
     o_BTHV = einsum("bhst,bshv->bthv", weights_BHST.astype(v_BSHV.dtype), v_BSHV)
-    return (o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
+    return spoil(spoiled_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
 
 
 # --- The blockwise form -------------------------------------------------------------------------
@@ -313,6 +330,9 @@ class _Grid:
 def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: bool) -> Any:
     """o_BTHV and the log-sum-exp of the scores of each query, lse_NBHxC."""
     dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
+    # A score of NaN is masked exactly, which a value of NaN is not: its weight of 0 would not do.
+    finite_BS = finite_tokens(k, v)
+    q, k, v = spoil(~finite_tokens(q), q), spoil(~finite_BS, k), keep(finite_BS, v)
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
     k_NBHDK = _cut(k, grid.keys, transpose=False)
     vT_NBHVD = _cut(v, grid.keys, transpose=True)
@@ -348,8 +368,13 @@ def _backward(residuals: Any, do: Array, *, spec: _Spec, cpu: bool) -> Any:
     """The gradients of q, k, v."""
     q, k, v, tags, o, lse_NBHxC = residuals
     dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
+    # No gradient passes through the outputs that are NaN, nor through what made them so.
+    spoiled_NBHxC = jnp.isnan(lse_NBHxC)
+    lse_NBHxC = jnp.where(spoiled_NBHxC, jnp.inf, lse_NBHxC)
+    finite_BS = finite_tokens(k, v)
+    q, k, v = keep(finite_tokens(q), q), keep(finite_BS, k), keep(finite_BS, v)
     delta = jnp.sum(o.astype(dtype) * do.astype(dtype), 3, keepdims=True)
-    delta_NBHxC = _cut(delta, grid.queries, transpose=True)
+    delta_NBHxC = jnp.where(spoiled_NBHxC, 0, _cut(delta, grid.queries, transpose=True))
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
     doT_NBHVC = _cut(do, grid.queries, transpose=True)
     k_NBHDK = _cut(k, grid.keys, transpose=False)

@@ -183,7 +183,7 @@ def test_gradients():
         ({"chunking": "fixed"}, "chunking is 'fixed'"),
         ({"direction": "left"}, "direction is 'left'"),
         ({"direction": "bidirectional"}, "needs 'sorted'"),
-        ({"chunk_size": 0}, "do not fit"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
     ],
 )
 def test_misuse_names_the_argument(options, message):

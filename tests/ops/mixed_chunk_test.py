@@ -121,10 +121,11 @@ def test_gradients():
     ("change", "message"),
     [
         ({"direction": "left"}, "direction is 'left'"),
-        ({"chunk_size": 3}, "chunk_size is 3"),
+        ({"chunk_size": 3}, "bias_E is"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
         (
             {"state": MixedChunkState.zeros(B, 4, K, V + 1, jnp.dtype("float32"))},
-            "does not fit",
+            "state.sums is",
         ),
     ],
 )

@@ -331,7 +331,7 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         q, k, v, _ = make_inputs(4, 5)
         with self.assertRaisesRegex(ValueError, "needs positions"):
             inspect.unwrap(softmax_attention)(q, k, v)
-        with self.assertRaisesRegex(ValueError, "not BTHK"):
+        with self.assertRaisesRegex(ValueError, "v_BSHV is"):
             inspect.unwrap(softmax_attention)(q, k, v[:, :4])
 
     @pytest.mark.slow
