@@ -30,6 +30,7 @@ RESUMABLE_KEYS = (
     "sample",
     "mesh",
     "beam_width",
+    "optimizer.schedule_steps",  # `training.folder` compares where schedules end
 )
 
 
@@ -192,7 +193,9 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in RESUMABLE_KEYS
+        if before.get(key) != now.get(key)
+        and key.split(".")[0] not in RESUMABLE_KEYS
+        and key not in RESUMABLE_KEYS
     ]
     if changed:
         key = changed[0]

@@ -4,12 +4,14 @@ Nothing is guessed: a process is alone unless a flag says otherwise. Every proce
 program on its own devices and rows; process 0 alone writes files and prints.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -34,6 +36,8 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this process, from 0.", lower_bound=0
 )
 
+_Result = TypeVar("_Result")
+
 HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is lost, and ends the others
 _JOIN_SECONDS = 300
 _LAST_WORDS_SECONDS = 5  # for the other processes to say what went wrong with them
@@ -51,7 +55,8 @@ def initialize() -> None:
     process is lost, XLA ends the others within HEARTBEAT_SECONDS, with a message and status 134.
 
     Raises:
-      ConfigError: flags that do not go together, or no environment to read.
+      ConfigError: flags that do not go together, or no environment to read; or processes were
+        started with different flags.
     """
     names = (_COORDINATOR.name, _NUM_PROCESSES.name, _PROCESS_ID.name)
     values = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -72,13 +77,16 @@ def initialize() -> None:
     if not (auto or given):
         return
     print(f"{'processes:':12} waiting for all of them, at most {_JOIN_SECONDS} s", flush=True)
+    # JAX's own handler of SIGTERM waits for a step, and there may never be one (`training.stop`).
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            *values,
-            initialization_timeout=_JOIN_SECONDS,
-            cluster_detection_method=None if auto else "deactivate",
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        with _default_sigint():
+            jax.distributed.initialize(
+                *values,
+                initialization_timeout=_JOIN_SECONDS,
+                cluster_detection_method=None if auto else "deactivate",
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except ValueError as error:  # nothing has been started yet
         raise ConfigError(
             "--distributed=auto: there is no TPU slice, Slurm or Open MPI here; give "
@@ -88,6 +96,31 @@ def initialize() -> None:
         raise ConfigError(f"--coordinator_address={values[0]}: {_first_line(error)}") from error
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    agree({f"--{name}": value for name, value in _given_flags().items()})
+
+
+@contextlib.contextmanager
+def _default_sigint() -> Iterator[None]:
+    """Ctrl-C ends the process while it is in C++, where Python's handler would not run."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _given_flags() -> dict[str, str]:
+    """What this program's command line says, as text; who the process is left out.
+
+    The config is not in it: `training.agreement` compares its values.
+    """
+    return {
+        name: str(flags.FLAGS[name].value)
+        for name in flags.FLAGS
+        if flags.FLAGS[name].present
+        and name not in (_PROCESS_ID.name, "profile")  # process 0's own
+        and name.partition(".")[0] != "config"
+    }
 
 
 def check_joined() -> None:
@@ -131,6 +164,44 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
+def agree(facts: Mapping[str, Any]) -> None:
+    """Raises a ConfigError in every process where they differ in a fact; the line names it.
+
+    Args:
+      facts: values of JSON by name; every process calls this at the same point.
+    """
+    texts = gather(texts_of(facts))
+    for name in sorted(set().union(*texts)):
+        for process, other in enumerate(texts):
+            here, there = texts[0].get(name, "missing"), other.get(name, "missing")
+            if here != there:
+                raise ConfigError(
+                    f"{name} is {here} in process 0 and {there} in process {process}; "
+                    "start all processes alike"
+                )
+
+
+def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """In which equal values are equal, NaN included."""
+    return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+
+
+def run_together(function: Callable[[], _Result]) -> _Result:
+    """Runs it in every process; a UserError in one of them is one in every process."""
+    result = error = None
+    try:
+        result = function()
+    except UserError as caught:
+        error = caught
+    messages = gather(error and str(error))
+    if error is not None:
+        raise error
+    for process, message in enumerate(messages):
+        if message is not None:
+            raise ConfigError(f"process {process}: {message}")
+    return result
+
+
 def run_on_first(function: Callable[[], None]) -> None:
     """Runs it in process 0 alone; a UserError there is one in every process."""
     error = None
@@ -142,14 +213,6 @@ def run_on_first(function: Callable[[], None]) -> None:
     message = gather(error and str(error))[0]
     if message is not None:
         raise error or ConfigError(message)
-
-
-def stop_requested(step: int) -> bool:
-    """Whether any process got SIGTERM; all of them learn it at the same step.
-
-    Call it in every process at every step, with several processes: JAX then handles the signal.
-    """
-    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def whole(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """Where numbers come from: machine, versions, command, date and commit."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,17 +17,42 @@ import jax
 from etils import epath
 
 FILE = "environment.json"  # in the folder of a run
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "pytorch-fast-transformers")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "torch",
+    "pytorch-fast-transformers",
+)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sources() -> str:
+    """SHA-256 of this package's Python files, whether committed or not."""
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def describe() -> dict[str, Any]:
     """What a reader has to know to make a number again."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     orig = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
     return {
         "command": shlex.join(orig),
@@ -37,7 +63,8 @@ def describe() -> dict[str, Any]:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },
         "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
-        "versions": versions,
+        "versions": versions(),
+        "sources": sources(),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

@@ -1,7 +1,6 @@
 """What eval.py does: load a run from its folder, evaluate it, sample from it."""
 
 import dataclasses
-import json
 import time
 from typing import Any
 
@@ -12,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from linear_transformer import configuration, distributed
+from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.folder import check_data, write_json
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
 
@@ -36,10 +37,12 @@ class Run:
         """Reads config.json and the newest checkpoint.
 
         Raises:
-          ConfigError: there is no run, or no checkpoint that can be read.
+          ConfigError: there is no run, or no checkpoint that can be read; or the data are not those
+            that it was trained on.
         """
         config = configuration.load(workdir)
         task = make_task(config)
+        check_data(workdir, config, fingerprints(config.data, task))
         optimizer = make_optimizer(
             configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
         )
@@ -61,7 +64,11 @@ class Run:
 
 
 def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
-    """Prints a table and writes `eval-<split>.json`; every token is counted exactly once."""
+    """Prints a table and writes `eval-<split>.json`; every token is counted exactly once.
+
+    Raises:
+      RunError: the file can't be written; the table has been printed.
+    """
     began = time.perf_counter()
     metrics = run.task.evaluate(run.graphdef, run.parameters, split)
     note = None
@@ -72,10 +79,6 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
         except ConfigError as error:
             note = str(error)
     seconds = time.perf_counter() - began
-    record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
-    if distributed.is_first():
-        (run.workdir / f"eval-{split}.json").write_text(json.dumps(record, indent=2))
-
     table = Table(title=f"{run.workdir}, step {run.step}, {split} split")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -85,6 +88,15 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
     console.print(table)
     if note is not None:
         console.print(f"not run: {note}", soft_wrap=True)
+    if distributed.is_first():
+        path = run.workdir / f"eval-{split}.json"
+        record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise configuration.RunError(
+                f"{path}: cannot be written ({error.strerror}); the numbers above are complete"
+            ) from error
     return metrics
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: model, optimizer, step and data position as one Orbax checkpoint.
 
-Orbax notices a missing file but not every changed bit, so each checkpoint gets a list of checksums.
+Orbax notices a missing file but not every changed bit, so each checkpoint has a list of checksums.
+The list is what makes it a checkpoint: it comes last, when every file is on the disk, and a folder
+without it is what a kill left behind.  Older checkpoints go only after that.
 """
 
 import json
@@ -14,6 +16,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from linear_transformer import distributed
+from linear_transformer.configuration import RunError
 from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.state import TrainState
@@ -35,28 +38,37 @@ class Checkpoints:
         Raises:
           ConfigError: the folder can't be written.
         """
+        self._keep = keep
         self._unreadable: list[int] = []
         directory = workdir / "checkpoints"
         if "://" not in str(directory):  # Orbax takes absolute paths only
             directory = epath.Path(os.path.abspath(directory))
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                directory,
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-                cleanup_tmp_directories=clean,
-            )
+            self._checkpointer = ocp.training.Checkpointer(directory, cleanup_tmp_directories=clean)
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be written ({error.strerror})") from error
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Writes synchronously: donated buffers must not change under the writer."""
-        while self._unreadable:  # as the newest ones they would crowd out those that can be read
-            self._checkpointer.delete(self._unreadable.pop(), missing_ok=True)
-        self._checkpointer.save_checkpointables(
-            step, {"state": state._asdict(), "progress": progress}, overwrite=True, force=True
-        )
-        if distributed.is_first():
-            _write_checksums(self._checkpointer.directory / str(step))
+        """Writes synchronously: donated buffers must not change under the writer.
+
+        Raises:
+          RunError: it can't be written; those before are as they were.
+        """
+        try:
+            while self._unreadable:  # they would be taken for the newest ones
+                self._checkpointer.delete(self._unreadable.pop(), missing_ok=True)
+            self._checkpointer.save_checkpointables(
+                step, {"state": state._asdict(), "progress": progress}, overwrite=True, force=True
+            )
+            if distributed.is_first():
+                _commit(self._checkpointer.directory / str(step))
+            for checkpoint in list(self._checkpointer.checkpoints)[: -self._keep]:
+                self._checkpointer.delete(checkpoint.step, missing_ok=True)
+        except Exception as error:  # OSError, or whatever the libraries make of it
+            raise RunError(
+                f"{self._checkpointer.directory}: the checkpoint of step {step} cannot be written "
+                f"({first_line(error)})"
+            ) from error
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None if there is none.
@@ -65,18 +77,18 @@ class Checkpoints:
           state: a state of the same shapes (arrays or `jax.ShapeDtypeStruct`).
 
         Raises:
-          ConfigError: there are checkpoints, but none can be read.
+          ConfigError: there are checkpoints that were written to their end, but none can be read.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
         )
-        found = list(self._checkpointer.checkpoints)
-        for checkpoint in reversed(found):
+        committed = saved_steps(self._checkpointer.directory)
+        for checkpoint in reversed(self._checkpointer.checkpoints):
             loaded = self._load(checkpoint, {"state": abstract, "progress": None})
             if loaded is not None:
                 return TrainState(**loaded["state"]), loaded["progress"]
             self._unreadable.append(checkpoint.step)
-        if found:
+        if committed:
             raise ConfigError(f"{self._checkpointer.directory}: no checkpoint can be read")
         return None
 
@@ -92,7 +104,7 @@ class Checkpoints:
             try:
                 loaded = step()
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
             reason = next(filter(None, distributed.gather(reason)), None)
             if reason is not None:
                 logging.warning(
@@ -107,18 +119,47 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def _write_checksums(folder: epath.Path) -> None:
-    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files_below(folder)}
+def saved_steps(directory: epath.Path) -> list[int]:
+    """The steps of the checkpoints that were written to their end; the folder need not exist."""
+    folders = directory.iterdir() if directory.exists() else ()
+    written = (path for path in folders if path.name.isdecimal() and (path / _CHECKSUMS).exists())
+    return sorted(int(path.name) for path in written)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _commit(folder: epath.Path) -> None:
+    """Brings every file to the disk, and then the list of their checksums."""
+    files = list(files_below(folder))
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    for path in [*files, *{path.parent for path in files}]:
+        _sync(path)
     partial = folder / f"{_CHECKSUMS}.part"
     partial.write_text(json.dumps(sums, indent=1))
+    _sync(partial)
     partial.replace(folder / _CHECKSUMS)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: epath.Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; a bucket does by itself."""
+    if "://" in str(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _verify(folder: epath.Path) -> None:
     """Raises unless every file is as it was written."""
     path = folder / _CHECKSUMS
-    if not path.exists():  # killed just before it was written: the checkpoint itself is whole
-        return
+    if not path.exists():
+        raise ValueError(f"no {_CHECKSUMS}: it was not written to its end")
     for name, checksum in json.loads(path.read_text()).items():
         if _checksum(folder / name) != checksum:
             raise ValueError(f"{folder / name} is damaged")

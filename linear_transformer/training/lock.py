@@ -1,10 +1,12 @@
 """One training at a time in a folder."""
 
 import fcntl
+import os
 from typing import IO
 
 from etils import epath
 
+from linear_transformer.configuration import RunError
 from linear_transformer.errors import ConfigError
 
 
@@ -46,6 +48,17 @@ class FolderLock:
             raise ConfigError(
                 f"--workdir={self._workdir}: another training is running there"
             ) from error
+
+    def check(self) -> None:
+        """Raises a RunError where the folder was removed, moved or replaced since `acquire`."""
+        if self._file is None:
+            return
+        try:
+            found = os.stat(self._workdir / "lock")
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, os.fstat(self._file.fileno())):
+            raise RunError(f"--workdir={self._workdir}: the folder was removed or moved away")
 
     def release(self) -> None:
         if self._file is not None:

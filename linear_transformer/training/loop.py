@@ -1,7 +1,8 @@
 """The training loop: resume, step, log, evaluate, checkpoint, stop."""
 
-import signal
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,17 +13,23 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import accelerators, configuration, distributed, environment
+from linear_transformer import configuration, distributed
+from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import Task, make_task
-from linear_transformer.training import sharding
+from linear_transformer.training import agreement, sharding
 from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.folder import open_folder
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.speed import Speed
 from linear_transformer.training.state import TrainState, init_state, make_train_step
+from linear_transformer.training.stop import NOTHING_UNSAVED, Interrupted, Stop
 from linear_transformer.training.tracer import Tracer
+
+_LONG_SECONDS = 10  # an evaluation that takes longer does not begin with steps that are not saved
 
 
 class NonFiniteLossError(configuration.RunError):
@@ -39,34 +46,48 @@ def train(
 ) -> TrainState:
     """Trains to `config.num_steps` from the newest checkpoint in `workdir`, or from the start.
 
-    SIGTERM saves a checkpoint and returns early. The state returned is that of the last step.
-    Several processes all call it; process 0 writes, and the tracer is its own.
+    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. The state returned is that of the
+    last step. Several processes all call it; process 0 writes, and the tracer is its own.
 
     Raises:
-      UserError: a mistake in config, data or folder, before anything is compiled.
+      UserError: a mistake in config, data or folder, before anything is compiled; or processes
+        that were started differently.
       NonFiniteLossError: names the step.
+      RunError: the folder can't be written any more.
+      Interrupted: a signal came where nothing is unsaved; it is a SystemExit of status 0.
     """
-    check(config)
-    distributed.check_joined()
     lock = FolderLock(workdir)
-    try:
-        return _train(config, workdir, lock, tracer)
-    finally:
-        lock.release()
+    with Stop() as stop:
+        try:
+            return _train(config, workdir, lock, tracer, stop)
+        except Interrupted:
+            print(f"{stop.received}: {NOTHING_UNSAVED}", flush=True)
+            raise
+        finally:
+            lock.release()
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock, tracer: Tracer | None
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    lock: FolderLock,
+    tracer: Tracer | None,
+    stop: Stop,
 ) -> TrainState:
     started = time.perf_counter()
+    distributed.check_joined()
+    if distributed.has_others():
+        distributed.agree(agreement.facts(config, workdir))
+    check(config)
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
     mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
-    task = make_task(config)
+    task, found = distributed.run_together(lambda: _load(config))
+    distributed.agree(found)
     sharding.require_sequences(mesh_config, task)
     data = iter(task.training_data(*sharding.readers(mesh)))
-    distributed.run_on_first(lambda: _open_folder(config, workdir, lock))
+    distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
     _check_shared(workdir)
 
     model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
@@ -81,10 +102,13 @@ def _train(
     )
 
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
+    print(f"{'compiling:':12} the initial state", flush=True)
     state = init_state(task.make_model, optimizer, mesh=mesh, **options)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    loop = _Loop(config, workdir, task, graphdef, data, checkpoints, mesh, tracer)
-    loop.peak_rate = _peak_rate(task.flops_per_example(model) * config.data.batch_size, mesh)
+    speed = Speed(config, task.flops_per_example(model) * config.data.batch_size, mesh)
+    loop = _Loop(
+        config, workdir, task, graphdef, data, checkpoints, mesh, tracer, stop, lock, speed
+    )
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -144,23 +168,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _peak_rate(flops: int, mesh: Mesh) -> float | None:
-    """Steps per second with all arithmetic at the devices' peak; None where it is not known.
-
-    The rate over it is the model FLOPs utilization (MFU; Chowdhery et al. 2022, PaLM, appendix B):
-    what the model needs, three forward passes, counts, and no recomputation.
-
-    Args:
-      flops: of a forward pass of the batch.
-    """
-    accelerator = accelerators.find(mesh.devices.flat[0].device_kind)
-    return None if accelerator is None else mesh.size * accelerator.flops / (3 * flops)
-
-
-def _open_folder(config: ml_collections.ConfigDict, workdir: epath.Path, lock: FolderLock) -> None:
-    lock.acquire()
-    configuration.save(config, workdir)
-    environment.save(workdir / environment.FILE)
+def _load(config: ml_collections.ConfigDict) -> tuple[Task, dict[str, str]]:
+    """The task, and fingerprints of its data."""
+    task = make_task(config)
+    return task, fingerprints(config.data, task)
 
 
 def _check_shared(workdir: epath.Path) -> None:
@@ -186,6 +197,9 @@ class _Loop:
         checkpoints: Checkpoints,
         mesh: Mesh,
         tracer: Tracer | None,
+        stop: Stop,
+        lock: FolderLock,
+        speed: Speed,
     ):
         self.config = config
         self.workdir = workdir
@@ -195,14 +209,17 @@ class _Loop:
         self.checkpoints = checkpoints
         self.mesh = mesh
         self.tracer = tracer if distributed.is_first() else None
-        self.step = 0
+        self.step = self.saved = 0
         self.sums: dict[str, list[float]] = {}  # since the last log line
+        self.pending = None  # metrics of the step before, fetched when the next one is under way
         self.writer: MetricWriter | None = None
-        self.terminated = False
-        self.peak_rate: float | None = None  # steps per second at the devices' peak
+        self.stop = stop
+        self.lock = lock
+        self.speed = speed
+        self.evaluation_seconds = float("inf")  # of the last one; the first one compiles
 
     def resume(self, progress: dict[str, Any]) -> None:
-        self.step = progress["step"]
+        self.step = self.saved = progress["step"]
         self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
         states = progress["data"]  # of the iterators of all parts of the rows
         if isinstance(states, dict):  # saved before there could be several
@@ -216,60 +233,79 @@ class _Loop:
     def run(self, state: TrainState, step_fn) -> TrainState:
         config = self.config
         if distributed.is_first():
-            self.writer = MetricWriter(self.workdir, self.step)
-        together = jax.process_count() > 1
-        previous = None if together else signal.signal(signal.SIGTERM, self._terminate)
-        saved = self.step
-        self._window_started, self._window_steps = time.perf_counter(), 0
-        pending = None  # metrics of the step before, fetched when the next one is under way
-        try:
-            while self.step < config.num_steps and not self.terminated:
-                if self.tracer is not None:
-                    self.tracer.at(self.step, state)
-                batch = next(self.data)
-                if self.mesh.size > 1:
-                    batch = sharding.put_batch(self.mesh, batch, self.task.sequences)
-                annotation = jax.profiler.StepTraceAnnotation("train", step_num=self.step)
-                with annotation, jax.set_mesh(self.mesh):
+            with self._writing():
+                self.writer = MetricWriter(self.workdir, self.step)
+        self._evaluate_if_missed(state)
+        compiled = stopped = False
+        while self.step < config.num_steps and not stopped:
+            if self.tracer is not None:
+                self.tracer.at(self.step, state)
+            batch = self._next_batch()
+            if batch is None:
+                stopped = True
+                break
+            annotation = jax.profiler.StepTraceAnnotation("train", step_num=self.step)
+            with annotation, jax.set_mesh(self.mesh):
+                if compiled:
                     state, metrics = step_fn(state, batch)
-                if pending is not None:
-                    self._collect(*pending)
-                self.step += 1
-                if together and distributed.stop_requested(self.step):
-                    self.terminated = True
-                pending = (self.step, metrics)
-                last = self.step == config.num_steps
-                if self.step % config.log_every == 0 or last:
-                    self._collect(*pending)
-                    pending = None
-                    self._log()
-                if self.step % config.eval_every == 0 and not last:
-                    self._evaluate(state, config.eval_batches)
-                if self.step % config.checkpoint_every == 0 or last:
-                    if pending is not None:
-                        self._collect(*pending)
-                        pending = None
-                    self._save(state)
-                    saved = self.step
-            if pending is not None:
-                self._collect(*pending)
-            if self.terminated and saved != self.step:
+                else:
+                    state, metrics = self._compile(step_fn, state, batch)
+                    compiled = True
+            self._settle()
+            self.step += 1
+            self.pending = (self.step, metrics)
+            last = self.step == config.num_steps
+            if self.step % config.log_every == 0 or last:
+                self._settle()
+                self._log()
+            stopped = not last and self.stop.requested()
+            if self.step % config.eval_every == 0 and not (last or stopped):
+                self._evaluate_and_go_on(state)
+            if self.step % config.checkpoint_every == 0 or last:
                 self._save(state)
-        finally:
-            if not together:
-                signal.signal(signal.SIGTERM, previous)
-        if self.terminated:
-            print(f"SIGTERM: saved step {self.step}; the same command goes on from there")
+        if stopped:
+            self._save(state)
+            print(
+                f"{self.stop.received}: saved step {self.step}; the same command goes on from there"
+            )
         return state
+
+    def _next_batch(self) -> Any:
+        """None where a signal came while the data took long."""
+        self.stop.reading(True)
+        try:
+            batch = next(self.data)
+        except Interrupted:
+            if self.step == self.saved:
+                raise
+            self.data = None  # where it stands is not known; a resume counts the steps
+            return None
+        finally:
+            self.stop.reading(False)
+        if self.mesh.size > 1:
+            batch = sharding.put_batch(self.mesh, batch, self.task.sequences)
+        return batch
+
+    def _compile(self, step_fn, state: TrainState, batch: Any):
+        """The first step of this start, whose time is the compiler's."""
+        print(f"{'compiling:':12} the training step", flush=True)
+        began = time.perf_counter()
+        state, metrics = jax.block_until_ready(step_fn(state, batch))
+        self.stop.unsaved()
+        self.speed.restart(steps=-1)
+        print(f"{'compiled:':12} in {time.perf_counter() - began:.1f} s", flush=True)
+        return state, metrics
 
     def finish(self, state: TrainState, seconds: float) -> None:
         """The last evaluation, the picture, and a summary."""
+        self.stop.nothing_unsaved()
         lines = [f"trained to step {self.step} in {seconds:.0f} s"]
         if self.config.final_evaluation:
             metrics = self._evaluate(state, None)
             lines.append(f"validation {_format(metrics)}")
         if distributed.is_first():
-            plot_loss(self.workdir, self.task.headline)
+            with self._writing():
+                plot_loss(self.workdir, self.task.headline)
         lines.append(f"saved in {self.workdir}: checkpoints/, metrics.jsonl, loss.png")
         if self.config.sample:
             sample = self.task.sample(self.graphdef, distributed.whole(state.evaluated))
@@ -284,9 +320,10 @@ class _Loop:
             self.writer.close()
         self.checkpoints.close()
 
-    def _terminate(self, signum, frame) -> None:
-        del signum, frame
-        self.terminated = True
+    def _settle(self) -> None:
+        if self.pending is not None:
+            self._collect(*self.pending)
+            self.pending = None
 
     def _collect(self, step: int, metrics) -> None:
         """Fetches the metrics of a step and adds them to the window."""
@@ -299,61 +336,97 @@ class _Loop:
             window = self.sums.setdefault(name, [0.0, 0.0])
             window[0] += float(total)
             window[1] += float(count)
-        self._window_steps += 1
+        self.speed.count()
 
     def _log(self) -> None:
-        now = time.perf_counter()
-        rate = self._window_steps / max(now - self._window_started, 1e-9)
-        unit = "tokens" if "sequence_length" in self.config.data else "examples"
-        speed = rate * self.config.data.batch_size * self.config.data.get("sequence_length", 1)
+        speeds, text = self.speed.report(self.config.num_steps - self.step)
+        self.speed.restart()
         values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
-        speeds = {"steps_per_second": rate, f"{unit}_per_second": speed}
-        if self.peak_rate is not None:
-            speeds["mfu"] = rate / self.peak_rate
+        self.sums = {}
         self._write("train", values | speeds)
-        eta = (self.config.num_steps - self.step) / rate
         headline = self.task.headline
         print(
-            f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}  "
-            f"{speed:,.0f} {unit}/s  "
-            + (f"MFU {100 * speeds['mfu']:.1f} %  " if "mfu" in speeds else "")
-            + f"ETA {_duration(eta)}",
+            f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}"
+            + text,
             flush=True,
         )
-        self.sums = {}
-        self._window_started, self._window_steps = now, 0
 
     def _write(self, split: str, values: dict[str, float]) -> None:
         if self.writer is not None:
-            self.writer.write(self.step, split, values)
+            with self._writing():
+                self.writer.write(self.step, split, values)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises a RunError where the folder is gone or can't be written."""
+        self.lock.check()
+        try:
+            yield
+        except OSError as error:
+            raise configuration.RunError(
+                f"{error.filename or self.workdir}: cannot be written ({error.strerror}) at step "
+                f"{self.step}; the newest checkpoint in {self.workdir} is of step {self.saved}"
+            ) from error
+
+    def _evaluate_if_missed(self, state: TrainState) -> None:
+        """At the start: a run that was ended between a checkpoint and its evaluation."""
+        writer = self.writer
+        missed = writer is not None and not writer.has(self.step, "validation")
+        due = self.step and self.step % self.config.eval_every == 0
+        if due and self.step < self.config.num_steps and distributed.gather(missed)[0]:
+            self._evaluate(state, self.config.eval_batches)
+
+    def _evaluate_and_go_on(self, state: TrainState) -> None:
+        """In the middle of training; steps are saved before an evaluation that takes long.
+
+        So a signal may end the process in the middle of it, compilation included.
+        """
+        seconds = distributed.gather(self.evaluation_seconds)[0]
+        if seconds <= _LONG_SECONDS:
+            self._evaluate(state, self.config.eval_batches)
+            return
+        self._save(state)
+        self.stop.nothing_unsaved()
+        self._evaluate(state, self.config.eval_batches)
+        self.stop.unsaved()
 
     def _evaluate(self, state: TrainState, max_batches: int | None) -> dict[str, float]:
         began = time.perf_counter()
+        first = self.evaluation_seconds == float("inf")
+        if first:
+            print(f"{'compiling:':12} the evaluation", flush=True)
         metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
+        self.evaluation_seconds = time.perf_counter() - began
+        if first:
+            print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)
         self._write("validation", metrics)
         print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
-        self._window_started += time.perf_counter() - began
+        self.speed.leave_out(self.evaluation_seconds)
         return metrics
 
     def _save(self, state: TrainState) -> None:
+        if self.saved == self.step:
+            return
         began = time.perf_counter()
+        self._settle()
+        self.stop.saving()
         if not _all_finite(state.parameters):
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )
         part, parts = sharding.readers(self.mesh)
-        states = dict(distributed.gather([part, self.data.get_state()]))
-        data = [states[part] for part in range(parts)]
+        position = None if self.data is None else self.data.get_state()
+        states = dict(distributed.gather([part, position]))
+        data = [] if None in states.values() else [states[part] for part in range(parts)]
         progress = {"step": self.step, "sums": self.sums, "data": data}
-        self.checkpoints.save(self.step, state, progress)
-        self._window_started += time.perf_counter() - began
+        with self._writing():
+            self.checkpoints.save(self.step, state, progress)
+            if self.writer is not None:
+                self.writer.flush()
+        self.saved = self.step
+        self.stop.unsaved()
+        self.speed.leave_out(time.perf_counter() - began)
 
 
 def _format(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,13 +1,17 @@
 """Metrics on their way out: JSON lines, TensorBoard, and a picture of the loss."""
 
+import contextlib
+import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from linear_transformer.pictures import save_figure
 
@@ -17,54 +21,116 @@ LN2 = math.log(2)
 class MetricWriter:
     """Writes `metrics.jsonl` and TensorBoard files of a run.
 
-    After a resume the lines of steps that will be computed again are dropped, so that the file
-    always holds one unbroken curve.
+    After a resume the lines of steps that will be computed again, and what is no record, move to
+    a file `metrics.1.jsonl`, or the next number that is free, so that `metrics.jsonl` always holds
+    one unbroken curve, and no line is lost.
     """
 
     def __init__(self, workdir: epath.Path, resumed_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._workdir = workdir
-        kept = [r for r in read_metrics(workdir) if r["step"] <= resumed_step]
-        self._rewrite(kept)
-        self._before = {(r["step"], r["split"]) for r in kept}
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        lines = _lines(self._path)
+        kept = [(line, r) for line, r in lines if r is not None and r["step"] <= resumed_step]
+        self._before = {(r["step"], r["split"]): line for line, r in kept}
+        others = {line for line, _ in lines} - {line for line, _ in kept}
+        if others:
+            self._move_aside(others)
+        elif lines:  # the last one may have lost its end
+            _write_lines(self._path, [line for line, _ in kept])
+        folder = workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not SummaryWriter: its thread would fail by itself, and then its queue waits for ever.
+        self._tensorboard = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add_event(resumed_step + 1, session_log=start)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        if (step, split) in self._before:  # the last evaluation, when a finished run starts again
-            records = read_metrics(self._workdir)
-            self._rewrite([r for r in records if (r["step"], r["split"]) != (step, split)])
+        """Adds a record; raises an OSError where it can't be written."""
         record = {"step": step, "split": split, "time": time.time(), **values}
+        before = self._before.pop((step, split), None)
+        if before is not None:  # the last evaluation, when a finished run starts again
+            if _untimed(json.loads(before)) == _untimed(record):
+                return
+            self._move_aside({before})
+        line = json.dumps(record) + "\n"
         if "://" in str(self._path):  # an object of a bucket can't be appended to
-            self._rewrite([*read_metrics(self._workdir), record])
+            self._path.write_text((self._path.read_text() if self._path.exists() else "") + line)
         else:
             with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(line)
         for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self._add_event(step, summary=summary.scalar(f"{split}/{name}", value))
+        if "://" not in str(self._path):
+            self._tensorboard.flush()
 
-    def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        partial = self._path.with_suffix(".jsonl.part")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-        partial.replace(self._path)
+    def has(self, step: int, split: str) -> bool:
+        """Whether the file had this record when it was opened."""
+        return (step, split) in self._before
+
+    def flush(self) -> None:
+        """Writes what a bucket gets only now and then."""
+        self._tensorboard.flush()
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+    def _move_aside(self, lines: set[str]) -> None:
+        """Takes these lines out; at no moment are they in neither file."""
+        numbers = (n for n in itertools.count(1) if not self._aside(n).exists())
+        aside = self._aside(next(numbers))
+        everything = [line for line, _ in _lines(self._path)]
+        moved = [line for line in everything if line in lines]
+        _write_lines(aside, moved)
+        _write_lines(self._path, [line for line in everything if line not in lines])
+        print(
+            f"{'metrics:':12} lines of steps that come again, or damaged: {len(moved)}, moved to "
+            f"{aside.name}",
+            flush=True,
+        )
+
+    def _aside(self, number: int) -> epath.Path:
+        return self._path.with_name(f"metrics.{number}.jsonl")
 
     def close(self) -> None:
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):  # a full disk; the error that counts is another one
+            self._tensorboard.close()
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; a line cut short by a killed process is left out."""
-    path = workdir / "metrics.jsonl"
+    """The records of `metrics.jsonl`, without damaged lines, such as one cut short by a kill."""
+    lines = _lines(workdir / "metrics.jsonl")
+    return [record for _, record in lines if record is not None]
+
+
+def _lines(path: epath.Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Each line and its record, or None where it is no record."""
     if not path.exists():
         return []
-    return list(_parse(path.read_text().splitlines()))
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return [(line, _parse(line)) for line in text.split("\n") if line]
 
 
-def _parse(lines: list[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "split" in record
+    return record if whole else None
+
+
+def _untimed(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "time"}
+
+
+def _write_lines(path: epath.Path, lines: list[str]) -> None:
+    """Whole or not at all, on the disk when it returns."""
+    partial = path.with_suffix(".jsonl.part")
+    with partial.open("wb") as file:
+        file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+        file.flush()
+        if "://" not in str(path):
+            os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def plot_loss(workdir: epath.Path, metric: str) -> None:

@@ -14,6 +14,7 @@ import optax.contrib
 from linear_transformer.errors import ConfigError
 
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
+_WITH_END = ("cosine", "linear")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,10 @@ class OptimizerConfig:
       weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of matrices only.
       options: other arguments of the optimizer, such as {"b2": 0.95}.
       schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
-        `final_fraction` of the peak at the last step; "rsqrt", with the inverse square root of
+        `final_fraction` of the peak at its last step; "rsqrt", with the inverse square root of
         the step (Vaswani et al. 2017); "step", times `step_factor` at each of `step_boundaries`.
+      schedule_steps: the last step of "cosine" and "linear", after which the rate stays; 0 is
+        `config.num_steps`. A run can be made longer only where it is given, or for the others.
       warmup_steps: steps of linear warm-up from 0.
       clip_norm: bound of the global gradient norm; 0 leaves gradients alone.
     """
@@ -38,6 +41,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     schedule: str = "cosine"
+    schedule_steps: int = 0
     warmup_steps: int = 0
     final_fraction: float = 0.1
     step_boundaries: tuple[int, ...] = ()
@@ -50,6 +54,16 @@ class OptimizerConfig:
                 f"config.optimizer.schedule is {self.schedule!r}; choose one of "
                 f"{', '.join(SCHEDULES)}"
             )
+        if self.schedule_steps < 0:
+            raise ConfigError(
+                f"config.optimizer.schedule_steps is {self.schedule_steps}; it must be 0 "
+                "(config.num_steps) or more"
+            )
+        if self.schedule_steps and self.schedule not in _WITH_END:
+            raise ConfigError(
+                f"config.optimizer.schedule_steps is {self.schedule_steps}; it must be 0, the "
+                f"{self.schedule} schedule has no end"
+            )
         make = _find(self.name)
         arguments = inspect.signature(make).parameters if callable(make) else ()
         if "learning_rate" not in arguments:
@@ -57,11 +71,16 @@ class OptimizerConfig:
                 f"config.optimizer.name is {self.name!r}; optax has no such optimizer"
             )
 
+    def end(self, num_steps: int) -> int | None:
+        """The last step of the schedule in a run of `num_steps`; None where it has none."""
+        changes = self.schedule in _WITH_END and self.final_fraction != 1
+        return (self.schedule_steps or num_steps) if changes else None
+
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by step."""
     peak, warmup = config.learning_rate, config.warmup_steps
-    remaining = max(num_steps - warmup, 1)
+    remaining = max((config.end(num_steps) or 0) - warmup, 1)
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, remaining, config.final_fraction)
     elif config.schedule == "linear":

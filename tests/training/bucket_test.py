@@ -50,14 +50,16 @@ fsspec.register_implementation("gcs", Bucket, clobber=True)
 def workdir(monkeypatch):
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
-    monkeypatch.setattr(metrics, "SummaryWriter", NoTensorBoard)
+    monkeypatch.setattr(metrics, "EventsWriter", NoTensorBoard)
     return epath.Path("gs://bucket/run")
 
 
 class NoTensorBoard:
     def __init__(self, *_, **__): ...
 
-    def add_scalar(self, *_): ...
+    def write_event(self, event): ...
+
+    def flush(self): ...
 
     def close(self): ...
 
@@ -98,7 +100,7 @@ def test_checksums_of_a_checkpoint(workdir):
     for name in ("a", "state/b", "state/deep/c"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    checkpoints._write_checksums(folder)
+    checkpoints._commit(folder)
     checkpoints._verify(folder)
     (folder / "state/deep/c").write_text("d")
     with pytest.raises(ValueError, match=r"gs://bucket/run/checkpoints/3/state/deep/c is damaged"):

@@ -134,3 +134,28 @@ def test_clipping(scale):
 def test_mistakes_name_the_key(values, message):
     with pytest.raises(ConfigError, match=message):
         make_optimizer(OptimizerConfig(**values), STEPS)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_the_end_of_a_schedule(name):
+    """At num_steps, or where schedule_steps says whatever num_steps is; then it stays."""
+    options = {"schedule": name, "learning_rate": PEAK, "final_fraction": FINAL, "warmup_steps": 5}
+    plain = make_schedule(OptimizerConfig(**options), 20)
+    for num_steps in (20, 40):
+        config = OptimizerConfig(**options, schedule_steps=20)
+        schedule = make_schedule(config, num_steps)
+        assert config.end(num_steps) == 20
+        for step in (0, 4, 5, 12, 20):
+            assert float(schedule(step)) == float(plain(step))
+        assert float(schedule(39)) == pytest.approx(FINAL * PEAK, rel=1e-6)
+    assert float(make_schedule(OptimizerConfig(**options), 40)(20)) > 2 * FINAL * PEAK
+
+
+def test_schedules_without_an_end():
+    for name in ("constant", "rsqrt", "step"):
+        assert OptimizerConfig(schedule=name).end(20) is None
+        with pytest.raises(ConfigError, match=rf"schedule_steps is 5; .* the {name} schedule"):
+            OptimizerConfig(schedule=name, schedule_steps=5)
+    assert OptimizerConfig(schedule="cosine", final_fraction=1.0).end(20) is None
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.schedule_steps is -1"):
+        OptimizerConfig(schedule_steps=-1)

@@ -56,6 +56,7 @@ def get_config(variant: str = "efficient") -> ml_collections.ConfigDict:
             "weight_decay": 0.1,
             "options": {},
             "schedule": "cosine",
+            "schedule_steps": 0,
             "warmup_steps": 50,
             "final_fraction": 0.0,
             "clip_norm": 0.0,

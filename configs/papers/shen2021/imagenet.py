@@ -84,6 +84,7 @@ def get_config(variant: str = "one_module") -> ml_collections.ConfigDict:
                 "weight_decay": 1e-3,
                 "options": {"momentum": 0.9},
                 "schedule": "cosine",
+                "schedule_steps": 0,
                 "warmup_steps": WARMUP_EPOCHS * STEPS_PER_EPOCH,
                 "final_fraction": 0.0,
                 "clip_norm": 0.0,

@@ -1,0 +1,45 @@
+"""What must be equal in all processes before anything is compiled."""
+
+import os
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from linear_transformer import configuration, environment
+
+# Of JAX's settings, those that change a program or its numbers.
+_SETTINGS = (
+    "jax_debug_nans",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_jit",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+
+
+def facts(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """The whole config, the folder, this code, its packages and their settings, by name.
+
+    All keys of the config are in it: a process with other steps or another mesh waits for ever.
+    """
+    keys, _ = jax.tree_util.tree_flatten_with_path(
+        configuration.plain(config), is_leaf=lambda value: not isinstance(value, dict)
+    )
+    return (
+        {".".join(["config", *(part.key for part in path)]): value for path, value in keys}
+        | {"--workdir": str(workdir)}
+        | {f"the version of {name}": version for name, version in environment.versions().items()}
+        | {"SHA-256 of linear_transformer's sources": environment.sources()}
+        | {f"jax.config.{name}": getattr(jax.config, name) for name in _SETTINGS}
+        | {name: _without_dumps(os.environ.get(name, "")) for name in _VARIABLES}
+    )
+
+
+def _without_dumps(options: str) -> str:
+    """One process alone may write down its programs."""
+    return " ".join(o for o in options.split() if not o.startswith("--xla_dump"))

@@ -1,0 +1,107 @@
+"""The folder of a run: what must fit before training writes there, and what is written first."""
+
+import json
+
+import ml_collections
+from etils import epath
+
+from linear_transformer import configuration, environment
+from linear_transformer.errors import ConfigError
+from linear_transformer.training.checkpoints import saved_steps
+from linear_transformer.training.lock import FolderLock
+from linear_transformer.training.metrics import read_metrics
+from linear_transformer.training.optimizers import OptimizerConfig
+
+DATA_FILE = "data.json"  # fingerprints of the data that the run is trained on
+
+
+def open_folder(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    lock: FolderLock,
+    fingerprints: dict[str, str],
+) -> None:
+    """Locks the folder, checks that the run in it is this one, and says what the run is.
+
+    Raises:
+      ConfigError: the folder can't be written, holds another run, or has lost its checkpoints.
+    """
+    lock.acquire()
+    if (workdir / "config.json").exists():
+        before = configuration.load(workdir)
+        _check_schedule(before, config, workdir)
+        check_data(workdir, config, fingerprints)
+        _check_checkpoints(before, workdir)
+    configuration.save(config, workdir)
+    try:
+        write_json(workdir / DATA_FILE, fingerprints)
+        environment.save(workdir / environment.FILE)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+
+def check_data(
+    workdir: epath.Path, config: ml_collections.ConfigDict, fingerprints: dict[str, str]
+) -> None:
+    """Raises a ConfigError unless the data are those that the run was begun with.
+
+    A run without data.json, from before there were fingerprints, is not checked; a line says so.
+    """
+    path = workdir / DATA_FILE
+    try:
+        before = json.loads(path.read_text())
+    except FileNotFoundError:
+        print(f"{'data:':12} not compared with those of before; {path} is missing", flush=True)
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    for key in sorted(before.keys() | fingerprints.keys()):
+        then, now = before.get(key), fingerprints.get(key)
+        if then != now:
+            value = config.data.get(key.rpartition(".")[2])
+            raise ConfigError(
+                f"{key} = {value}: not the data of the run in {workdir} (SHA-256 "
+                f"{str(then)[:8]} there, {str(now)[:8]} here); bring the old data back, or train "
+                "in another --workdir"
+            )
+
+
+def write_json(path: epath.Path, values: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".json.part")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _check_schedule(
+    before: ml_collections.ConfigDict, now: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+    """Raises a ConfigError where another number of steps would change steps that are done."""
+    ends = []
+    for config in (before, now):
+        optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+        ends.append(optimizer.end(config.num_steps))
+    then, end = ends
+    if then != end:
+        raise ConfigError(
+            f"config.num_steps is {before.num_steps} in {workdir} and {now.num_steps} here, and "
+            f"the {now.optimizer.schedule} schedule ends there: --config.optimizer.schedule_steps="
+            f"{then} keeps its end, or choose another --workdir"
+        )
+
+
+def _check_checkpoints(before: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Raises a ConfigError where steps were done whose checkpoints are gone.
+
+    A run that was killed before its first checkpoint starts again: its folder of checkpoints is
+    there, and it had not come to the step of the first one.
+    """
+    done = max((record["step"] for record in read_metrics(workdir)), default=0)
+    folder = workdir / "checkpoints"
+    emptied = done > before.checkpoint_every
+    removed = done and not folder.exists() and "://" not in str(folder)  # buckets have no folders
+    if not saved_steps(folder) and (emptied or removed):
+        raise ConfigError(
+            f"--workdir={workdir}: metrics.jsonl is at step {done}, and there is no checkpoint; "
+            "put checkpoints/ back, or choose another --workdir"
+        )
