@@ -5,54 +5,7 @@ python eval.py --workdir=runs/default --prompt="def main():" --num_tokens=200 --
 python eval.py --config=configs/default.py --compile_only --topology=v5e:2x2    fits to decode?
 """
 
-from linear_transformer import compile_only
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.cli import eval
 
 if __name__ == "__main__":
-    use_huge_pages()
-    compile_only.prepare()
-
-import ml_collections
-from absl import flags
-from etils import epath
-
-from linear_transformer import configuration, distributed
-from linear_transformer.decoding.generate import Sampler
-from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run, evaluate, sample
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
-_STATEFUL = flags.DEFINE_bool(
-    "stateful", True, "Also with the state carried through each document, where it is constant."
-)
-_PROMPT = flags.DEFINE_string("prompt", None, "Sample a continuation of this text instead.")
-_NUM_TOKENS = flags.DEFINE_integer("num_tokens", 200, "Tokens to sample.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0 for all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens of mass p.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
-
-
-def compile_decoding(config: ml_collections.ConfigDict, config_path: str) -> None:
-    del config_path
-    compile_only.report("decoding", config)
-
-
-def main() -> None:
-    if _WORKDIR.value is None:
-        raise ConfigError("--workdir is missing: the folder of a run")
-    sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    distributed.initialize()
-    run = Run.load(epath.Path(_WORKDIR.value))
-    if _PROMPT.value is None:
-        evaluate(run, _SPLIT.value, stateful=_STATEFUL.value)
-    else:
-        sample(run, _PROMPT.value, _NUM_TOKENS.value, sampler, _SEED.value)
-
-
-if __name__ == "__main__":
-    if compile_only.requested():
-        configuration.run(compile_decoding, default="configs/default.py")
-    else:
-        configuration.run(main)
+    eval.run()

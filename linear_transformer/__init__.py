@@ -1,1 +1,36 @@
-"""Linear-attention transformers in JAX and Flax."""
+"""Linear-attention transformers in JAX and Flax.
+
+The public names are in `__init__.pyi`, which type checkers read. A name is imported when it is
+first used, so that `import linear_transformer` is instant, and so that an operation needs neither
+Flax nor anything that reads data.
+"""
+
+import ast
+import importlib
+import pathlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def _declared() -> dict[str, str]:
+    """The module of each public name, by the stub."""
+    tree = ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text())
+    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+    return {alias.name: node.module for node in imports for alias in node.names}
+
+
+_MODULES = _declared()
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,8 @@ of A100 (SXM, 80 GB), H100 (SXM) and H200.  Nothing here starts JAX.
 """
 
 import dataclasses
+import glob
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -71,6 +73,26 @@ def prepare_environment() -> None:
         "TPU_WORKER_ID": "0",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip to have alone
     }
+
+
+def leave_out_absent_tpu() -> None:
+    """Has JAX leave out libtpu, which prints errors, where it is installed without a TPU.
+
+    Call it before JAX looks for devices. Does nothing where the user has chosen platforms, where
+    anything points to a TPU, and where another accelerator or its plugin is there.
+    """
+    import jax
+
+    chosen = jax.config.jax_platforms or "JAX_PLATFORMS" in os.environ
+    if chosen or importlib.util.find_spec("libtpu") is None:
+        return
+    patterns = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
+    prefixes = ("TPU_", "CLOUD_TPU_", "JAX_FORCE_TPU", "PJRT_NAMES")
+    variables = {v for v in os.environ if v.startswith(prefixes)}
+    variables -= {"TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"}  # importing JAX sets them
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if not (variables or plugins or any(glob.glob(pattern) for pattern in patterns)):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def describe_devices(topology: str, num_slices: int = 1) -> list[Any]:

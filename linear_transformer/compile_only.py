@@ -4,12 +4,11 @@ Exit status 0 if it does, 1 if not, 2 with one line when the command was wrong.
 """
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
-import ml_collections
 from absl import flags
 
-from linear_transformer import accelerators, configuration
+from linear_transformer import accelerators  # nothing that imports JAX: see `prepare`
 from linear_transformer.errors import ConfigError
 
 REQUESTED = flags.DEFINE_bool(
@@ -31,13 +30,14 @@ def prepare() -> None:
         accelerators.prepare_environment()
 
 
-def report(program: Literal["training", "decoding"], config: ml_collections.ConfigDict) -> None:
+def report(program: Literal["training", "decoding"], config: Any) -> None:
     """Compiles and prints.
 
     Raises:
       UserError: a mistake in flags, config or data.
       RunError: the program does not fit.
     """
+    from linear_transformer import configuration
     from linear_transformer.training import ahead_of_time
 
     if _TOPOLOGY.value is None:

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from linear_transformer import distributed
+from linear_transformer import accelerators, distributed, run_folder, shipped_configs
 from linear_transformer.errors import ConfigError, UserError
 
 # What a resumed run may change: how long it goes on, what it reports and where, not what it
@@ -48,6 +48,11 @@ def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], No
         nothing.
       default: config file of the --config flag.
     """
+    accelerators.leave_out_absent_tpu()
+    if default:
+        shipped_configs.make_importable()
+        default = shipped_configs.find(default)
+        sys.argv[1:] = shipped_configs.find_in_arguments(sys.argv[1:])
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -201,7 +206,8 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         key = changed[0]
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
-            f"there and {now.get(key)!r} here); choose another --workdir"
+            f"there and {now.get(key)!r} here); for a new run, add "
+            f"--workdir={run_folder.free(workdir)}"
         )
     _write(path, text)
 

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from etils import epath
 
+import linear_transformer
+
 FILE = "environment.json"  # in the folder of a run
 _PACKAGES = (
     "jax",
@@ -32,7 +34,10 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide what is computed."""
-    found = {"python": platform.python_version()}
+    found = {
+        "python": platform.python_version(),
+        "linear_transformer": linear_transformer.__version__,
+    }
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -97,8 +102,11 @@ def _cpu_model() -> str:
 
 
 def _git(*args: str) -> str | None:
+    """Of the clone; None where the package is installed, whatever repository it is inside of."""
+    root = pathlib.Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
     try:
-        root = pathlib.Path(__file__).parent
         done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None

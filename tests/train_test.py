@@ -2,22 +2,7 @@
 
 import pytest
 
-import train
 from tests.training import runs
-
-
-@pytest.mark.parametrize(
-    ("config_path", "workdir"),
-    [
-        ("configs/default.py", "runs/default"),
-        ("configs/default.py:softmax", "runs/default-softmax"),
-        ("configs/lm/shakespeare.py:a", "runs/lm/shakespeare-a"),
-        ("/elsewhere/configs/lm/x.py", "runs/lm/x"),
-        ("mine.py", "runs/mine"),
-    ],
-)
-def test_default_workdir(config_path, workdir):
-    assert train.default_workdir(config_path) == workdir
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +99,7 @@ def test_success_is_silent_on_stderr(tmp_path):
     assert "step 4 of 4" in again.stdout
     other = runs.execute([*arguments, "--config.seed=1"])
     assert_one_line(other, "seed is 0 there and 1 here")
+    assert other.stderr.endswith(f"; for a new run, add --workdir={tmp_path}/run-2\n")
 
 
 @pytest.mark.slow

@@ -18,16 +18,9 @@ import urllib.request
 from collections.abc import Callable
 
 from linear_transformer.data.errors import DataError, FetchError
+from linear_transformer.user_cache import cache_dir
 
 _TIMEOUT_SECONDS = 30
-
-
-def cache_dir() -> pathlib.Path:
-    """Returns the cache folder: `$LINEAR_TRANSFORMER_CACHE` or `~/.cache/linear_transformer`."""
-    configured = os.environ.get("LINEAR_TRANSFORMER_CACHE")
-    if configured:
-        return pathlib.Path(configured).expanduser()
-    return pathlib.Path.home() / ".cache" / "linear_transformer"
 
 
 def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:

@@ -99,8 +99,10 @@ def launch(job: Job, files: dict[str, str]) -> str | None:
 
 
 def execute(arguments: list[str]) -> int:
-    """Runs a script of the repository to its end."""
-    return subprocess.run([sys.executable, *arguments], check=False).returncode
+    """Runs train.py or eval.py to its end; by its module, which an installed package has too."""
+    script, *flags = arguments
+    module = f"linear_transformer.cli.{pathlib.Path(script).stem}"
+    return subprocess.run([sys.executable, "-m", module, *flags], check=False).returncode
 
 
 def _workdir(job: Job) -> list[str]:

@@ -6,14 +6,14 @@ import importlib
 import operator
 import pathlib
 import re
-import sys
 from typing import Any
 
 import ml_collections
 
+from linear_transformer import shipped_configs
 from linear_transformer.errors import ConfigError
 
-FOLDER = pathlib.Path("configs/papers")  # below the root of the repository
+FOLDER = "configs/papers"
 PAPER, REDUCED = "paper scale", "reduced"
 
 # A number; a word where the paper has one, as "OOM"; None where it has none, or none is known.
@@ -42,7 +42,7 @@ class Experiment:
           ConfigError: there is no such config, or it has no key of a change.
         """
         path, _, variant = self.config.partition(":")
-        module = _import(pathlib.Path(path))
+        module = _import(path)
         config = module.get_config(variant) if variant else module.get_config()
         for key, value in self.changes.items():
             *parents, name = key.split(".")
@@ -178,15 +178,10 @@ class Table:
 
 
 def table_names() -> list[str]:
-    """All tables, as `katharopoulos2020/table1`.
-
-    Raises:
-      ConfigError: this is not the root of the repository.
-    """
-    if not FOLDER.is_dir():
-        raise ConfigError(f"{FOLDER}: no such folder; run this in the root of the repository")
-    files = [*FOLDER.glob("*/table*.py"), *FOLDER.glob("*/figure*.py")]
-    names = (str(file.relative_to(FOLDER).with_suffix("")) for file in files)
+    """All tables, as `katharopoulos2020/table1`."""
+    folder = pathlib.Path(shipped_configs.find(FOLDER))
+    files = [*folder.glob("*/table*.py"), *folder.glob("*/figure*.py")]
+    names = (str(file.relative_to(folder).with_suffix("")) for file in files)
     return sorted(names, key=lambda name: [int(x) if x.isdigit() else x for x in _parts(name)])
 
 
@@ -199,7 +194,7 @@ def load_table(name: str) -> Table:
     names = table_names()
     if name not in names:
         raise ConfigError(f"--table={name}: the tables are {', '.join(names)}")
-    return _import(FOLDER / f"{name}.py").TABLE
+    return _import(f"{FOLDER}/{name}.py").TABLE
 
 
 def _parts(name: str) -> list[str]:
@@ -207,10 +202,9 @@ def _parts(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
 
-def _import(path: pathlib.Path) -> Any:
-    if "" not in sys.path and str(pathlib.Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(pathlib.Path.cwd()))
+def _import(path: str) -> Any:
+    shipped_configs.make_importable()
     try:
-        return importlib.import_module(".".join(path.with_suffix("").parts))
+        return importlib.import_module(path.removesuffix(".py").replace("/", "."))
     except ModuleNotFoundError as error:
         raise ConfigError(f"{path}: cannot be imported ({error})") from error

@@ -32,8 +32,7 @@ from linear_transformer import configuration
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.logical_axes import RULES
-from linear_transformer.nn.split import AXIS as FSDP
-from linear_transformer.nn.split import Split, gathered, scatter
+from linear_transformer.nn.split import AXIS as FSDP, Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.task import Task

@@ -28,4 +28,4 @@ mkdir -p $remote_folder
 tar -xzf $remote_folder.tar.gz -C $remote_folder
 cd $remote_folder
 python3.11 -m venv .venv
-.venv/bin/pip install -q -r requirements-tpu.txt"
+.venv/bin/pip install -q -r requirements.txt -r requirements-tpu.txt"

@@ -25,12 +25,6 @@ def url(tmp_path):
     return source.as_uri()
 
 
-def test_cache_dir(monkeypatch, tmp_path):
-    monkeypatch.delenv("LINEAR_TRANSFORMER_CACHE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert fetch.cache_dir() == tmp_path / ".cache" / "linear_transformer"
-
-
 def test_downloads_once(cache, url, tmp_path):
     path = fetch.fetch_url(url, "file.bin", SHA256)
     assert path == cache / "file.bin"

@@ -6,8 +6,7 @@ import json
 import pytest
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.papers import __main__ as command
-from linear_transformer.papers import launch
+from linear_transformer.papers import __main__ as command, launch
 from linear_transformer.papers.runs import find
 from linear_transformer.papers.tables import PAPER, REDUCED, load_table
 from tests.papers import folders

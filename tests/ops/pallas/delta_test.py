@@ -9,8 +9,7 @@ import pytest
 
 from linear_transformer.ops.pallas import decays, delta
 from tests.ops import contract
-from tests.ops.delta_test import inputs
-from tests.ops.delta_test import op as delta_op
+from tests.ops.delta_test import inputs, op as delta_op
 from tests.ops.pallas import interpreted
 from tests.ops.pallas.interpreted import CHUNK, evaluate, first_head, packed
 

@@ -1,0 +1,75 @@
+"""The public names; `__init__.py` imports each when it is first used."""
+
+from linear_transformer.models.classifier import (
+    Classifier as Classifier,
+    ClassifierConfig as ClassifierConfig,
+)
+from linear_transformer.models.language_model import (
+    LanguageModel as LanguageModel,
+    LanguageModelConfig as LanguageModelConfig,
+)
+from linear_transformer.nn.cosformer import CosFormer as CosFormer
+from linear_transformer.nn.delta_net import DeltaNet as DeltaNet
+from linear_transformer.nn.diag_attention import DiagAttention as DiagAttention
+from linear_transformer.nn.efficient_attention import EfficientAttention as EfficientAttention
+from linear_transformer.nn.efficient_attention_2d import (
+    EfficientAttention2D as EfficientAttention2D,
+)
+from linear_transformer.nn.gated_attention_unit import (
+    Flash as Flash,
+    FlashQuad as FlashQuad,
+)
+from linear_transformer.nn.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from linear_transformer.nn.gated_linear_attention import (
+    GatedLinearAttention as GatedLinearAttention,
+)
+from linear_transformer.nn.hgrn2 import HGRN2 as HGRN2
+from linear_transformer.nn.kimi_delta_attention import KimiDeltaAttention as KimiDeltaAttention
+from linear_transformer.nn.lightning import LightningAttention as LightningAttention
+from linear_transformer.nn.linear_attention import LinearAttention as LinearAttention
+from linear_transformer.nn.linformer import Linformer as Linformer
+from linear_transformer.nn.lion import Lion as Lion
+from linear_transformer.nn.local_convolution import LocalConvolution as LocalConvolution
+from linear_transformer.nn.lru import LRU as LRU
+from linear_transformer.nn.lsh_attention import LSHAttention as LSHAttention
+from linear_transformer.nn.mamba import Mamba as Mamba
+from linear_transformer.nn.mamba2 import Mamba2 as Mamba2
+from linear_transformer.nn.mixers import (
+    MIXERS as MIXERS,
+    make_mixer as make_mixer,
+)
+from linear_transformer.nn.mlstm import MLSTM as MLSTM
+from linear_transformer.nn.performer import Performer as Performer
+from linear_transformer.nn.random_feature_attention import (
+    RandomFeatureAttention as RandomFeatureAttention,
+)
+from linear_transformer.nn.rectified_attention import RectifiedAttention as RectifiedAttention
+from linear_transformer.nn.retnet import Retention as Retention
+from linear_transformer.nn.rwkv6 import RWKV6 as RWKV6
+from linear_transformer.nn.rwkv7 import RWKV7 as RWKV7
+from linear_transformer.nn.softmax_attention import SoftmaxAttention as SoftmaxAttention
+from linear_transformer.ops.additive import linear_attention as linear_attention
+from linear_transformer.ops.block_local import block_local_attention as block_local_attention
+from linear_transformer.ops.decay import decayed_attention as decayed_attention
+from linear_transformer.ops.delta import (
+    delta_attention as delta_attention,
+    delta_product as delta_product,
+    low_rank_delta_attention as low_rank_delta_attention,
+)
+from linear_transformer.ops.efficient import (
+    efficient_attention as efficient_attention,
+    non_local_attention as non_local_attention,
+    scaled_efficient_attention as scaled_efficient_attention,
+)
+from linear_transformer.ops.feature_maps import elu_plus_one as elu_plus_one
+from linear_transformer.ops.hashing import lsh_attention as lsh_attention
+from linear_transformer.ops.mixed_chunk import mixed_chunk_attention as mixed_chunk_attention
+from linear_transformer.ops.random_features import log_feature_attention as log_feature_attention
+from linear_transformer.ops.rectified import rectified_attention as rectified_attention
+from linear_transformer.ops.selective_scan import (
+    diagonal_scan as diagonal_scan,
+    selective_scan as selective_scan,
+)
+from linear_transformer.ops.softmax import softmax_attention as softmax_attention
+
+__version__: str

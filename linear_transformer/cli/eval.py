@@ -1,0 +1,21 @@
+"""Evaluates a run, or samples from its language model.
+
+linear-transformer-eval --workdir=runs/default --split=test
+linear-transformer-eval --workdir=runs/default --prompt="def main():" --num_tokens=200
+linear-transformer-eval --config=MINE.py --compile_only --topology=v5e:2x2       does it fit?
+
+A clone has it as eval.py.
+"""
+
+from linear_transformer.cli import process
+
+
+def run() -> None:
+    process.prepare(__doc__)
+    from linear_transformer.cli import evaluating
+
+    evaluating.run()
+
+
+if __name__ == "__main__":
+    run()

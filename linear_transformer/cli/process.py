@@ -1,0 +1,27 @@
+"""What the process of a command needs before JAX is imported; nothing here imports it."""
+
+import sys
+
+from linear_transformer.host_memory import use_huge_pages
+
+
+def prepare(usage: str | None) -> None:
+    """Restarts the process with huge pages, and sets what --compile_only needs.
+
+    Args:
+      usage: what --help prints for a command that is not a script with a docstring of its own.
+    """
+    use_huge_pages()
+    main = sys.modules["__main__"]
+    main.__doc__ = main.__doc__ or usage
+    from linear_transformer import compile_only
+
+    compile_only.prepare()
+
+
+def show_in_help(module: str) -> None:
+    """Makes the flags of a module those that --help lists."""
+    from absl import flags
+
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -1,0 +1,56 @@
+"""Where a run goes when --workdir does not say it: the config and what is changed in it."""
+
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+_RUNS = "runs"  # in the current folder
+_CONFIGS = "configs"
+_LONGEST = 150  # characters of a folder's name
+
+
+def default(config_path: str, changes: Mapping[str, Any]) -> str:
+    """The default run folder: a folder of its own for each config, variant and set of changes.
+
+    `configs/lm/shakespeare.py:softmax` with `model.width` changed to 512 trains in
+    `runs/lm/shakespeare-softmax-width=512`.
+
+    Args:
+      config_path: as `--config` takes it. A file outside of `configs` and of the current folder
+        gives its name alone, so that nothing is written beside it.
+      changes: new values by key of the config, without "config.".
+    """
+    path, _, variant = config_path.partition(":")
+    *parents, name = _parts(pathlib.PurePath(os.path.abspath(path)).with_suffix(""))
+    changed = (f"{key.rpartition('.')[2]}={changes[key]}" for key in sorted(changes))
+    name = "-".join(filter(None, map(_safe, (name, variant, *changed))))
+    if len(name) > _LONGEST:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[:_LONGEST]}-{digest}"
+    return str(pathlib.PurePath(_RUNS, *parents, name))
+
+
+def free(workdir: epath.Path) -> epath.Path:
+    """A folder beside `workdir` that does not exist yet: `workdir-2`, `workdir-3`, ..."""
+    number = 2
+    while (candidate := workdir.with_name(f"{workdir.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _parts(path: pathlib.PurePath) -> tuple[str, ...]:
+    """The path in the current folder or else its last part; below `configs` if that is in it."""
+    inside = path.is_relative_to(pathlib.Path.cwd())
+    parts = path.relative_to(pathlib.Path.cwd()).parts if inside else path.parts
+    if _CONFIGS in parts[:-1]:
+        return parts[len(parts) - parts[::-1].index(_CONFIGS) :]
+    return parts if inside else parts[-1:]
+
+
+def _safe(part: str) -> str:
+    return re.sub(r"[^\w.,=+-]+", "_", part, flags=re.ASCII).strip("_")

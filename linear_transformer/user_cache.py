@@ -1,0 +1,18 @@
+"""The folder for what a user need not fetch or compile twice."""
+
+import os
+import pathlib
+
+
+def cache_dir() -> pathlib.Path:
+    """`$LINEAR_TRANSFORMER_CACHE`, or linear_transformer in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    if configured := os.environ.get("LINEAR_TRANSFORMER_CACHE"):
+        return pathlib.Path(configured).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    folder = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path.home() / ".cache"
+    return folder / "linear_transformer"
