@@ -55,10 +55,7 @@ COLUMNS = {
 def measure(name: str, length: int) -> dict[str, Any]:
     config = text.get_config(name + (f",{_SCALE.value}" if _SCALE.value else ""))
     config.data.batch_size, config.data.sequence_length = _BATCH.value, length
-    config.model.max_positions = length + 1
     config.model.scan_layers = False  # it is for compile time
-    if name == "cosformer":
-        config.model.mixers.cosformer.max_length = length + 1
     step = training_step(config)
     seconds = timing.interleave({name: step.run}, timing.ROUNDS.value)[name].median
     peak = timing.peak_bytes(step.run)

@@ -24,7 +24,7 @@ from absl import app, flags
 from benchmarks import peers, timing
 from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
-from linear_transformer import environment
+from linear_transformer import environment, experiment
 
 _SHAPES = flags.DEFINE_list("shapes", ["8x1024", "1x8192"], "Batch x tokens.")
 _MIXERS = flags.DEFINE_list(
@@ -62,7 +62,7 @@ def make_config(mixer: str, batch: int, time: int) -> ml_collections.ConfigDict:
     config.optimizer.update(name="adamw", learning_rate=1e-3)
     config.data.batch_size, config.data.sequence_length = batch, time
     config.model.num_heads = _HEADS.value
-    if config.model.feed_forward_width:  # a gated unit has none
+    if experiment.resolve(config).model.feed_forward_width:  # a gated unit has none
         config.model.feed_forward_width = _FEED_FORWARD.value
     return config
 

@@ -2,19 +2,18 @@
 
 import dataclasses
 import json
+import math
 import sys
 import traceback
-import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
-from linear_transformer import accelerators, distributed, run_folder, shipped_configs
+from linear_transformer import accelerators, distributed, run_folder, schema, shipped_configs
 from linear_transformer.errors import ConfigError, UserError
 
 # What a resumed run may change: how long it goes on, what it reports and where, not what it
@@ -34,18 +33,22 @@ RESUMABLE_KEYS = (
 )
 
 
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of a key."""
+    return key in RESUMABLE_KEYS or key.partition(".")[0] in RESUMABLE_KEYS
+
+
 class RunError(Exception):
     """A run that can't go on although its config is right; one line, exit status 1."""
 
 
-def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], None], default=None):
+def run(main: Callable[..., None], default: str | None = None) -> None:
     """Parses the flags and runs `main`; a user's mistake is one line and exit status 2.
 
     A RunError is one line too, and exit status 1.
 
     Args:
-      main: called with the config and the value of --config if there is a `default`, else with
-        nothing.
+      main: called with the config and the command line if there is a `default`, else with nothing.
       default: config file of the --config flag.
     """
     accelerators.leave_out_absent_tpu()
@@ -53,18 +56,15 @@ def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], No
         shipped_configs.make_importable()
         default = shipped_configs.find(default)
         sys.argv[1:] = shipped_configs.find_in_arguments(sys.argv[1:])
+    arguments: list[Any] = []
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return _parse(argv, default)
+            return _parse(argv, default, arguments)
         except UserError as error:
             _fail(error)
 
     def guarded(_: list[str]) -> None:
-        arguments = []
-        if default:
-            flag = flags.FLAGS["config"]
-            arguments = [flag.value, config_flags.get_config_filename(flag)]
         try:
             main(*arguments)
         except UserError as error:
@@ -80,28 +80,59 @@ def run(main: Callable[[], None] | Callable[[ml_collections.ConfigDict, str], No
     app.run(guarded, flags_parser=parse)
 
 
-def _parse(argv: list[str], default: str | None) -> list[str]:
+def _parse(argv: list[str], default: str | None, arguments: list[Any]) -> list[str]:
+    """The arguments that are no flags; the config and its path are added to `arguments`."""
+    if default:
+        _define_flags(default)
     try:
-        if default:  # the definition reads sys.argv, so mistakes in --config show here
-            config_flags.DEFINE_config_file(
-                "config", default, "Experiment: a config file, with :variant if it has any."
-            )
-        rest = flags.FLAGS(argv)
         if default:
-            flags.FLAGS["config"].value.keys()  # a file that is missing shows only on access
-    except UserError:
-        raise
+            argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+            line = _command_line().split(argv, default)
+            argv = line.rest
+        rest = flags.FLAGS(argv)
     except flags.Error as error:
-        raise ConfigError(_flag_error(argv, error)) from error
-    except OSError as error:
-        raise ConfigError(f"{_argument(argv, 'config')}: the file cannot be read") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(_name_key(argv, error)) from error
+        raise ConfigError(" ".join(str(error).split())) from error
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]!r}; flags look like --name=value")
+    if default:
+        config = _command_line().load(line.path)
+        config = _command_line().override(config, line.overrides)
+        if flags.FLAGS["print_config"].value:
+            print("\n".join(_experiment().listing(config)), flush=True)
+            sys.exit(0)
+        arguments += [_experiment().resolve(config), line]
     return rest
+
+
+def _define_flags(default: str) -> None:
+    """The flags that every program with a config has; --help shows them as its own."""
+    if "config" in flags.FLAGS:
+        return
+    flags.DEFINE_string(
+        "config",
+        default,
+        "Experiment: a config file, with :variant if it has any.  --config.KEY=VALUE changes one "
+        "of its keys.",
+    )
+    flags.DEFINE_bool("print_config", False, "List all keys of the config with their meanings.")
+    for name in ("config", "print_config"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def _command_line():
+    """Imported on use: it needs this module, and all models."""
+    from linear_transformer import command_line
+
+    return command_line
+
+
+def _experiment():
+    """Imported on use, as `_command_line`."""
+    from linear_transformer import experiment
+
+    return experiment
 
 
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
@@ -111,61 +142,33 @@ def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
     sys.exit(status)
 
 
-def _argument(argv: list[str], name: str) -> str:
-    return next((a for a in argv if a.lstrip("-").startswith(f"{name}=")), f"--{name}")
+def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
+    """Makes a config dataclass; an unknown or missing key is an error that names it.
 
-
-def _flag_error(argv: list[str], error: flags.Error) -> str:
-    """One line; of an error inside `get_config`, which comes as a traceback, its own message."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" not in text:
-        return " ".join(text.split())
-    kind, _, reason = text.splitlines()[-1].partition(": ")
-    if kind.endswith((ConfigError.__name__, UserError.__name__)):
-        return reason
-    return f"{_argument(argv, 'config')}: {kind}: {reason}"
-
-
-def _name_key(argv: list[str], error: Exception) -> str:
-    """The override that ml_collections refused; its errors carry only the key's last part."""
-    reason = str(error).strip().splitlines()[-1].strip("\"' ")
-    for argument in argv[1:]:
-        key = argument.lstrip("-").partition("=")[0]
-        if key.startswith("config.") and key.rpartition(".")[2] in reason:
-            if isinstance(error, TypeError):
-                return f"{argument}: wrong type ({reason})"
-            return f"--{key}: the config has no such key"
-    return f"the config cannot be read: {reason}"
-
-
-def build(cls: type, values: ml_collections.ConfigDict, key: str, **extra: Any) -> Any:
-    """Makes a config dataclass; an unknown or missing key is an error that names it."""
-    given = plain(values) | extra
-    names = {field.name: field for field in dataclasses.fields(cls)}
+    Args:
+      cls: dataclass; `schema.check` of its values is its own.
+      values: of the keys that a config file may set.
+      key: of the section, "" for the experiment itself.
+      extra: values of other fields.
+    """
+    prefix = f"config.{key}." if key else "config."
+    if not isinstance(values, dict | ml_collections.ConfigDict):
+        raise ConfigError(f"{prefix[:-1]} is {values!r}; it must be a section with keys")
+    given, known = plain(values), schema.keys(cls)
     for name in given:
-        if name not in names:
-            raise ConfigError(f"config.{key}.{name}: no such key; {cls.__name__} has no {name}")
-    for name, field in names.items():
+        if name not in known:
+            raise schema.unknown(prefix + name, known)
+    given |= extra
+    for name, field in known.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if name not in given and required:
-            raise ConfigError(f"config.{key}.{name} is missing")
-    hints = typing.get_type_hints(cls)
+            raise ConfigError(f"{prefix}{name} is missing")
     for name, value in given.items():
-        _check_type(value, hints[name], f"config.{key}.{name}")
+        hint = schema.hints(cls)[name]
+        schema.check_type(value, hint, prefix + name)
+        if type(value) is int and hint in (float, float | None):
+            given[name] = float(value) if abs(value) < 10**300 else math.inf
     return cls(**given)
-
-
-def _check_type(value: Any, hint: Any, key: str) -> None:
-    """Scalars only: bool, int, float and str, or None where the hint allows it."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    scalars = [t for t in allowed if t in (bool, int, float, str, types.NoneType)]
-    if len(scalars) != len(allowed):
-        return
-    if float in scalars and isinstance(value, int) and not isinstance(value, bool):
-        return
-    if type(value) not in scalars:
-        names = " or ".join(t.__name__ for t in scalars)
-        raise ConfigError(f"{key} is {value!r}, a {type(value).__name__}; it must be {names}")
 
 
 def plain(config: Any) -> Any:
@@ -194,13 +197,11 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
             return
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
-    before, now = _flatten(load(workdir)), _flatten(json.loads(text))
+    before, now = (_experiment().flat(each) for each in (load(workdir), config))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and key.split(".")[0] not in RESUMABLE_KEYS
-        and key not in RESUMABLE_KEYS
+        if before.get(key) != now.get(key) and not may_change(key)
     ]
     if changed:
         key = changed[0]
@@ -220,7 +221,11 @@ def _write(path: epath.Path, text: str) -> None:
 
 
 def load(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config that a run was made with."""
+    """Reads the config that a run was made with; keys that it lacks have their defaults.
+
+    Raises:
+      ConfigError: no run, or a config that this version does not know.
+    """
     path = workdir / "config.json"
     try:
         values = json.loads(path.read_text())
@@ -230,14 +235,18 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path}: not a config ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")
-    return ml_collections.ConfigDict(values)
+    try:
+        return _experiment().resolve(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; another version of the code wrote it") from error
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(config, dict | ml_collections.ConfigDict):
-        flat = {}
-        for name in config:
-            flat |= _flatten(config[name], f"{prefix}{name}.")
-        return flat
-    value = list(config) if isinstance(config, tuple) else config
-    return {prefix.rstrip("."): value}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -10,7 +10,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import configuration, distributed
+from linear_transformer import capacity, configuration, distributed
 from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
@@ -41,6 +41,7 @@ class Run:
             that it was trained on.
         """
         config = configuration.load(workdir)
+        capacity.check(config, jax.devices())
         task = make_task(config)
         check_data(workdir, config, fingerprints(config.data, task))
         optimizer = make_optimizer(

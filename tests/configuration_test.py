@@ -1,4 +1,4 @@
-"""Configs: dataclasses made of them, and their errors."""
+"""Configs: dataclasses made of them, their errors, and the config of a run's folder."""
 
 import dataclasses
 import json
@@ -8,7 +8,8 @@ import ml_collections
 import pytest
 from etils import epath
 
-from linear_transformer import configuration
+from configs import default
+from linear_transformer import configuration, experiment
 from linear_transformer.errors import ConfigError
 
 
@@ -35,13 +36,13 @@ def test_build():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": 3, "sise": 4}, r"config\.part\.sise: no such key; Part has no sise"),
+        ({"size": 3, "sise": 4}, r"config\.part\.sise: no such key; did you mean size\?"),
         ({}, r"config\.part\.size is missing"),
         ({"size": "3"}, r"config\.part\.size is '3', a str; it must be int"),
         ({"size": 3.0}, r"config\.part\.size is 3.0, a float; it must be int"),
         ({"size": True}, r"config\.part\.size is True, a bool; it must be int"),
         ({"size": 3, "rate": "x"}, r"config\.part\.rate is 'x', a str; it must be float"),
-        ({"size": 3, "limit": "x"}, r"config\.part\.limit is 'x'.*int or NoneType"),
+        ({"size": 3, "limit": "x"}, r"config\.part\.limit is 'x'.*int or None"),
     ],
 )
 def test_build_names_the_key(values, message):
@@ -49,10 +50,10 @@ def test_build_names_the_key(values, message):
         build(**values)
 
 
-def make(**changes):
-    return ml_collections.ConfigDict(
-        {"num_steps": 10, "part": {"size": 3, "names": ("a", "b"), "options": {"x": 1}}} | changes
-    )
+def make(variant="linear", **changes):
+    config = default.get_config(variant)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return experiment.resolve(config)
 
 
 def test_saved_config_reloads_equal(tmp_path):
@@ -67,31 +68,74 @@ def test_saved_config_reloads_equal(tmp_path):
 def test_resumable_keys_may_change(tmp_path):
     workdir = epath.Path(tmp_path)
     configuration.save(make(), workdir)
-    for key in configuration.RESUMABLE_KEYS:
-        configuration.save(make(**{key: 20}), workdir)
-        assert configuration.load(workdir)[key] == 20
+    configuration.save(make(num_steps=900, sample=False, mesh__data=1), workdir)
+    saved = configuration.load(workdir)
+    assert (saved.num_steps, saved.sample, saved.mesh.data) == (900, False, 1)
 
 
 @pytest.mark.parametrize(
-    ("part", "key"),
+    "changes",
     [
-        ({"size": 4, "names": ("a", "b"), "options": {"x": 1}}, "part.size"),
-        ({"size": 3, "names": ("a",), "options": {"x": 1}}, "part.names"),
-        ({"size": 3, "names": ("a", "b"), "options": {"x": 1, "y": 2}}, "part.options.y"),
-        ({"size": 3, "names": ("a", "b"), "options": {}}, "part.options.x"),
-        # Only the run's length may change, not something of the same name inside.
-        (
-            {"size": 3, "names": ("a", "b"), "options": {"x": 1}, "num_steps": 3},
-            "part.num_steps",
-        ),
+        {"model.width": 64},
+        {"model.pattern": ("gla",)},
+        {"model.mixers.linear.convolution": 2},
+        {"model.mixers.linear.normalize": False},
+        {"optimizer.options.beta": 0.9},
+        {"optimizer.warmup_steps": 51},
+        {"data.sequence_length": 128},
+        {"seed": 1},
     ],
 )
-def test_other_changes_are_refused(part, key, tmp_path):
+def test_other_changes_are_refused(changes, tmp_path):
     workdir = epath.Path(tmp_path)
     configuration.save(make(), workdir)
+    config = default.get_config()
+    (key,) = changes
+    *sections, name = key.split(".")
+    part = config
+    for section in sections:
+        part = part[section]
+    part[name] = changes[key]
+    before = (workdir / "config.json").read_text()
     with pytest.raises(ConfigError, match=rf"\({key} is .* there and .* here\)"):
-        configuration.save(make(part=part), workdir)
-    assert json.loads((workdir / "config.json").read_text())["part"]["size"] == 3
+        configuration.save(config, workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def without(values, *keys):
+    for key in keys:
+        *sections, name = key.split(".")
+        part = values
+        for section in sections:
+            part = part[section]
+        del part[name]
+
+
+def test_keys_that_an_older_run_lacks_have_their_defaults(tmp_path):
+    """A key that was added later blocks no run, nor does an option with its default."""
+    config = make("gla", optimizer__options={"beta": 0.95})
+    values = json.loads(json.dumps(configuration.plain(config)))
+    without(values, "mesh", "mask_rate", "beam_width", "model.pattern_fill", "model.residual")
+    without(values, "model.feed_forward_ratio", "optimizer.warmup_fraction", "optimizer.options")
+    values["model"]["mixers"] = {"gla": {"temperature": 16.0}, "linear": {"convolution": 4}}
+    values["model"]["max_positions"] = 1024  # of a table that this model has not
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    workdir = epath.Path(tmp_path)
+    loaded = configuration.load(workdir)
+    assert loaded.mesh.data == 0 and loaded.mask_rate == 0.15
+    configuration.save(config, workdir)
+    with pytest.raises(ConfigError, match=r"model\.residual is 'sum' there and 'gru' here"):
+        configuration.save(make("gla", model__residual="gru"), workdir)
+
+
+def test_a_run_of_another_version_is_one_line(tmp_path):
+    values = configuration.plain(make())
+    values["model"]["heads"] = values["model"].pop("num_heads")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    message = r"config\.json: config\.model\.heads: no such key; .*another version"
+    with pytest.raises(ConfigError, match=message) as error:
+        configuration.load(epath.Path(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1", "nonsense", "3", "[]"])

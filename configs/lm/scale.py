@@ -13,7 +13,7 @@ and linear attention have; docs/scaling.md has the TPUs that each fits on.  Not 
 
 import ml_collections
 
-from configs import default, mechanisms
+from configs import default
 from linear_transformer.errors import ConfigError
 
 # Width, layers, heads, devices of "fsdp", peak learning rate.
@@ -38,10 +38,9 @@ def get_config(variant: str = "linear,125m") -> ml_collections.ConfigDict:
     config.eval_every = config.checkpoint_every = 1_000
     config.mesh.fsdp = fsdp
     config.data.update(batch_size=64, sequence_length=2_048)
-    config.model.update(num_heads=heads, max_positions=2_048, dtype="bfloat16", remat="full")
-    config.model.scan_layers = mechanisms.repeats(config.model)
+    config.model.update(num_heads=heads, scan_layers=None, dtype="bfloat16", remat="full")
     if name == "cosformer":
-        config.model.mixers.cosformer.max_length = 2_048
+        config.model.mixers.cosformer.max_length = None
     config.optimizer.update(
         name="adamw",
         learning_rate=learning_rate,

@@ -12,7 +12,7 @@ accelerators (8 GPUs there); not run here.
 
 import ml_collections
 
-from configs import default, mechanisms
+from configs import default
 
 
 def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
@@ -24,8 +24,7 @@ def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
     config.data.update(
         dataset="wikitext103", tokenizer="words", batch_size=128, sequence_length=512
     )
-    config.model.update(num_heads=8, dropout=0.1)
-    config.model.scan_layers = mechanisms.repeats(config.model)
+    config.model.update(num_heads=8, dropout=0.1, scan_layers=None)
     config.model.activation = "relu"
     config.optimizer.update(
         name="adam",

@@ -108,4 +108,6 @@ def get_config(variant: str = "linear,small") -> ml_collections.ConfigDict:
     name, size, scale = variants.parse(variant, sizes=tuple(map(str, SIDES)))
     side = int(size or 32)
     data = {"dataset": "pathfinder", "path": "", "difficulty": "hard", "side": side}
-    return variants.get_config(name, scale, _settings(side), data)
+    config = variants.get_config(name, scale, _settings(side), data)
+    config.data.sequence_length = None  # side^2
+    return config

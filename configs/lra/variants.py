@@ -21,7 +21,12 @@ import ml_collections
 
 from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
-from linear_transformer.nn.mixers import mixer_options
+from linear_transformer.nn.mixers import (
+    OF_LENGTH,
+    feed_forward_ratio,
+    knows_order,
+    mixer_options,
+)
 
 NAMES = (*mechanisms.NAMES, "lion_s", "convolution")
 
@@ -38,7 +43,8 @@ class Setting:
     """Sizes of a model, and its training.
 
     Attributes:
-      feed_forward: its width, for mechanisms that have it whole; see `mechanisms.model`.
+      feed_forward: its width, for mechanisms that have it whole: those with another ratio to the
+        model's width than 4 have the same share of it.
       positions: of mechanisms that need any.
       norm: of the sub-layers; None leaves it to the mechanism.
       optimizer: entries of `config.optimizer`, AdamW.
@@ -61,17 +67,18 @@ class Setting:
 def adam(
     learning_rate: float,
     *,
-    warmup_steps: int,
+    warmup_steps: int | None,
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
     options: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Entries of `config.optimizer`: a warm-up to the peak, and a decay to 0."""
+    """Entries of `config.optimizer`: a warm-up to the peak (None: a tenth), and a decay to 0."""
     return {
         "name": "adamw",
         "learning_rate": learning_rate,
         "warmup_steps": warmup_steps,
+        "warmup_fraction": 0.1,
         "schedule": schedule,
         "final_fraction": 0.0,
         "weight_decay": weight_decay,
@@ -101,7 +108,7 @@ def small(*, batch_size: int, num_steps: int, **options: Any) -> Setting:
         feed_forward=128,
         batch_size=batch_size,
         num_steps=num_steps,
-        optimizer=adam(1e-4, warmup_steps=num_steps // 10),
+        optimizer=adam(1e-4, warmup_steps=None),
         **options,
     )
 
@@ -153,7 +160,7 @@ def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> 
         num_heads=8,
         feed_forward=4 * width,
         num_steps=num_steps,
-        optimizer=adam(5e-4, warmup_steps=num_steps // 10, weight_decay=weight_decay),
+        optimizer=adam(5e-4, warmup_steps=None, weight_decay=weight_decay),
         norm="batchnorm",
         **options,
     )
@@ -184,18 +191,13 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
     layers = setting.num_layers
     if name == "hybrid":  # whole repetitions of its four layers
         layers = -(-layers // 4) * 4
-    choices = mechanisms.model(_SAME_AS.get(name, name), width=setting.width, num_layers=layers)
+    choices = mechanisms.model(_SAME_AS.get(name, name), num_layers=layers)
     if name == "convolution":
         choices |= {"pattern": ("convolution",), "mixers": {"convolution": {"size": 61}}}
-    mixers = {
-        mixer: _fit(mixer, options, setting.sequence_length)
-        for mixer, options in choices["mixers"].items()
-    }
-    looks_ahead = any(options.get("direction") == "bidirectional" for options in mixers.values())
-    choices["feed_forward_width"] = (
-        choices["feed_forward_width"] * setting.feed_forward // (4 * setting.width)
-    )
-    if choices["positions"] == "sinusoidal":
+    mixers = {mixer: _fit(mixer, options) for mixer, options in choices["mixers"].items()}
+    usual = feed_forward_ratio(choices["pattern"], choices["gated"])
+    choices["feed_forward_ratio"] = usual * setting.feed_forward / (4 * setting.width)
+    if not any(knows_order(mixer, options) for mixer, options in mixers.items()):
         choices["positions"] = setting.positions
     if setting.norm is not None:
         choices["norm"] = setting.norm
@@ -203,24 +205,21 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
         "mixers": mixers,
         "width": setting.width,
         "num_heads": setting.num_heads,
-        "max_positions": setting.sequence_length + 1,  # and the cls token
         "dropout": setting.dropout,
-        "pooling": setting.pooling if looks_ahead or setting.pooling != "cls" else "mean",
+        "pooling": "auto" if setting.pooling == "cls" else setting.pooling,
         "input": "tokens",
     }
 
 
-def _fit(mixer: str, options: dict[str, Any], length: int) -> dict[str, Any]:
-    """The options of a mixer made bidirectional, if it can be, and for this length."""
+def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a mixer made bidirectional, if it can be, and for the length of the data."""
     if "direction" in mixer_options(mixer):
         options = {key: value for key, value in options.items() if key not in _CAUSAL_ONLY}
         options["direction"] = "bidirectional"
-    of_length = {
-        "lsh": {"chunking": "sorted"},
-        "cosformer": {"max_length": length + 1},
-        "flash_quad": {"divisor": length},
-    }
-    return options | of_length.get(mixer, {})
+    if mixer == "lsh":
+        options = options | {"chunking": "sorted"}
+    follows = OF_LENGTH.get(mixer)
+    return options if follows is None else options | {follows: None}
 
 
 def get_config(
@@ -242,7 +241,7 @@ def get_config(
     config.sample = False
     config.num_steps = setting.num_steps
     config.log_every = 100
-    config.eval_every = config.checkpoint_every = max(setting.num_steps // 10, 1)
+    config.eval_every = config.checkpoint_every = None
     config.data = ml_collections.ConfigDict(
         data | {"batch_size": setting.batch_size, "sequence_length": setting.sequence_length}
     )
@@ -252,6 +251,6 @@ def get_config(
     with config.model.unlocked():
         config.model.update(choices)
     if scale is None:  # some of these models are deep
-        config.model.scan_layers = mechanisms.repeats(config.model)
+        config.model.scan_layers = None
     config.optimizer.update(setting.optimizer)
     return config

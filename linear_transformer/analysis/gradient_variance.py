@@ -31,7 +31,8 @@ from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import configuration, environment
+from linear_transformer import configuration, environment, experiment
+from linear_transformer.command_line import CommandLine
 from linear_transformer.nn.batch_norm import without_moments
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
@@ -100,7 +101,7 @@ def measure(
     config: ml_collections.ConfigDict, mixer: str, options: dict[str, Any], steps: int, warmup: int
 ) -> tuple[float, float]:
     """Both measures for one mixer in all layers."""
-    config = ml_collections.ConfigDict(config.to_dict())
+    config = experiment.resolve(config)  # the rest of the model is the same for all mixers
     config.model.pattern = (mixer,)
     config.model.mixers = ml_collections.ConfigDict({mixer: options})
     task = make_task(config)
@@ -141,8 +142,8 @@ def _make_step(task, graphdef, optimizer, seed):
     return step
 
 
-def main(config: ml_collections.ConfigDict, config_path: str) -> None:
-    del config_path
+def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
+    del line
     table = Table(title=f"relative standard deviation of gradients over {_STEPS.value} steps")
     rows = []
     for column in ("attention", "published", "norm", "entries"):

@@ -6,6 +6,7 @@ from etils import epath
 
 from linear_transformer import compile_cache, compile_only, configuration, distributed
 from linear_transformer.cli import process
+from linear_transformer.command_line import CommandLine
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate, sample
@@ -31,8 +32,8 @@ def run() -> None:
         configuration.run(main)
 
 
-def compile_decoding(config: ml_collections.ConfigDict, config_path: str) -> None:
-    del config_path
+def compile_decoding(config: ml_collections.ConfigDict, line: CommandLine) -> None:
+    del line
     compile_only.report("decoding", config)
 
 

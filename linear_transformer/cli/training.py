@@ -3,10 +3,10 @@
 import ml_collections
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from linear_transformer import compile_cache, compile_only, configuration, distributed, run_folder
 from linear_transformer.cli import process
+from linear_transformer.command_line import CommandLine
 from linear_transformer.training.loop import train
 from linear_transformer.training.tracer import Tracer
 
@@ -25,11 +25,11 @@ def run() -> None:
     configuration.run(main, default="configs/default.py")
 
 
-def main(config: ml_collections.ConfigDict, config_path: str) -> None:
+def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
     if compile_only.REQUESTED.value:
         compile_only.report("training", config)
         return
-    workdir = epath.Path(_WORKDIR.value or _default_workdir(config_path))
+    workdir = epath.Path(_WORKDIR.value or _default_workdir(line))
     tracer = Tracer.parse(_PROFILE.value, workdir) if _PROFILE.value else None
     distributed.initialize()
     print(f"{'run:':12} {workdir}", flush=True)
@@ -37,14 +37,13 @@ def main(config: ml_collections.ConfigDict, config_path: str) -> None:
     train(config, workdir, tracer)
 
 
-def _default_workdir(config_path: str) -> str:
-    """Overrides that a resumed run may change do not make another run."""
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+def _default_workdir(line: CommandLine) -> str:
+    """Overrides that a resumed run may change do not make another run; another length does."""
     return run_folder.default(
-        config_path,
+        line.path,
         {
-            key: value
-            for key, value in overrides.items()
-            if key.partition(".")[0] not in configuration.RESUMABLE_KEYS
+            override.key: "true" if override.text is None else override.text
+            for override in line.overrides
+            if override.key == "num_steps" or not configuration.may_change(override.key)
         },
     )

@@ -5,13 +5,13 @@ import os
 import pathlib
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from linear_transformer.data import fetch
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.reading import parse_npy, unzip
 
 
 def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -26,9 +26,10 @@ def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> li
     """
     path = fetch.cache_dir() / filename
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return [arrays[name] for name in arrays.files]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            return [parse_npy(unzip(archive, m, m.filename), m.filename) for m in members]
+    except (OSError, zipfile.BadZipFile, DataError):
         pass
     made = list(make())
     data = io.BytesIO()

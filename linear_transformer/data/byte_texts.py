@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt8
+from jaxtyping import Int, Int32, Int64
 
 from linear_transformer.data.corpus import SPLITS
 from linear_transformer.data.errors import DataError
@@ -22,7 +22,7 @@ class ByteTexts:
       name: as in `config.data.dataset`.
       licence: of the texts.
       num_classes: labels are from 0 to below this.
-      buffers: arrays that the texts are parts of.
+      buffers: arrays of bytes that the texts are parts of, or files that slices are read from.
       spans: (N, towers, 3) by "train", "validation" and "test": which buffer a text is in, its
         first byte there, and the one behind its last.
       labels: (N,) by split.
@@ -32,7 +32,7 @@ class ByteTexts:
     name: str
     licence: str
     num_classes: int
-    buffers: tuple[UInt8[np.ndarray, " _"], ...]
+    buffers: tuple[Any, ...]
     spans: Mapping[str, Int64[np.ndarray, "_ towers 3"]]
     labels: Mapping[str, Int32[np.ndarray, " _"]]
     num_threads: int = 0

@@ -68,11 +68,11 @@ def load(config: Any, benchmark: Benchmark = ENWIK8) -> Corpus:
     """
     tokenizer = load_tokenizer(config.tokenizer)
     path = _find(config.path, benchmark)
-    data = read_zip_member(path, benchmark.name) if path.suffix == ".zip" else read_file(path)
-    if len(data) != sum(benchmark.sizes):
+    size, zipped = sum(benchmark.sizes), path.suffix == ".zip"
+    data = read_zip_member(path, benchmark.name, size) if zipped else read_file(path)
+    if len(data) != size:
         raise DataError(
-            f"{path}: {benchmark.name} has {sum(benchmark.sizes)} bytes, this file {len(data)}; "
-            "download it again"
+            f"{path}: {benchmark.name} has {size} bytes, this file {len(data)}; download it again"
         )
     actual = hashlib.sha256(data).hexdigest()
     if actual != benchmark.sha256:

@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Float32
 
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.sound_headers import require_whole
 
 NUM_FILTERS = 40
 WINDOW_MS, SHIFT_MS = 25, 10
@@ -90,7 +91,8 @@ def read_samples(file: BinaryIO, name: str, sample_rate: int) -> Samples:
       sample_rate: that it must have, samples a second.
 
     Raises:
-      DataError: no sound, a damaged one, one of several channels, or of another rate.
+      DataError: no sound, a damaged one or one cut short, one of several channels, or of another
+        rate.
     """
     sound = _open_sound(file, name, sample_rate)
     try:
@@ -111,6 +113,7 @@ def _opened(path: epath.Path) -> BinaryIO:
 
 
 def _open_sound(file: BinaryIO, name: str, sample_rate: int) -> soundfile.SoundFile:
+    require_whole(file, name)
     try:
         sound = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:

@@ -1,5 +1,7 @@
 """Photographs in folders, one a class: DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG (ImageNet).
 
+A file that links lead to twice is one image, and where it is in both splits, one to validate on.
+
 The views are those of ResNets' training.  For training, a box of 8 % to 100 % of the area and with
 sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015, arXiv:1409.4842, section 6);
 else the shorter side is scaled to 256/224 of the square, which is cut out of the middle.
@@ -9,7 +11,7 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +20,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.reading import existing_path, read_file
+from linear_transformer.data.reading import (
+    distinct,
+    entries,
+    existing_path,
+    read_file,
+)
 
 NAME = "image_folder"
 FOLDERS = {"train": "train", "validation": "val"}
@@ -99,29 +106,32 @@ def load(config: Any) -> ImageFolder:
     if size < 1:
         raise DataError(f"config.data.image_size = {size}: must be at least 1")
     folder = existing_path(config.path, NAME, "a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG")
-    listed = {split: _list(folder / name) for split, name in FOLDERS.items()}
+    seen: set[Hashable] = set()
+    listed = {split: _list(folder / FOLDERS[split], seen) for split in ("validation", "train")}
     classes = tuple(listed["train"])
     if other := set(classes) ^ set(listed["validation"]):
         raise DataError(f"{folder}: class {min(other)} is in one of train and val only")
-    files = {split: [*itertools.chain(*by_class.values())] for split, by_class in listed.items()}
+    files = {split: [*itertools.chain(*listed[split].values())] for split in FOLDERS}
     labels = {
-        split: np.repeat(np.arange(len(classes), dtype=np.int32), [*map(len, by_class.values())])
-        for split, by_class in listed.items()
+        split: np.repeat(
+            np.arange(len(classes), dtype=np.int32), [*map(len, listed[split].values())]
+        )
+        for split in FOLDERS
     }
     return ImageFolder(classes, size, files, labels)
 
 
-def _list(folder: epath.Path) -> dict[str, list[epath.Path]]:
-    """The images of each class, both in the order of their names."""
+def _list(folder: epath.Path, seen: set[Hashable]) -> dict[str, list[epath.Path]]:
+    """The images of each class that are not among the seen ones, in the order of their names."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {NAME} has one folder a class in it")
     by_class = {}
-    for parent in sorted(path for path in folder.iterdir() if path.is_dir()):
-        by_class[parent.name] = sorted(
-            path for path in parent.iterdir() if path.suffix.lower() in SUFFIXES
-        )
+    for parent in distinct(path for path in entries(folder) if path.is_dir()):
+        images = [path for path in entries(parent) if path.suffix.lower() in SUFFIXES]
+        by_class[parent.name] = distinct(images, seen)
         if not by_class[parent.name]:
-            raise DataError(f"{parent}: no {', '.join(SUFFIXES)} file in it")
+            known = "that is not in another class or split" if images else "in it"
+            raise DataError(f"{parent}: no {', '.join(SUFFIXES)} file {known}")
     if not by_class:
         raise DataError(f"{folder}: no folder of a class in it")
     return by_class

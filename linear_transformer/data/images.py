@@ -5,20 +5,20 @@ held out as the validation split; the test splits are the official ones.
 """
 
 import dataclasses
-import gzip
 import math
 import pathlib
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int, Integer, UInt8
 
 from linear_transformer.data import fetch
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.reading import gunzip, require_distinct
 
 NUM_VALIDATION = 5_000
 NUM_CLASSES = 10  # of each set
@@ -90,11 +90,8 @@ def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:
     Raises:
       DataError: it is no such file, or its length is not what its header says.
     """
-    try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: cannot be unzipped ({error})") from error
+    if data[:2] == b"\x1f\x8b":
+        data = gunzip(data, name)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(f"{name}: not an IDX file of unsigned bytes")
     end = 4 + 4 * data[3]
@@ -156,6 +153,8 @@ def _load_fashion_mnist(path: str) -> ImageSet:
 
 
 def _from_idx(name: str, licence: str, path: str, fetched: Callable[[str], bytes]) -> ImageSet:
+    if path:
+        _require_distinct(path, _IDX_NAMES)
     images, labels = {}, {}
     for split, names in _IDX_NAMES.items():
         arrays = []
@@ -179,11 +178,18 @@ def _load_cifar10(path: str) -> ImageSet:
             'config.data.path = "": cifar10 needs the folder of its binary version '
             f"({_CIFAR_NAMES['train'][0]}, ..., {_CIFAR_NAMES['test'][0]})"
         )
+    _require_distinct(path, _CIFAR_NAMES)
     images, labels = {}, {}
     for split, names in _CIFAR_NAMES.items():
         parts = [parse_cifar10(_read(path, (name,)), name) for name in names]
         images[split], labels[split] = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _hold_out("cifar10", "no licence stated by its authors", images, labels)
+
+
+def _require_distinct(path: str, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises a DataError where a file of one split is a file of the other."""
+    folder = epath.Path(path).expanduser()
+    require_distinct({split: [folder / file for file in files] for split, files in names.items()})
 
 
 def _read(path: str, names: tuple[str, ...]) -> bytes:

@@ -21,7 +21,7 @@ from linear_transformer.data import fetch
 from linear_transformer.data.byte_texts import ByteTexts, Example, cut, drop_repeats, pack
 from linear_transformer.data.corpus import SPLITS
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.reading import existing_path, read_file
+from linear_transformer.data.reading import distinct, entries, existing_path, read_file
 
 NUM_NEWSGROUPS = 20
 
@@ -142,7 +142,7 @@ def _reviews(folder: epath.Path) -> Iterator[bytes]:
             f"{folder}: no such folder; config.data.path must be the unpacked folder aclImdb "
             "(train/neg/*.txt, ...; Parquet files are not read)"
         )
-    files = [path for path in folder.iterdir() if path.name.endswith(".txt")]
+    files = distinct(path for path in entries(folder) if path.name.endswith(".txt"))
     if not files:
         raise DataError(f"{folder}: no .txt file in it")
     for path in sorted(files, key=lambda path: (len(path.name.partition("_")[0]), path.name)):

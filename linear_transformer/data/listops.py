@@ -26,7 +26,7 @@ from jaxtyping import Int, UInt8
 from linear_transformer import configuration
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.listops_trees import OPERATORS, Shape, distinct_trees
-from linear_transformer.data.reading import existing_path
+from linear_transformer.data.reading import existing_path, require_distinct
 
 NAME = "listops"
 FOLDER = "listops-1000"
@@ -102,6 +102,7 @@ def load(config: Any) -> ListOps:
     found = next((f for f in _FOLDERS if (folder / f / FILES["train"]).exists()), None)
     if found is None:
         raise DataError(f"config.data.path = {config.path}: no {FOLDER}/{FILES['train']} in it")
+    require_distinct({split: [folder / found / file] for split, file in FILES.items()})
     read = {split: _read_rows(folder / found / file) for split, file in FILES.items()}
     return ListOps(
         {split: sequences for split, (sequences, _) in read.items()},

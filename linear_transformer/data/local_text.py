@@ -2,7 +2,8 @@
 
 - A folder with train.txt, validation.txt (or valid.txt) and test.txt: those are the splits.
 - Another folder: every regular file in it and in its subfolders is a document, in the order of
-  their paths, and the split is by document. Names that begin with a dot are left out.
+  their paths, and the split is by document. Names that begin with a dot are left out. A file that
+  links lead to twice, or a content that comes twice, is one document.
 - A file, or a folder of one or two: each is cut into 90 % train, 5 % validation and 5 % test.
 """
 
@@ -13,7 +14,14 @@ from etils import epath
 
 from linear_transformer.data.corpus import SPLITS, Corpus, split_documents, tokenize_splits
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.reading import decode_utf8, existing_path, files_below, read_file
+from linear_transformer.data.reading import (
+    decode_utf8,
+    distinct_contents,
+    existing_path,
+    files_below,
+    read_file,
+    require_distinct,
+)
 from linear_transformer.data.tokenizers import load_tokenizer
 
 NAME = "local_text"
@@ -35,12 +43,16 @@ def load(config: Any) -> Corpus:
     tokenizer = load_tokenizer(config.tokenizer)
     path = existing_path(config.path, NAME, "a text file or a folder of text files")
     if path.is_dir() and (path / "train.txt").is_file():
-        texts = {split: [_read(_split_file(path, split))] for split in SPLITS}
+        found = {split: _split_file(path, split) for split in SPLITS}
+        require_distinct({split: [file] for split, file in found.items()})
+        texts = {split: [_read(file)] for split, file in found.items()}
+        if len({text for (text,) in texts.values()}) < len(SPLITS):
+            raise DataError(f"{path}: two of its splits have the same content")
     else:
         files = [path] if path.is_file() else _text_files(path)
         if not files:
             raise DataError(f"{path}: config.data.path has no files")
-        documents = [_read(file) for file in files]
+        documents = distinct_contents(map(_read, files))
         if len(documents) >= len(SPLITS):
             texts = split_documents(documents)
         else:
@@ -64,9 +76,8 @@ def _split_file(folder: epath.Path, split: str) -> epath.Path:
 
 
 def _text_files(folder: epath.Path) -> list[epath.Path]:
-    names = {path: path.relative_to(folder) for path in files_below(folder)}
-    visible = [path for path, name in names.items() if not any(p[0] == "." for p in name.parts)]
-    return sorted(visible, key=lambda path: names[path].as_posix())
+    paths = files_below(folder, hidden=False)
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _cut(document: bytes) -> dict[str, bytes]:

@@ -26,7 +26,14 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.pathfinder_images import draw
 from linear_transformer.data.pathfinder_paddles import SETTINGS
 from linear_transformer.data.processes import ordered_map
-from linear_transformer.data.reading import decode_utf8, existing_path, read_file
+from linear_transformer.data.reading import (
+    decode_utf8,
+    distinct,
+    entries,
+    existing_path,
+    parse_npy,
+    read_file,
+)
 
 NAME = "pathfinder"
 FOLDERS = {
@@ -119,8 +126,10 @@ def load(config: Any) -> Pathfinder:
         raise DataError(f"config.data.path = {config.path}: no folder {folder}/metadata")
 
     rows = []
-    for path in sorted((folder / "metadata").glob("*.npy"), key=_batch_number):
+    tables = [path for path in entries(folder / "metadata") if path.suffix == ".npy"]
+    for path in distinct(sorted(tables, key=_batch_number)):
         rows += _read_metadata(path)
+    rows = list(dict.fromkeys(rows))  # of a table that is there twice
     if (_EMPTY, 1) in rows or (_EMPTY, 0) in rows:
         rows = _without_empty(folder, rows)
     if len(rows) < 10:
@@ -145,10 +154,7 @@ def _read_metadata(path: epath.Path) -> list[tuple[str, int]]:
     """File and label of each image of a batch, from text or from an array of strings."""
     data = read_file(path)
     if data.startswith(b"\x93NUMPY"):
-        try:
-            table = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{path}: a damaged array ({' '.join(str(error).split())})") from error
+        table = parse_npy(data, str(path))
         if table.ndim != 2 or table.dtype.kind != "U":
             raise DataError(
                 f"{path}: {table.dtype} of shape {table.shape}; a table of strings needed"

@@ -16,7 +16,7 @@ from linear_transformer.data import fetch, midi
 from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.note_pipeline import EventCorpus
-from linear_transformer.data.reading import existing_path, files_below
+from linear_transformer.data.reading import existing_path, files_below, read_file
 
 LICENCE = "CC BY-NC-SA 4.0 (MAESTRO)"
 
@@ -46,6 +46,8 @@ def load_maestro(config: Any) -> EventCorpus:
 def load_folder(config: Any) -> EventCorpus:
     """Returns all .mid and .midi files below `config.path`, in the order of their names.
 
+    A file that links lead to twice, or a content that comes twice, is one piece.
+
     Asking for them raises:
       DataError: no such folder, fewer than three files, or a file that can't be read.
     """
@@ -55,12 +57,15 @@ def load_folder(config: Any) -> EventCorpus:
         paths = sorted(
             path for path in files_below(folder) if path.suffix.lower() in (".mid", ".midi")
         )
-        if len(paths) < 3:
+        names: dict[bytes, str] = {}
+        for path in paths:
+            names.setdefault(read_file(path), str(path))
+        if len(names) < 3:
             raise DataError(
                 f"config.data.path = {config.path}: three splits need at least three .mid files, "
-                f"the folder has {len(paths)}"
+                f"the folder has {len(names)}"
             )
-        return [midi.read_notes(path) for path in paths]
+        return [midi.parse_notes(data, name) for data, name in names.items()]
 
     return corpus_of("midi_folder", "unknown", load)
 

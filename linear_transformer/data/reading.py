@@ -3,14 +3,21 @@
 Paths are `epath.Path`, so folders in cloud storage (gs://) work like local ones.
 """
 
+import hashlib
 import io
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
+import numpy as np
 from etils import epath
 
 from linear_transformer.data.errors import DataError
+
+# Of a compressed file when it is inflated; the largest one here, of WikiText-103, has 0.5 GB.
+MOST_BYTES = 2**31
 
 
 def read_file(path: epath.Path) -> bytes:
@@ -25,27 +32,109 @@ def read_file(path: epath.Path) -> bytes:
     return data
 
 
-def read_zip_member(path: epath.Path, member: str) -> bytes:
+def read_zip_member(path: epath.Path, member: str, most_bytes: int = MOST_BYTES) -> bytes:
     """Returns one file out of a zip archive, its CRC verified.
 
     Args:
       path: the archive.
       member: the file's name without its folder.
+      most_bytes: of the file; a larger one is refused before it is inflated.
 
     Raises:
-      DataError: the archive is missing, damaged, or has no such member.
+      DataError: the archive is missing, damaged or encrypted, has no such member, or a larger one.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
-            names = [name for name in archive.namelist() if name.split("/")[-1] == member]
-            if len(names) != 1:
-                raise DataError(f"{path}: expected one member {member}, found {len(names)}")
-            data = archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            infos = [info for info in archive.infolist() if info.filename.split("/")[-1] == member]
+            if len(infos) != 1:
+                raise DataError(f"{path}: expected one member {member}, found {len(infos)}")
+            return unzip(archive, infos[0], f"{path}: member {member}", most_bytes)
+    except zipfile.BadZipFile as error:
         raise DataError(f"{path}: damaged zip archive ({error}); download it again") from error
+
+
+def unzip(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, most_bytes: int = MOST_BYTES
+) -> bytes:
+    """Inflates a member of an open archive.
+
+    Args:
+      name: of the member, for messages.
+      most_bytes: of the member; a larger one is refused before it is inflated.
+
+    Raises:
+      DataError: the member is damaged, encrypted, empty or larger.
+    """
+    _check_size(member.file_size, most_bytes, name)
+    if member.flag_bits & 1:
+        raise DataError(f"{name} is encrypted")
+    try:
+        data = archive.read(member)  # zipfile inflates no more than the size
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{name}: damaged zip archive ({error}); download it again") from error
+    except NotImplementedError as error:  # another compression
+        raise DataError(f"{name} cannot be unpacked ({error})") from error
     if not data:
-        raise DataError(f"{path}: member {member} is empty")
+        raise DataError(f"{name} is empty")
     return data
+
+
+def gunzip(data: bytes, name: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """Inflates a gzip file.
+
+    Args:
+      data: content of the file.
+      name: of the file, for messages.
+      most_bytes: that are inflated.
+
+    Raises:
+      DataError: it is damaged, or has more bytes.
+    """
+    parts, size = [], 0
+    try:
+        while data:
+            stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            parts.append(stream.decompress(data, most_bytes - size + 1))
+            size += len(parts[-1])
+            _check_size(size, most_bytes, name)
+            if not stream.eof:
+                raise DataError(f"{name}: cannot be unzipped (it ends too early)")
+            data = stream.unused_data
+    except zlib.error as error:
+        raise DataError(f"{name}: cannot be unzipped ({error})") from error
+    return b"".join(parts)
+
+
+def parse_npy(data: bytes, name: str) -> np.ndarray:
+    """The array of a .npy file without Python objects.
+
+    The header's shape is compared with the size of the file before anything is allocated.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(file)
+        expected, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if expected != found and not dtype.hasobject:
+            raise DataError(f"{name}: {found} bytes of data, and its header says {expected}")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except DataError:
+        raise
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
+        raise DataError(f"{name}: a damaged array ({' '.join(str(error).split())})") from error
+
+
+def _check_size(size: int, most_bytes: int, name: str) -> None:
+    if size > most_bytes:
+        raise DataError(f"{name} has {size:,} bytes or more; at most {most_bytes:,} are inflated")
 
 
 def decode_utf8(data: bytes, name: str) -> str:
@@ -72,15 +161,94 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
     if not path:
         raise DataError(f"config.data.path is empty: {dataset} needs {needs}")
     found = epath.Path(path).expanduser()
-    if not found.exists():
+    try:
+        exists = found.exists()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not exists:
         raise DataError(f"{path}: no such file or folder; config.data.path must be {needs}")
     return found
 
 
-def files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """The files of a folder and of all folders in it."""
-    for path in sorted(folder.iterdir()):  # etils' `walk` loses the gs:// of a bucket
-        if path.is_dir():
-            yield from files_below(path)
-        elif path.is_file():
-            yield path
+def entries(folder: epath.Path) -> list[epath.Path]:
+    """What a folder has in it, in the order of the names.
+
+    Raises:
+      DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{folder}: the folder cannot be read ({reason})") from error
+
+
+def identity(path: epath.Path) -> Hashable:
+    """Equal for two paths of one file or folder, whatever links lead to it."""
+    if "://" in str(path):  # cloud storage has no links
+        return str(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return status.st_dev, status.st_ino
+
+
+def distinct(paths: Iterable[epath.Path], seen: set[Hashable] | None = None) -> list[epath.Path]:
+    """The first path of each file or folder; `seen` has those that are known, and learns more."""
+    seen = set() if seen is None else seen
+    kept = []
+    for path in paths:
+        if os.path.islink(path) and not path.exists():  # leads nowhere
+            continue
+        found = identity(path)
+        if found not in seen:
+            seen.add(found)
+            kept.append(path)
+    return kept
+
+
+def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Path]:
+    """The files of a folder and of all folders in it, each once, whatever links lead to it.
+
+    Symbolic links come last, so that a file keeps its own path beside a link to it.
+
+    Args:
+      folder: to begin with.
+      hidden: also files and folders whose names begin with a dot.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+    seen: set[Hashable] = set()
+    found, links = [folder], []
+    while found or links:
+        for path in distinct([(found or links).pop(0)], seen):
+            if path.is_dir():  # etils' `walk` loses the gs:// of a bucket
+                for entry in entries(path):
+                    if hidden or not entry.name.startswith("."):
+                        (links if os.path.islink(entry) else found).append(entry)
+            elif path.is_file():
+                yield path
+
+
+def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
+    """Each content once, where it first comes."""
+    kept: dict[bytes, bytes] = {}
+    for content in contents:
+        kept.setdefault(hashlib.sha256(content).digest(), content)
+    return list(kept.values())
+
+
+def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
+    """Raises a DataError where a file is in two splits, by whatever links.
+
+    Args:
+      files: paths by split; those that do not exist are left to their readers.
+    """
+    first: dict[Hashable, tuple[str, epath.Path]] = {}
+    for split, paths in files.items():
+        for path in (path for path in paths if path.exists()):
+            other, known = first.setdefault(identity(path), (split, path))
+            if other != split:
+                raise DataError(f"{path} of the {split} split is {known} of the {other} split")

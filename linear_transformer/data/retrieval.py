@@ -23,7 +23,7 @@ from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.byte_texts import ByteTexts
 from linear_transformer.data.corpus import SPLITS
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.reading import existing_path
+from linear_transformer.data.reading import existing_path, require_distinct
 from linear_transformer.errors import ConfigError
 
 PASSAGE_BYTES = 4_000
@@ -65,6 +65,7 @@ def load_aan(config: Any) -> ByteTexts:
         raise DataError(
             f"config.data.path = {config.path}: no {_FILES['train']} in it, or in its tsv_data"
         )
+    require_distinct({split: [found / name] for split, name in _FILES.items()})
     buffers, spans, labels = [], {}, {}
     for number, (split, name) in enumerate(_FILES.items()):
         buffer, bounds, labels[split] = _open(found / name)
@@ -174,16 +175,35 @@ def _works() -> list[UInt8[np.ndarray, " _"]]:
     return [*itertools.chain.from_iterable(corpus.splits.values())]
 
 
+class _File:
+    """The bytes of a file that is too large for memory, by slices.
+
+    They are read, not mapped: a mapped file that is cut short ends the process without a message.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._file = open(path, "rb")  # noqa: SIM115 (as long as the data set)
+
+    def __getitem__(self, part: slice) -> UInt8[np.ndarray, " _"]:
+        try:
+            data = os.pread(self._file.fileno(), part.stop - part.start, part.start)
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read ({error.strerror})") from error
+        if len(data) != part.stop - part.start:
+            raise DataError(f"{self._path}: is shorter than it was when it was opened")
+        return np.frombuffer(data, np.uint8)
+
+
 def _open(
     path: epath.Path,
-) -> tuple[UInt8[np.ndarray, " _"], Int64[np.ndarray, "N 2 2"], Int32[np.ndarray, " N"]]:
-    """The file as an array; first byte, and the one behind the last, of both texts; labels."""
+) -> tuple[_File, Int64[np.ndarray, "N 2 2"], Int32[np.ndarray, " N"]]:
+    """The file; first byte, and the one behind the last, of both texts; labels."""
     try:
         status = os.stat(path)
         if not status.st_size:
             raise DataError(f"{path}: the file is empty")
-        # A view without the subclass, whose slices are slow.
-        buffer = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        buffer = _File(path)
         version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
         digest = hashlib.sha256(version.encode()).hexdigest()[:16]
         bounds, labels = cached_arrays(f"aan-{digest}-1.npz", lambda: _index(path))

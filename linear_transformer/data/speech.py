@@ -23,7 +23,14 @@ from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.corpus import SPLITS
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.filterbanks import Frames
-from linear_transformer.data.reading import decode_utf8, existing_path, read_file
+from linear_transformer.data.reading import (
+    decode_utf8,
+    distinct,
+    entries,
+    existing_path,
+    read_file,
+    require_distinct,
+)
 from linear_transformer.data.speech_units import normalize
 
 _SUFFIXES = (".flac", ".wav")
@@ -184,7 +191,7 @@ def _librispeech_subset(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
     if not chapters:
         raise DataError(f"{folder}: no SPEAKER/CHAPTER folder in it")
     for chapter in chapters:
-        files = sorted(chapter.iterdir())
+        files = entries(chapter)
         sounds = {path.stem: path for path in files if path.suffix in _SUFFIXES}
         texts = [path for path in files if path.name.endswith(".trans.txt")]
         if not sounds or len(texts) != 1:
@@ -233,6 +240,11 @@ def _of_folders(
 ) -> SpeechCorpus:
     """A corpus of files, of which only the headers are read to list them."""
 
+    def subset(folder: epath.Path, split: str) -> Iterator[tuple[epath.Path, str]]:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; config.data.subsets.{split}")
+        return list_subset(folder)
+
     def load(split: str) -> list[Utterance]:
         if split not in config.subsets:
             raise DataError(
@@ -240,21 +252,26 @@ def _of_folders(
                 f"{', '.join(config.subsets) or 'none'}"
             )
         folder = existing_path(config.path, config.dataset, layout)
+        listed = {}
+        for other, names in config.subsets.items():
+            try:
+                listed[other] = [pair for name in names for pair in subset(folder / name, other)]
+            except DataError:  # the others are only compared with this split
+                if other == split:
+                    raise
+        require_distinct({other: [path for path, _ in pairs] for other, pairs in listed.items()})
         utterances = []
-        for name in config.subsets[split]:
-            if not (folder / name).is_dir():
-                raise DataError(f"{folder / name}: no such folder; config.data.subsets.{split}")
-            for path, transcript in list_subset(folder / name):
-                num_frames = filterbanks.frames_of_file(path, config.sample_rate)
-                read = functools.partial(filterbanks.read_file, path, config.sample_rate)
-                utterances.append(Utterance(str(path), transcript, num_frames, read))
+        for path, transcript in listed[split]:
+            num_frames = filterbanks.frames_of_file(path, config.sample_rate)
+            read = functools.partial(filterbanks.read_file, path, config.sample_rate)
+            utterances.append(Utterance(str(path), transcript, num_frames, read))
         return utterances
 
     return SpeechCorpus(config.dataset, licence, 8, load)
 
 
 def _folders_of(folder: epath.Path) -> list[epath.Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    return distinct(path for path in entries(folder) if path.is_dir())
 
 
 def _table(path: epath.Path) -> dict[str, str]:

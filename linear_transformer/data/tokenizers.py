@@ -160,6 +160,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: str):
         """Reads the file; a file that is no tokenizer is a DataError."""
+        self._path = path
         text = decode_utf8(read_file(epath.Path(path).expanduser()), path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -179,7 +180,11 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         # The batch call is the one that does not compute character offsets.
-        encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        try:
+            encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        except Exception as error:  # of a vocabulary without its own unknown token, for one
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self._path}: the tokenizer cannot encode ({reason})") from error
         return np.array(encoding.ids, self._dtype)
 
     def encode_utf8(self, data: bytes) -> np.ndarray:

@@ -11,6 +11,8 @@ import itertools
 import re
 from typing import Any
 
+from etils import epath
+
 from linear_transformer.data.corpus import SPLITS, Corpus, tokenize_splits
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.reading import (
@@ -18,6 +20,7 @@ from linear_transformer.data.reading import (
     existing_path,
     read_file,
     read_zip_member,
+    require_distinct,
 )
 from linear_transformer.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
 
@@ -45,6 +48,8 @@ def load(config: Any) -> Corpus:
     Raises:
       DataError: a file is missing, damaged or not UTF-8.
     """
+    folder = epath.Path(config.path).expanduser()
+    require_distinct({split: [folder / name] for split, name in _FILES.items()})
     documents = {
         split: split_articles(decode_utf8(_read(config.path, name), name))
         for split, name in _FILES.items()

@@ -8,7 +8,8 @@ recurrences: filling a gap costs the gap only.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
@@ -27,6 +29,7 @@ from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.types import Activations, PRNGKey, SegmentIds, Tokens
 
 DecoderState = Any
@@ -41,20 +44,29 @@ class AlignedEncoderDecoderConfig:
 
     Attributes:
       vocab_sizes: of each channel; an event is one token per channel.
+      width: features D of a token.
+      encoder_layers, decoder_layers: blocks of each half.
+      num_heads: heads H; a divisor of the width.
+      feed_forward_width: features of the feed-forward; None is two widths.
       token_width, index_width, channel_width, elapsed_width: features of the four parts of an
         embedding: the token, the number of its event, its channel, and the elapsed time in
         hundredths of a second (0 leaves it out).
+      feature_map: of queries and keys, a name in `ops.feature_maps.FEATURE_MAPS`.
       residual: how sub-layers and memory join the stream, "gru" or "sum".
-      scan_layers, remat: see `nn.stack.Stack`.
+      activation: of the feed-forward, a name in `nn.feed_forward.ACTIVATIONS`.
+      norm: of the sub-layers, a name in `nn.norms.NORMS`.
+      dropout: share of the features that is set to 0 in training.
+      scan_layers: one compiled body for all layers of a half, which compiles faster.
+      remat: what the backward pass computes again: "none", "full", or "dots" for all but matmuls.
       dtype: type of the activations; parameters are fp32.
     """
 
-    vocab_sizes: tuple[int, ...]
+    vocab_sizes: tuple[int, ...] = schema.by_data()
     width: int
     encoder_layers: int
     decoder_layers: int
     num_heads: int
-    feed_forward_width: int
+    feed_forward_width: int | None = None
     token_width: int = 32
     index_width: int = 128
     channel_width: int = 12
@@ -68,30 +80,30 @@ class AlignedEncoderDecoderConfig:
     remat: str = "none"
     dtype: str = "float32"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {
+        "feature_map": FEATURE_MAPS,
+        "residual": RESIDUALS,
+        "activation": ACTIVATIONS,
+        "norm": NORMS,
+        "remat": REMAT_POLICIES,
+        "dtype": schema.DTYPES,
+    }
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(
+            (
+                *("vocab_sizes", "width", "encoder_layers", "decoder_layers", "num_heads"),
+                *("feed_forward_width", "token_width", "index_width", "channel_width"),
+            ),
+            POSITIVE,
+        ),
+        "elapsed_width": NOT_NEGATIVE,
+        "dropout": FRACTION,
+    }
+
     def __post_init__(self):
-        choices = {
-            "feature_map": FEATURE_MAPS,
-            "residual": RESIDUALS,
-            "activation": ACTIVATIONS,
-            "norm": NORMS,
-            "remat": REMAT_POLICIES,
-            "dtype": ("float32", "bfloat16", "float64"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "elapsed_width" else 1
-            if type(value) is int and value < least:
-                raise ConfigError(
-                    f"config.model.{field.name} is {value}; it must be {least} or more"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
+        schema.check(self, "model")
+        if self.feed_forward_width is None:
+            object.__setattr__(self, "feed_forward_width", 2 * self.width)
         for key in ("index_width", "elapsed_width"):
             if getattr(self, key) % 2:
                 raise ConfigError(f"config.model.{key} is {getattr(self, key)}; it must be even")

@@ -1,18 +1,22 @@
 """A classifier of sequences, of any layer pattern."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.schema import Range
 from linear_transformer.types import PRNGKey, Tokens
 
 POOLINGS = ("mean", "last", "cls")
@@ -26,32 +30,38 @@ class ClassifierConfig(LanguageModelConfig):
     Attributes:
       num_classes: classes E.
       pooling: what the classes are read from: the "mean" of the tokens, the "last" token, or "cls",
-        a learned token that is put in front of them and needs a mixer that looks ahead.
+        a learned token that is put in front of them and needs a mixer that looks ahead; "auto" is
+        "cls" where one does, and else "mean".
       input: "tokens" have a row of an embedding each (as in Long Range Arena); "pixels" are numbers
         that one linear layer widens (as in S4 and its successors, which are not comparable).
     """
 
-    num_classes: int
+    num_classes: int = schema.by_data()
     pooling: str = "mean"
     input: str = "tokens"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = LanguageModelConfig.CHOICES | {
+        "pooling": ("auto", *POOLINGS),
+        "input": INPUTS,
+    }
+    RANGES: ClassVar[Mapping[str, Range]] = LanguageModelConfig.RANGES | {
+        "num_classes": Range(least=2)
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        if self.num_classes < 2:
-            raise ConfigError(
-                f"config.model.num_classes is {self.num_classes}; it must be 2 or more"
-            )
-        for key, allowed in (("pooling", POOLINGS), ("input", INPUTS)):
-            if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        if self.pooling == "cls" and not any(map(self.looks_ahead, self.pattern)):
+        looks_ahead = any(map(self.looks_ahead, self.pattern))
+        if self.pooling == "auto":
+            object.__setattr__(self, "pooling", "cls" if looks_ahead else "mean")
+        if self.pooling == "cls" and not looks_ahead:
             raise ConfigError(
                 "config.model.pooling is 'cls', a first token, and no mixer looks ahead; set "
                 f"config.model.mixers.{self.pattern[0]}.direction=bidirectional"
             )
+
+    @property
+    def _in_front(self) -> int:
+        return 1  # the token that "cls" may need
 
 
 class Encoder(nnx.Module):

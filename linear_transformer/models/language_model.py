@@ -1,12 +1,17 @@
 """A language model of any layer pattern."""
 
 import dataclasses
-from typing import Any
+import fractions
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
@@ -14,53 +19,81 @@ from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers import (
     MIXERS,
+    OF_LENGTH,
     check_options,
+    feed_forward_ratio,
+    knows_order,
     longest_input,
     make_mixer,
     mixer_options,
+    of_default,
 )
 from linear_transformer.nn.norms import STREAM_NORMS, apply_norm, make_stream_norm
 from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
+_MAX_POSITIONS = 1024  # where the length of the data is not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
     """The choices that make a paper's model.
 
+    What is None or "auto" follows from the rest, and has its value in the made config.
+
     Attributes:
-      pattern: mixer names, repeated over the layers: ("linear",), ("linear", "softmax"), ...
-      mixers: options of each mixer by name, passed to its constructor.
-      feed_forward_width: F; by convention 4 D, or 8/3 D when gated; 0 for none.
-      residual: how sub-layers join the stream, a name in `nn.residuals.RESIDUALS`.
-      positions: one of `nn.positions.POSITIONS`.
-      max_positions: rows of a learned table.
-      norm_position: "pre" (with a final norm) or "post".
+      vocab_size: tokens E of the vocabulary.
+      length: longest row of the data, tokens; None where it is not known.
+      width: features D of a token.
+      num_layers: blocks of a mixer and a feed-forward.
+      num_heads: heads H; a divisor of the width.
+      pattern: mixer names: ("linear",), ("linear", "softmax"), ...
+      pattern_fill: how the pattern fills the layers: "repeat" takes it again and again, "stretch"
+        gives each name an equal run of layers, "last" fills up with its last name.
+      mixers: options of each mixer by name, passed to its constructor; what sets the length of an
+        input follows the data if it is None.
+      feed_forward_width: features F of the feed-forward, 0 for none; None is feed_forward_ratio
+        widths.
+      feed_forward_ratio: feed-forward width over the model's; None is 4, or 8/3 when gated, or what
+        the mixers need (0 for units that gate themselves).
+      gated: whether the feed-forward has a gate.
+      activation: of the feed-forward, a name in `nn.feed_forward.ACTIVATIONS`.
+      positions: one of `nn.positions.POSITIONS`; "auto" is "none" where a mixer knows the order of
+        the tokens, and else "sinusoidal".
+      max_positions: rows of a learned table; None is the longest row of the data.
       norm: of the sub-layers, a name in `nn.norms.STREAM_NORMS`.
+      norm_position: "pre" (with a final norm) or "post".
       embedding_norm: norm of the embeddings, a name in `nn.norms.STREAM_NORMS`, or "none".
+      residual: how sub-layers join the stream, a name in `nn.residuals.RESIDUALS`.
+      dropout: share of the features that is set to 0 in training.
       tied: the output layer is the transposed embedding.
       num_outputs: numbers that the untied output layer gives for each token, for a loss of its own;
         0 for the logits of the vocabulary.
-      scan_layers, remat: see `nn.stack.Stack`.
+      scan_layers: one compiled body for all repetitions of the pattern, which compiles faster; None
+        is True where there are several.
+      remat: what the backward pass computes again: "none", "full", or "dots" for all but matmuls.
       dtype: type of the activations; parameters are fp32.
     """
 
-    vocab_size: int
+    vocab_size: int = schema.by_data()
+    length: int | None = schema.by_data(None)
     width: int
     num_layers: int
     num_heads: int
-    feed_forward_width: int
     pattern: tuple[str, ...] = ("linear",)
+    pattern_fill: str = "repeat"
     mixers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    feed_forward_width: int | None = None
+    feed_forward_ratio: float | None = None
     gated: bool = False
     activation: str = "gelu"
-    positions: str = "sinusoidal"
-    max_positions: int = 1024
+    positions: str = "auto"
+    max_positions: int | None = None
     norm: str = "layernorm"
     norm_position: str = "pre"
     embedding_norm: str = "none"
@@ -68,60 +101,38 @@ class LanguageModelConfig:
     dropout: float = 0.0
     tied: bool = True
     num_outputs: int = 0
-    scan_layers: bool = False
+    scan_layers: bool | None = False
     remat: str = "none"
     dtype: str = "float32"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {
+        "pattern_fill": ("repeat", "stretch", "last"),
+        "activation": ACTIVATIONS,
+        "positions": ("auto", *POSITIONS),
+        "norm": STREAM_NORMS,
+        "norm_position": ("pre", "post"),
+        "embedding_norm": ("none", *STREAM_NORMS),
+        "residual": RESIDUALS,
+        "remat": REMAT_POLICIES,
+        "dtype": schema.DTYPES,
+    }
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("vocab_size", "length", "width", "num_heads", "max_positions"), POSITIVE),
+        "num_layers": Range(least=1, most=100_000),
+        **dict.fromkeys(("feed_forward_width", "feed_forward_ratio", "num_outputs"), NOT_NEGATIVE),
+        "dropout": FRACTION,
+    }
+
     def __post_init__(self):
-        choices = {
-            "activation": ACTIVATIONS,
-            "positions": POSITIONS,
-            "norm": STREAM_NORMS,
-            "norm_position": ("pre", "post"),
-            "embedding_norm": ("none", *STREAM_NORMS),
-            "residual": RESIDUALS,
-            "remat": REMAT_POLICIES,
-            "dtype": ("float32", "bfloat16", "float64"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        sizes = ("vocab_size", "width", "num_layers", "num_heads")
-        for key in (*sizes, "max_positions"):
-            if getattr(self, key) < 1:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)}; it must be positive"
-                )
-        if self.feed_forward_width < 0:
-            raise ConfigError(
-                f"config.model.feed_forward_width is {self.feed_forward_width}; 0 is none"
-            )
-        if self.num_outputs and (self.num_outputs < 0 or self.tied):
+        schema.check(self, "model")
+        self._check_mixers()
+        for name, value in self._following().items():
+            object.__setattr__(self, name, value)
+        if self.num_outputs and self.tied:
             raise ConfigError(
                 f"config.model.num_outputs is {self.num_outputs}; it must be 0, or positive with "
                 "config.model.tied=False"
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
-        if not self.pattern:
-            raise ConfigError("config.model.pattern is empty; name a mixer")
-        for name in self.pattern:
-            if name not in MIXERS:
-                raise ConfigError(
-                    f"config.model.pattern names {name!r}; the mixers are {', '.join(MIXERS)}"
-                )
-        for name, options in self.mixers.items():
-            if name not in MIXERS:
-                raise ConfigError(
-                    f"config.model.mixers names {name!r}; the mixers are {', '.join(MIXERS)}"
-                )
-            try:
-                check_options(name, options)
-            except ValueError as error:
-                raise ConfigError(f"config.model.mixers.{error}") from error
         if self.positions == "rotary":
             for name in self.pattern:
                 if "rotary" not in mixer_options(name):
@@ -145,6 +156,64 @@ class LanguageModelConfig:
                 f"config.model.num_layers ({self.num_layers}) is not a multiple of the length of "
                 f"config.model.pattern ({len(self.pattern)}), which scan_layers needs"
             )
+
+    def _check_mixers(self) -> None:
+        if not self.pattern:
+            raise ConfigError("config.model.pattern is empty; name a mixer")
+        for key, names in (("pattern", self.pattern), ("mixers", self.mixers)):
+            for name in names:
+                if name not in MIXERS:
+                    raise ConfigError(
+                        f"config.model.{key} names {name!r}; the mixers are {', '.join(MIXERS)}"
+                    )
+        for name, options in self.mixers.items():
+            # What follows the data may be None.
+            given = {k: v for k, v in options.items() if (k, v) != (OF_LENGTH.get(name), None)}
+            check_options(name, given)
+
+    def _following(self) -> dict[str, Any]:
+        """The values that follow from others, by name."""
+        pattern = _layers(self.pattern, self.pattern_fill, self.num_layers)
+        mixers = {name: self._options_of(name) for name in dict.fromkeys(pattern)}
+        ratio = self.feed_forward_ratio
+        if ratio is None:
+            ratio = feed_forward_ratio(pattern, self.gated)
+        ordered = any(knows_order(name, options) for name, options in mixers.items())
+        share = fractions.Fraction(ratio).limit_denominator(1000)  # 8/3, exactly
+        follows = {
+            "pattern": pattern,
+            "pattern_fill": "repeat",
+            "mixers": mixers,
+            "feed_forward_width": math.floor(share * self.width),
+            "positions": "none" if ordered else "sinusoidal",
+            "max_positions": self.length + self._in_front if self.length else _MAX_POSITIONS,
+            "scan_layers": self.num_layers > len(pattern) and self.num_layers % len(pattern) == 0,
+        }
+        always = ("pattern", "pattern_fill", "mixers")
+        return {
+            name: value
+            for name, value in follows.items()
+            if name in always or getattr(self, name) in (None, "auto")
+        }
+
+    def _options_of(self, mixer: str) -> dict[str, Any]:
+        """The options of a mixer that are given; those that follow the data have their value."""
+        options = dict(self.mixers.get(mixer, {}))
+        follows = OF_LENGTH.get(mixer)
+        if follows is None or options.get(follows, of_default(mixer, follows)) is not None:
+            return options
+        options.pop(follows, None)
+        if self.length is not None:
+            bounds = longest_input(mixer, {}) is not None
+            options[follows] = self.length + (self._in_front if bounds else 0)
+        elif of_default(mixer, follows) is None:
+            raise ConfigError(f"config.model.mixers.{mixer}.{follows} is missing")
+        return options
+
+    @property
+    def _in_front(self) -> int:
+        """Tokens that the model puts in front of a row."""
+        return 0
 
     def looks_ahead(self, name: str) -> bool:
         """Whether this mixer of the pattern sees later tokens, by its options."""
@@ -174,6 +243,17 @@ class LanguageModelConfig:
                     f"config.model.mixers.{name}.{bound[0]} ({bound[1]}) is less than {key} "
                     f"({length})"
                 )
+
+
+def _layers(pattern: tuple[str, ...], fill: str, num_layers: int) -> tuple[str, ...]:
+    """The pattern as one that is repeated over the layers."""
+    if len(pattern) == 1 or fill == "repeat":
+        return pattern
+    if fill == "last":
+        return (pattern + pattern[-1:] * num_layers)[:num_layers]
+    ends = [num_layers * (n + 1) // len(pattern) for n in range(len(pattern))]
+    counts = [end - start for start, end in itertools.pairwise([0, *ends])]
+    return tuple(name for name, count in zip(pattern, counts, strict=True) for _ in range(count))
 
 
 def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:

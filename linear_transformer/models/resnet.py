@@ -11,15 +11,19 @@ parameters is the same.
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.nn.linear import Linear, flops_of_weights
+from linear_transformer.schema import POSITIVE, Range
 
 Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
 Size = tuple[int, int]  # rows and columns of an image
@@ -60,8 +64,8 @@ class ResNetConfig:
       dtype: type of the activations; parameters are fp32.
     """
 
-    num_classes: int
-    image_channels: int
+    num_classes: int = schema.by_data()
+    image_channels: int = schema.by_data()
     stage_blocks: tuple[int, ...]
     block: str
     width: int
@@ -71,24 +75,18 @@ class ResNetConfig:
     attention_after: tuple[int, ...] = ()
     dtype: str = "float32"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {
+        "block": BLOCKS,
+        "stem": STEMS,
+        "attention": ATTENTIONS,
+        "dtype": schema.DTYPES,
+    }
+    RANGES: ClassVar[Mapping[str, Range]] = dict.fromkeys(
+        ("num_classes", "image_channels", "width", "norm_groups"), POSITIVE
+    )
+
     def __post_init__(self):
-        choices = {
-            "block": BLOCKS,
-            "stem": STEMS,
-            "attention": ATTENTIONS,
-            "dtype": ("float32", "bfloat16", "float64"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        for key in ("num_classes", "image_channels", "width", "norm_groups"):
-            if getattr(self, key) < 1:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)}; it must be positive"
-                )
+        schema.check(self, "model")
         if self.width % self.norm_groups:
             raise ConfigError(
                 f"config.model.width ({self.width}) is not a multiple of "

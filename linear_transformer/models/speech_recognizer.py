@@ -1,18 +1,22 @@
 """Recognizers of speech that see all frames at once: a stack of blocks, or LSTMs, then CTC."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.bilstm import BiLSTM
 from linear_transformer.nn.linear import Linear, flops_of_weights
 from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.schema import FRACTION, POSITIVE, Range
 from linear_transformer.types import KeyMask, Logits, PRNGKey
 
 FrameFeatures = Float[Array, "B T I"]
@@ -36,27 +40,31 @@ class BiLSTMConfig:
 
     Attributes:
       vocab_size: number of symbols E, the blank included.
+      length: longest row of the data, frames.
       hidden: units of each direction.
+      num_layers: LSTMs, one behind the other.
+      dropout: share of the features that is set to 0 in training.
+      dtype: type of the activations; parameters are fp32.
     """
 
-    vocab_size: int
+    vocab_size: int = schema.by_data()
+    length: int | None = schema.by_data(None)
     hidden: int = 320
     num_layers: int = 3
     dropout: float = 0.0
     dtype: str = "float32"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {"dtype": schema.DTYPES}
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("vocab_size", "length", "hidden", "num_layers"), POSITIVE),
+        "dropout": FRACTION,
+    }
+
     def __post_init__(self):
-        for key in ("vocab_size", "hidden", "num_layers"):
-            if getattr(self, key) < 1:
-                raise ConfigError(
-                    f"config.model.{key} is {getattr(self, key)}; it must be positive"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"config.model.dropout is {self.dropout}; it must be in [0, 1)")
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise ConfigError(
-                f"config.model.dtype is {self.dtype!r}; choose one of float32, bfloat16, float64"
-            )
+        schema.check(self, "model")
+
+
+ENCODERS = {"transformer": TransformerConfig, "bilstm": BiLSTMConfig}
 
 
 class FrameEncoder(nnx.Module):

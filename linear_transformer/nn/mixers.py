@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,6 +35,16 @@ from linear_transformer.nn.retnet import Retention
 from linear_transformer.nn.rwkv6 import RWKV6
 from linear_transformer.nn.rwkv7 import RWKV7
 from linear_transformer.nn.softmax_attention import SoftmaxAttention
+from linear_transformer.schema import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    UP_TO_ONE,
+    check_range,
+    check_type,
+    meanings,
+    unknown,
+)
 
 # Arguments of every mixer that the model sets itself.
 RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")
@@ -49,12 +59,16 @@ def _parallel(
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Parallel:
-    """Mixers of this table with their options: {"diag": {...}, "norm": {...}}, also the default."""
+    """Mixers of this table side by side.
+
+    Args:
+      branches: mixers with their options; None is {"diag": {}, "norm": {}}.
+    """
     branches = {"diag": {}, "norm": {}} if branches is None else branches
     given = {"output_scale": output_scale, "dtype": jnp.dtype(dtype), "rngs": rngs}
     mixers = {}
     for name, options in branches.items():
-        check_options(name, options)
+        check_options(name, options, "config.model.mixers.parallel.branches")
         mixers[name] = MIXERS[name](width, heads, **given, **options)
     return Parallel(mixers)
 
@@ -100,8 +114,46 @@ MIXERS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-# Options that bound the length of an input.
+# Options that bound the length of an input, and one that is that length.
 _LONGEST = {"cosformer": "max_length", "linformer": "length"}
+OF_LENGTH = _LONGEST | {"flash_quad": "divisor"}
+
+# Mixers that know the order of the tokens by a decay or a convolution, and need no positions.
+_ORDERED = frozenset(
+    (
+        *("retnet", "lightning", "lightning_lrpe", "mamba", "mamba2", "mlstm", "gla", "hgrn2"),
+        *("rwkv6", "rwkv7", "lion", "lru", "delta_net", "gated_delta_net", "delta_product", "kda"),
+    )
+)
+# Width of the feed-forward over the model's where it is not 4 (or 8/3 with a gate): units that gate
+# themselves have none, and values of twice the width take parameters from it.
+_FEED_FORWARD = {"flash": 0, "flash_quad": 0, "mamba": 0, "mamba2": 0, "retnet": 2}
+
+# Numbers that the options of all mixers may have, by their names.
+_POSITIVE = (
+    *("key_width", "state_width", "value_expansion", "expansion", "features", "groups", "steps"),
+    *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "compressed", "size"),
+    *("chunk_size", "block_size", "window", "cache_capacity", "max_length", "length"),
+    *("rounds", "buckets", "divisor", "temperature", "scale"),
+)
+_RANGES = {
+    **dict.fromkeys(_POSITIVE, POSITIVE),
+    **dict.fromkeys(("epsilon", "convolution", "max_phase"), NOT_NEGATIVE),
+    **dict.fromkeys(("r_min", "r_max"), UP_TO_ONE),
+    "seed": SEED,
+}
+# Options that mean the same in all mixers, where a docstring has no more to say of them.
+_MEANINGS = {
+    "bias": "whether the projections have biases",
+    "key_width": "features of queries and keys per head; None is width / heads",
+    "expansion": "features inside the unit over the model's width",
+    "epsilon": "what is added to denominators",
+    "seed": "of the random projections",
+    "orthogonal": "whether the random projections are orthogonal in blocks of the key width",
+    "rotary": "rotary positions of queries and keys",
+    "form": 'how the same function is computed; "auto" chooses',
+    "chunk_size": "tokens that are computed at a time; None chooses",
+}
 
 
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
@@ -111,17 +163,46 @@ def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any)
     return MIXERS[name](width, heads, **given)
 
 
-def mixer_options(name: str) -> set[str]:
-    """Names of the options of a mixer of the table."""
-    return _arguments(name).keys() - {"self", *RESERVED}
+def mixer_options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a mixer of the table, with their types and defaults in it."""
+    given = getattr(MIXERS[name], "keywords", {})
+    return {
+        option: parameter.replace(default=given.get(option, parameter.default))
+        for option, parameter in _arguments(name).items()
+        if option not in ("self", *RESERVED)
+    }
 
 
-def longest_input(name: str, options: dict[str, Any]) -> tuple[str, int] | None:
+def option_meanings(name: str) -> dict[str, str]:
+    """What the docstring of a mixer says of its options, by their names."""
+    make = MIXERS[name]
+    return _MEANINGS | meanings(make.func if isinstance(make, functools.partial) else make)
+
+
+def knows_order(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a mixer with these options needs no positions."""
+    return name in _ORDERED or (name == "linear" and bool(options.get("convolution")))
+
+
+def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
+    """Width of the feed-forward over the model's that goes with the mixers of a pattern."""
+    usual = 8 / 3 if gated else 4
+    ratios = {_FEED_FORWARD.get(name, usual) for name in pattern}
+    return ratios.pop() if len(ratios) == 1 else usual
+
+
+def longest_input(name: str, options: Mapping[str, Any]) -> tuple[str, int] | None:
     """The option of a mixer that bounds the length of its input, and its value; None without."""
     option = _LONGEST.get(name)
     if option is None:
         return None
-    return option, options.get(option, _arguments(name)[option].default)
+    return option, options.get(option, of_default(name, option))
+
+
+def of_default(name: str, option: str) -> Any:
+    """The default of an option of a mixer; None where it has to be given."""
+    default = mixer_options(name)[option].default
+    return None if default is inspect.Parameter.empty else default
 
 
 def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
@@ -133,10 +214,23 @@ def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(make).parameters
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raises a ValueError that names the mixer or the option that does not exist."""
+def check_options(name: str, options: Mapping[str, Any], key: str = "config.model.mixers") -> None:
+    """Checks names, types and ranges of a mixer's options.
+
+    Args:
+      name: in the table of mixers.
+      options: of the mixer, by name.
+      key: of the table that has the options, for the message.
+
+    Raises:
+      ConfigError: names the mixer or the option, and says what is allowed.
+    """
     if name not in MIXERS:
-        raise ValueError(f"{name}: no such mixer; choose one of {', '.join(MIXERS)}")
-    for option in options:
-        if option not in mixer_options(name):
-            raise ValueError(f"{name}.{option}: no such option")
+        raise unknown(f"{key}.{name}", MIXERS)
+    known = mixer_options(name)
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"{key}.{name}.{option}", known)
+        check_type(value, known[option].annotation, f"{key}.{name}.{option}")
+        if option in _RANGES:
+            check_range(value, _RANGES[option], f"{key}.{name}.{option}")

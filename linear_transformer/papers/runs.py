@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from flax import traverse_util
 
 from linear_transformer import configuration, environment
 from linear_transformer.errors import ConfigError
+from linear_transformer.experiment import flat
 from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
 from linear_transformer.training.metrics import read_metrics
 
@@ -26,9 +26,8 @@ _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write the
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """A config by dotted keys, as it is after a way through JSON."""
-    values = json.loads(json.dumps(configuration.plain(config)))
-    return traverse_util.flatten_dict(values, keep_empty_nodes=True, sep=".")
+    """A config with all its keys by dotted names, as it is after a way through JSON."""
+    return json.loads(json.dumps(flat(config)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,10 +49,6 @@ class LanguageModelling:
         self.data = config.data
         self.seed = config.seed
         self.label_smoothing = config.label_smoothing
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"config.label_smoothing is {self.label_smoothing}; it must be in [0, 1)"
-            )
         self.model_config: LanguageModelConfig = configuration.build(
             LanguageModelConfig,
             config.model,

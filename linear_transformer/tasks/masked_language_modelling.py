@@ -101,14 +101,7 @@ class MaskedLanguageModelling:
         self.corpus = load_corpus(config.data)
         self.data = config.data
         self.seed = config.seed
-        self.mask_rate = config.get("mask_rate", 0.15)
-        if not 0 < self.mask_rate < 1:
-            raise ConfigError(f"config.mask_rate is {self.mask_rate}; it must be between 0 and 1")
-        if config.label_smoothing:
-            raise ConfigError(
-                f"config.label_smoothing is {config.label_smoothing}; "
-                "masked language modelling has none"
-            )
+        self.mask_rate = config.mask_rate
         self.mask_id = self.corpus.tokenizer.vocab_size
         self.model_config: LanguageModelConfig = configuration.build(
             LanguageModelConfig, config.model, "model", vocab_size=self.mask_id + 1

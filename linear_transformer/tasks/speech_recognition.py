@@ -21,11 +21,10 @@ from linear_transformer.data.speech_batches import (
     training_utterances,
 )
 from linear_transformer.data.speech_units import BLANK
-from linear_transformer.data.stream import Batch, Sequences, check_shape, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.decoding import ctc
-from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import (
-    BiLSTMConfig,
+    ENCODERS,
     SpeechRecognizer,
     TransformerConfig,
 )
@@ -33,7 +32,6 @@ from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.types import Logits, Metrics, PRNGKey
 
-ENCODERS = {"transformer": TransformerConfig, "bilstm": BiLSTMConfig}
 _SAMPLED = 5  # utterances
 
 
@@ -49,17 +47,7 @@ class SpeechRecognition(ExampleTask):
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
-        for key in ("encoder", "beam_width"):
-            if key not in config:
-                raise ConfigError(f"config.{key} is missing")
-        if config.encoder not in ENCODERS:
-            raise ConfigError(
-                f"config.encoder is {config.encoder!r}; choose one of {', '.join(ENCODERS)}"
-            )
         self.beam_width = config.beam_width
-        if self.beam_width < 0:
-            raise ConfigError(f"config.beam_width is {self.beam_width}; it must be 0 or more")
-        check_shape(config.data.batch_size, 1)
         self.source = load_source(config.data)
         self.model_config = configuration.build(
             ENCODERS[config.encoder],

@@ -7,7 +7,6 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.data.stream import Sequences
-from linear_transformer.errors import ConfigError
 from linear_transformer.types import Metrics, PRNGKey
 
 
@@ -57,6 +56,12 @@ class Task(Protocol):
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
+    """The task of an experiment.
+
+    Raises:
+      UserError: a mistake in the config or in the data.
+    """
+    from linear_transformer import experiment
     from linear_transformer.tasks.image_classification import ImageClassification
     from linear_transformer.tasks.image_generation import ImageGeneration
     from linear_transformer.tasks.inpainting import Inpainting
@@ -76,6 +81,5 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
         "sequence_classification": SequenceClassification,
         "speech_recognition": SpeechRecognition,
     }
-    if config.task not in tasks:
-        raise ConfigError(f"config.task is {config.task!r}; choose one of {', '.join(tasks)}")
+    config = experiment.resolve(config)
     return tasks[config.task](config)

@@ -16,14 +16,13 @@ from flax import nnx
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from linear_transformer import accelerators, configuration
+from linear_transformer import accelerators, capacity, configuration, experiment
 from linear_transformer.accelerators import GIB, Accelerator
 from linear_transformer.decoding import generate
 from linear_transformer.errors import ConfigError
 from linear_transformer.ops.pallas import choice
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training import compiled_program, sharding
-from linear_transformer.training.loop import check
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import TrainState, abstract_state, make_train_step
 from linear_transformer.types import Metrics
@@ -143,13 +142,14 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     Raises:
       UserError: a mistake in config or data, or a mesh that the devices cannot make.
     """
-    check(config)
+    config = experiment.resolve(config)
     optimizer = make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
     )
     mesh_config = sharding.mesh_config(config)
     rows = config.data.batch_size // config.accumulate_steps
     mesh = sharding.make_mesh(mesh_config, rows, devices)
+    capacity.check(config, devices)
     task = make_task(config)
     sharding.require_sequences(mesh_config, task)
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
@@ -187,9 +187,10 @@ def compile_decoding_step(
     Raises:
       UserError: as `compile_training_step`; or the task has no model that decodes.
     """
-    check(config)
+    config = experiment.resolve(config)
     rows = config.data.batch_size
     mesh = sharding.make_mesh(sharding.mesh_config(config), rows, devices)
+    capacity.check(config, devices)
     task = make_task(config)
     model = abstract_model(task)
     if not hasattr(model, "init_state"):

@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import configuration, distributed
+from linear_transformer import capacity, configuration, distributed, experiment
 from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
@@ -56,6 +56,7 @@ def train(
       RunError: the folder can't be written any more.
       Interrupted: a signal came where nothing is unsaved; it is a SystemExit of status 0.
     """
+    config = experiment.resolve(config)
     lock = FolderLock(workdir)
     with Stop() as stop:
         try:
@@ -78,11 +79,11 @@ def _train(
     distributed.check_joined()
     if distributed.has_others():
         distributed.agree(agreement.facts(config, workdir))
-    check(config)
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
     mesh_config = sharding.mesh_config(config)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
+    capacity.check(config, mesh.devices.ravel().tolist())
     task, found = distributed.run_together(lambda: _load(config))
     distributed.agree(found)
     sharding.require_sequences(mesh_config, task)
@@ -135,37 +136,6 @@ def _train(
     finally:
         loop.close()
     return state
-
-
-_POSITIVE_KEYS = (
-    "num_steps",
-    "log_every",
-    "eval_every",
-    "eval_batches",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "accumulate_steps",
-)
-
-
-_KEYS = ("task", "seed", "final_evaluation", "sample", "ema_decay", "data", "model", "optimizer")
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a ConfigError where a key of every experiment is missing or out of range."""
-    for key in (*_POSITIVE_KEYS, *_KEYS):
-        if key not in config:
-            raise ConfigError(f"config.{key} is missing; configs/default.py has every key")
-    if not 0 <= config.ema_decay < 1:
-        raise ConfigError(f"config.ema_decay is {config.ema_decay}; it must be in [0, 1)")
-    for key in _POSITIVE_KEYS:
-        if config[key] < 1:
-            raise ConfigError(f"config.{key} is {config[key]}; it must be positive")
-    if config.data.batch_size % config.accumulate_steps:
-        raise ConfigError(
-            f"config.data.batch_size ({config.data.batch_size}) is not a multiple of "
-            f"config.accumulate_steps ({config.accumulate_steps})"
-        )
 
 
 def _load(config: ml_collections.ConfigDict) -> tuple[Task, dict[str, str]]:

@@ -3,18 +3,33 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from linear_transformer import schema
 from linear_transformer.errors import ConfigError
+from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, Range
 
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 _WITH_END = ("cosine", "linear")
+
+# Arguments of optimizers that other keys set, or that no config can write.
+_NO_OPTIONS = (
+    *("learning_rate", "weight_decay", "mask", "weight_decay_mask", "args", "kwargs"),
+    *("muon_weight_dimension_numbers", "linesearch"),
+)
+_OPTION_RANGES = {
+    **dict.fromkeys(("b1", "b2", "b3", "adam_b1", "adam_b2", "momentum", "decay"), FRACTION),
+    **dict.fromkeys(("eps", "eps_root", "adam_eps_root", "adam_weight_decay"), NOT_NEGATIVE),
+    "beta": UP_TO_ONE,
+    "ns_steps": POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +45,14 @@ class OptimizerConfig:
       schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
         `final_fraction` of the peak at its last step; "rsqrt", with the inverse square root of
         the step (Vaswani et al. 2017); "step", times `step_factor` at each of `step_boundaries`.
-      schedule_steps: the last step of "cosine" and "linear", after which the rate stays; 0 is
-        `config.num_steps`. A run can be made longer only where it is given, or for the others.
-      warmup_steps: steps of linear warm-up from 0.
+      schedule_steps: steps of warm-up and schedule, after which the rate stays; 0 is
+        `config.num_steps`. A run can be made longer only where it is given, or where neither
+        schedule nor warm-up depends on it.
+      warmup_steps: steps of linear warm-up from 0; None is `warmup_fraction` of those steps.
+      warmup_fraction: share of the steps that warm-up takes where `warmup_steps` is None.
+      final_fraction: learning rate at the last step over the peak.
+      step_boundaries: steps at which the schedule "step" changes the rate.
+      step_factor: what the rate is multiplied by at each of them.
       clip_norm: bound of the global gradient norm; 0 leaves gradients alone.
     """
 
@@ -42,44 +62,86 @@ class OptimizerConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     schedule: str = "cosine"
     schedule_steps: int = 0
-    warmup_steps: int = 0
+    warmup_steps: int | None = 0
+    warmup_fraction: float = 0.0
     final_fraction: float = 0.1
     step_boundaries: tuple[int, ...] = ()
     step_factor: float = 0.1
     clip_norm: float = 0.0
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {"schedule": SCHEDULES}
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(
+            (
+                "learning_rate",
+                "weight_decay",
+                "schedule_steps",
+                "warmup_steps",
+                "step_factor",
+                "clip_norm",
+            ),
+            NOT_NEGATIVE,
+        ),
+        **dict.fromkeys(("warmup_fraction", "final_fraction"), UP_TO_ONE),
+        "step_boundaries": POSITIVE,
+    }
+
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(
-                f"config.optimizer.schedule is {self.schedule!r}; choose one of "
-                f"{', '.join(SCHEDULES)}"
-            )
-        if self.schedule_steps < 0:
-            raise ConfigError(
-                f"config.optimizer.schedule_steps is {self.schedule_steps}; it must be 0 "
-                "(config.num_steps) or more"
-            )
-        if self.schedule_steps and self.schedule not in _WITH_END:
+        schema.check(self, "optimizer")
+        known = optimizer_options(self.name)
+        for option, value in self.options.items():
+            key = f"config.optimizer.options.{option}"
+            if option not in known:
+                raise schema.unknown(key, known)
+            schema.check_type(value, option_type(known[option]), key)
+            if option in _OPTION_RANGES:
+                schema.check_range(value, _OPTION_RANGES[option], key)
+        if self.schedule_steps and not self._ends():
             raise ConfigError(
                 f"config.optimizer.schedule_steps is {self.schedule_steps}; it must be 0, the "
                 f"{self.schedule} schedule has no end"
             )
-        make = _find(self.name)
-        arguments = inspect.signature(make).parameters if callable(make) else ()
-        if "learning_rate" not in arguments:
-            raise ConfigError(
-                f"config.optimizer.name is {self.name!r}; optax has no such optimizer"
-            )
+
+    def _ends(self) -> bool:
+        """Whether the rate depends on the number of steps."""
+        decays = self.schedule in _WITH_END and self.final_fraction != 1
+        return decays or (self.warmup_steps is None and self.warmup_fraction > 0)
 
     def end(self, num_steps: int) -> int | None:
         """The last step of the schedule in a run of `num_steps`; None where it has none."""
-        changes = self.schedule in _WITH_END and self.final_fraction != 1
-        return (self.schedule_steps or num_steps) if changes else None
+        return (self.schedule_steps or num_steps) if self._ends() else None
+
+    def warmup(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of `num_steps`."""
+        if self.warmup_steps is None:
+            return math.floor(self.warmup_fraction * (self.end(num_steps) or 0) + 1e-6)
+        return self.warmup_steps
+
+
+def optimizer_options(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments that `config.optimizer.options` may give an optimizer.
+
+    Raises:
+      ConfigError: optax has no such optimizer.
+    """
+    make = find_optimizer(name)
+    arguments = inspect.signature(make).parameters if callable(make) else {}
+    if "learning_rate" not in arguments:
+        raise ConfigError(f"config.optimizer.name is {name!r}; optax has no such optimizer")
+    return {key: value for key, value in arguments.items() if key not in _NO_OPTIONS}
+
+
+def option_type(parameter: inspect.Parameter) -> Any:
+    """Type of an optimizer's option, by its default: that is all that a config can write."""
+    if parameter.name in _OPTION_RANGES and parameter.default is None:
+        return float | None
+    kind = type(parameter.default)
+    return kind if kind in (bool, int, float, str) else Any
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by step."""
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup = config.learning_rate, config.warmup(num_steps)
     remaining = max((config.end(num_steps) or 0) - warmup, 1)
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, remaining, config.final_fraction)
@@ -115,13 +177,14 @@ def _by_path(choose: Callable[[tuple[Any, ...]], Any], parameters: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: choose(path), parameters)
 
 
-def _find(name: str) -> Callable[..., optax.GradientTransformation] | None:
+def find_optimizer(name: str) -> Callable[..., optax.GradientTransformation] | None:
+    """The function of optax or optax.contrib of this name."""
     return getattr(optax, name, None) or getattr(optax.contrib, name, None)
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     schedule = make_schedule(config, num_steps)
-    make = _find(config.name)
+    make = find_optimizer(config.name)
     arguments = inspect.signature(make).parameters
     options = dict(config.options)
     decay = None
@@ -138,7 +201,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         options["weight_decay"] = config.weight_decay
         options[mask] = functools.partial(_by_path, _is_matrix)
     elif "weight_decay" in arguments:
-        options.setdefault("weight_decay", 0.0)  # optax's own default isn't 0 everywhere
+        options["weight_decay"] = 0.0  # optax's own default isn't 0 everywhere
     if "muon_weight_dimension_numbers" in arguments:
         options["muon_weight_dimension_numbers"] = functools.partial(_by_path, _muon_axes)
     try:

@@ -19,8 +19,8 @@ Over the first three each device runs the very program of a single device on its
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import ml_collections
@@ -28,13 +28,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from linear_transformer import configuration
+from linear_transformer import configuration, schema
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import AXIS as FSDP, Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.schema import NOT_NEGATIVE, Range
 from linear_transformer.tasks.task import Task
 
 SEQUENCE = sequence_parallel.AXIS
@@ -62,10 +63,10 @@ class MeshConfig:
     """Devices along each axis.
 
     Attributes:
-      data: 0 takes as many devices as there are and as divide the batch.
-      fsdp: 1 keeps parameters whole.
-      tensor: a divisor of the heads; 1 keeps layers whole.
-      sequence: 1 keeps rows whole; rows that it does not divide are padded.
+      data: devices that have rows of their own; 0 takes all that there are.
+      fsdp: devices that share parameters and have rows of their own; 1 keeps parameters whole.
+      tensor: devices that share a layer, a divisor of the heads; 1 keeps layers whole.
+      sequence: devices that share a row, which is padded where it must be; 1 keeps rows whole.
       exchange: of the states between the shards of a sequence, see `ops.sequence_parallel`.
     """
 
@@ -75,17 +76,14 @@ class MeshConfig:
     sequence: int = 1
     exchange: str = "scan"
 
+    CHOICES: ClassVar[Mapping[str, Any]] = {"exchange": sequence_parallel.EXCHANGES}
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "data": NOT_NEGATIVE,
+        **dict.fromkeys(("fsdp", "tensor", "sequence"), Range(least=1)),
+    }
+
     def __post_init__(self):
-        for key, least in (("data", 0), ("fsdp", 1), ("tensor", 1), ("sequence", 1)):
-            if getattr(self, key) < least:
-                raise ConfigError(
-                    f"config.mesh.{key} is {getattr(self, key)}; it must be {least} or more"
-                )
-        if self.exchange not in sequence_parallel.EXCHANGES:
-            raise ConfigError(
-                f"config.mesh.exchange is {self.exchange!r}; "
-                f"choose one of {', '.join(sequence_parallel.EXCHANGES)}"
-            )
+        schema.check(self, "mesh")
 
 
 def mesh_config(config: ml_collections.ConfigDict) -> MeshConfig:
@@ -106,7 +104,7 @@ def mesh_config(config: ml_collections.ConfigDict) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of all processes' devices, or of the first ones where fewer are asked for.
+    """The mesh of all processes' devices, or of the first ones where `data` asks for fewer.
 
     Args:
       config: how many devices along which axis.
@@ -119,8 +117,7 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
     devices = jax.devices() if devices is None else devices
     row = config.sequence * config.tensor  # devices that share a row
     most = max(len(devices) // (config.fsdp * row), 1)
-    fitting = (n for n in range(most, 1, -1) if rows % (n * config.fsdp) == 0)
-    data = config.data or next(fitting, 1)
+    data = config.data or most
     shape = (data, config.fsdp, config.sequence, config.tensor)
     size = data * config.fsdp * row
     if size > len(devices):
@@ -128,14 +125,21 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
         raise ConfigError(
             f"config.mesh asks for {size} devices ({asked}); there are {len(devices)}"
         )
-    if size < len(devices) and jax.process_count() > 1:
+    fitting = [n for n in range(1, most + 1) if rows % (n * config.fsdp) == 0]
+    remedy = ""
+    if fitting and jax.process_count() == 1:
+        used = fitting[-1] * config.fsdp * row
+        remedy = f", or set config.mesh.data={fitting[-1]} to use {used} of {len(devices)} devices"
+    if size < len(devices) and (jax.process_count() > 1 or not config.data):
         raise ConfigError(
-            f"config.mesh has {size} of {len(devices)} devices; several processes need all"
+            f"config.mesh has {size} of {len(devices)} devices (fsdp x sequence x tensor is "
+            f"{config.fsdp * row}); make it use all{remedy}"
         )
     if rows % (data * config.fsdp):
         raise ConfigError(
             f"config.data.batch_size / config.accumulate_steps ({rows} rows) is not a multiple of "
-            f"the {data * config.fsdp} devices along data and fsdp of config.mesh"
+            f"the {data * config.fsdp} devices along data and fsdp of config.mesh; make it one"
+            + remedy
         )
     return Mesh(np.array(devices[:size]).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
 

@@ -52,12 +52,11 @@ def librispeech(tmp_path):
 
 @pytest.fixture
 def kaldi(tmp_path):
-    sounds = tmp_path / "sounds"
-    sounds.mkdir()
-    write_sounds(sounds, ".wav")
     for subset in ("train-a", "dev-a"):
         (tmp_path / subset).mkdir()
-        files = "".join(f"{name} sounds/{name}.wav\n" for name in TEXTS)
+        (tmp_path / "sounds" / subset).mkdir(parents=True)
+        write_sounds(tmp_path / "sounds" / subset, ".wav")
+        files = "".join(f"{name} sounds/{subset}/{name}.wav\n" for name in TEXTS)
         (tmp_path / subset / "wav.scp").write_text(files)
         rows = "".join(f"{name} {text}\n" for name, text in TEXTS.items())
         (tmp_path / subset / "text").write_text(rows)
@@ -269,6 +268,40 @@ def test_a_sound_that_is_cut_short(librispeech):
     with pytest.raises(DataError, match=r"1-2-0001\.flac: damaged") as raised:
         source.read(examples[1])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "OGG", "NIST", "RF64"])
+def test_a_header_that_says_more_than_there_is(kaldi, form):
+    """libsndfile reads what is there, and the transcript no longer fits."""
+    path = kaldi / "sounds/train-a/1-2-0001.wav"
+    whole = sound_bytes(form=form)
+    path.write_bytes(whole)
+    config = config_of("kaldi", kaldi)
+    assert len(load_source(config).split("train")[0]) == 3
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(DataError, match=r"1-2-0001\.wav: cut short \(") as raised:
+        load_source(config).split("train")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dataset", ["librispeech", "kaldi"])
+def test_a_sound_in_two_splits(dataset, request):
+    """By a link of either kind."""
+    folder = request.getfixturevalue(dataset)
+    sounds = sorted(p for p in folder.rglob("*") if p.suffix in (".wav", ".flac"))
+    of_dev = next(p for p in sounds if "dev-a" in str(p))
+    of_train = next(p for p in sounds if "train-a" in str(p))
+    for link in (of_train.hardlink_to, of_train.symlink_to):
+        of_train.unlink()
+        link(of_dev)
+        with pytest.raises(DataError, match=r"of the validation split is .* of the train split"):
+            load_source(config_of(dataset, folder)).split("train")
+
+
+def test_a_speaker_that_is_a_link_to_another(librispeech):
+    (librispeech / "train-a" / "9").symlink_to(librispeech / "train-a" / "1")
+    examples, _ = load_source(config_of("librispeech", librispeech)).split("train")
+    assert len(examples) == 3
 
 
 def test_a_file_that_is_gone(librispeech):

@@ -14,6 +14,7 @@ from linear_transformer.data import speech
 from linear_transformer.decoding import ctc
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate
+from linear_transformer.models.speech_recognizer import TransformerConfig
 from linear_transformer.tasks.task import Task, make_task
 from linear_transformer.training.loop import train
 from tests.training import runs
@@ -174,9 +175,9 @@ def test_mistakes(mistake):
     assert "\n" not in str(raised.value)
 
 
-def test_missing_keys():
-    for key in ("encoder", "beam_width"):
-        config = make_config()
-        del config[key]
-        with pytest.raises(UserError, match=rf"config\.{key} is missing"):
-            make_task(config)
+def test_missing_keys_have_a_default():
+    config = make_config()
+    del config.encoder, config.beam_width
+    task = make_task(config)
+    assert isinstance(task.model_config, TransformerConfig)
+    assert task.beam_width == 0

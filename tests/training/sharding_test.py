@@ -97,20 +97,37 @@ def test_a_config_without_a_mesh_takes_all_devices(text, tmp_path):
     assert len(runs.curve(tmp_path / "run")) == 1
 
 
-def test_devices_that_do_not_divide_the_batch_are_left_out(monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "rows", "message"),
+    [
+        ({}, 8, r"8 rows.* multiple of the 6 devices.*config\.mesh\.data=4 to use 4 of 6 devices"),
+        ({}, 7, r"7 rows.* multiple of the 6 devices.*config\.mesh\.data=1 to use 1 of 6 devices"),
+        ({"data": 6}, 8, r"8 rows.* not a multiple of the 6 devices"),
+        ({"fsdp": 2}, 4, r"4 rows.* the 6 devices.*config\.mesh\.data=2 to use 4 of 6 devices"),
+        (
+            {"fsdp": 2},
+            3,
+            r"3 rows.* the 6 devices along data and fsdp of config\.mesh; make it one$",
+        ),
+        ({"tensor": 4}, 8, r"has 4 of 6 devices \(fsdp x sequence x tensor is 4\)"),
+    ],
+)
+def test_no_device_is_left_out_silently(monkeypatch, sizes, rows, message):
     monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
-    sizes = {
-        rows: sharding.make_mesh(sharding.MeshConfig(fsdp=fsdp), rows).shape
-        for rows, fsdp in ((12, 1), (8, 1), (7, 1), (4, 2))
-    }
-    assert {rows: (shape["data"], shape["fsdp"]) for rows, shape in sizes.items()} == {
-        12: (6, 1),
-        8: (4, 1),
-        7: (1, 1),
-        4: (2, 2),
-    }
-    with pytest.raises(ConfigError, match=r"8 rows.* not a multiple of the 6 devices"):
-        sharding.make_mesh(sharding.MeshConfig(data=6), 8)
+    with pytest.raises(ConfigError, match=message):
+        sharding.make_mesh(sharding.MeshConfig(**sizes), rows)
+
+
+def test_devices_are_left_out_on_request(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
+    for sizes, rows, shape in (
+        ({}, 12, (6, 1)),
+        ({"data": 4}, 8, (4, 1)),
+        ({"data": 2, "fsdp": 2}, 4, (2, 2)),
+        ({"data": 1, "tensor": 4}, 8, (1, 1)),
+    ):
+        mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), rows)
+        assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
 
 
 def test_mistakes():

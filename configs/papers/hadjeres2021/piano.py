@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "encoder_layers": 4,
                 "decoder_layers": 8,
                 "num_heads": 8,
-                "feed_forward_width": 1024,
+                "feed_forward_width": None,
                 "token_width": 32,
                 "index_width": 128,
                 "channel_width": 12,

@@ -35,7 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
         encoder_layers=2,
         decoder_layers=2,
         num_heads=8,
-        feed_forward_width=256,
         # At this width the sinusoids of the paper's size drown the token.
         token_width=64,
         index_width=16,

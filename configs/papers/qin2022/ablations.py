@@ -38,8 +38,6 @@ from configs import mechanisms
 from configs.papers.qin2022 import wikitext103_ar, wikitext103_bidirectional
 
 KIND = "t2"
-LAYERS = wikitext103_bidirectional.LAYERS
-HALF = LAYERS // 2
 DIAG, NORM = mechanisms.DIAG[KIND], mechanisms.NORM[KIND]
 
 # What each variant changes in the model of TransNormer, or of the baseline with 1 + elu.
@@ -47,11 +45,13 @@ BASELINES = {
     "one_plus_elu": {"pattern": ("linear",)},
     "one_plus_elu_unscaled": {"mixers": {"linear": {"normalize": False}}},
     "linear_softmax": {
-        "pattern": ("linear",) * HALF + ("softmax",) * HALF,
+        "pattern": ("linear", "softmax"),
+        "pattern_fill": "stretch",
         "mixers": {"linear": {}, "softmax": {}},
     },
     "softmax_linear": {
-        "pattern": ("softmax",) * HALF + ("linear",) * HALF,
+        "pattern": ("softmax", "linear"),
+        "pattern_fill": "stretch",
         "mixers": {"linear": {}, "softmax": {}},
     },
 }
@@ -59,11 +59,11 @@ ABLATIONS = {
     "split_6_6": {},
     "split_0_12": {"pattern": ("norm",), "mixers": {"norm": NORM}},
     "split_12_0": {"pattern": ("diag",), "mixers": {"diag": DIAG}},
-    "norm_first": {"pattern": ("norm",) * HALF + ("diag",) * HALF},
+    "norm_first": {"pattern": ("norm", "diag")},
     "ffn": {"gated": False, "activation": "relu"},
     "block_32": {"mixers": {"diag": DIAG | {"block_size": 32}, "norm": NORM}},
     "block_128": {"mixers": {"diag": DIAG | {"block_size": 128}, "norm": NORM}},
-    "alternating": {"pattern": ("diag", "norm")},
+    "alternating": {"pattern_fill": "repeat"},
     "parallel": {
         "pattern": ("parallel",),
         "mixers": {"parallel": {"branches": {"diag": DIAG, "norm": NORM}}},
@@ -74,10 +74,7 @@ VARIANTS = (*ABLATIONS, *BASELINES)
 
 def get_config(variant: str = "split_6_6") -> ml_collections.ConfigDict:
     name, small = wikitext103_bidirectional.parse(variant, VARIANTS)
-    width = wikitext103_bidirectional.width_of(small)
     base = KIND if name in ABLATIONS else "one_plus_elu"
-    choices = wikitext103_ar.model(base, width=width, num_layers=LAYERS)
+    choices = wikitext103_ar.model(base)
     choices |= ABLATIONS[name] if name in ABLATIONS else BASELINES[name]
-    if not choices["gated"]:
-        choices["feed_forward_width"] = 4 * width
     return wikitext103_bidirectional.masked(choices, small)

@@ -31,7 +31,7 @@ from linear_transformer.errors import ConfigError
 VARIANTS = ("t1", "t2", "vanilla", "one_plus_elu")
 
 
-def model(variant: str, *, width: int, num_layers: int) -> dict:
+def model(variant: str) -> dict:
     """`config.model` of a variant, as far as it differs from other variants.
 
     Raises:
@@ -40,13 +40,11 @@ def model(variant: str, *, width: int, num_layers: int) -> dict:
     if variant not in VARIANTS:
         raise ConfigError(f"--config=...:{variant}: the variants are {', '.join(VARIANTS)}")
     if variant in mechanisms.DIAG:
-        return mechanisms.transnormer(variant, width=width, num_layers=num_layers)
+        return mechanisms.transnormer(variant)
     mixers = {"vanilla": {"softmax": {}}, "one_plus_elu": {"linear": {}}}[variant]
     return {
         "pattern": tuple(mixers),
         "mixers": mixers,
-        "num_layers": num_layers,
-        "feed_forward_width": 4 * width,
         "gated": False,
         "activation": "relu",
         "norm": "layernorm",
@@ -66,10 +64,11 @@ def get_config(variant: str = "t2") -> ml_collections.ConfigDict:
         batch_size=128,
         sequence_length=512,
     )
-    choices = model(variant, width=512, num_layers=6)
+    choices = model(variant)
     config.model.mixers = ml_collections.ConfigDict(choices.pop("mixers"))
     config.model.update(
         width=512,
+        num_layers=6,
         num_heads=8,
         positions="sinusoidal",
         norm_position="pre",

@@ -33,7 +33,9 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
     choices = dict(choices)
     mixers = {name: both_ways(name, options) for name, options in choices.pop("mixers").items()}
     config.model.mixers = ml_collections.ConfigDict(mixers)
-    config.model.update(positions="learned", max_positions=512, tied=True, **choices)
+    config.model.update(
+        positions="learned", max_positions=512, num_layers=LAYERS, tied=True, **choices
+    )
     if small:
         config.data.dataset = "shakespeare"
         config.model.update(width=128, num_heads=4)
@@ -83,11 +85,6 @@ def parse(variant: str, variants: tuple[str, ...]) -> tuple[str, bool]:
     return name, bool(size)
 
 
-def width_of(small: bool) -> int:
-    return 128 if small else 768
-
-
 def get_config(variant: str = "t2") -> ml_collections.ConfigDict:
     name, small = parse(variant, wikitext103_ar.VARIANTS)
-    choices = wikitext103_ar.model(name, width=width_of(small), num_layers=LAYERS)
-    return masked(choices, small)
+    return masked(wikitext103_ar.model(name), small)
