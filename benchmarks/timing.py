@@ -17,7 +17,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import environment
+from linear_transformer import accelerators, environment
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that each candidate is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
@@ -120,6 +120,7 @@ def main(run: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
+    accelerators.leave_out_absent_tpu()
     app.run(guarded)
 
 

@@ -213,7 +213,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _check_mixers(values: dict[str, Any], overrides: Sequence[Override]) -> None:
     """Raises a ConfigError for an option of a mixer that the model does not have."""
-    pattern = values["model"].get("pattern", ("linear",))
+    pattern = values.get("model", {}).get("pattern", ("linear",))
     for key, _, flag in overrides:
         if key.startswith("model.mixers."):
             name = key.split(".")[2]

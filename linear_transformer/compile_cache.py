@@ -25,6 +25,7 @@ _FOLDER = flags.DEFINE_string(
 _MAX_BYTES = 4 << 30
 _SUFFIX = "-cache"  # of JAX's entries
 _CHECKED = "checked"  # its time is that of the last look for damaged entries
+_CLOCK_SECONDS = 1.0  # the times of files may be that coarse
 
 
 def enable() -> str:
@@ -84,10 +85,14 @@ def _clean(folder: pathlib.Path) -> None:
     checked = marker.stat().st_mtime if marker.exists() else 0.0
     marker.touch()  # before the look, so that what is written meanwhile is looked at next time
     size = 0
-    entries = [(path, path.stat()) for path in folder.glob(f"*{_SUFFIX}")]
+    entries = []
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes some too
+            entries.append((path, path.stat()))
     for path, status in sorted(entries, key=lambda entry: -entry[1].st_atime):
         size += status.st_size
-        if size > _MAX_BYTES or (status.st_mtime >= checked and not _is_whole(path)):
+        is_new = status.st_mtime > checked - _CLOCK_SECONDS
+        if size > _MAX_BYTES or (is_new and not _is_whole(path)):
             path.unlink(missing_ok=True)
 
 

@@ -204,7 +204,8 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         if before.get(key) != now.get(key) and not may_change(key)
     ]
     if changed:
-        key = changed[0]
+        # What changed the others: a section's own key, and not one that follows from it.
+        key = min(changed, key=lambda key: (key in _experiment().FOLLOWING, key.count(".")))
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
             f"there and {now.get(key)!r} here); for a new run, add "
@@ -226,6 +227,20 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: no run, or a config that this version does not know.
     """
+    config = read(workdir)
+    try:
+        return _experiment().resolve(config)
+    except ConfigError as error:
+        path = workdir / "config.json"
+        raise ConfigError(f"{path}: {error}; another version of the code wrote it") from error
+
+
+def read(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """Reads a run's config as it is written, whatever version of the code wrote it.
+
+    Raises:
+      ConfigError: no run, or a file that is no config.
+    """
     path = workdir / "config.json"
     try:
         values = json.loads(path.read_text())
@@ -235,10 +250,7 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path}: not a config ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")
-    try:
-        return _experiment().resolve(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}; another version of the code wrote it") from error
+    return ml_collections.ConfigDict(values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,11 @@ _OF_TASK = {
     "beam_width": "speech_recognition",
 }
 _SECTIONS = ("data", "model", "optimizer", "mesh")
+# Keys whose values may follow from others.
+FOLLOWING = (
+    *("model.feed_forward_width", "model.max_positions", "model.pooling", "model.positions"),
+    *("model.scan_layers", "optimizer.warmup_steps"),
+)
 _SCALARS = (bool, int, float, str, types.NoneType)
 
 

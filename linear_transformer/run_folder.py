@@ -27,7 +27,7 @@ def default(config_path: str, changes: Mapping[str, Any]) -> str:
     """
     path, _, variant = config_path.partition(":")
     *parents, name = _parts(pathlib.PurePath(os.path.abspath(path)).with_suffix(""))
-    changed = (f"{key.rpartition('.')[2]}={changes[key]}" for key in sorted(changes))
+    changed = (f"{key.rpartition('.')[2]}={_text(changes[key])}" for key in sorted(changes))
     name = "-".join(filter(None, map(_safe, (name, variant, *changed))))
     if len(name) > _LONGEST:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -50,6 +50,10 @@ def _parts(path: pathlib.PurePath) -> tuple[str, ...]:
     if _CONFIGS in parts[:-1]:
         return parts[len(parts) - parts[::-1].index(_CONFIGS) :]
     return parts if inside else parts[-1:]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _safe(part: str) -> str:

@@ -23,7 +23,7 @@ from linear_transformer import run_folder
         ("configs/default.py", {"model.width": 512}, "runs/default-width=512"),
         ("mine.py:a", {"seed": 1, "data.batch_size": 2}, "runs/mine-a-batch_size=2-seed=1"),
         ("mine.py", {"data.path": "/my texts/a.b"}, "runs/mine-path=_my_texts_a.b"),
-        ("mine.py", {"model.pattern": ("gla", "softmax")}, "runs/mine-pattern=_gla_softmax"),
+        ("mine.py", {"model.pattern": ("gla", "softmax")}, "runs/mine-pattern=gla,softmax"),
     ],
 )
 def test_default(config_path, changes, folder, tmp_path, monkeypatch):

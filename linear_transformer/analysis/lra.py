@@ -109,7 +109,7 @@ def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
     models: dict[str, Cells] = {}
     folders: dict[tuple[str, str], epath.Path] = {}
     for folder in run_folders(patterns):
-        config = configuration.load(folder)
+        config = configuration.read(folder)
         column, model = column_of(config, folder), model_of(folder.name)
         other = folders.setdefault((model, column), folder)
         if other is not folder:

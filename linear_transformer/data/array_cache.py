@@ -28,7 +28,7 @@ def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> li
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            return [parse_npy(unzip(archive, m, m.filename), m.filename) for m in members]
+            return [parse_npy(unzip(archive, m, filename), m.filename) for m in members]
     except (OSError, zipfile.BadZipFile, DataError):
         pass
     made = list(make())

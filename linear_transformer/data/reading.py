@@ -48,7 +48,7 @@ def read_zip_member(path: epath.Path, member: str, most_bytes: int = MOST_BYTES)
             infos = [info for info in archive.infolist() if info.filename.split("/")[-1] == member]
             if len(infos) != 1:
                 raise DataError(f"{path}: expected one member {member}, found {len(infos)}")
-            return unzip(archive, infos[0], f"{path}: member {member}", most_bytes)
+            return unzip(archive, infos[0], str(path), most_bytes)
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: damaged zip archive ({error}); download it again") from error
 
@@ -59,23 +59,26 @@ def unzip(
     """Inflates a member of an open archive.
 
     Args:
-      name: of the member, for messages.
+      archive: that has the member.
+      member: in its directory.
+      name: of the archive, for messages.
       most_bytes: of the member; a larger one is refused before it is inflated.
 
     Raises:
       DataError: the member is damaged, encrypted, empty or larger.
     """
-    _check_size(member.file_size, most_bytes, name)
+    shown = f"{name}: member {member.filename.split('/')[-1]}"
+    _check_size(member.file_size, most_bytes, shown)
     if member.flag_bits & 1:
-        raise DataError(f"{name} is encrypted")
+        raise DataError(f"{shown} is encrypted")
     try:
         data = archive.read(member)  # zipfile inflates no more than the size
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{name}: damaged zip archive ({error}); download it again") from error
     except NotImplementedError as error:  # another compression
-        raise DataError(f"{name} cannot be unpacked ({error})") from error
+        raise DataError(f"{shown} cannot be unpacked ({error})") from error
     if not data:
-        raise DataError(f"{name} is empty")
+        raise DataError(f"{shown} is empty")
     return data
 
 
@@ -124,7 +127,9 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
         shape, _, dtype = read_header(file)
         expected, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if expected != found and not dtype.hasobject:
-            raise DataError(f"{name}: {found} bytes of data, and its header says {expected}")
+            raise DataError(
+                f"{name}: a damaged array ({found} bytes of data, and its header says {expected})"
+            )
         return np.load(io.BytesIO(data), allow_pickle=False)
     except DataError:
         raise

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import types
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -183,11 +184,12 @@ class _File:
 
     def __init__(self, path: epath.Path):
         self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115 (as long as the data set)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __getitem__(self, part: slice) -> UInt8[np.ndarray, " _"]:
         try:
-            data = os.pread(self._file.fileno(), part.stop - part.start, part.start)
+            data = os.pread(self._file, part.stop - part.start, part.start)
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read ({error.strerror})") from error
         if len(data) != part.stop - part.start:

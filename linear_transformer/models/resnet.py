@@ -82,7 +82,7 @@ class ResNetConfig:
         "dtype": schema.DTYPES,
     }
     RANGES: ClassVar[Mapping[str, Range]] = dict.fromkeys(
-        ("num_classes", "image_channels", "width", "norm_groups"), POSITIVE
+        ("num_classes", "image_channels", "width", "norm_groups", "stage_blocks"), POSITIVE
     )
 
     def __post_init__(self):
@@ -92,7 +92,7 @@ class ResNetConfig:
                 f"config.model.width ({self.width}) is not a multiple of "
                 f"config.model.norm_groups ({self.norm_groups})"
             )
-        if not self.stage_blocks or min(self.stage_blocks) < 1:
+        if not self.stage_blocks:
             raise ConfigError(
                 f"config.model.stage_blocks is {self.stage_blocks}; every stage needs a block"
             )

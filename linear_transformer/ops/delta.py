@@ -359,7 +359,10 @@ def _recurrent(q, r, w, v, decay, starts, state):
 def _associative(q, r, w, v, decay, starts, state):
     """`lax.associative_scan` over the maps S -> M S + N with M = diag(a) - w r^T."""
     m = decay[..., None] * jnp.eye(r.shape[-1], dtype=r.dtype) - w[..., :, None] * r[..., None, :]
-    n = w[..., :, None] * v[..., None, :]
+    # An overflow spoils the update instead, as what is not finite did before.
+    finite = jnp.all(jnp.isfinite(m), axis=(-2, -1), keepdims=True)
+    n = jnp.where(finite, w[..., :, None] * v[..., None, :], jnp.nan)
+    m = jnp.where(finite, m, 0)
     n = n.at[:, 0].add(_product(m[:, 0], state))
 
     def compose(earlier, later):

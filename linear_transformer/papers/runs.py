@@ -27,7 +27,11 @@ _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write the
 
 def flatten(config: Any) -> dict[str, Any]:
     """A config with all its keys by dotted names, as it is after a way through JSON."""
-    return json.loads(json.dumps(flat(config)))
+    try:
+        values = flat(config)
+    except ConfigError:  # of another version of the code: a run of no experiment of this one
+        values = configuration.flatten(configuration.plain(config))
+    return json.loads(json.dumps(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Run:
             where = json.loads(made.read_text()) if made.exists() else {}
         except ValueError as error:
             raise ConfigError(f"{made}: not JSON") from error
-        return cls(folder, flatten(configuration.load(path)), read_metrics(path), where)
+        return cls(folder, flatten(configuration.read(path)), read_metrics(path), where)
 
     @property
     def step(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from configs.lra import image, listops, pathfinder, retrieval, text, variants
-from linear_transformer import configuration
+from linear_transformer import configuration, experiment
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
@@ -45,6 +45,10 @@ CASES = [
 ]
 
 
+def resolved(task, variant):
+    return experiment.resolve(MODULES[task].get_config(variant))
+
+
 def model_of(config, make=Classifier):
     model_config = configuration.build(
         ClassifierConfig, config.model, "model", vocab_size=20, num_classes=3
@@ -55,7 +59,7 @@ def model_of(config, make=Classifier):
 @pytest.mark.parametrize(("task", "variant"), CASES)
 def test_every_variant_is_a_model(task, variant):
     """Shapes only: 70 tokens with their mask, and an optimizer."""
-    config = MODULES[task].get_config(variant)
+    config = resolved(task, variant)
     make, rows, mask = Classifier, (1, 70), "mask_BT"
     if task == "retrieval":
         make, rows, mask = Matcher, (1, 2, 70), "mask_B2T"
@@ -83,7 +87,7 @@ def test_sizes_of_the_released_code():
         "pathfinder": (1, 128, 2, 128, 512, 62_400, 1_024),
     }
     for task, expected in sizes.items():
-        config = MODULES[task].get_config("linear")
+        config = resolved(task, "linear")
         model, data = config.model, config.data
         assert expected == (
             model.num_layers,
@@ -94,7 +98,7 @@ def test_sizes_of_the_released_code():
             config.num_steps,
             data.sequence_length,
         ), task
-    assert pathfinder.get_config("linear,128").data.sequence_length == 128**2
+    assert resolved("pathfinder", "linear,128").data.sequence_length == 128**2
     assert pathfinder.get_config("linear,128").optimizer.clip_norm == 1.0
     assert pathfinder.get_config("linear").data.side == 32
 
@@ -113,7 +117,7 @@ def test_peak_of_the_rate(task, peak):
 
 
 def mixers_of(variant, task="image"):
-    encoder = model_of(MODULES[task].get_config(variant)).encoder
+    encoder = model_of(resolved(task, variant)).encoder
     return [block.mixer for block in encoder.trunk.stack.blocks]
 
 
@@ -130,8 +134,8 @@ def test_mechanisms_look_both_ways():
     }
     assert [mixer.direction for mixer in mixers_of("hybrid")] == ["causal"] * 3 + ["bidirectional"]
     for name in ("retnet", "gla"):  # whose first token would see itself alone
-        assert image.get_config(name).model.pooling == "mean"
-    assert image.get_config("linear").model.pooling == "cls"
+        assert resolved("image", name).model.pooling == "mean"
+    assert resolved("image", "linear").model.pooling == "cls"
 
 
 def test_mechanisms_fit_the_length():

@@ -225,7 +225,11 @@ def test_arrays_whose_header_says_more(tmp_path, monkeypatch):
     file.write(b"some")
     path = epath.Path(tmp_path / "1.npy")
     path.write_bytes(file.getvalue())
-    fails(r"1\.npy: 4 bytes of data, and its header says 440000000000000", _read_metadata, path)
+    fails(
+        r"1\.npy: a damaged array \(4 bytes of data, and its header says 440000000000000",
+        _read_metadata,
+        path,
+    )
     monkeypatch.setenv("LINEAR_TRANSFORMER_CACHE", str(tmp_path))
     with zipfile.ZipFile(tmp_path / "cached.npz", "w") as archive:
         archive.writestr("arr_0.npy", file.getvalue())
@@ -239,7 +243,7 @@ def test_a_tokenizer_without_its_unknown_token(tmp_path):
         '{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": '
         '{"document": 0}, "unk_token": "[UNK]"}, "pre_tokenizer": {"type": "Whitespace"}}'
     )
-    (tmp_path / "a.txt").write_text("document 1")
+    (tmp_path / "a.txt").write_text("document 1 " * 30)
     config = config_of("local_text", tmp_path / "a.txt")
     config.tokenizer = str(path)
     fails(r"tokenizer\.json: the tokenizer cannot encode \(.*UNK", load_corpus, config)

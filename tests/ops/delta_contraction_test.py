@@ -41,17 +41,17 @@ def rwkv7():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "bound"),
     [
-        lambda: delta_mixer(DeltaNet),
-        lambda: delta_mixer(DeltaNet, steps=2),
-        lambda: delta_mixer(GatedDeltaNet),
-        lambda: delta_mixer(KimiDeltaAttention),
-        rwkv7,
+        (lambda: delta_mixer(DeltaNet), 2.6),
+        (lambda: delta_mixer(DeltaNet, steps=2), 8),
+        (lambda: delta_mixer(GatedDeltaNet), 2.6),
+        (lambda: delta_mixer(KimiDeltaAttention), 4),
+        (rwkv7, 20),
     ],
 )
-def test_mixers_in_bfloat16_stay_bounded(make):
-    """A whole sequence at once, and token by token."""
+def test_mixers_in_bfloat16_stay_bounded(make, bound):
+    """A whole sequence at once, and token by token: as in fp32, where norms reach 70 to 95 %."""
     m, x = make()
     _, whole = jax.jit(m)(jnp.broadcast_to(x, (1, 2048, WIDTH)), m.init_state(1))
 
@@ -61,7 +61,7 @@ def test_mixers_in_bfloat16_stay_bounded(make):
 
     for state in (whole, decode(m.init_state(1))):
         norms = np.linalg.norm(np.asarray(state["sums"]), axis=(-2, -1))
-        assert norms.max() < 2.6, norms
+        assert norms.max() < bound, norms
 
 
 def growth(name, form, key_dtype):

@@ -11,7 +11,7 @@ from etils import epath
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from linear_transformer import accelerators, configuration
+from linear_transformer import accelerators, configuration, experiment, schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run
 from linear_transformer.training import loop
@@ -122,7 +122,7 @@ def test_divergence_on_the_command_line(text, tmp_path):
 def test_config_is_saved_with_the_run(unbroken):
     config, workdir, _ = unbroken
     loaded = configuration.load(epath.Path(workdir))
-    assert configuration.plain(loaded) == configuration.plain(config)
+    assert configuration.plain(loaded) == configuration.plain(experiment.resolve(config))
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
     made = json.loads((workdir / "environment.json").read_text())
     assert made["hardware"]["devices"].endswith("cpu")
@@ -147,7 +147,10 @@ def test_another_config_in_the_same_folder_is_refused(key, value, unbroken):
     assert (workdir / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("key", loop._POSITIVE_KEYS)
+COUNTS = [k for k, r in experiment.ExperimentConfig.RANGES.items() if r == schema.POSITIVE]
+
+
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts_are_positive(key, text, tmp_path):
     with pytest.raises(ConfigError, match=rf"config\.{key} is 0; it must be positive"):
         runs.run(runs.make_config(text, **{key: 0}), tmp_path / "run")

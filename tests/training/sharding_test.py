@@ -150,6 +150,7 @@ def mistake(config, folder):
 def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
     """Before anything is compiled."""
     monkeypatch.setattr(loop, "init_state", None)
+    monkeypatch.setattr(loop.capacity, "check", lambda config, devices: None)
     monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
     shipped_configs_test.write_idx(tmp_path)
     config = image_classification_test.make_config(tmp_path, data__batch_size=8)

@@ -3,14 +3,28 @@
 import numpy as np
 import pytest
 
-from tests.ops.non_finite_test import DOCUMENTS, T, assert_contained
+from tests.ops import delta_non_finite_test as delta, non_finite_test as decay
+
+DELTA = (((0, delta.T),), delta.PACKED)
+DECAY = (((0, decay.T),), decay.DOCUMENTS)
 
 
-@pytest.mark.parametrize("documents", [((0, T),), DOCUMENTS], ids=["one", "packed"])
-@pytest.mark.parametrize("name", ["additive", "vector"])
-def test_contained(name, documents):
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("name", ["scalar", pytest.param("vector", marks=pytest.mark.slow)])
+def test_delta_rule(name, packed):
     for value in (np.nan, np.inf):
-        assert_contained(name, "pallas", documents, 50, value)
-    if len(documents) > 1:  # beside the start of the next document
-        assert_contained(name, "pallas", documents, 61, np.nan)
-        assert_contained(name, "pallas", documents, 62, np.nan)
+        delta.assert_contained(name, "pallas", DELTA[packed], 18, value)
+    for array in delta.NAMES:
+        delta.assert_contained(name, "pallas", DELTA[packed], 18, np.nan, (array,))
+    for place in (24, 25, 26) if packed else ():  # beside the start of the next document
+        delta.assert_contained(name, "pallas", DELTA[packed], place, np.nan)
+    delta.assert_contained(name, "pallas", DELTA[packed], 25, 1e30, ("k", "v"))
+
+
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("name", ["additive", pytest.param("vector", marks=pytest.mark.slow)])
+def test_additive_and_decay(name, packed):
+    for value in (np.nan, np.inf):
+        decay.assert_contained(name, "pallas", DECAY[packed], 50, value)
+    for place in (61, 62) if packed else ():
+        decay.assert_contained(name, "pallas", DECAY[packed], place, np.nan)
