@@ -93,12 +93,7 @@ MISTAKES = {
 }
 
 
-# Each starts a process for seconds.
-QUICK_MISTAKES = ("truncated file", "beyond the notes")
-NAMES = [n if n in QUICK_MISTAKES else pytest.param(n, marks=pytest.mark.slow) for n in MISTAKES]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(folder, name):
     """One line, status 2, no traceback."""
     changes, message = MISTAKES[name]

@@ -14,7 +14,8 @@ import pytest
 from tests.training import runs
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
-QUICK = ["--config.num_steps=26", "--config.eval_batches=1", "--config.final_evaluation=False"]
+QUICK = ["--config.num_steps=26", "--config.eval_every=13", "--config.eval_batches=1"]
+QUICK += ["--config.final_evaluation=False"]
 
 
 def test_the_program_runs():

@@ -52,7 +52,7 @@ class LanguageModelConfig:
       width: features D of a token.
       num_layers: blocks of a mixer and a feed-forward.
       num_heads: heads H; a divisor of the width.
-      pattern: mixer names: ("linear",), ("linear", "softmax"), ...
+      pattern: mixer names, such as ("linear",) or ("linear", "softmax").
       pattern_fill: how the pattern fills the layers: "repeat" takes it again and again, "stretch"
         gives each name an equal run of layers, "last" fills up with its last name.
       mixers: options of each mixer by name, passed to its constructor; what sets the length of an

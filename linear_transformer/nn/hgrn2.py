@@ -23,6 +23,9 @@ class HGRN2(RecurrentMixer):
     In the paper the bounds of all layers are sums of one softmax.  Here each layer has its own,
     gamma = sigmoid(parameter), which starts where those start, at l / L (kept within 0.01 to 0.99).
 
+    An input of zeros is a query of 0 and reads 0.  A norm does not know how long its input is, so
+    the gradient of such a token is up to 1 / sqrt(epsilon) = 1000 times that of others.
+
     Attributes:
       key_width: features of the gate per head, the expansion of the state.
       depth: l / L for layer l of L (from 0), which a model gives.

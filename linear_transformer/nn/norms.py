@@ -17,7 +17,7 @@ def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    some = mean_square > 0
+    some = mean_square != 0  # NaN too
     rms = jnp.sqrt(jnp.where(some, mean_square, 1))
     return jnp.where(some, x, 0) / (rms + epsilon)
 

@@ -33,12 +33,14 @@ def spoil(
     return jnp.where(tokens_BT.reshape(*tokens_BT.shape, *[1] * (x_BT.ndim - 2)), jnp.nan, x_BT)
 
 
-def opaque(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
-    """The same values, without a gradient where they are not finite.
+def opaque(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, "B T ..."]:
+    """The same values, without a gradient of the tokens that are not finite.
 
-    What follows a sum, such as a norm, turns the gradient of 0 of an output that is NaN into NaN.
+    What follows a sum, such as a norm of all features, makes NaN of the gradient of 0 of a token of
+    which any feature is NaN.
     """
-    return jnp.where(jnp.isfinite(x), x, lax.stop_gradient(x))
+    finite_BT = finite_tokens(x_BT).reshape(*x_BT.shape[:2], *[1] * (x_BT.ndim - 2))
+    return jnp.where(finite_BT, x_BT, lax.stop_gradient(x_BT))
 
 
 def contained(

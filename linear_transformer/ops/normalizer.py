@@ -25,5 +25,5 @@ def unit_length(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
     """
     x = x.astype(accumulation_dtype(x))
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = squares > 0
+    some = squares != 0  # NaN too
     return jnp.where(some, x, 0) * lax.rsqrt(jnp.where(some, squares, 1) + 1e-12)

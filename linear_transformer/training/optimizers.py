@@ -37,8 +37,8 @@ class OptimizerConfig:
     """What `config.optimizer` holds.
 
     Attributes:
-      name: any optimizer of optax or optax.contrib that takes a learning rate: "adamw", "adam",
-        "radam", "lion", "muon" (kernels by Muon, the rest by Adam), ...
+      name: any optimizer of optax or optax.contrib that takes a learning rate, such as "adamw",
+        "adam", "radam", "lion" or "muon" (kernels by Muon, the rest by Adam).
       learning_rate: the peak.
       weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of matrices only.
       options: other arguments of the optimizer, such as {"b2": 0.95}.

@@ -1,7 +1,5 @@
 """Pairs of texts: AAN's files as the tests write them, and passages of works."""
 
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -12,6 +10,7 @@ from linear_transformer.data import retrieval
 from linear_transformer.data.errors import DataError, FetchError
 from linear_transformer.data.sequence_batches import SequenceSource
 from linear_transformer.errors import ConfigError
+from tests.training import runs
 
 SPLITS = ("train", "validation", "test")
 FILES = ("new_aan_pairs.train.tsv", "new_aan_pairs.eval.tsv", "new_aan_pairs.test.tsv")
@@ -219,8 +218,7 @@ def test_folder_that_cannot_be_written(works, tmp_path):
 
 @pytest.mark.parametrize("argument", ["", "--out=x --pairs=1"])
 def test_wrong_flags(argument):
-    command = [sys.executable, "-m", "linear_transformer.data.retrieval", *argument.split()]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = runs.execute(["-m", "linear_transformer.data.retrieval", *argument.split()])
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 

@@ -98,9 +98,18 @@ MASKED = {n: op for n, op in OPS.items() if n != "mixed chunk" and not n.startsw
 MASKED |= {"log features": log_features} | {f"{n} both": op for n, op in BIDIRECTIONAL.items()}
 
 
-def inputs(dtype=np.float32):
+QUICKER = ("parallel", "blockwise", "rectified window", "block local", "lsh", "mixed chunk")
+QUICKER += ("efficient", "scan chunk")
+
+
+def names(chosen):
+    slow = pytest.mark.slow
+    return [name if name in QUICKER else pytest.param(name, marks=slow) for name in chosen]
+
+
+def inputs():
     rng = np.random.default_rng(0)
-    return [rng.normal(size=(B, T, H, K)).astype(dtype) for _ in range(3)]
+    return [rng.normal(size=(B, T, H, K)).astype(np.float32) for _ in range(3)]
 
 
 @functools.cache
@@ -137,20 +146,21 @@ def check_contained(name, chosen, value, both=False):
 
 
 @pytest.mark.parametrize("chosen", range(3))
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", names(OPS))
 def test_contained(name, chosen):
     check_contained(name, chosen, np.nan)
     if chosen == 2:
         check_contained(name, chosen, np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_contained_in_both_directions(name):
     check_contained(name, 1, np.nan, both=True)
     check_contained(name, 2, np.inf, both=True)
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", names(MASKED))
 def test_what_a_key_mask_drops_may_be_anything(name):
     mask = np.tile(np.arange(T) % 3 > 0, (B, 1))
     q, k, v = inputs()
@@ -161,7 +171,7 @@ def test_what_a_key_mask_drops_may_be_anything(name):
     assert np.array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", names(OPS))
 def test_mixed_types_are_their_result_type(name):
     """Operands have one type, sums are fp32 or more, and outputs are of the values' type."""
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs())

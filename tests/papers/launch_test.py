@@ -124,18 +124,14 @@ def test_the_command(tmp_path):
     module, table = ["-m", "linear_transformer.papers"], "--table=katharopoulos2020/table2"
     linear = load_table("katharopoulos2020/figure2").rows[2]
     folders.write_run(tmp_path / "runs" / "a", linear.reduced, {"loss": 0.5}, step=2_000)
-    results = runs.execute_all(
-        {
-            "all": [*module, "--all", f"--runs={tmp_path}/runs", f"--output={tmp_path}/all.md"],
-            "unknown table": [*module, "--table=nope"],
-            "no such folder": [*module, table, f"--runs={tmp_path}/none"],
-            "list": [*module, "--list", f"--runs={tmp_path}"],
-            "launch": [
-                *(*module, table, "--launch"),
-                *(f"--runs={tmp_path}/new", f"--output={tmp_path}/x.md"),
-            ],
-        }
-    )
+    commands = {
+        "all": ["--all", f"--runs={tmp_path}/runs", f"--output={tmp_path}/all.md"],
+        "unknown table": ["--table=nope"],
+        "no such folder": [table, f"--runs={tmp_path}/none"],
+        "list": ["--list", f"--runs={tmp_path}"],
+        "launch": [table, "--launch", f"--runs={tmp_path}/new", f"--output={tmp_path}/x.md"],
+    }
+    results = {name: runs.execute([*module, *given]) for name, given in commands.items()}
     assert_one_line(results["no such folder"], f"--runs={tmp_path}/none: no such folder")
     unknown = results["unknown table"]
     assert unknown.returncode == 2

@@ -81,6 +81,7 @@ def test_flops_are_those_of_the_formula(sharded):
     assert sharded.counted_once["flops"] < 0.8 * sharded.cost.flops
 
 
+@pytest.mark.slow
 def test_heads_and_parameters_are_both_split():
     """Two layers at the width of 1b: "tensor" adds sums of activations, and undoes no split."""
     config = scale.get_config("linear,1b")
@@ -101,9 +102,8 @@ def test_heads_and_parameters_are_both_split():
 @pytest.mark.parametrize(
     "name",
     [
-        "mamba2",
         "hgrn2",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "delta_product")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba", "mamba2", "delta_product")),
     ],
 )
 def test_features_stay_where_they_are_made(name):
@@ -120,6 +120,7 @@ def test_features_stay_where_they_are_made(name):
     assert sum(sent.values()) < 0.3 * sums  # B and C of Mamba-2 are gathered
 
 
+@pytest.mark.slow
 def test_two_slices(sharded):
     """Twice the devices and rows; a device has the same work."""
     config = small(data__batch_size=16, mesh__data=4, mesh__fsdp=2)
@@ -152,6 +153,7 @@ def test_messages_of_a_shared_row():
     assert sent == pytest.approx(2 * 3 * ((1 + 3) * state + halo), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_row_over_two_slices():
     """What 8 chips tell each other is the same of 8k as of 64k tokens, within and across slices."""
     short, long = (a_row_over_eight("v5e:2x2", 2, length) for length in (2**13, 2**16))

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import time
 
 import jax
@@ -48,18 +47,7 @@ class Processes:
         joined = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
         self.processes = []
         for number, command in enumerate(commands):
-            argv, environment = runs.command([*command, *joined, f"--process_id={number}"], **TWO)
-            self.processes.append(
-                subprocess.Popen(
-                    argv,
-                    cwd=runs.ROOT,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    encoding="utf-8",
-                )
-            )
+            self.processes.append(runs.fork([*command, *joined, f"--process_id={number}"], **TWO))
 
     def __enter__(self):
         return self.processes
@@ -296,10 +284,12 @@ time.sleep(600)
 def test_two_trainings_in_one_folder(text, tmp_path):
     """The second is refused and changes nothing; kill -9 of the first leaves the folder free."""
     config = runs.make_config(text, num_steps=1)
-    argv, environment = runs.command(["-c", HOLD, str(tmp_path / "run")])
-    holder = subprocess.Popen(argv, cwd=runs.ROOT, env=environment, stdout=subprocess.PIPE)
+    holder = runs.fork(["-c", HOLD, str(tmp_path / "run")])
     try:
-        assert holder.stdout.readline() == b"held\n"
+        end = time.monotonic() + 60
+        while holder.written()[0] != "held\n":
+            assert time.monotonic() < end and holder.poll() is None, holder.written()
+            time.sleep(0.01)
         with pytest.raises(ConfigError, match=r"--workdir=.*run: another training is running"):
             runs.run(config, tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]

@@ -4,7 +4,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
@@ -144,19 +143,6 @@ def wait_for(process, condition, seconds=60):
         time.sleep(0.01)
 
 
-def start(config, workdir):
-    argv, environment = runs.command(runs.arguments(config, workdir))
-    return subprocess.Popen(
-        argv,
-        cwd=runs.ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-
-
 def long_config(text):
     """Long enough that a signal after the first log line finds the run at work."""
     return runs.make_config(text, num_steps=400, log_every=10, eval_every=100, checkpoint_every=100)
@@ -175,7 +161,7 @@ def logged(workdir):
 
 def test_sigterm_saves_and_exits_0(long_unbroken, tmp_path):
     config, workdir, state = long_unbroken
-    process = start(config, tmp_path)
+    process = runs.start(runs.arguments(config, tmp_path))
     wait_for(process, lambda: logged(tmp_path))
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -191,7 +177,7 @@ def test_sigterm_saves_and_exits_0(long_unbroken, tmp_path):
 
 def test_kill_once(long_unbroken, tmp_path):
     config, workdir, state = long_unbroken
-    process = start(config, tmp_path)
+    process = runs.fork(runs.arguments(config, tmp_path))
     wait_for(process, lambda: (tmp_path / "checkpoints" / "100").exists())
     process.kill()
     process.communicate(timeout=60)
@@ -223,7 +209,7 @@ def kill_until_done(config, workdir, kills: int, seed: int) -> dict[str, int]:
     while sum(counts[kind] for kind in ("any", "writing", "training")) < kills:
         kind = ("any", "writing", "training")[rng.randrange(3)]
         before = newest()
-        process = start(config, workdir)
+        process = runs.fork(runs.arguments(config, workdir))
         if kind == "any":
             time.sleep(rng.uniform(0.2, 5))
         elif kind == "writing":
