@@ -5,9 +5,11 @@ The list is what makes it a checkpoint: it comes last, when every file is on the
 without it is what a kill left behind.  Older checkpoints go only after that.
 """
 
+import contextlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,6 +41,7 @@ class Checkpoints:
           ConfigError: the folder can't be written.
         """
         self._keep = keep
+        self._failed = False
         self._unreadable: list[int] = []
         directory = workdir / "checkpoints"
         if "://" not in str(directory):  # Orbax takes absolute paths only
@@ -55,20 +58,23 @@ class Checkpoints:
           RunError: it can't be written; those before are as they were.
         """
         try:
-            while self._unreadable:  # they would be taken for the newest ones
-                self._checkpointer.delete(self._unreadable.pop(), missing_ok=True)
-            self._checkpointer.save_checkpointables(
-                step, {"state": state._asdict(), "progress": progress}, overwrite=True, force=True
-            )
-            if distributed.is_first():
-                _commit(self._checkpointer.directory / str(step))
-            for checkpoint in list(self._checkpointer.checkpoints)[: -self._keep]:
-                self._checkpointer.delete(checkpoint.step, missing_ok=True)
+            with _quiet():
+                self._write(step, {"state": state._asdict(), "progress": progress})
         except Exception as error:  # OSError, or whatever the libraries make of it
+            self._failed = True
             raise RunError(
                 f"{self._checkpointer.directory}: the checkpoint of step {step} cannot be written "
                 f"({first_line(error)})"
             ) from error
+
+    def _write(self, step: int, checkpointables: dict[str, Any]) -> None:
+        while self._unreadable:  # they would be taken for the newest ones
+            self._checkpointer.delete(self._unreadable.pop(), missing_ok=True)
+        self._checkpointer.save_checkpointables(step, checkpointables, overwrite=True, force=True)
+        if distributed.is_first():
+            _commit(self._checkpointer.directory / str(step))
+        for checkpoint in list(self._checkpointer.checkpoints)[: -self._keep]:
+            self._checkpointer.delete(checkpoint.step, missing_ok=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None if there is none.
@@ -116,7 +122,26 @@ class Checkpoints:
         return loaded
 
     def close(self) -> None:
-        self._checkpointer.close()
+        if not self._failed:
+            self._checkpointer.close()
+            return
+        with _quiet(), contextlib.suppress(Exception):  # which `save` has raised
+            self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax's threads do not log the errors that it raises too."""
+    logger = logging.get_absl_logger()
+
+    def is_other(record: Any) -> bool:
+        return "orbax" not in record.pathname
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def saved_steps(directory: epath.Path) -> list[int]:

@@ -100,11 +100,11 @@ def test_gap_is_not_read():
 
 
 def test_no_special_tokens_and_seeds():
-    fills = [fill(2, 10, seed=seed)[0][:, 2:10] for seed in range(20)]
+    fills = [fill(4, 9, seed=seed)[0][:, 4:9] for seed in range(20)]
     assert (np.stack(fills) < NUM_VALUES).all()
     assert len({f.tobytes() for f in fills}) == 20
-    np.testing.assert_array_equal(fill(2, 10, seed=3)[0][:, 2:10], fills[3])
-    greedy = [fill(2, 10, seed=s, sampler=Sampler(temperature=0.0))[0] for s in (0, 1)]
+    np.testing.assert_array_equal(fill(4, 9, seed=3)[0][:, 4:9], fills[3])
+    greedy = [fill(4, 9, seed=s, sampler=Sampler(temperature=0.0))[0] for s in (0, 1)]
     np.testing.assert_array_equal(greedy[0], greedy[1])
 
 
@@ -113,8 +113,8 @@ def test_time_of_the_gap(time_left):
     """No onset of the gap is later than its end."""
     longest = 0
     for seed in range(10):
-        _, elapsed, _ = fill(3, 9, time_left=time_left, seed=seed)
-        spent = elapsed[:, 8] - elapsed[:, 3]
+        _, elapsed, _ = fill(4, 9, time_left=time_left, seed=seed)
+        spent = elapsed[:, 8] - elapsed[:, 4]
         assert (spent <= time_left).all()
         longest = max(longest, spent.max())
     assert longest > time_left / 3 or time_left < 2

@@ -33,9 +33,13 @@ def make(pooling="mean"):
     return Matcher(config, rngs=nnx.Rngs(0)), Classifier(config, rngs=nnx.Rngs(0))
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def apply(graphdef, parameters, tokens, mask):
+    return nnx.merge(graphdef, parameters)(tokens, mask_B2T=mask)
+
+
 def call(model, tokens, mask=None):
-    apply = jax.jit(lambda t, m: model(t, mask_B2T=m), compiler_options=QUICK)
-    return np.asarray(apply(jnp.asarray(tokens), None if mask is None else jnp.asarray(mask)))
+    return np.asarray(apply(*nnx.split(model), tokens, mask))
 
 
 def pairs():

@@ -49,12 +49,13 @@ def make(name):
     return SpeechRecognizer(CONFIGS[name], FEATURES, rngs=nnx.Rngs(0))
 
 
-def call(model, frames, mask=None, key=None):
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def apply(frames, mask):
-        return model(frames, mask_BT=mask, dropout_key=key)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def apply(graphdef, parameters, frames, mask, key):
+    return nnx.merge(graphdef, parameters)(frames, mask_BT=mask, dropout_key=key)
 
-    return np.asarray(apply(jnp.asarray(frames), None if mask is None else jnp.asarray(mask)))
+
+def call(model, frames, mask=None, key=None):
+    return np.asarray(apply(*nnx.split(model), frames, mask, key))
 
 
 def sound(seed=0):

@@ -161,7 +161,9 @@ def build(name, label):
     options = OPTIONS.get(name, {}).get(label, {})
     graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
     rng = np.random.default_rng(0)
-    parameters = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype("f4"), parameters)
+    parameters = jax.tree.map(
+        lambda p: jnp.asarray(np.asarray(p) + 0.2 * rng.normal(size=p.shape), "f4"), parameters
+    )
     mixer = nnx.merge(graphdef, parameters)
 
     def apply(x, state, segment_ids, positions):

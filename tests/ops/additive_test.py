@@ -23,6 +23,7 @@ def op(form, normalize=True, direction="causal", chunk_size=None):
         form=form,
         normalize=normalize,
         direction=direction,
+        feature_map=None,
         chunk_size=chunk_size,
     )
     return lambda q, k, v, **kw: call(q, k, v, **kw)
@@ -139,7 +140,9 @@ def test_cross_attention_and_its_state():
         arrays, _ = inputs(70, jnp.float64)
         q = arrays["q"][:, :9]
         k, v, state = arrays["k"], arrays["v"], arrays["initial_state"]
-        attend = jax.jit(functools.partial(linear_attention, direction="bidirectional"))
+        attend = jax.jit(
+            functools.partial(linear_attention, feature_map=None, direction="bidirectional")
+        )
         actual, total = attend(q, k, v)
         expected = weights_oracle(q, k, v, np.ones((B, 9, 70)))
         assert contract.relative_rms(actual, expected) < 1e-11
@@ -161,7 +164,9 @@ def test_a_sequence_and_its_padding_are_two_calls(normalize):
         if not normalize:
             arrays["initial_state"] = arrays["initial_state"][..., :-1]
         ids = np.where(np.arange(time) < np.array([[43], [time]]), 1, 0)
-        attend = functools.partial(linear_attention, direction="bidirectional", normalize=normalize)
+        attend = functools.partial(
+            linear_attention, feature_map=None, direction="bidirectional", normalize=normalize
+        )
 
         def together(arrays):
             q, k, v, state = (arrays[name] for name in ("q", "k", "v", "initial_state"))
@@ -239,7 +244,7 @@ def test_negative_control(fault, monkeypatch):
 
 
 def linear_attention_chunk(q, k, v, **kw):
-    return linear_attention(q, k, v, form="chunk", **kw)
+    return linear_attention(q, k, v, feature_map=None, form="chunk", **kw)
 
 
 @pytest.mark.parametrize(

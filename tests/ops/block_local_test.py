@@ -34,6 +34,11 @@ def oracle(q, k, v, *, scores, causal, ids, mask):
     return o
 
 
+@functools.cache
+def compiled(**options):
+    return jax.jit(functools.partial(block_local_attention, **{"block_size": W} | options))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("direction", ["causal", "bidirectional"])
@@ -43,14 +48,8 @@ def test_equations(scores, direction, masked, packed):
     ids = random_segments(rng, B, T) if packed else np.zeros((B, T), np.int32)
     mask = rng.random((B, T)) < 0.7 if masked else np.ones((B, T), bool)
     x = inputs()
-    o = block_local_attention(
-        **{n: jnp.asarray(a) for n, a in x.items()},
-        block_size=W,
-        scores=scores,
-        direction=direction,
-        segment_ids_BT=jnp.asarray(ids) if packed else None,
-        key_mask_BT=jnp.asarray(mask) if masked else None,
-    )
+    attend = compiled(scores=scores, direction=direction)
+    o = attend(**x, segment_ids_BT=ids, key_mask_BT=mask)
     expected = oracle(*x.values(), scores=scores, causal=direction == "causal", ids=ids, mask=mask)
     assert relative_rms(o, expected) < 1e-6  # sums of 5 terms in fp32
 
@@ -58,10 +57,9 @@ def test_equations(scores, direction, masked, packed):
 @pytest.mark.parametrize("time", [1, 4, 5, 6, 10])
 @pytest.mark.parametrize("direction", ["causal", "bidirectional"])
 def test_any_length(time, direction):
+    """Without ids or a mask."""
     x = inputs(time)
-    o = block_local_attention(
-        **{n: jnp.asarray(a) for n, a in x.items()}, block_size=W, direction=direction
-    )
+    o = compiled(direction=direction)(**x)
     ids, mask = np.zeros((B, time), np.int32), np.ones((B, time), bool)
     causal = direction == "causal"
     expected = oracle(*x.values(), scores="softmax", causal=causal, ids=ids, mask=mask)
@@ -72,26 +70,30 @@ def test_any_length(time, direction):
 @pytest.mark.parametrize("direction", ["causal", "bidirectional"])
 def test_gradients(scores, direction):
     """Against differences of the float64 function, and exactly 0 across blocks and segments."""
-    ids = jnp.array([[1] * 7 + [2] * 16, [3] * T], jnp.int32)
+    ids = jnp.asarray(np.array([[1] * 7 + [2] * 16, [3] * T], np.int32))
     op = functools.partial(
         block_local_attention, block_size=W, scores=scores, direction=direction, segment_ids_BT=ids
     )
     with jax.enable_x64(True):
-        x = {n: jnp.asarray(a, jnp.float64) for n, a in inputs().items()}
+        x = {n: a.astype(np.float64) for n, a in inputs().items()}
         rng = np.random.default_rng(2)
         cotangent = rng.normal(size=(B, T, H, V))
 
-        def loss(x):
-            return jnp.sum(op(**x) * cotangent)
+        @jax.jit
+        def loss_and_gradient(x, cotangent):
+            return jax.value_and_grad(lambda x: jnp.sum(op(**x) * cotangent))(x)
 
-        gradient = jax.grad(loss)(x)
+        gradient = loss_and_gradient(x, cotangent)[1]
         for _ in range(3):
             direction_ = {n: rng.normal(size=a.shape) for n, a in x.items()}
             step = 1e-6
-            ends = [loss({n: x[n] + s * direction_[n] for n in x}) for s in (step, -step)]
-            slope = sum(jnp.sum(gradient[n] * direction_[n]) for n in x)
+            moved = [{n: x[n] + s * direction_[n] for n in x} for s in (step, -step)]
+            ends = [loss_and_gradient(x, cotangent)[0] for x in moved]
+            slope = sum(np.sum(gradient[n] * direction_[n]) for n in x)
             assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(slope), rel=1e-6)
-        one = jax.grad(lambda x: jnp.sum(op(**x)[0, 8] ** 2))(x)
+        of_one = np.zeros_like(cotangent)
+        of_one[0, 8] = cotangent[0, 8]
+        _, one = loss_and_gradient(x, of_one)
         for name in ("k_BTHK", "v_BTHV"):
             seen = np.any(np.asarray(one[name][0]) != 0, axis=(1, 2))
             visible = range(7, 9 if direction == "causal" else 10)  # segment 2 begins at 7
@@ -102,31 +104,33 @@ def test_gradients(scores, direction):
 
 def test_query_without_keys():
     """0 and no NaN, in value and gradient."""
-    x = {n: jnp.asarray(a) for n, a in inputs().items()}
-    mask = jnp.zeros((B, T), bool)
+    x = inputs()
+    mask = jnp.asarray(np.zeros((B, T), bool))
     for scores in ("relu", "softmax"):
         op = functools.partial(block_local_attention, block_size=W, scores=scores, key_mask_BT=mask)
-        o, pullback = jax.vjp(lambda x, op=op: op(**x), x)
-        assert np.array_equal(o, np.zeros(o.shape))
-        for g in jax.tree.leaves(pullback(jnp.ones_like(o))):
-            assert np.array_equal(g, np.zeros(g.shape))
+
+        def run(x, op=op):
+            o, pullback = jax.vjp(lambda x: op(**x), x)
+            return o, pullback(jnp.ones_like(o))
+
+        for found in jax.tree.leaves(jax.jit(run)(x)):
+            assert np.array_equal(found, np.zeros(found.shape))
 
 
 def test_negative_control():
     """A block that is one token too long is found."""
-    x = {n: jnp.asarray(a) for n, a in inputs().items()}
-    right, wrong = (block_local_attention(**x, block_size=w) for w in (W, W + 1))
+    right, wrong = (compiled(block_size=w)(**inputs()) for w in (W, W + 1))
     with pytest.raises(AssertionError, match="relative RMS"):
         assert_agree({"o": wrong}, {"o": right}, 1e-2)
 
 
 def test_bfloat16():
-    x = {n: jnp.asarray(a) for n, a in inputs().items()}
+    x = inputs()
     for scores in ("relu", "softmax"):
         narrow = {n: a.astype(jnp.bfloat16) for n, a in x.items()}
-        o = block_local_attention(**narrow, block_size=W, scores=scores)
+        o = compiled(scores=scores)(**narrow)
         assert o.dtype == jnp.bfloat16
-        assert relative_rms(o, block_local_attention(**x, block_size=W, scores=scores)) < 2e-2
+        assert relative_rms(o, compiled(scores=scores)(**x)) < 2e-2
 
 
 @pytest.mark.parametrize(

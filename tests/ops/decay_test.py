@@ -129,7 +129,7 @@ def test_no_decay_is_additive_attention():
         constants = packed(rng, 77)
         o, state = jax.jit(op("chunk"))(**arrays, **constants)
         q, k, v, _, state_in = arrays.values()
-        attend = jax.jit(functools.partial(linear_attention, normalize=False))
+        attend = jax.jit(functools.partial(linear_attention, feature_map=None, normalize=False))
         expected, expected_state = attend(q, k, v, initial_state=state_in, **constants)
         expected = {"o": expected, "state": expected_state}
         contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
@@ -321,7 +321,7 @@ def named(arrays):
         ({"form": "fast"}, "form is 'fast'"),
         ({"initial_state": jnp.zeros((B, H, K, V + 1))}, "initial_state is"),
         ({"log_decay": jnp.zeros((B, 5, H, V))}, "log_decay"),
-        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "do not fit"),
+        ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "k_BTHK is"),
     ],
 )
 def test_misuse_names_the_argument(change, message):

@@ -84,7 +84,7 @@ CASES = [("window", "causal"), ("sorted", "causal"), ("sorted", "bidirectional")
 @pytest.mark.parametrize(("T", "rounds", "chunk"), [(1, 2, 4), (23, 1, 3), (24, 4, 4), (9, 2, 16)])
 def test_algorithm(T, rounds, chunk, chunking, direction, packed):
     arrays = inputs(T, rounds)
-    ids = random_segments(np.random.default_rng(0), B, T) if packed else None
+    ids = random_segments(np.random.default_rng(0), B, T) if packed else np.zeros((B, T), np.int32)
     op = compiled(chunk_size=chunk, chunking=chunking, direction=direction)
     options = {"chunk": min(chunk, T), "causal": direction == "causal", "segments": ids}
     expected = oracle(*arrays, window=chunking == "window", **options)
@@ -141,13 +141,13 @@ def test_masked_tokens_are_as_if_absent():
 @pytest.mark.parametrize("T", [16, 23])
 def test_segment_of_padding_behind_a_row_changes_nothing(T):
     """It sorts behind all of the row, whose chunks are cut from its start."""
-    q, v, rotations = map(jnp.asarray, inputs(23))
-    options = {"chunk_size": 4, "chunking": "sorted", "direction": "bidirectional"}
-    segments = jnp.broadcast_to(jnp.arange(T) < 13, (B, T)).astype(jnp.int32)
-    padded = lsh_attention(q[:, :T], v[:, :T], rotations, segment_ids_BT=segments, **options)
-    alone = lsh_attention(q[:, :13], v[:, :13], rotations, **options)
+    q, v, rotations = inputs(23)
+    attend = compiled(chunk_size=4, chunking="sorted", direction="bidirectional")
+    segments = np.tile(np.arange(T) < 13, (B, 1)).astype(np.int32)
+    padded = attend(q[:, :T], v[:, :T], rotations, segment_ids_BT=segments)
+    alone = attend(q[:, :13], v[:, :13], rotations)
     assert relative_rms(padded[:, :13], alone) < 1e-12
-    without = lsh_attention(q[:, :T], v[:, :T], rotations, **options)
+    without = attend(q[:, :T], v[:, :T], rotations)
     assert relative_rms(without[:, :13], alone) > 0.1  # negative control
 
 

@@ -44,11 +44,13 @@ def fixed(q, k, v, log_decay_H, **kw):
     return decayed_attention(q, k, v, log_decay_H, **kw)
 
 
+additive = functools.partial(linear_attention, feature_map=None)
+
 OPS = {
-    "additive": functools.partial(linear_attention),
-    "additive_numerator": functools.partial(linear_attention, normalize=False),
-    "additive_anticausal": functools.partial(linear_attention, direction="anticausal"),
-    "additive_bidirectional": functools.partial(linear_attention, direction="bidirectional"),
+    "additive": additive,
+    "additive_numerator": functools.partial(additive, normalize=False),
+    "additive_anticausal": functools.partial(additive, direction="anticausal"),
+    "additive_bidirectional": functools.partial(additive, direction="bidirectional"),
     "fixed": fixed,
     "scalar": functools.partial(decayed_attention),
     "vector": functools.partial(decayed_attention),

@@ -19,7 +19,7 @@ from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 
 
-@pytest.mark.parametrize("variant", ["linear", "softmax"])
+@pytest.mark.parametrize("variant", ["linear", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_learns(variant, tmp_path):
     """A line that repeats can be known by heart: 5.5 nats a byte at first, under 0.5 at the end."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
