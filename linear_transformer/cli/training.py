@@ -38,12 +38,12 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
 
 
 def _default_workdir(line: CommandLine) -> str:
-    """Overrides that a resumed run may change do not make another run; another length does."""
+    """Overrides that a resumed run may change do not make another run."""
     return run_folder.default(
         line.path,
         {
             override.key: "true" if override.text is None else override.text
             for override in line.overrides
-            if override.key == "num_steps" or not configuration.may_change(override.key)
+            if not configuration.may_change(override.key)
         },
     )

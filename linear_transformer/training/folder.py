@@ -5,7 +5,7 @@ import json
 import ml_collections
 from etils import epath
 
-from linear_transformer import configuration, environment
+from linear_transformer import configuration, environment, run_folder
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
@@ -86,7 +86,7 @@ def _check_schedule(
         raise ConfigError(
             f"config.num_steps is {before.num_steps} in {workdir} and {now.num_steps} here, and "
             f"the {now.optimizer.schedule} schedule ends there: --config.optimizer.schedule_steps="
-            f"{then} keeps its end, or choose another --workdir"
+            f"{then} keeps its end; for a new run, add --workdir={run_folder.free(workdir)}"
         )
 
 

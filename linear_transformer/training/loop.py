@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import capacity, configuration, distributed, experiment
+from linear_transformer import capacity, configuration, distributed, experiment, run_folder
 from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
@@ -118,7 +118,7 @@ def _train(
             if loop.step > config.num_steps:
                 raise ConfigError(
                     f"config.num_steps is {config.num_steps}; the run in {workdir} is already at "
-                    f"step {loop.step}"
+                    f"step {loop.step}; for a new run, add --workdir={run_folder.free(workdir)}"
                 )
             print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
         step_fn = make_train_step(
