@@ -14,13 +14,15 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import ENCODERS
 from linear_transformer.nn.mixers import MIXERS, mixer_options, option_meanings
 
-DATACLASSES = {
-    experiment.ExperimentConfig,
-    experiment.OptimizerConfig,
-    experiment.MeshConfig,
-    *ENCODERS.values(),
-    *(cls for kind in experiment.TASKS.values() for cls in kind),
-}
+DATACLASSES = dict.fromkeys(  # in this order, once each
+    [
+        experiment.ExperimentConfig,
+        experiment.OptimizerConfig,
+        experiment.MeshConfig,
+        *ENCODERS.values(),
+        *(cls for kind in experiment.TASKS.values() for cls in kind),
+    ]
+)
 
 
 @pytest.mark.parametrize("cls", DATACLASSES, ids=lambda cls: cls.__name__)

@@ -27,7 +27,7 @@ def test_a_run_is_of_its_experiment_only(tmp_path):
     folders.write_run(tmp_path / "path", PAPER)
     path = tmp_path / "path" / "config.json"
     config = json.loads(path.read_text())
-    config["data"]["path"], config["sample"] = "/data", True
+    config["sample"] = True
     path.write_text(json.dumps(config))
     assert is_of(tmp_path / "path", PAPER)
     for key, value in (("optimizer__learning_rate", 2e-3), ("num_steps", 41), ("task", "x")):

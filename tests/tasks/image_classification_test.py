@@ -135,7 +135,7 @@ def test_photographs(tmp_path):
 MISTAKES = {
     "data set": ({"data__dataset": "nope"}, r"config\.data\.dataset"),
     "path": ({"data__path": "/nowhere"}, r"config\.data\.path = /nowhere"),
-    "padding": ({"data__padding": -1}, r"config\.data\.padding = -1"),
+    "padding": ({"data__padding": -1}, r"config\.data\.padding is -1"),
     "model key": ({"model__depth": 3}, r"config\.model\.depth: no such key"),
     "block": ({"model__attention_after": (9,)}, r"attention_after names block 9"),
 }

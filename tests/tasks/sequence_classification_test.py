@@ -218,13 +218,22 @@ MISTAKES = {
     "data set": ({"data__dataset": "nope"}, r"config\.data\.dataset"),
     "pixels": ({"model__input": "pixels"}, r"config\.model\.input is 'pixels', and made is text"),
     "input": ({"model__input": "bits"}, r"config\.model\.input is 'bits'; choose one of tokens"),
-    "length": ({"data__sequence_length": 0}, r"config\.data\.sequence_length = 0"),
+    "length": ({"data__sequence_length": 0}, r"config\.data\.sequence_length is 0"),
     "positions": (
-        {"model__positions": "learned", "data__sequence_length": 14},
+        {
+            "model__positions": "learned",
+            "model__max_positions": 13,
+            "data__sequence_length": 14,
+        },
         r"max_positions \(13\) is less than config\.data\.sequence_length \(14\)",
     ),
     "cls": (
-        {"model__positions": "learned", "model__pooling": "cls", "data__sequence_length": 13},
+        {
+            "model__positions": "learned",
+            "model__max_positions": 13,
+            "model__pooling": "cls",
+            "data__sequence_length": 13,
+        },
         r"max_positions \(13\) is less than config\.data\.sequence_length and the cls token \(14\)",
     ),
     "cosformer": (

@@ -149,7 +149,7 @@ MISTAKES = {
     "encoder": ({"encoder": "gru"}, r"config\.encoder is 'gru'; choose one of transformer, bilstm"),
     "beam": ({"beam_width": -1}, r"config\.beam_width is -1"),
     "data set": ({"data__dataset": "nope"}, r"config\.data\.dataset"),
-    "batch": ({"data__batch_size": 0}, r"config\.data\.batch_size = 0"),
+    "batch": ({"data__batch_size": 0}, r"config\.data\.batch_size is 0"),
     "positions": (
         {"model__positions": "learned", "model__max_positions": 7},
         r"max_positions \(7\) is less than config\.data\.max_frames \(8\)",
