@@ -171,7 +171,7 @@ def build(name, label):
             x, state, segment_ids=segment_ids, positions=positions
         )
 
-    return mixer, jax.jit(apply, compiler_options=QUICK)
+    return mixer, jax.jit(apply)
 
 
 def inputs(packed=False, seed=1):

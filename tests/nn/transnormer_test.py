@@ -36,7 +36,7 @@ def make(name, **options):
     return perturbed(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def apply(graphdef, parameters, x, ids):
     positions = jnp.asarray(PLACES[:, : x.shape[1]])
     return nnx.merge(graphdef, parameters)(x, segment_ids=ids, positions=positions)[0]

@@ -227,8 +227,8 @@ def test_the_token_scan_is_the_definition(name):
 def test_fp32_without_state_ids_and_masks(name):
     """Chunks of the default size; the fp64 scan has a state, ids and a mask that change nothing."""
     case = CASES[name]
-    arrays = {n: np.asarray(x, np.float32) for n, x in case.inputs(T, "usual").items()}
     with jax.enable_x64(True):
+        arrays = {n: np.asarray(x, np.float32) for n, x in case.inputs(T, "usual").items()}
         wide = {n: x.astype(np.float64) for n, x in arrays.items()}
         wide["initial_state"] *= 0
         expected = scan(name, wide, constants(case, T, packed=False))
