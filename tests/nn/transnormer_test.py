@@ -290,9 +290,9 @@ def test_parallel_is_the_sum():
         ("softmax", {"direction": "anticausal"}, "direction is 'anticausal'"),
         ("softmax", {"direction": "bidirectional", "window": 4}, "window is causal"),
         ("parallel", {"branches": {}}, "branches is empty"),
-        ("parallel", {"branches": {"conv": {}}}, "conv: no such mixer"),
-        ("parallel", {"branches": {"diag": {"rngs": 1}}}, r"diag\.rngs: no such option"),
-        ("parallel", {"branches": {"diag": {"window": 1}}}, r"diag\.window: no such option"),
+        ("parallel", {"branches": {"conv": {}}}, "conv: no such key"),
+        ("parallel", {"branches": {"diag": {"rngs": 1}}}, r"diag\.rngs: no such key"),
+        ("parallel", {"branches": {"diag": {"window": 1}}}, r"diag\.window: no such key"),
     ],
 )
 def test_misuse_names_the_argument(name, options, message):
