@@ -15,8 +15,8 @@ from tests.train_test import assert_one_line
 from tests.training import runs
 
 
-def performance(count=60):
-    rng = np.random.default_rng(0)
+def performance(count=60, seed=0):
+    rng = np.random.default_rng(seed)
     notes = np.zeros(count, midi.NOTE)
     notes["onset"] = 0.5 + 0.25 * np.arange(count)
     notes["duration"] = 0.2
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inpaint")
     (folder / "midi").mkdir()
     for number in range(3):
-        midi.write_notes(epath.Path(folder / "midi" / f"{number}.mid"), performance())
+        midi.write_notes(epath.Path(folder / "midi" / f"{number}.mid"), performance(seed=number))
     midi.write_notes(epath.Path(folder / "a.mid"), performance())
     (folder / "empty.mid").touch()
     (folder / "short.mid").write_bytes((folder / "a.mid").read_bytes()[:100])

@@ -142,7 +142,7 @@ def test_another_config_in_the_same_folder_is_refused(key, value, unbroken):
     config, workdir, _ = unbroken
     before = (workdir / "config.json").read_text()
     other = runs.make_config(config.data.path, **{key: value})
-    with pytest.raises(ConfigError, match=rf"{workdir}.*{key}.* choose another --workdir"):
+    with pytest.raises(ConfigError, match=rf"{workdir}.*{key}.*for a new run, add --workdir="):
         runs.run(other, workdir)
     assert (workdir / "config.json").read_text() == before
 
