@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from linear_transformer import environment
 from linear_transformer.data.corpus import Corpus
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.reading import files_below
@@ -43,14 +44,16 @@ def fingerprints(config: Any, task: Any) -> dict[str, str]:
 
 
 def of_files(path: epath.Path) -> str:
-    """SHA-256 of a file, or of the files of a folder whose names do not begin with a dot."""
+    """SHA-256 of a file, or of the files of a folder.
+
+    Names that begin with a dot are left out, and the folders of runs, which may lie beside data.
+    """
     files = {"": path}
     if path.is_dir():
-        names = {file.relative_to(path): file for file in files_below(path)}
+        names = {file.relative_to(path): file for file in files_below(path, hidden=False)}
+        runs = {name.parent for name in names if name.name == environment.FILE}
         files = {
-            name.as_posix(): file
-            for name, file in names.items()
-            if not any(part.startswith(".") for part in name.parts)
+            name.as_posix(): file for name, file in names.items() if runs.isdisjoint(name.parents)
         }
     digest = hashlib.sha256()
     try:
