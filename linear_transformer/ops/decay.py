@@ -153,7 +153,7 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
         starts = segments.starts(segment_ids_BT)[..., None, None]
         q_read = jnp.where(starts, 0, q_read)
     q_next = jnp.pad(q_read[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    state = _entering(k, v, log_decay, state, segment_ids_BT)
+    state = _entering(jnp.result_type(q, k, v), k, v, log_decay, state, segment_ids_BT)
     first = jnp.einsum("bhk,bhkv->bhv", q_read[:, 0].astype(state.dtype), state)
     o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
@@ -165,12 +165,13 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
 
 def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **options):
     """`_causal` on a shard of a sequence, or on all of it."""
-    state = _entering(k, v, log_decay, state, segment_ids_BT, reverse)
+    narrow = jnp.result_type(q, k, v)
+    state = _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse)
     o, state = _causal(q, k, v, log_decay, state, segment_ids_BT, **options)
     return o, sequence_parallel.of_last(state, reverse=reverse)
 
 
-def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
+def _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse=False):
     """The state before the first token, where the sequence is spread over devices."""
     if sequence_parallel.shards() == 1:
         return state
@@ -186,7 +187,7 @@ def _entering(k, v, log_decay, state, segment_ids_BT, reverse=False):
     # Sums from the end on: they are exact where the decay is not yet nothing.
     since = lax.cumsum(decays, axis=1, reverse=True)
     after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    reaching = (keys * jnp.exp(after)).astype(jnp.result_type(q, k, v))
+    reaching = (keys * jnp.exp(after)).astype(narrow)
     update = jnp.einsum("bthk,bthv->bhkv", reaching, values, preferred_element_type=dtype)
     transition = jnp.exp(since[:, 0])
     if passes is not None:

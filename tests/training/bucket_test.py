@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from linear_transformer import configuration
+from linear_transformer import configuration, experiment
 from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.tasks.task import make_task
@@ -75,7 +75,8 @@ def test_config(workdir):
     FolderLock(workdir).acquire()
     configuration.save(config, workdir)
     configuration.save(config, workdir)
-    assert configuration.plain(configuration.load(workdir)) == configuration.plain(config)
+    resolved = configuration.plain(experiment.resolve(config))
+    assert configuration.plain(configuration.load(workdir)) == resolved
     with pytest.raises(ConfigError, match="gs://bucket/run holds a run with another config"):
         configuration.save(runs.make_config("text", seed=3), workdir)
 

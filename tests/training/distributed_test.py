@@ -235,7 +235,7 @@ def test_processes_that_were_not_joined(monkeypatch, text, tmp_path):
 
 
 def test_a_folder_that_is_not_shared(monkeypatch, text, tmp_path):
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, value and False])
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, value is not True and value])
     with pytest.raises(ConfigError, match="process 1 does not see"):
         runs.run(make_config(text, (1, 1)), tmp_path / "run")
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from linear_transformer import configuration
+from linear_transformer import configuration, experiment
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import loop
 from tests.training import runs
@@ -124,7 +124,7 @@ def test_interrupted_write_of_the_config_can_be_resumed(unbroken, tmp_path):
     (tmp_path / "run" / "config.json.part").write_text('{"seed')
     assert_same_run(tmp_path / "run", runs.run(config, tmp_path / "run"), workdir, state)
     loaded = configuration.load(configuration.epath.Path(tmp_path / "run"))
-    assert configuration.plain(loaded) == configuration.plain(config)
+    assert configuration.plain(loaded) == configuration.plain(experiment.resolve(config))
 
 
 # With processes.

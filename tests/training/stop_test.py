@@ -26,6 +26,16 @@ def ended(monkeypatch):
     return calls
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Those of a program in a terminal; tests may run where signals are ignored."""
+    usual = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(*pair) for pair in zip(stop.SIGNALS, usual, strict=True)]
+    yield
+    for pair in zip(stop.SIGNALS, before, strict=True):
+        signal.signal(*pair)
+
+
 def wait_until(condition, seconds=5.0):
     deadline = time.monotonic() + seconds
     while not condition():
