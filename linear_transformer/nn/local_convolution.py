@@ -98,7 +98,9 @@ def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Floa
     time, size = x_BTD.shape[1], taps_ID.shape[0]
     finite_BT = finite_tokens(x_BTD)
     lost_BT = (~finite_BT).astype(jnp.int32)
-    reached_BT = jax.lax.reduce_window(lost_BT, 0, jax.lax.max, (1, size), (1, 1), "SAME") > 0
+    reached_BT = (
+        jax.lax.reduce_window(lost_BT, jnp.int32(0), jax.lax.max, (1, size), (1, 1), "SAME") > 0
+    )
     x_BTD = keep(finite_BT, x_BTD)
     padded = time + size - 1
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)

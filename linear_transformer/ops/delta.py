@@ -289,7 +289,10 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     transition = jnp.where(finite, transition, 0)
     update = jnp.where(finite, update, jnp.nan)
     state = sequence_parallel.entering_state(transition, update, state, segment_ids_BT, matrix=True)
-    read = _readable("bthk,bhkv->bthv", o[..., values:], state)
+    # The gradient of what reads a state that is not finite would be 0 times that state.
+    known = jnp.all(jnp.isfinite(state), axis=(-2, -1), keepdims=True)
+    read = _readable("bthk,bhkv->bthv", o[..., values:], jnp.where(known, state, 0))
+    read = jnp.where(jnp.swapaxes(known, 1, 2), read, jnp.nan)
     o = o[..., :values] + jnp.where(read_BT, read, 0)
     passed = jnp.matmul(transition, state, precision=lax.Precision.HIGHEST)
     final = sequence_parallel.of_last(jnp.where(passes_B, passed, 0) + update)
