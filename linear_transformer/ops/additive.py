@@ -142,7 +142,9 @@ def linear_attention(
             functools.partial(_bidirectional_packed, attend=attend, **options),
             *arrays,
         )
-    return opaque(o).astype(v_BSHV.dtype), state
+    if not normalize or form == "pallas":  # the division of the others is opaque already
+        o = opaque(o)
+    return o.astype(v_BSHV.dtype), state
 
 
 def _check_feature_map(feature_map, normalize, *features):
@@ -370,6 +372,9 @@ def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsil
         if normalize:
             denominator_n = o_n[..., -1:] + epsilon
             o_n = o_n[..., :-1] / denominator_n
+            # What is not finite takes no part in a gradient; the backward pass divides by this.
+            is_finite = jnp.all(jnp.isfinite(o_n), axis=-1, keepdims=True)
+            denominator_n = jnp.where(is_finite, denominator_n, jnp.inf)
             denominator = write(denominator, denominator_n, n)
         return state, write(o, o_n, n), denominator, states
 
@@ -399,10 +404,9 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
         k_n, to_keys = jax.vjp(lambda x: phi.keys(x, n), k_n)
         if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
             o_n, denominator_n = (read(x, n, chunk, block) for x in (o, denominator))
-            g_n, asked = g_n.astype(dtype), jnp.any(g_n != 0, axis=-1, keepdims=True)
-            g_n = g_n / denominator_n
+            g_n = g_n.astype(dtype) / denominator_n
             dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
-            g_n = jnp.where(asked, jnp.concatenate([g_n, dz], axis=-1), 0)
+            g_n = jnp.where(jnp.isfinite(denominator_n), jnp.concatenate([g_n, dz], axis=-1), 0)
             v_n = _with_ones(v_n)
         masks = Masks.of_block(run_BT, n, chunk, block)
         g_n = g_n.astype(narrow)
