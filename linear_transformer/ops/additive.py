@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
-from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
+from linear_transformer.ops.blocks import Masks, heard, matmul, read, write
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
 from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.additive import pallas_form
@@ -446,8 +446,8 @@ def _states(k, v, state, masks, narrow):
 def _state_gradients(q, g, dstate, masks, narrow):
     """The reversed sum of equations 14-15: gradients of the updates and of the first state."""
     reads = matmul(masks.reads(q).mT, masks.reads(g), narrow, dstate.dtype)
-    gradients = [dstate]
+    gradients, is_heard = [dstate], heard(g, dstate, masks)
     for n in reversed(range(reads.shape[2])):
         leaving = masks.carried(gradients[-1], n)
-        gradients.append(unless_silent(leaving + reads[:, :, n], g[:, :, n], leaving))
+        gradients.append(jnp.where(is_heard[n], leaving + reads[:, :, n], 0))
     return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

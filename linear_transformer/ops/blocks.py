@@ -84,16 +84,21 @@ class Masks(NamedTuple):
         return x if self.through is None else jnp.where(self.through[:, :, g], x, 0)
 
 
-def unless_silent(gradient: Array, outputs: Array, leaving: Array) -> Array:
-    """The gradient of a chunk's entering state; exactly 0 if nothing after it has a gradient.
+def heard(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]]:
+    """For each chunk, whether anything that depends on its entering state has a gradient.
 
-    Then a token that is not finite, whose products with 0 are NaN, spoils no earlier chunk.
+    Where nothing has one, the gradient of the entering state is 0 by `where`: a token that is not
+    finite, whose products with 0 are NaN, then spoils no earlier chunk.
 
     Args:
-      gradient: (B, H, K, V), what the chunk computed.
-      outputs: (B, H, C, V), gradients of the chunk's outputs.
-      leaving: (B, H, K, V), gradient of the leaving state, 0 where the state does not go through.
+      do: (B, H, G, C, V), gradients of the outputs of a block.
+      dstate: (B, H, K, V), gradient of the state that leaves it.
     """
-    heard = jnp.any(outputs != 0, axis=(-2, -1), keepdims=True)
-    heard |= jnp.any(leaving != 0, axis=(-2, -1), keepdims=True)
-    return jnp.where(heard, gradient, 0)
+    outputs = jnp.any(masks.reads(do) != 0, axis=(-2, -1), keepdims=True)
+    later = jnp.any(dstate != 0, axis=(-2, -1), keepdims=True)
+    chunks = []
+    for g in reversed(range(do.shape[2])):
+        through = later if masks.through is None else later & masks.through[:, :, g]
+        later = outputs[:, :, g] | through
+        chunks.append(later)
+    return chunks[::-1]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from linear_transformer.ops import segments
-from linear_transformer.ops.blocks import Masks, matmul, read, unless_silent, write
+from linear_transformer.ops.blocks import Masks, heard, matmul, read, write
 from linear_transformer.ops.gates import make_gate, totals
 
 CHUNK_SIZE = 64
@@ -127,9 +127,9 @@ def _state_gradients(q_read, do, dstate, gate):
     masks = gate.masks
     reads = matmul(masks.reads(q_read).mT, masks.reads(do), gate.narrow, dstate.dtype)
     total = totals(gate)
-    gradients = [dstate]
+    gradients, is_heard = [dstate], heard(do, dstate, masks)
     for g in reversed(range(reads.shape[2])):
         leaving = masks.carried(gradients[-1], g)
         gradient = total[:, :, g] * leaving + reads[:, :, g]
-        gradients.append(unless_silent(gradient, do[:, :, g], leaving))
+        gradients.append(jnp.where(is_heard[g], gradient, 0))
     return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

@@ -118,8 +118,9 @@ class ScalarGate(_Gate):
         dtype, chunk = self.pairs.dtype, q.shape[-2]
         weights = self.weights(q, k)
         # Of pairs (i, j), a_t is in those with j < t <= i: first the sums over j, then over i.
-        earlier = _sums(_earlier(chunk), (weights * dweights).mT)
-        dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk), earlier, 0), axis=-1, keepdims=True)
+        strictly = jnp.broadcast_to(_earlier(chunk).T.astype(dtype), weights.shape)
+        earlier = jnp.matmul(weights * dweights, strictly, precision=lax.Precision.HIGHEST)
+        dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk).T, earlier, 0), axis=-2)[..., None]
         dweights = self.pairs * dweights
         dq = matmul(dweights, k, self.narrow, dtype)
         dk = matmul(dweights.mT, q, self.narrow, dtype)
