@@ -28,7 +28,7 @@ class Override(NamedTuple):
 
 
 class CommandLine(NamedTuple):
-    """What a command line says.
+    """A parsed command line.
 
     Attributes:
       path: value of --config.

@@ -110,7 +110,7 @@ def _default_sigint() -> Iterator[None]:
 
 
 def _given_flags() -> dict[str, str]:
-    """What this program's command line says, as text; who the process is left out.
+    """The flags of this command line as text, without those that tell processes apart.
 
     The config is not in it: `training.agreement` compares its values.
     """

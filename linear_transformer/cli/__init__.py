@@ -1,1 +1,1 @@
-"""What pip installs as commands: `linear-transformer-train` and `linear-transformer-eval`."""
+"""The installed commands: `linear-transformer-train` and `linear-transformer-eval`."""

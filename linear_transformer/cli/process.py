@@ -1,4 +1,4 @@
-"""What the process of a command needs before JAX is imported; nothing here imports it."""
+"""Set-up of a command's process before JAX is imported; nothing here imports JAX."""
 
 import sys
 

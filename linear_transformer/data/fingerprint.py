@@ -1,4 +1,4 @@
-"""What data are, in a few digits: a run that goes on, or is evaluated, must have the same."""
+"""Fingerprints of data: a run that is resumed or evaluated must have the data it began with."""
 
 import hashlib
 from typing import Any
@@ -71,7 +71,7 @@ def of_files(path: epath.Path) -> str:
 
 
 def _first_batch(task: Any) -> str:
-    """Of what one process would read first; numbers that were computed differ between machines."""
+    """SHA-256 of the integers of the first batch; computed floats differ between machines."""
     batch = next(iter(task.training_data(0, 1)))
     digest = hashlib.sha256()
     for name, array in sorted(batch.items()):

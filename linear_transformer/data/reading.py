@@ -176,7 +176,7 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
-    """What a folder has in it, in the order of the names.
+    """The entries of a folder, in the order of their names.
 
     Raises:
       DataError: the folder cannot be read.

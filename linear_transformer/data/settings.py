@@ -1,4 +1,4 @@
-"""What `config.data` holds, for each kind of data."""
+"""The keys of `config.data`, for each kind of data."""
 
 import dataclasses
 from collections.abc import Mapping
