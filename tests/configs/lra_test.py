@@ -72,7 +72,11 @@ def test_every_variant_is_a_model(task, variant):
         np.ones(rows, bool),
     )
     assert logits.shape == (1, 3)
-    assert config.model.max_positions in (None, config.data.sequence_length + 1)  # None follows
+    length = config.data.sequence_length
+    made = configuration.build(
+        ClassifierConfig, config.model, "model", vocab_size=20, num_classes=3, length=length
+    )
+    assert made.max_positions == length + 1
     make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
     )
