@@ -12,8 +12,8 @@ from flax import nnx
 from benchmarks import timing
 from linear_transformer import configuration
 from linear_transformer.decoding.generate import Draw, decode
+from linear_transformer.experiment import make_task
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.tasks.task import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 

@@ -7,16 +7,65 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
 
-from linear_transformer import configuration, experiment, schema
+from linear_transformer import configuration, experiment, program, schema, shipped_configs
 from linear_transformer.errors import ConfigError, UserError
 
 # Keys that decide which other keys there are.
 _DECIDING = ("task", "encoder", "data.dataset", "optimizer.name")
+
+
+def run(main: Callable[[ml_collections.ConfigDict, "CommandLine"], None], default: str) -> None:
+    """Runs a program that has a config, as `program.run` does.
+
+    Args:
+      main: called with the config and the command line.
+      default: config file of the --config flag.
+    """
+    shipped_configs.make_importable()
+    default = shipped_configs.find(default)
+    sys.argv[1:] = shipped_configs.find_in_arguments(sys.argv[1:])
+    arguments: list[Any] = []
+
+    def parse(argv: list[str]) -> list[str]:
+        _define_flags(default)
+        line = split(_with_flag_files(argv), default)
+        rest = program.parse_flags(line.rest)
+        config = override(load(line.path), line.overrides)
+        if flags.FLAGS["print_config"].value:
+            print("\n".join(experiment.listing(config)), flush=True)
+            sys.exit(0)
+        arguments.extend([experiment.resolve(config), line])
+        return rest
+
+    program.run(lambda: main(*arguments), parse)
+
+
+def _with_flag_files(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _define_flags(default: str) -> None:
+    """The flags that every program with a config has; --help shows them as its own."""
+    if "config" in flags.FLAGS:
+        return
+    flags.DEFINE_string(
+        "config",
+        default,
+        "Experiment: a config file, with :variant if it has any.  --config.KEY=VALUE changes one "
+        "of its keys.",
+    )
+    flags.DEFINE_bool("print_config", False, "List all keys of the config with their meanings.")
+    for name in ("config", "print_config"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 class Override(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from absl import flags
 
 from linear_transformer import accelerators  # nothing that imports JAX: see `prepare`
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, RunError
 
 REQUESTED = flags.DEFINE_bool(
     "compile_only", False, "Compile for --topology and report what it needs; run nothing."
@@ -37,7 +37,6 @@ def report(program: Literal["training", "decoding"], config: Any) -> None:
       UserError: a mistake in flags, config or data.
       RunError: the program does not fit.
     """
-    from linear_transformer import configuration
     from linear_transformer.training import ahead_of_time
 
     if _TOPOLOGY.value is None:
@@ -51,4 +50,4 @@ def report(program: Literal["training", "decoding"], config: Any) -> None:
     for name, fact in result.lines().items():
         print(f"{name + ':':14} {fact}", flush=True)
     if not result.fits:
-        raise configuration.RunError(f"this does not fit on {_TOPOLOGY.value}")
+        raise RunError(f"this does not fit on {_TOPOLOGY.value}")

@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A mistake in a config or a flag."""
+
+
+class RunError(Exception):
+    """A run that can't go on although its config is right; one line, exit status 1."""

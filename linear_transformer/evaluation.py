@@ -10,11 +10,12 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import capacity, configuration, distributed
+from linear_transformer import capacity, config_file, configuration, distributed
 from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.decoding.generate import Sampler
-from linear_transformer.errors import ConfigError
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.experiment import make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.folder import check_data, write_json
@@ -40,7 +41,7 @@ class Run:
           ConfigError: there is no run, or no checkpoint that can be read; or the data are not those
             that it was trained on.
         """
-        config = configuration.load(workdir)
+        config = config_file.load(workdir)
         capacity.check(config, jax.devices())
         task = make_task(config)
         check_data(workdir, config, fingerprints(config.data, task))
@@ -95,7 +96,7 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
         try:
             write_json(path, record)
         except OSError as error:
-            raise configuration.RunError(
+            raise RunError(
                 f"{path}: cannot be written ({error.strerror}); the numbers above are complete"
             ) from error
     return metrics

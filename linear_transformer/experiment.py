@@ -5,6 +5,7 @@ or says in one line what is wrong.  Nothing is read, allocated or compiled.
 """
 
 import dataclasses
+import importlib
 import inspect
 import shlex
 import types
@@ -32,6 +33,7 @@ from linear_transformer.models.resnet import ResNetConfig
 from linear_transformer.models.speech_recognizer import ENCODERS, TransformerConfig
 from linear_transformer.nn.mixers import MIXERS, mixer_options, option_meanings
 from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Range
+from linear_transformer.tasks.task import Task
 from linear_transformer.training.optimizers import (
     OptimizerConfig,
     find_optimizer,
@@ -196,6 +198,17 @@ def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collect
     if resolved["model"].get("positions", "learned") != "learned":
         resolved["model"]["max_positions"] = None  # of a table that is not there
     return ml_collections.ConfigDict(resolved)
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """The task of an experiment: the class of the module of its name, imported when it runs.
+
+    Raises:
+      UserError: a mistake in the config or in the data.
+    """
+    config = resolve(config)
+    module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
+    return getattr(module, config.task.title().replace("_", ""))(config)
 
 
 def _by_data(model: type, longest: int | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.decoding.generate import decode, prefill
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.evaluation import Run
@@ -147,4 +147,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

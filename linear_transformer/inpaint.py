@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.data import midi
 from linear_transformer.data.note_pipeline import framed, padded
 from linear_transformer.decoding.generate import Sampler
@@ -177,4 +177,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

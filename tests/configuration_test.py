@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from configs import default
-from linear_transformer import configuration, experiment
+from linear_transformer import config_file, configuration, experiment
 from linear_transformer.errors import ConfigError
 
 
@@ -58,18 +58,18 @@ def make(variant="linear", **changes):
 
 def test_saved_config_reloads_equal(tmp_path):
     workdir = epath.Path(tmp_path) / "a" / "b"
-    configuration.save(make(), workdir)
-    assert configuration.plain(configuration.load(workdir)) == configuration.plain(make())
-    configuration.save(make(), workdir)
-    configuration.save(configuration.load(workdir), workdir)  # lists for tuples: the same config
+    config_file.save(make(), workdir)
+    assert configuration.plain(config_file.load(workdir)) == configuration.plain(make())
+    config_file.save(make(), workdir)
+    config_file.save(config_file.load(workdir), workdir)  # lists for tuples: the same config
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 
 def test_resumable_keys_may_change(tmp_path):
     workdir = epath.Path(tmp_path)
-    configuration.save(make(), workdir)
-    configuration.save(make(num_steps=900, sample=False, mesh__data=1), workdir)
-    saved = configuration.load(workdir)
+    config_file.save(make(), workdir)
+    config_file.save(make(num_steps=900, sample=False, mesh__data=1), workdir)
+    saved = config_file.load(workdir)
     assert (saved.num_steps, saved.sample, saved.mesh.data) == (900, False, 1)
 
 
@@ -88,7 +88,7 @@ def test_resumable_keys_may_change(tmp_path):
 )
 def test_other_changes_are_refused(changes, tmp_path):
     workdir = epath.Path(tmp_path)
-    configuration.save(make(), workdir)
+    config_file.save(make(), workdir)
     config = default.get_config()
     (key,) = changes
     *sections, name = key.split(".")
@@ -98,7 +98,7 @@ def test_other_changes_are_refused(changes, tmp_path):
     part[name] = changes[key]
     before = (workdir / "config.json").read_text()
     with pytest.raises(ConfigError, match=rf"\({key} is .* there and .* here\)"):
-        configuration.save(config, workdir)
+        config_file.save(config, workdir)
     assert (workdir / "config.json").read_text() == before
 
 
@@ -121,11 +121,11 @@ def test_keys_that_an_older_run_lacks_have_their_defaults(tmp_path):
     values["model"]["max_positions"] = 1024  # of a table that this model has not
     (tmp_path / "config.json").write_text(json.dumps(values))
     workdir = epath.Path(tmp_path)
-    loaded = configuration.load(workdir)
+    loaded = config_file.load(workdir)
     assert loaded.mesh.data == 0 and loaded.mask_rate == 0.15
-    configuration.save(config, workdir)
+    config_file.save(config, workdir)
     with pytest.raises(ConfigError, match=r"model\.residual is 'sum' there and 'gru' here"):
-        configuration.save(make("gla", model__residual="gru"), workdir)
+        config_file.save(make("gla", model__residual="gru"), workdir)
 
 
 def test_a_run_of_another_version_is_one_line(tmp_path):
@@ -134,7 +134,7 @@ def test_a_run_of_another_version_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     message = r"config\.json: config\.model\.heads: no such key; .*another version"
     with pytest.raises(ConfigError, match=message) as error:
-        configuration.load(epath.Path(tmp_path))
+        config_file.load(epath.Path(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -142,4 +142,4 @@ def test_a_run_of_another_version_is_one_line(tmp_path):
 def test_damaged_config(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json: not a config"):
-        configuration.load(epath.Path(tmp_path))
+        config_file.load(epath.Path(tmp_path))

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.errors import ConfigError
 from linear_transformer.pictures import save_figure
 from linear_transformer.training.metrics import read_metrics
@@ -140,4 +140,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

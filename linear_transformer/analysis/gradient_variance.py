@@ -31,10 +31,11 @@ from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import configuration, environment, experiment
+from linear_transformer import command_line, configuration, environment, experiment
 from linear_transformer.command_line import CommandLine
+from linear_transformer.experiment import make_task
 from linear_transformer.nn.batch_norm import without_moments
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
 
@@ -161,4 +162,4 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run(main, default="configs/default.py:katharopoulos")
+    command_line.run(main, default="configs/default.py:katharopoulos")

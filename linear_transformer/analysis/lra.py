@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from linear_transformer import configuration
+from linear_transformer import config_file, program
 from linear_transformer.analysis.curves import run_folders
 from linear_transformer.analysis.published_lra import ROWS, TASKS
 from linear_transformer.errors import ConfigError
@@ -109,7 +109,7 @@ def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
     models: dict[str, Cells] = {}
     folders: dict[tuple[str, str], epath.Path] = {}
     for folder in run_folders(patterns):
-        config = configuration.read(folder)
+        config = config_file.read(folder)
         column, model = column_of(config, folder), model_of(folder.name)
         other = folders.setdefault((model, column), folder)
         if other is not folder:
@@ -183,4 +183,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_multi_string("runs", None, "Folders of runs; may be given again.", required=True)
-    configuration.run(main)
+    program.run(main)

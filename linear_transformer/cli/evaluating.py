@@ -4,7 +4,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import compile_cache, compile_only, configuration, distributed
+from linear_transformer import command_line, compile_cache, compile_only, distributed, program
 from linear_transformer.cli import process
 from linear_transformer.command_line import CommandLine
 from linear_transformer.decoding.generate import Sampler
@@ -27,9 +27,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 def run() -> None:
     process.show_in_help(__name__)
     if compile_only.requested():
-        configuration.run(compile_decoding, default="configs/default.py")
+        command_line.run(compile_decoding, default="configs/default.py")
     else:
-        configuration.run(main)
+        program.run(main)
 
 
 def compile_decoding(config: ml_collections.ConfigDict, line: CommandLine) -> None:

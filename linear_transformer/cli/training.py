@@ -4,7 +4,14 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import compile_cache, compile_only, configuration, distributed, run_folder
+from linear_transformer import (
+    command_line,
+    compile_cache,
+    compile_only,
+    config_file,
+    distributed,
+    run_folder,
+)
 from linear_transformer.cli import process
 from linear_transformer.command_line import CommandLine
 from linear_transformer.training.loop import train
@@ -22,7 +29,7 @@ _PROFILE = flags.DEFINE_string(
 
 def run() -> None:
     process.show_in_help(__name__)
-    configuration.run(main, default="configs/default.py")
+    command_line.run(main, default="configs/default.py")
 
 
 def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
@@ -44,6 +51,6 @@ def _default_workdir(line: CommandLine) -> str:
         {
             override.key: "true" if override.text is None else override.text
             for override in line.overrides
-            if not configuration.may_change(override.key)
+            if not config_file.may_change(override.key)
         },
     )

@@ -23,7 +23,7 @@ from absl import flags
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.listops_trees import OPERATORS, Shape, distinct_trees
 from linear_transformer.data.reading import existing_path, require_distinct
@@ -210,4 +210,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.pathfinder_images import draw
 from linear_transformer.data.pathfinder_paddles import SETTINGS
@@ -267,4 +267,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

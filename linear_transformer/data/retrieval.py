@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 from jaxtyping import Int32, Int64, UInt8
 
-from linear_transformer import configuration
+from linear_transformer import program
 from linear_transformer.data import shakespeare
 from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.byte_texts import ByteTexts
@@ -255,4 +255,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

@@ -38,8 +38,8 @@ import sys
 
 from absl import flags
 
-from linear_transformer import configuration
-from linear_transformer.errors import ConfigError
+from linear_transformer import program
+from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.papers import cells, launch, report
 from linear_transformer.papers.runs import Found, find
 from linear_transformer.papers.tables import PAPER, REDUCED, Table, load_table, table_names
@@ -170,9 +170,9 @@ def main() -> None:
         failures = run_missing(table, _SCALES[values.scale], folder, _files(values.files))
     write(table, _find(folder), values.output)
     if failures:
-        raise configuration.RunError(f"{len(failures)} failed, the first: {failures[0]}")
+        raise RunError(f"{len(failures)} failed, the first: {failures[0]}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    configuration.run(main)
+    program.run(main)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from linear_transformer import configuration, environment
+from linear_transformer import config_file, configuration, environment
 from linear_transformer.errors import ConfigError
 from linear_transformer.experiment import flat
 from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
@@ -20,7 +20,7 @@ from linear_transformer.training.metrics import read_metrics
 
 # With other values of these it is the same experiment: what a run reports, keeps, and reads from
 # where, and a repetition.
-IGNORED = {*configuration.RESUMABLE_KEYS, "seed"} - {"num_steps"}
+IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
 _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write them
 
@@ -57,7 +57,7 @@ class Run:
             where = json.loads(made.read_text()) if made.exists() else {}
         except ValueError as error:
             raise ConfigError(f"{made}: not JSON") from error
-        return cls(folder, flatten(configuration.read(path)), read_metrics(path), where)
+        return cls(folder, flatten(config_file.read(path)), read_metrics(path), where)
 
     @property
     def step(self) -> int:

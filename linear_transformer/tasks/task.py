@@ -1,10 +1,8 @@
-"""What the training loop needs of a task, and the table of tasks by name."""
+"""What the training loop needs of a task."""
 
-import importlib
 from typing import Any, Protocol, runtime_checkable
 
 import grain
-import ml_collections
 from flax import nnx
 
 from linear_transformer.data.stream import Sequences
@@ -54,16 +52,3 @@ class Task(Protocol):
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str | None:
         """A short example of what the model does, for the end of a run."""
         ...
-
-
-def make_task(config: ml_collections.ConfigDict) -> Task:
-    """The task of an experiment: the class of the module of its name, imported when it runs.
-
-    Raises:
-      UserError: a mistake in the config or in the data.
-    """
-    from linear_transformer import experiment
-
-    config = experiment.resolve(config)
-    module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
-    return getattr(module, config.task.title().replace("_", ""))(config)

@@ -20,8 +20,9 @@ from linear_transformer import accelerators, capacity, configuration, experiment
 from linear_transformer.accelerators import GIB, Accelerator
 from linear_transformer.decoding import generate
 from linear_transformer.errors import ConfigError
+from linear_transformer.experiment import make_task
 from linear_transformer.ops.pallas import choice
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training import compiled_program, sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import TrainState, abstract_state, make_train_step

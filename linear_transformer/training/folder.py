@@ -5,7 +5,7 @@ import json
 import ml_collections
 from etils import epath
 
-from linear_transformer import configuration, environment, run_folder
+from linear_transformer import config_file, configuration, environment, run_folder
 from linear_transformer.errors import ConfigError
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
@@ -28,11 +28,11 @@ def open_folder(
     """
     lock.acquire()
     if (workdir / "config.json").exists():
-        before = configuration.load(workdir)
+        before = config_file.load(workdir)
         _check_schedule(before, config, workdir)
         check_data(workdir, config, fingerprints)
         _check_checkpoints(before, workdir)
-    configuration.save(config, workdir)
+    config_file.save(config, workdir)
     try:
         write_json(workdir / DATA_FILE, fingerprints)
         environment.save(workdir / environment.FILE)

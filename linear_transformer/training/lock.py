@@ -6,8 +6,7 @@ from typing import IO
 
 from etils import epath
 
-from linear_transformer.configuration import RunError
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, RunError
 
 
 class FolderLock:

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from linear_transformer import capacity, configuration, distributed, experiment, run_folder
 from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
-from linear_transformer.errors import ConfigError
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.experiment import make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training import agreement, sharding
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.folder import open_folder
@@ -32,7 +33,7 @@ from linear_transformer.training.tracer import Tracer
 _LONG_SECONDS = 10  # an evaluation that takes longer does not begin with steps that are not saved
 
 
-class NonFiniteLossError(configuration.RunError):
+class NonFiniteLossError(RunError):
     """The loss, the gradient or a parameter is infinite or not a number."""
 
 
@@ -333,7 +334,7 @@ class _Loop:
         try:
             yield
         except OSError as error:
-            raise configuration.RunError(
+            raise RunError(
                 f"{error.filename or self.workdir}: cannot be written ({error.strerror}) at step "
                 f"{self.step}; the newest checkpoint in {self.workdir} is of step {self.saved}"
             ) from error

@@ -15,9 +15,9 @@ from configs.papers.katharopoulos2020 import cifar10, copying, mnist
 from linear_transformer import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate
+from linear_transformer.experiment import make_task
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.ops import logistic_mixture
-from linear_transformer.tasks.task import make_task
 from linear_transformer.training.loop import train
 
 

@@ -8,11 +8,11 @@ from flax import nnx
 
 from configs.papers.hadjeres2021 import chorales, piano, piano_small
 from linear_transformer.errors import ConfigError
+from linear_transformer.experiment import make_task
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
     AlignedEncoderDecoderConfig,
 )
-from linear_transformer.tasks.task import make_task
 from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 

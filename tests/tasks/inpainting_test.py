@@ -15,7 +15,8 @@ from linear_transformer.data.note_pipeline import PAD, START, evaluation_events
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate, sample
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.experiment import make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training.loop import train
 
 

@@ -13,8 +13,9 @@ from flax import nnx
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate, sample
+from linear_transformer.experiment import make_task
 from linear_transformer.tasks.masked_language_modelling import mask_tokens
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.tasks.task import Task
 from tests.training import runs
 
 BOS, MASK = 7, 50

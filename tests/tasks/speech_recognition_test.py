@@ -14,8 +14,9 @@ from linear_transformer.data import speech
 from linear_transformer.decoding import ctc
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate
+from linear_transformer.experiment import make_task
 from linear_transformer.models.speech_recognizer import TransformerConfig
-from linear_transformer.tasks.task import Task, make_task
+from linear_transformer.tasks.task import Task
 from linear_transformer.training.loop import train
 from tests.training import runs
 

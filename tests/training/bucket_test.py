@@ -12,10 +12,10 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from linear_transformer import configuration, experiment
+from linear_transformer import config_file, configuration, experiment
 from linear_transformer.data.reading import files_below
 from linear_transformer.errors import ConfigError
-from linear_transformer.tasks.task import make_task
+from linear_transformer.experiment import make_task
 from linear_transformer.training import checkpoints, metrics
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.tracer import Tracer
@@ -73,12 +73,12 @@ def test_appending_is_refused(workdir):
 def test_config(workdir):
     config = runs.make_config("text")
     FolderLock(workdir).acquire()
-    configuration.save(config, workdir)
-    configuration.save(config, workdir)
+    config_file.save(config, workdir)
+    config_file.save(config, workdir)
     resolved = configuration.plain(experiment.resolve(config))
-    assert configuration.plain(configuration.load(workdir)) == resolved
+    assert configuration.plain(config_file.load(workdir)) == resolved
     with pytest.raises(ConfigError, match="gs://bucket/run holds a run with another config"):
-        configuration.save(runs.make_config("text", seed=3), workdir)
+        config_file.save(runs.make_config("text", seed=3), workdir)
 
 
 def test_metrics_and_picture(workdir):

@@ -10,8 +10,7 @@ import pytest
 from absl import logging
 from etils import epath
 
-from linear_transformer.configuration import RunError
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.training import checkpoints
 from tests.training import runs, saving_child
 from tests.training.checkpoints_test import make_state, progress_of

@@ -11,7 +11,7 @@ from etils import epath
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from linear_transformer import accelerators, configuration, experiment, schema
+from linear_transformer import accelerators, config_file, configuration, experiment, schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run
 from linear_transformer.training import loop
@@ -121,7 +121,7 @@ def test_divergence_on_the_command_line(text, tmp_path):
 
 def test_config_is_saved_with_the_run(unbroken):
     config, workdir, _ = unbroken
-    loaded = configuration.load(epath.Path(workdir))
+    loaded = config_file.load(epath.Path(workdir))
     assert configuration.plain(loaded) == configuration.plain(experiment.resolve(config))
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
     made = json.loads((workdir / "environment.json").read_text())

@@ -19,9 +19,9 @@ from configs.papers.katharopoulos2020 import mnist
 from configs.recall import mad, mqar
 from linear_transformer import configuration
 from linear_transformer.data import sequence_batches, speech
+from linear_transformer.experiment import make_task
 from linear_transformer.nn import logical_axes
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.tasks.task import make_task
 from linear_transformer.training import sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
