@@ -142,8 +142,8 @@ def linear_attention(
             functools.partial(_bidirectional_packed, attend=attend, **options),
             *arrays,
         )
-    if not normalize or form == "pallas":  # the division of the others is opaque already
-        o = opaque(o)
+    if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
+        o = opaque(o)  # as the chunk form and the division by the normaliser are
     return o.astype(v_BSHV.dtype), state
 
 
@@ -369,20 +369,20 @@ def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsil
         weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))
         o_n = matmul(weights, v_n, narrow, dtype)
         o_n += masks.reads(matmul(q_n, entering, narrow, dtype))
+        denominator_n = jnp.ones_like(o_n[..., :1])
         if normalize:
             denominator_n = o_n[..., -1:] + epsilon
             o_n = o_n[..., :-1] / denominator_n
-            # What is not finite takes no part in a gradient; the backward pass divides by this.
-            is_finite = jnp.all(jnp.isfinite(o_n), axis=-1, keepdims=True)
-            denominator_n = jnp.where(is_finite, denominator_n, jnp.inf)
-            denominator = write(denominator, denominator_n, n)
-        return state, write(o, o_n, n), denominator, states
+        # What is not finite takes no part in a gradient; the backward pass divides by this.
+        is_finite = jnp.all(jnp.isfinite(o_n), axis=-1, keepdims=True)
+        denominator_n = jnp.where(is_finite, denominator_n, jnp.inf)
+        return state, write(o, o_n, n), write(denominator, denominator_n, n), states
 
     blocks = time // block
     carry = (
         state,
         jnp.zeros(v.shape, v.dtype),
-        jnp.zeros((batch, time, heads, int(normalize)), dtype),
+        jnp.zeros((batch, time, heads, 1), dtype),
         jnp.zeros((blocks, *state.shape), dtype),
     )
     state, o, denominator, states = lax.fori_loop(0, blocks, body, carry)
@@ -402,14 +402,15 @@ def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangen
         q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
         q_n, to_queries = jax.vjp(phi.queries, q_n)
         k_n, to_keys = jax.vjp(lambda x: phi.keys(x, n), k_n)
+        denominator_n = read(denominator, n, chunk, block)
         if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            o_n, denominator_n = (read(x, n, chunk, block) for x in (o, denominator))
+            o_n = read(o, n, chunk, block)
             g_n = g_n.astype(dtype) / denominator_n
             dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
-            g_n = jnp.where(jnp.isfinite(denominator_n), jnp.concatenate([g_n, dz], axis=-1), 0)
+            g_n = jnp.concatenate([g_n, dz], axis=-1)
             v_n = _with_ones(v_n)
         masks = Masks.of_block(run_BT, n, chunk, block)
-        g_n = g_n.astype(narrow)
+        g_n = jnp.where(jnp.isfinite(denominator_n), g_n, 0).astype(narrow)
         entering, _ = _states(k_n, v_n, states[n], masks, narrow)
         leaving, dstate = _state_gradients(q_n, g_n, dstate, masks, narrow)
         weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
-def read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Float[Array, "B H G C K"]:
+def read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Shaped[Array, "B H G C K"]:
     """Block n, heads first, cut into its chunks."""
     batch, _, heads, width = x_BTHK.shape
     x = lax.dynamic_slice_in_dim(x_BTHK, n * block, block, axis=1)

@@ -125,7 +125,9 @@ def decayed_attention(
         o, state = attend(*arrays, state, segment_ids_BT)
         later, _ = _reversed(attend, *arrays, jnp.zeros_like(state), segment_ids_BT)
         o = o + later - _own(q_BTHK, k_BTHK, v_BTHV, dtype)
-    return opaque(o).astype(v_BTHV.dtype), state
+    if bonus_HK is not None or direction == "bidirectional":  # the token's own term is added
+        o = opaque(o)
+    return o.astype(v_BTHV.dtype), state
 
 
 def _own(q, k, v, dtype):
@@ -204,7 +206,8 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
         if log_decay.shape[-1] == 1 and believed_to_win(q, v):
             form = "pallas"
     if form == "pallas":
-        return pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+        o, state = pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+        return opaque(o), state
     # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
     smallest = float(jnp.finfo(state.dtype).smallest_subnormal)
     log_decay = jnp.maximum(log_decay.astype(state.dtype), math.log(smallest))
@@ -220,12 +223,14 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
     if form == "chunk":
         return chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
     if form == "parallel":
-        return _parallel(q, k, v, log_decay, state, segment_ids_BT)
+        o, state = _parallel(q, k, v, log_decay, state, segment_ids_BT)
+        return opaque(o), state
     retention = jnp.exp(log_decay)
     if starts is not None:
         retention = jnp.where(starts, 0, retention)
     scan = recurrence.recurrent if form == "recurrent" else recurrence.associative
-    return scan(q, k, v, retention[..., None], state)
+    o, state = scan(q, k, v, retention[..., None], state)
+    return opaque(o), state
 
 
 def _parallel(q, k, v, log_decay, state, segment_ids_BT):

@@ -12,6 +12,7 @@ and, given G = dL/do and R = dL/dS', with dA = G v^T times the pair decays,
 
 A token that is not finite stays inside its own chunk, where masked products may spread it: nothing
 before the chunk and nothing of another document outside it changes, outputs and gradients alike.
+No gradient passes through an output that is not finite.
 """
 
 import functools
@@ -55,7 +56,7 @@ def _chunked_forward(q, k, v, log_decay, state, run_BT, chunk, block):
     count = q.shape[1] // block
 
     def body(n, carry):
-        state, o, states = carry
+        state, o, is_finite, states = carry
         states = states.at[n].set(state)
         q_n, k_n, v_n, log_decay_n = (read(x, n, chunk, block) for x in (q, k, v, log_decay))
         masks = Masks.of_block(run_BT, n, chunk, block)
@@ -63,15 +64,21 @@ def _chunked_forward(q, k, v, log_decay, state, run_BT, chunk, block):
         entering, state = _states(k_n * gate.reach, v_n, state, gate)
         o_n = matmul(gate.weights(q_n, k_n), v_n, narrow, dtype)
         o_n += masks.reads(matmul(q_n * gate.read, entering, narrow, dtype))
-        return state, write(o, o_n, n), states
+        is_finite_n = jnp.all(jnp.isfinite(o_n), axis=-1, keepdims=True)
+        return state, write(o, o_n, n), write(is_finite, is_finite_n, n), states
 
-    carry = (state, jnp.zeros(v.shape, v.dtype), jnp.zeros((count, *state.shape), dtype))
-    state, o, states = lax.fori_loop(0, count, body, carry)
-    return (o, state), (q, k, v, log_decay, run_BT, states)
+    carry = (
+        state,
+        jnp.zeros(v.shape, v.dtype),
+        jnp.zeros((*v.shape[:3], 1), bool),
+        jnp.zeros((count, *state.shape), dtype),
+    )
+    state, o, is_finite, states = lax.fori_loop(0, count, body, carry)
+    return (o, state), (q, k, v, log_decay, run_BT, states, is_finite)
 
 
 def _chunked_backward(chunk, block, residuals, cotangents):
-    q, k, v, log_decay, run_BT, states = residuals
+    q, k, v, log_decay, run_BT, states, is_finite = residuals
     do, dstate = cotangents
     dtype, narrow = states.dtype, jnp.result_type(q, k, v)
     count = states.shape[0]
@@ -80,6 +87,7 @@ def _chunked_backward(chunk, block, residuals, cotangents):
         dstate, dq, dk, dv, dlog_decay = carry
         n = count - 1 - i
         q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
+        g_n = jnp.where(read(is_finite, n, chunk, block), g_n, 0)
         masks = Masks.of_block(run_BT, n, chunk, block)
         gate = make_gate(read(log_decay, n, chunk, block), masks, narrow)
         k_reach, q_read = k_n * gate.reach, q_n * gate.read

@@ -23,6 +23,7 @@ is a matrix product for each of log2(C) sizes of the halves; only A_ii = q_i^T k
 """
 
 import copy
+import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -102,6 +103,18 @@ def _sums(terms, x):
     return jnp.matmul(terms, x, precision=lax.Precision.HIGHEST)
 
 
+def _sums_before(x):
+    """Sums over the earlier entries of the last axis: of the groups before, and in the own one."""
+    size = math.gcd(x.shape[-1], 8)
+    groups = x.reshape(*x.shape[:-1], -1, size)
+
+    def product(a):
+        strictly = jnp.triu(jnp.ones((a.shape[-1],) * 2, a.dtype), 1)
+        return jnp.matmul(a, strictly, precision=lax.Precision.HIGHEST)
+
+    return (product(groups) + product(jnp.sum(groups, axis=-1))[..., None]).reshape(x.shape)
+
+
 class ScalarGate(_Gate):
     """One matrix of pair decays."""
 
@@ -118,8 +131,7 @@ class ScalarGate(_Gate):
         dtype, chunk = self.pairs.dtype, q.shape[-2]
         weights = self.weights(q, k)
         # Of pairs (i, j), a_t is in those with j < t <= i: first the sums over j, then over i.
-        strictly = jnp.broadcast_to(_earlier(chunk).T.astype(dtype), weights.shape)
-        earlier = jnp.matmul(weights * dweights, strictly, precision=lax.Precision.HIGHEST)
+        earlier = _sums_before(weights * dweights)
         dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk).T, earlier, 0), axis=-2)[..., None]
         dweights = self.pairs * dweights
         dq = matmul(dweights, k, self.narrow, dtype)
