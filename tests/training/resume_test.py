@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from linear_transformer import config_file, configuration, experiment
 from linear_transformer.errors import ConfigError
@@ -123,7 +124,7 @@ def test_interrupted_write_of_the_config_can_be_resumed(unbroken, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json.part").write_text('{"seed')
     assert_same_run(tmp_path / "run", runs.run(config, tmp_path / "run"), workdir, state)
-    loaded = config_file.load(configuration.epath.Path(tmp_path / "run"))
+    loaded = config_file.load(epath.Path(tmp_path / "run"))
     assert configuration.plain(loaded) == configuration.plain(experiment.resolve(config))
 
 
