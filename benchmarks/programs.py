@@ -14,6 +14,7 @@ from linear_transformer import configuration
 from linear_transformer.decoding.generate import Draw, decode
 from linear_transformer.experiment import make_task
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 
@@ -31,7 +32,7 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
     task = make_task(config)
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
     step = make_train_step(
         nnx.graphdef(model),

@@ -53,7 +53,7 @@ def get_config(
                 "residual": "sum",
                 "dropout": 0.0,
                 "tied": True,
-                "scan_layers": False,
+                "scan_layers": None,
                 "remat": "none",
                 "dtype": "float32",
             },

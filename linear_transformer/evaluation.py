@@ -15,6 +15,7 @@ from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.experiment import make_task
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training import sharding
 from linear_transformer.training.checkpoints import Checkpoints
@@ -61,7 +62,7 @@ class Run:
         if restored is None:
             raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
         state, progress = restored
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))))
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
         return cls(workdir, task, graphdef, state.evaluated, progress["step"])
 
 

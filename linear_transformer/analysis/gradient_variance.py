@@ -35,6 +35,7 @@ from linear_transformer import command_line, configuration, environment, experim
 from linear_transformer.command_line import CommandLine
 from linear_transformer.experiment import make_task
 from linear_transformer.nn.batch_norm import without_moments
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
@@ -110,7 +111,7 @@ def measure(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), warmup + steps
     )
     state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=0.0)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed))))
     moments = Moments.zeros(_mixers(state.parameters))
     step = _make_step(task, graphdef, optimizer, config.seed)
     parameters, optimizer_state = state.parameters, state.optimizer

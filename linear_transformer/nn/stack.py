@@ -92,6 +92,8 @@ class Stack(nnx.Module):
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             apply = jax.checkpoint(apply, policy=policy, static_argnums=(0,))
+        if isinstance(x_BTD, jax.core.Tracer):
+            apply = jax.jit(apply, static_argnums=(0,))  # blocks that are equal are traced once
 
         def run(parameters, x_BTD, states, keys):
             new_states = []

@@ -21,6 +21,7 @@ from linear_transformer.accelerators import GIB, Accelerator
 from linear_transformer.decoding import generate
 from linear_transformer.errors import ConfigError
 from linear_transformer.experiment import make_task
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops.pallas import choice
 from linear_transformer.tasks.task import Task
 from linear_transformer.training import compiled_program, sharding
@@ -222,7 +223,7 @@ def compile_decoding_step(
 
 def abstract_model(task: Task) -> nnx.Module:
     """The task's model with shapes for arrays."""
-    return nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
 
 
 def _compile(

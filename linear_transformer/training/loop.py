@@ -18,6 +18,7 @@ from linear_transformer.data.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.experiment import make_task
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training import agreement, sharding
 from linear_transformer.training.checkpoints import Checkpoints
@@ -92,7 +93,7 @@ def _train(
     distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
     _check_shared(workdir)
 
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
     graphdef = nnx.graphdef(model)
     for name, fact in task.describe(model).items():
         print(f"{name + ':':12} {fact}", flush=True)

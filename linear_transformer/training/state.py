@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.batch_norm import update_moments, without_moments
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training import sharding
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -45,7 +46,7 @@ def _initializer(
     ema_decay: float,
 ) -> Callable[[], TrainState]:
     def init() -> TrainState:
-        parameters = nnx.to_pure_dict(nnx.state(make_model(nnx.Rngs(seed)), nnx.Param))
+        parameters = nnx.to_pure_dict(nnx.state(make_model(ParameterRngs(seed)), nnx.Param))
         average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
         return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
 
