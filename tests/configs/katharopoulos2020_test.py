@@ -17,6 +17,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run, evaluate
 from linear_transformer.experiment import make_task
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import logistic_mixture
 from linear_transformer.training.loop import train
 
@@ -25,7 +26,7 @@ def model_of(config, vocab_size):
     model_config = configuration.build(
         LanguageModelConfig, config.model, "model", vocab_size=vocab_size
     )
-    return nnx.eval_shape(lambda: LanguageModel(model_config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: LanguageModel(model_config, rngs=ParameterRngs(0)))
 
 
 def layers(count, width=256):

@@ -10,6 +10,7 @@ from linear_transformer import configuration, experiment
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.optimizers import (
     OptimizerConfig,
     make_optimizer,
@@ -53,7 +54,7 @@ def model_of(config, make=Classifier):
     model_config = configuration.build(
         ClassifierConfig, config.model, "model", vocab_size=20, num_classes=3
     )
-    return nnx.eval_shape(lambda: make(model_config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: make(model_config, rngs=ParameterRngs(0)))
 
 
 @pytest.mark.parametrize(("task", "variant"), CASES)

@@ -8,13 +8,14 @@ from configs import default, mechanisms
 from linear_transformer import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.rngs import ParameterRngs
 
 
 def model_of(name):
     config = configuration.build(
         LanguageModelConfig, default.get_config(name).model, "model", vocab_size=257
     )
-    return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: LanguageModel(config, rngs=ParameterRngs(0)))
 
 
 @pytest.mark.parametrize("name", mechanisms.NAMES)

@@ -19,6 +19,7 @@ from configs.recall import (
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.experiment import make_task
 from linear_transformer.models.compressor import Compressor
+from linear_transformer.nn.rngs import ParameterRngs
 
 CONFIGS = {
     "induction_heads": induction_heads.get_config(),
@@ -39,7 +40,7 @@ def test_task_and_batch(name):
     batch = next(iter(task.training_data(0, 1)))
     shape = (config.data.batch_size, config.data.sequence_length)
     assert {array.shape for array in batch.values()} == {shape}
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     assert model.num_parameters > 10_000
     assert "parameters" in task.describe(model)
     loss = nnx.eval_shape(lambda model, batch: task.loss(model, batch, None), model, batch)

@@ -13,6 +13,7 @@ from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
     AlignedEncoderDecoderConfig,
 )
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
@@ -69,7 +70,7 @@ def test_paper_size():
     the vector of the start, the two norms after the last layers and the heads, 0.6 M together.
     """
     task = make_task(piano.get_config())
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     layers = [
         (path, x.size)
         for stack in (model.encoder, model.decoder)
@@ -97,7 +98,7 @@ def test_paper_size():
 @pytest.mark.parametrize("config", [piano_small, chorales])
 def test_small_configs(config):
     task = make_task(config.get_config())
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     assert model.num_parameters < 2e6
 
 

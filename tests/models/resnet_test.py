@@ -12,6 +12,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models import resnet
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training import compiled_program
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from tests.ops.contract import relative_rms
@@ -34,7 +35,7 @@ def make(**changes):
 
 def shapes(**choices):
     config = ResNetConfig(**choices)
-    return nnx.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: ResNet(config, rngs=ParameterRngs(0)))
 
 
 @jax.jit
@@ -86,7 +87,7 @@ def variant(module, name, num_classes, image_channels):
 def test_rows_of_the_paper(name, modules):
     """ResNet-50 and modules with keys of D / 2 and values of D: 3 D^2 weights, 3 D biases."""
     config, model_config = variant(imagenet, name, 1000, 3)
-    model = nnx.eval_shape(lambda: ResNet(model_config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: ResNet(model_config, rngs=ParameterRngs(0)))
     attention = [x for x in model.layers if isinstance(x, EfficientAttention2D)]
     assert {x.reprojection.out_features: type(x) for x in attention} == modules
     added = sum(3 * D * D + 3 * D for D in modules)
@@ -120,7 +121,9 @@ def test_attention_sees_what_it_should():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ATTENTIONS, "efficient", Watched)
-        nnx.eval_shape(lambda: ResNet(model_config, rngs=nnx.Rngs(0))(jnp.zeros((1, 224, 224, 3))))
+        nnx.eval_shape(
+            lambda: ResNet(model_config, rngs=ParameterRngs(0))(jnp.zeros((1, 224, 224, 3)))
+        )
     assert seen == [(28, 28, 512), (14, 14, 1024)]
 
 

@@ -16,6 +16,7 @@ from linear_transformer.models.speech_recognizer import (
     SpeechRecognizer,
     TransformerConfig,
 )
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.speech_recognition import ENCODERS
 from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
@@ -107,7 +108,7 @@ def paper_model(variant):
     model_config = configuration.build(
         ENCODERS[config.encoder], config.model, "model", vocab_size=40
     )
-    return nnx.eval_shape(lambda: SpeechRecognizer(model_config, 40, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: SpeechRecognizer(model_config, 40, rngs=ParameterRngs(0)))
 
 
 def test_paper_sizes():

@@ -9,6 +9,7 @@ from flax import nnx
 
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.nn.batch_norm import BatchNorm
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.training.state import init_state, make_train_step
 from tests.ops.contract import relative_rms
@@ -89,7 +90,7 @@ def make_step(optimizer, accumulate_steps=1, **options):
         logits = model(batch["inputs"], dropout_key=key)
         return classification_loss(logits, batch["labels"], jnp.ones(len(logits)))
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(ParameterRngs(0))))
     given = {"seed": 0, "ema_decay": 0.0}
     state = init_state(make_model, optimizer, **given)
     step = make_train_step(graphdef, loss, optimizer, accumulate_steps=accumulate_steps, **given)

@@ -16,6 +16,7 @@ from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate, sample
 from linear_transformer.experiment import make_task
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.loop import train
 from tests.data.images_test import idx
@@ -122,7 +123,7 @@ def test_photographs(tmp_path):
     task = make_task(config)
     batch = next(iter(task.training_data(0, 1)))
     assert batch["images"].shape == (2, 32, 32, 3)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     facts = task.describe(model)
     assert facts["data"] == "image_folder, 2 images to train on (unknown)"
     assert facts["images"] == "32 x 32 x 3, 2 classes"

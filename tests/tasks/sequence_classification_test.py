@@ -16,6 +16,7 @@ from linear_transformer.data import sequence_batches
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate
 from linear_transformer.experiment import make_task
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.sequence_classification import SequenceClassification
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.loop import train
@@ -208,7 +209,7 @@ def test_padding_counts_without_the_mask():
 
 def test_describe():
     task = make_task(make_config(dataset="pairs"))
-    facts = task.describe(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))))
+    facts = task.describe(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
     assert facts["data"] == "made, 600 examples to train on (none)"
     assert facts["sequences"] == "pairs of up to 12 tokens of 9, 2 classes"
     assert 0.5 <= float(facts["chance"].split()[0]) < 0.6

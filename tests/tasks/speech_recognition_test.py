@@ -16,6 +16,7 @@ from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate
 from linear_transformer.experiment import make_task
 from linear_transformer.models.speech_recognizer import TransformerConfig
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.loop import train
 from tests.training import runs
@@ -140,7 +141,7 @@ def test_padding_changes_no_loss():
 
 def test_describe():
     task = make_task(make_config())
-    facts = task.describe(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0))))
+    facts = task.describe(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
     assert facts["data"].startswith("made, 64 utterances (0.1 minutes, ")
     assert facts["data"].endswith(" characters) to train on, 21 to validate on (none)")
     assert facts["left out"].startswith("1 and 1: more than 8 frames or 4 units")

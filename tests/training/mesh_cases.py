@@ -21,6 +21,7 @@ from linear_transformer import configuration
 from linear_transformer.data import sequence_batches, speech
 from linear_transformer.experiment import make_task
 from linear_transformer.nn import logical_axes
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.training import sharding
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
@@ -164,7 +165,7 @@ def train(name, mesh, exchange="scan"):
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
     sharding.require_sequences(mesh_config, task)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, STEPS)
     options = {"seed": 0, "ema_decay": 0.0}
@@ -294,7 +295,7 @@ def messages(length, num_layers):
     config.model.mixers.update({"retnet": {"normalize": False}})
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1, sequence=8), 1)
     task = make_task(config)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     optimizer = make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), STEPS
     )

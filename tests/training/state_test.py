@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.state import init_state, make_train_step
 
 ROWS, WIDTH = 8, 5
@@ -39,7 +40,7 @@ def make_batch(noise=0.0):
 def make_step(accumulate_steps=1, ema_decay=0.0, seed=0, loss=loss):
     optimizer = optax.adamw(0.1, weight_decay=0.0)
     state = init_state(Model, optimizer, seed=3, ema_decay=ema_decay)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Model(nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Model(ParameterRngs(0))))
     return state, make_train_step(
         graphdef,
         loss,
