@@ -23,7 +23,7 @@ from absl import app, flags
 from flax import nnx
 
 from benchmarks import timing
-from linear_transformer.nn.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 
 MODULES = {"non-local": NonLocal2D, "efficient": EfficientAttention2D}
 

@@ -12,9 +12,6 @@ from linear_transformer.nn.cosformer import CosFormer as CosFormer
 from linear_transformer.nn.delta_net import DeltaNet as DeltaNet
 from linear_transformer.nn.diag_attention import DiagAttention as DiagAttention
 from linear_transformer.nn.efficient_attention import EfficientAttention as EfficientAttention
-from linear_transformer.nn.efficient_attention_2d import (
-    EfficientAttention2D as EfficientAttention2D,
-)
 from linear_transformer.nn.gated_attention_unit import (
     Flash as Flash,
     FlashQuad as FlashQuad,
@@ -25,6 +22,9 @@ from linear_transformer.nn.gated_linear_attention import (
 )
 from linear_transformer.nn.hgrn2 import HGRN2 as HGRN2
 from linear_transformer.nn.kimi_delta_attention import KimiDeltaAttention as KimiDeltaAttention
+from linear_transformer.nn.layers.efficient_attention_2d import (
+    EfficientAttention2D as EfficientAttention2D,
+)
 from linear_transformer.nn.lightning import LightningAttention as LightningAttention
 from linear_transformer.nn.linear_attention import LinearAttention as LinearAttention
 from linear_transformer.nn.linformer import Linformer as Linformer

@@ -34,7 +34,7 @@ from rich.table import Table
 from linear_transformer import command_line, configuration, environment, experiment
 from linear_transformer.command_line import CommandLine
 from linear_transformer.experiment import make_task
-from linear_transformer.nn.batch_norm import without_moments
+from linear_transformer.nn.layers.batch_norm import without_moments
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer

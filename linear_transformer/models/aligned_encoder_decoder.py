@@ -20,12 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
-from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
+from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.norms import NORMS, make_norm
+from linear_transformer.nn.layers.positions import sinusoidal
+from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.linear_attention import LinearAttention
-from linear_transformer.nn.norms import NORMS, make_norm
-from linear_transformer.nn.positions import sinusoidal
-from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
@@ -53,8 +53,8 @@ class AlignedEncoderDecoderConfig:
         hundredths of a second (0 leaves it out).
       feature_map: of queries and keys, a name in `ops.feature_maps.FEATURE_MAPS`.
       residual: how sub-layers and memory join the stream, "gru" or "sum".
-      activation: of the feed-forward, a name in `nn.feed_forward.ACTIVATIONS`.
-      norm: of the sub-layers, a name in `nn.norms.NORMS`.
+      activation: of the feed-forward, a name in `nn.layers.feed_forward.ACTIVATIONS`.
+      norm: of the sub-layers, a name in `nn.layers.norms.NORMS`.
       dropout: share of the features that is set to 0 in training.
       scan_layers: one compiled body for all layers of a half, which compiles faster.
       remat: what the backward pass computes again: "none", "full", or "dots" for all but matmuls.

@@ -13,8 +13,8 @@ from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
-from linear_transformer.nn.linear import Linear, flops_of_weights
-from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.schema import Range
 from linear_transformer.types import PRNGKey, Tokens

@@ -6,9 +6,9 @@ from flax import nnx
 
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
 from linear_transformer.models.language_model import LanguageModelConfig
-from linear_transformer.nn.linear import Linear, flops_of_weights
-from linear_transformer.nn.norms import apply_norm, make_stream_norm
-from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
+from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import KeyMask, Logits, PRNGKey, Tokens
 

@@ -14,8 +14,11 @@ from flax import nnx
 from linear_transformer import schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
-from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
+from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.norms import STREAM_NORMS, apply_norm, make_stream_norm
+from linear_transformer.nn.layers.positions import POSITIONS, PositionEmbedding
+from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers import (
     MIXERS,
@@ -28,9 +31,6 @@ from linear_transformer.nn.mixers import (
     mixer_options,
     of_default,
 )
-from linear_transformer.nn.norms import STREAM_NORMS, apply_norm, make_stream_norm
-from linear_transformer.nn.positions import POSITIONS, PositionEmbedding
-from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
@@ -62,14 +62,14 @@ class LanguageModelConfig:
       feed_forward_ratio: feed-forward width over the model's; None is 4, or 8/3 when gated, or what
         the mixers need (0 for units that gate themselves).
       gated: whether the feed-forward has a gate.
-      activation: of the feed-forward, a name in `nn.feed_forward.ACTIVATIONS`.
-      positions: one of `nn.positions.POSITIONS`; "auto" is "none" where a mixer knows the order of
-        the tokens, and else "sinusoidal".
+      activation: of the feed-forward, a name in `nn.layers.feed_forward.ACTIVATIONS`.
+      positions: one of `nn.layers.positions.POSITIONS`; "auto" is "none" where a mixer knows the
+        order of the tokens, and else "sinusoidal".
       max_positions: rows of a learned table; None is the longest row of the data.
-      norm: of the sub-layers, a name in `nn.norms.STREAM_NORMS`.
+      norm: of the sub-layers, a name in `nn.layers.norms.STREAM_NORMS`.
       norm_position: "pre" (with a final norm) or "post".
-      embedding_norm: norm of the embeddings, a name in `nn.norms.STREAM_NORMS`, or "none".
-      residual: how sub-layers join the stream, a name in `nn.residuals.RESIDUALS`.
+      embedding_norm: norm of the embeddings, a name in `nn.layers.norms.STREAM_NORMS`, or "none".
+      residual: how sub-layers join the stream, a name in `nn.layers.residuals.RESIDUALS`.
       dropout: share of the features that is set to 0 in training.
       tied: the output layer is the transposed embedding.
       num_outputs: numbers that the untied output layer gives for each token, for a loss of its own;

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.types import PRNGKey
 
 

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.models.language_model import LanguageModelConfig, make_stack
-from linear_transformer.nn.norms import apply_norm, make_stream_norm
-from linear_transformer.nn.positions import PositionEmbedding
+from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
+from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Activations, KeyMask, PRNGKey
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.feed_forward import FeedForward
+from linear_transformer.nn.layers.feed_forward import FeedForward
+from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
+from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixer import MixerState
-from linear_transformer.nn.norms import apply_norm, make_stream_norm
-from linear_transformer.nn.residuals import RESIDUALS
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
 
@@ -19,7 +19,7 @@ class Block(nnx.Module):
 
     Attributes:
       feed_forward: None leaves it out (a gated attention unit has its own).
-      residual: name in `nn.residuals.RESIDUALS`: how the sub-layers join the stream.
+      residual: name in `nn.layers.residuals.RESIDUALS`: how the sub-layers join the stream.
       memory: between the two, a position-aligned memory joins the stream through its own norm and
         residual, without any attention (Hadjeres & Crestel 2021); only with pre-norm.
     """

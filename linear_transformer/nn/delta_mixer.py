@@ -7,11 +7,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.head_norm import HeadNorm
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
-from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, delta_product
 from linear_transformer.ops.recurrence import accumulation_dtype

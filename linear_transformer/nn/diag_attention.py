@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
+from linear_transformer.nn.layers.positions import LRPE
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
-from linear_transformer.nn.norms import make_norm
-from linear_transformer.nn.positions import LRPE
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -26,7 +26,7 @@ class DiagAttention(nnx.Module):
       block_size: tokens w of a block.
       scores: "relu" (no normaliser: TransNormer T1) or "softmax" (T2).
       output_norm: norm over the merged heads before the output projection; None for no norm.
-      lrpe: `nn.positions.LRPE` on queries and keys, by the place within the block.
+      lrpe: `nn.layers.positions.LRPE` on queries and keys, by the place within the block.
       direction: "causal" or "bidirectional"; only a causal mixer has a state.
     """
 

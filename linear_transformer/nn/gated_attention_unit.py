@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixer import MixerState, checked, require_causal
-from linear_transformer.nn.positions import rotate
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.head_norm import HeadNorm
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.mixer import head_width
-from linear_transformer.nn.norms import make_norm
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal, reset_rows
 from linear_transformer.ops import segments
 from linear_transformer.ops.recurrence import FORMS

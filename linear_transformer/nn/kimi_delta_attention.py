@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from linear_transformer.nn.delta_mixer import DeltaMixer
-from linear_transformer.nn.linear import split_heads
+from linear_transformer.nn.layers.linear import split_heads
 from linear_transformer.nn.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.recurrent_mixer import LowRank
 

@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
+from linear_transformer.nn.layers.positions import LRPE, rotate
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
-from linear_transformer.nn.norms import make_norm
-from linear_transformer.nn.positions import LRPE, rotate
-from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import segments
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
@@ -25,7 +25,7 @@ class LinearAttention(nnx.Module):
       normalize: divide by the sum of the weights (equation 12).
       rotary: rotate the features in the numerator only, so that the denominator stays positive
         (Su et al. 2021, RoFormer, equation 19).
-      lrpe: the same with the reflection and the learned frequencies of `nn.positions.LRPE`.
+      lrpe: the same with the reflection and the learned frequencies of `nn.layers.positions.LRPE`.
       output_norm: norm over the merged heads before the output projection.  With `normalize` off it
         is NormAttention (Qin et al. 2022, equation 14).
       direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.

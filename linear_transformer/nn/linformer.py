@@ -5,7 +5,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention

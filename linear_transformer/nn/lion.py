@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mamba2 import DT_RANGE
 from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixer import MixerState, checked, require_causal
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil

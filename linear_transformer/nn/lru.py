@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 

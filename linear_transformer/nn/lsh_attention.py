@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn import token_cache
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
 from linear_transformer.types import Activations, Positions, SegmentIds

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
-from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
-from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
 

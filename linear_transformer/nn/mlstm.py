@@ -7,11 +7,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.head_norm import HeadNorm
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixer import head_width
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer, silu_convolution
-from linear_transformer.nn.short_convolution import ShortConvolution
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.kernel_attention import KernelAttention, check_positive
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.normalizer import divide, with_ones

@@ -6,9 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn import token_cache
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
-from linear_transformer.nn.positions import rotate
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations, Positions, SegmentIds

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixer import MixerState, checked, require_causal, reset_rows
-from linear_transformer.nn.short_convolution import ShortConvolution
-from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops import segments
 from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.types import Activations, Positions, SegmentIds

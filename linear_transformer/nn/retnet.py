@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.head_norm import HeadNorm
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixer import head_width
-from linear_transformer.nn.positions import rotate
 from linear_transformer.nn.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
 

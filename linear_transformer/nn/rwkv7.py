@@ -8,10 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from linear_transformer.nn.delta_mixer import unit_length
-from linear_transformer.nn.head_norm import HeadNorm
-from linear_transformer.nn.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.recurrent_mixer import LowRank, RecurrentMixer
-from linear_transformer.nn.token_shift import TokenShift
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 

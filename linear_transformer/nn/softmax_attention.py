@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixer import MixerState, checked, head_width, require_causal
-from linear_transformer.nn.positions import rotate
 from linear_transformer.ops import segments
 from linear_transformer.ops.softmax import Direction, Form, softmax_attention
 from linear_transformer.types import Activations, Positions, SegmentIds

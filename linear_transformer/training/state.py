@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
-from linear_transformer.nn.batch_norm import update_moments, without_moments
+from linear_transformer.nn.layers.batch_norm import update_moments, without_moments
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training import sharding
 from linear_transformer.types import Metrics, PRNGKey

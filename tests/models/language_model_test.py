@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.nn.positions import POSITIONS
+from linear_transformer.nn.layers.positions import POSITIONS
 from tests.ops.contract import assert_agree, relative_rms
 
 B, VOCABULARY = 2, 17

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
-from linear_transformer.nn.batch_norm import BatchNorm
+from linear_transformer.nn.layers.batch_norm import BatchNorm
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.classification import classification_loss
 from linear_transformer.training.state import init_state, make_train_step

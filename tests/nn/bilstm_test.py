@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.bilstm import BiLSTM
+from linear_transformer.nn.layers.bilstm import BiLSTM
 from tests.ops.contract import relative_rms
 
 B, T, FEATURES, HIDDEN, LAYERS = 3, 9, 5, 4, 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.feed_forward import ACTIVATIONS, FeedForward
+from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
 from tests.ops.contract import relative_rms
 

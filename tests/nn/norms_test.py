@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.norms import NORMS, make_norm
+from linear_transformer.nn.layers.norms import NORMS, make_norm
 from tests.ops.contract import relative_rms
 
 D = 12

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.positions import PositionEmbedding, rotate, sinusoidal
+from linear_transformer.nn.layers.positions import PositionEmbedding, rotate, sinusoidal
 from tests.ops.contract import relative_rms
 
 B, T, H, K, D = 2, 9, 2, 8, 12

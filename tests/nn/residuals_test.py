@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from linear_transformer.nn.residuals import GRUResidual, SumResidual
+from linear_transformer.nn.layers.residuals import GRUResidual, SumResidual
 from tests.ops.contract import relative_rms
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.linear import Linear
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.types import Activations, PRNGKey
 

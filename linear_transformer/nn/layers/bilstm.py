@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import keep
 from linear_transformer.types import KeyMask, PRNGKey

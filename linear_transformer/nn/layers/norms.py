@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.batch_norm import BatchNorm
+from linear_transformer.nn.layers.batch_norm import BatchNorm
 
 
 def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:

@@ -1,0 +1,1 @@
+"""Layers that models and mixers are made of."""
