@@ -8,46 +8,52 @@ from linear_transformer.models.language_model import (
     LanguageModel as LanguageModel,
     LanguageModelConfig as LanguageModelConfig,
 )
-from linear_transformer.nn.cosformer import CosFormer as CosFormer
-from linear_transformer.nn.delta_net import DeltaNet as DeltaNet
-from linear_transformer.nn.diag_attention import DiagAttention as DiagAttention
-from linear_transformer.nn.efficient_attention import EfficientAttention as EfficientAttention
-from linear_transformer.nn.gated_attention_unit import (
-    Flash as Flash,
-    FlashQuad as FlashQuad,
-)
-from linear_transformer.nn.gated_delta_net import GatedDeltaNet as GatedDeltaNet
-from linear_transformer.nn.gated_linear_attention import (
-    GatedLinearAttention as GatedLinearAttention,
-)
-from linear_transformer.nn.hgrn2 import HGRN2 as HGRN2
-from linear_transformer.nn.kimi_delta_attention import KimiDeltaAttention as KimiDeltaAttention
 from linear_transformer.nn.layers.efficient_attention_2d import (
     EfficientAttention2D as EfficientAttention2D,
 )
-from linear_transformer.nn.lightning import LightningAttention as LightningAttention
-from linear_transformer.nn.linear_attention import LinearAttention as LinearAttention
-from linear_transformer.nn.linformer import Linformer as Linformer
-from linear_transformer.nn.lion import Lion as Lion
-from linear_transformer.nn.local_convolution import LocalConvolution as LocalConvolution
-from linear_transformer.nn.lru import LRU as LRU
-from linear_transformer.nn.lsh_attention import LSHAttention as LSHAttention
-from linear_transformer.nn.mamba import Mamba as Mamba
-from linear_transformer.nn.mamba2 import Mamba2 as Mamba2
-from linear_transformer.nn.mixers import (
+from linear_transformer.nn.mixers.cosformer import CosFormer as CosFormer
+from linear_transformer.nn.mixers.delta_net import DeltaNet as DeltaNet
+from linear_transformer.nn.mixers.diag_attention import DiagAttention as DiagAttention
+from linear_transformer.nn.mixers.efficient_attention import (
+    EfficientAttention as EfficientAttention,
+)
+from linear_transformer.nn.mixers.gated_attention_unit import (
+    Flash as Flash,
+    FlashQuad as FlashQuad,
+)
+from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from linear_transformer.nn.mixers.gated_linear_attention import (
+    GatedLinearAttention as GatedLinearAttention,
+)
+from linear_transformer.nn.mixers.hgrn2 import HGRN2 as HGRN2
+from linear_transformer.nn.mixers.kimi_delta_attention import (
+    KimiDeltaAttention as KimiDeltaAttention,
+)
+from linear_transformer.nn.mixers.lightning import LightningAttention as LightningAttention
+from linear_transformer.nn.mixers.linear_attention import LinearAttention as LinearAttention
+from linear_transformer.nn.mixers.linformer import Linformer as Linformer
+from linear_transformer.nn.mixers.lion import Lion as Lion
+from linear_transformer.nn.mixers.local_convolution import LocalConvolution as LocalConvolution
+from linear_transformer.nn.mixers.lru import LRU as LRU
+from linear_transformer.nn.mixers.lsh_attention import LSHAttention as LSHAttention
+from linear_transformer.nn.mixers.mamba import Mamba as Mamba
+from linear_transformer.nn.mixers.mamba2 import Mamba2 as Mamba2
+from linear_transformer.nn.mixers.mlstm import MLSTM as MLSTM
+from linear_transformer.nn.mixers.performer import Performer as Performer
+from linear_transformer.nn.mixers.random_feature_attention import (
+    RandomFeatureAttention as RandomFeatureAttention,
+)
+from linear_transformer.nn.mixers.rectified_attention import (
+    RectifiedAttention as RectifiedAttention,
+)
+from linear_transformer.nn.mixers.registry import (
     MIXERS as MIXERS,
     make_mixer as make_mixer,
 )
-from linear_transformer.nn.mlstm import MLSTM as MLSTM
-from linear_transformer.nn.performer import Performer as Performer
-from linear_transformer.nn.random_feature_attention import (
-    RandomFeatureAttention as RandomFeatureAttention,
-)
-from linear_transformer.nn.rectified_attention import RectifiedAttention as RectifiedAttention
-from linear_transformer.nn.retnet import Retention as Retention
-from linear_transformer.nn.rwkv6 import RWKV6 as RWKV6
-from linear_transformer.nn.rwkv7 import RWKV7 as RWKV7
-from linear_transformer.nn.softmax_attention import SoftmaxAttention as SoftmaxAttention
+from linear_transformer.nn.mixers.retnet import Retention as Retention
+from linear_transformer.nn.mixers.rwkv6 import RWKV6 as RWKV6
+from linear_transformer.nn.mixers.rwkv7 import RWKV7 as RWKV7
+from linear_transformer.nn.mixers.softmax_attention import SoftmaxAttention as SoftmaxAttention
 from linear_transformer.ops.additive import linear_attention as linear_attention
 from linear_transformer.ops.block_local import block_local_attention as block_local_attention
 from linear_transformer.ops.decay import decayed_attention as decayed_attention

@@ -31,7 +31,7 @@ from linear_transformer.models.classifier import ClassifierConfig
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.resnet import ResNetConfig
 from linear_transformer.models.speech_recognizer import ENCODERS, TransformerConfig
-from linear_transformer.nn.mixers import MIXERS, mixer_options, option_meanings
+from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings
 from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Range
 from linear_transformer.tasks.task import Task
 from linear_transformer.training.optimizers import (

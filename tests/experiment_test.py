@@ -12,7 +12,7 @@ from linear_transformer import capacity, configuration, experiment, schema
 from linear_transformer.data import settings
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import ENCODERS
-from linear_transformer.nn.mixers import MIXERS, mixer_options, option_meanings
+from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings
 
 DATACLASSES = dict.fromkeys(  # in this order, once each
     [

@@ -21,7 +21,7 @@ import ml_collections
 
 from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
-from linear_transformer.nn.mixers import (
+from linear_transformer.nn.mixers.registry import (
     OF_LENGTH,
     feed_forward_ratio,
     knows_order,

@@ -25,7 +25,7 @@ from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.nn.layers.norms import NORMS, make_norm
 from linear_transformer.nn.layers.positions import sinusoidal
 from linear_transformer.nn.layers.residuals import RESIDUALS
-from linear_transformer.nn.linear_attention import LinearAttention
+from linear_transformer.nn.mixers.linear_attention import LinearAttention
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS

@@ -20,7 +20,7 @@ from linear_transformer.nn.layers.norms import STREAM_NORMS, apply_norm, make_st
 from linear_transformer.nn.layers.positions import POSITIONS, PositionEmbedding
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
-from linear_transformer.nn.mixers import (
+from linear_transformer.nn.mixers.registry import (
     MIXERS,
     OF_LENGTH,
     check_options,

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.block import Block
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.split import gathered
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 

@@ -24,7 +24,7 @@ from linear_transformer.data.stream import TOKENS, rows_per_process
 from linear_transformer.decoding.generate import Sampler, generate
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.nn.mixer import reset_rows
+from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.gated_attention_unit import Flash, FlashQuad
-from linear_transformer.nn.linformer import Linformer
-from linear_transformer.nn.lsh_attention import LSHAttention
-from linear_transformer.nn.rectified_attention import RectifiedAttention
+from linear_transformer.nn.mixers.gated_attention_unit import Flash, FlashQuad
+from linear_transformer.nn.mixers.linformer import Linformer
+from linear_transformer.nn.mixers.lsh_attention import LSHAttention
+from linear_transformer.nn.mixers.rectified_attention import RectifiedAttention
 from tests.ops.contract import relative_rms
 
 B, T, D, H = 2, 11, 8, 2

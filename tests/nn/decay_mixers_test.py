@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.mixers.registry import MIXERS
 from tests.nn.mixers_test import PACKED_POSITIONS, SEGMENTS, B, D, H, T, build, turned
 from tests.ops.contract import assert_agree
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
-from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.mixers.registry import MIXERS
 from linear_transformer.ops.random_features import draw_projections
 from tests.ops.contract import relative_rms
 

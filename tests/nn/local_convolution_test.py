@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.local_convolution import LocalConvolution, convolve
+from linear_transformer.nn.mixers.local_convolution import LocalConvolution, convolve
 from tests.ops.contract import relative_rms
 
 B, T, D = 2, 9, 6

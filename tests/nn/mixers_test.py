@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.mixer import reset_rows
-from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.mixers.base import reset_rows
+from linear_transformer.nn.mixers.registry import MIXERS
 from tests.ops.contract import assert_agree, relative_rms
 
 B, T, D, H = 3, 21, 8, 2

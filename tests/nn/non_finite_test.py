@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.nn.mixers import MIXERS, mixer_options
+from linear_transformer.nn.mixers.registry import MIXERS, mixer_options
 
 B, T, D, H = 2, 20, 8, 2
 CHUNK = 4

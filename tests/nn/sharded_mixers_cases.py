@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from linear_transformer.nn.mixers import MIXERS, mixer_options
+from linear_transformer.nn.mixers.registry import MIXERS, mixer_options
 from linear_transformer.ops import sequence_parallel
 from tests.ops import contract
 

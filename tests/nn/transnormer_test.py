@@ -10,7 +10,7 @@ from flax import nnx
 
 from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.positions import LRPE
-from linear_transformer.nn.mixers import MIXERS
+from linear_transformer.nn.mixers.registry import MIXERS
 from tests.ops.contract import assert_agree, relative_rms
 
 B, T, D, H, W = 2, 17, 16, 2, 6

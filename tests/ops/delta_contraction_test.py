@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.delta_net import DeltaNet
-from linear_transformer.nn.gated_delta_net import GatedDeltaNet
-from linear_transformer.nn.kimi_delta_attention import KimiDeltaAttention
-from linear_transformer.nn.rwkv7 import RWKV7
+from linear_transformer.nn.mixers.delta_net import DeltaNet
+from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet
+from linear_transformer.nn.mixers.kimi_delta_attention import KimiDeltaAttention
+from linear_transformer.nn.mixers.rwkv7 import RWKV7
 from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
 
 WIDTH, HEADS, K = 64, 4, 16

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.layers.token_shift import TokenShift
-from linear_transformer.nn.local_convolution import LocalConvolution
+from linear_transformer.nn.mixers.local_convolution import LocalConvolution
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.block_local import block_local_attention
 from linear_transformer.ops.efficient import scaled_efficient_attention

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.kernel_attention import check_positive
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights, merge_heads, split_heads
+from linear_transformer.nn.mixers.kernel_attention import check_positive
 from linear_transformer.ops.efficient import (
     check_normalization,
     efficient_attention,

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import PRNGKey, SegmentIds

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.mixer import MixerState
+from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.types import Activations, SegmentIds
 

@@ -1,0 +1,1 @@
+"""Token mixers: the protocol in base.py, the table in registry.py, a mechanism in each other file."""

@@ -1,0 +1,77 @@
+"""cosFormer attention (Qin et al. 2022, arXiv:2202.08791)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.cosformer import cosine_features
+from linear_transformer.ops.normalizer import divide, with_ones
+
+
+class CosFormer(KernelAttention):
+    """Linear attention with ReLU features whose weight falls off as a cosine of the distance.
+
+    Attributes:
+      max_length: M, the distance at which weights reach 0.  Positions must stay below it, which
+        is the caller's to see to; `capacity` tells.
+      epsilon: the denominator is clamped to at least this.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        max_length: int = 1024,
+        epsilon: float = 1e-6,
+        key_width: int | None = None,
+        direction: str = "causal",
+        bias: bool = True,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("max_length", max_length)
+        check_positive("epsilon", epsilon)
+        self.max_length = max_length
+        self.epsilon = epsilon
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            direction=direction,
+            bias=bias,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self.max_length
+
+    @property
+    def _features(self) -> int:
+        return 2 * self.key_width
+
+    def _attend(self, x, q, k, v, sums, segment_ids, positions):
+        del x
+        if positions is None:
+            raise ValueError("positions is None; cosFormer weights depend on them")
+        q, k = (cosine_features(a, positions, self.max_length) for a in (q, k))
+        o, sums = linear_attention(
+            q,
+            k,
+            with_ones(v).astype(self._state_dtype),
+            direction=self.direction,
+            feature_map=None,
+            normalize=False,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        return divide(o, self.epsilon).astype(v.dtype), sums

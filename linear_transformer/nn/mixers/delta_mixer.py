@@ -1,0 +1,129 @@
+"""What the mixers of the delta rule share: projections, a short convolution, unit keys, steps."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.logical_axes import named
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops import checks
+from linear_transformer.ops.delta import FORMS, delta_product
+from linear_transformer.ops.recurrence import accumulation_dtype
+from linear_transformer.types import Activations
+
+
+class DeltaMixer(RecurrentMixer):
+    """Queries and keys of length one, values, and sigmoid steps for each head, token and step.
+
+        [q, k, v]_t = silu(convolution([W_Q, W_K, W_V] x)_t)       b_t = sigmoid(W_b x_t)
+        S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T     y_t = W_O norm(S_t^T q_t)
+
+    A subclass may have a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
+
+    Whatever the dtype of the activations, keys, steps and decays are fp32 or wider (`ops.delta`
+    says why).  A query or key x becomes x / sqrt(|x|^2 + 1e-6), as in the released code (fla's
+    `l2norm`).  The direction of a vector near 0 changes fast, so the gradient of a token whose
+    features are all zeros, such as padding, is large: 1000 = 1 / sqrt(1e-6) by this normalisation,
+    times 300 by that of the output.  A larger epsilon would be another function than the one that
+    published weights were trained with.
+
+    Attributes:
+      key_width: that of the values, width / heads, if None.
+      convolution: tokens that the convolution sees.
+      negative_eigenvalues: steps up to 2, so that the state can change its sign along a key, which
+        tracking a parity needs (Grazzi et al. 2024, arXiv:2411.12537).
+      steps: keys, values and steps per token, one after the other (Siems et al. 2025).
+      form, chunk_size: see `ops.delta.delta_product`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        convolution: int = 4,
+        negative_eigenvalues: bool = False,
+        steps: int = 1,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        checks.choice("form", form, FORMS)
+        if convolution < 2:
+            raise ValueError(f"convolution is {convolution}; it must be at least 2")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=width // heads if key_width is None else key_width,
+            value_width=width // heads,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.negative_eigenvalues = negative_eigenvalues
+        self.steps = steps
+        keys, values = heads * self.key_width, heads * self.value_width
+        self.query = self._linear(keys, rngs)
+        self.key = self._linear(steps * keys, rngs)
+        self.value = self._linear(steps * values, rngs)
+        self.step = self._linear(steps * heads, rngs)
+        mixed = keys + steps * (keys + values)
+        self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
+        self.norm = HeadNorm(heads, self.value_width, dtype=self.dtype)
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: S^T k and k u^T, and S^T q."""
+        del context  # the cost of a token does not depend on its position
+        return (4 * self.steps + 2) * self.heads * self.key_width * self.value_width
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        mixed = (self.query(x), self.key(x), self.value(x))
+        mixed, past = self.local.side_by_side(mixed, past, segment_ids=segment_ids)
+        q, k, v = map(jax.nn.silu, mixed)
+        k_BTNHK, v_BTNHV, logits_BTNH = (self._per_step(a) for a in (k, v, self.step(x)))
+        beta_BTNH = jax.nn.sigmoid(logits_BTNH[..., 0].astype(self._state_dtype))
+        if self.negative_eigenvalues:
+            beta_BTNH = 2 * beta_BTNH
+        o_BTHV, sums = delta_product(
+            unit_length(split_heads(q, self.heads)).astype(q.dtype),
+            unit_length(k_BTNHK),
+            v_BTNHV,
+            self._log_decay(x),
+            beta_BTNH,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        return self._gated(merge_heads(self.norm(o_BTHV)), x), sums, past
+
+    def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
+        """The steps of a head are next to each other, on the device that has the head."""
+        width = x_BTD.shape[-1] // (self.heads * self.steps)
+        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, width)
+        return jnp.swapaxes(named(x_BTHNK, "rows", "time", "heads", None, None), 2, 3)
+
+    def _log_decay(self, x_BTD: Activations) -> Array | None:
+        """(B, T, H), (B, T, H, K), or None for no decay."""
+        return None
+
+    def _gated(self, o_BTD: Activations, x_BTD: Activations) -> Activations:
+        return o_BTD
+
+
+def unit_length(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
+    """`x / sqrt(|x|^2 + 1e-6)`, in fp32 or wider: never longer than 1, by more than a rounding."""
+    x = x.astype(accumulation_dtype(x))
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

@@ -1,0 +1,178 @@
+"""Attention within blocks of the sequence, the local half of TransNormer (Qin et al. 2022)."""
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
+from linear_transformer.nn.layers.positions import LRPE
+from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class DiagAttention(nnx.Module):
+    """Projections, attention within non-overlapping blocks, a projection (section 4.2).
+
+    Blocks are counted from the first token that the mixer sees, in every row, packed or not; see
+    `ops.block_local`.  The state is the block that is being filled.
+
+    Attributes:
+      block_size: tokens w of a block.
+      scores: "relu" (no normaliser: TransNormer T1) or "softmax" (T2).
+      output_norm: norm over the merged heads before the output projection; None for no norm.
+      lrpe: `nn.layers.positions.LRPE` on queries and keys, by the place within the block.
+      direction: "causal" or "bidirectional"; only a causal mixer has a state.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        block_size: int = 64,
+        scores: str = "relu",
+        output_norm: str | None = None,
+        lrpe: bool = False,
+        direction: str = "causal",
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        self.head_width = head_width(width, heads)
+        if block_size < 1:
+            raise ValueError(f"block_size is {block_size}; it must be positive")
+        for name, value, kinds in (
+            ("scores", scores, get_args(Scores)),
+            ("direction", direction, get_args(Direction)),
+        ):
+            if value not in kinds:
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(kinds)}")
+        self.block_size = block_size
+        self.scores = scores
+        self.direction = direction
+        self.dtype = jnp.dtype(dtype)
+        self.query = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.lrpe = LRPE(self.head_width, rngs=rngs) if lrpe else None
+        self.output_norm = (
+            None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
+        )
+
+    capacity = None  # tokens that the state can follow: any number
+
+    def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
+        shape = (batch_size, self.block_size, self.heads, self.head_width)
+        return {
+            "keys": jnp.zeros(shape, self.dtype),
+            "values": jnp.zeros(shape, self.dtype),
+            "segments": jnp.zeros((batch_size, self.block_size), jnp.int32),
+            "filled": jnp.zeros((batch_size,), jnp.int32),  # tokens of the block so far
+            "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
+        }
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        del positions  # what counts is the place within the block
+        q_BTHK = split_heads(self.query(x_BTD), self.heads)
+        k_BTHK = split_heads(self.key(x_BTD), self.heads)
+        v_BTHV = split_heads(self.value(x_BTD), self.heads)
+        time = x_BTD.shape[1]
+        first = sequence_parallel.offset(time)
+        places_BT = jnp.broadcast_to(first + jnp.arange(time), x_BTD.shape[:2])
+        if state is not None:
+            require_causal(self.direction)
+            places_BT = places_BT + state["filled"][:, None]
+        if self.lrpe is not None:
+            places_BT = places_BT % self.block_size
+            q_BTHK, k_BTHK = self.lrpe(q_BTHK, places_BT), self.lrpe(k_BTHK, places_BT)
+        if state is None:
+            o_BTHV = block_local_attention(
+                q_BTHK,
+                k_BTHK,
+                v_BTHV,
+                block_size=self.block_size,
+                scores=self.scores,
+                direction=self.direction,
+                segment_ids_BT=segment_ids,
+            )
+        else:
+            o_BTHV, state = self._attend_from_state(q_BTHK, k_BTHK, v_BTHV, segment_ids, state)
+        o_BTD = merge_heads(o_BTHV)
+        if self.output_norm is not None:
+            o_BTD = self.output_norm(o_BTD)
+        return self.output(o_BTD), state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart, at the mean place of a block."""
+        size = min(self.block_size, context)
+        seen = size if self.direction == "bidirectional" else (size + 1) / 2
+        return int(4 * self.heads * self.head_width * seen)
+
+    def _attend_from_state(self, q, k, v, segment_ids, state):
+        """The tokens after the `filled` ones of the state's block, in every row its own number."""
+        time, size, filled_B = q.shape[1], self.block_size, state["filled"]
+        if segment_ids is None:
+            segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
+        # Whole blocks: that of the state, and as many as the new tokens may reach.
+        blocks = (size - 1 + time) // size + (time > 1)
+        place = jax.vmap(lambda row, x, start: lax.dynamic_update_slice_in_dim(row, x, start, 0))
+        slots_M = jnp.arange(blocks * size)
+
+        def lay_out(held, new):
+            padding = [(0, 0), (0, (blocks - 1) * size)] + [(0, 0)] * (held.ndim - 2)
+            return place(jnp.pad(held, padding), new.astype(held.dtype), filled_B)
+
+        rows = {
+            "keys": lay_out(state["keys"], k),
+            "values": lay_out(state["values"], v),
+            "segments": lay_out(state["segments"], segment_ids),
+        }
+        if time == 1:
+            run_BS = segments.run_index(rows["segments"])
+            own_Bx = jnp.take_along_axis(run_BS, filled_B[:, None], axis=1)
+            seen_BS = (slots_M <= filled_B[:, None]) & (run_BS == own_Bx)
+            o = attend(q, rows["keys"], rows["values"], seen_BS[:, None], scores=self.scores)
+        else:
+            o = block_local_attention(
+                lay_out(jnp.zeros_like(state["keys"]), q),
+                rows["keys"],
+                rows["values"],
+                block_size=size,
+                scores=self.scores,
+                segment_ids_BT=rows["segments"],
+            )
+            take = jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, time, 0))
+            o = take(o, filled_B)
+        end_B = filled_B + time
+        # The block that the next token is in; a block that has just been completed is dropped.
+        start_B, filled_B = end_B // size * size, end_B % size
+        if time == 1:
+            start_B = jnp.zeros_like(start_B)
+        take = jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, size, 0))
+
+        def keep(row):
+            block = take(row, start_B)
+            kept_BS = slots_M[:size] < filled_B[:, None]
+            return jnp.where(kept_BS.reshape(*kept_BS.shape, *[1] * (block.ndim - 2)), block, 0)
+
+        kept = {name: keep(row) for name, row in rows.items()}
+        return o, kept | {"filled": filled_B, "segment": segment_ids[:, -1]}

@@ -1,0 +1,73 @@
+"""Multi-head efficient attention (Shen et al. 2021, arXiv:1812.01243) as a token mixer."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.mixers.base import MixerState
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention
+from linear_transformer.ops.efficient import (
+    check_normalization,
+    efficient_attention,
+    scaled_efficient_attention,
+)
+from linear_transformer.ops.log_space import ScaledState
+
+
+class EfficientAttention(KernelAttention):
+    """Queries softmaxed over features read contexts that are softmaxed over positions.
+
+    Attributes:
+      normalization: "softmax", or "scaling" (bidirectional only), which is exactly dot-product
+        attention divided by the number of tokens.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        normalization: str = "softmax",
+        key_width: int | None = None,
+        direction: str = "causal",
+        bias: bool = True,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_normalization(normalization)
+        if normalization == "scaling" and direction == "causal":
+            raise ValueError("normalization is 'scaling'; it needs direction='bidirectional'")
+        self.normalization = normalization
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            direction=direction,
+            bias=bias,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def _init_sums(self, batch_size: int) -> MixerState:
+        sums = super()._init_sums(batch_size)
+        return ScaledState(sums, jnp.zeros(sums.shape[:-1], sums.dtype))
+
+    def _attend(self, x, q, k, v, sums, segment_ids, positions):
+        del x, positions
+        if self.normalization == "scaling":
+            if segment_ids is not None:
+                raise ValueError("normalization is 'scaling'; it takes no segment_ids")
+            return scaled_efficient_attention(q, k, v), None
+        return efficient_attention(
+            q,
+            k,
+            v,
+            direction=self.direction,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )

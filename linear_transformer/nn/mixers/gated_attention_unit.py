@@ -1,0 +1,262 @@
+"""The gated attention unit, quadratic and in mixed chunks (Hua et al. 2022, GAU and FLASH).
+
+One layer that is attention and feed-forward at once: `O = (U * A V) W_o`, with U, V = silu(x W) of
+`expansion` times the width and one narrow head, whose queries and keys are scaled and shifted
+copies of one Z = silu(x W_z).  The models of the paper have no feed-forward besides.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.layers.positions import rotate
+from linear_transformer.nn.mixers import token_cache
+from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
+from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class GatedAttentionUnit(nnx.Module):
+    """What both variants share: projections, gate, positions.
+
+    Attributes:
+      uses: names of the scaled and shifted copies of Z.
+      direction: "causal" or "bidirectional"; only a causal mixer has a state.
+      rotary: rotate queries and keys by position.
+    """
+
+    uses: tuple[str, ...]
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        direction: str,
+        expansion: int,
+        key_width: int,
+        rotary: bool,
+        bias: bool,
+        output_scale: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        for name, value in (("expansion", expansion), ("key_width", key_width)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if key_width % 2:
+            raise ValueError(f"key_width is {key_width}; rotary positions need an even one")
+        self.direction = direction
+        self.key_width = key_width
+        self.value_width = expansion * width
+        self.rotary = rotary
+        self.dtype = dtype
+        features = 2 * self.value_width + key_width
+        self.projection = Linear(width, features, use_bias=bias, dtype=dtype, rngs=rngs)
+        small = nnx.initializers.normal(0.02)
+        # Around 1, not around 0 as in the released code: a squared score of two factors of 0.02
+        # leaves next to nothing, and a short run no gradient to grow it with.
+        scales = 1 + small(rngs.params(), (len(self.uses), key_width), jnp.float32)
+        self.scales = nnx.Param(scales)
+        self.offsets = nnx.Param(jnp.zeros((len(self.uses), key_width), jnp.float32))
+        self.relative = nnx.Param(small(rngs.params(), (2, key_width), jnp.float32))
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(
+            self.value_width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
+        )
+
+    def _project(
+        self, x_BTD: Activations, positions: Positions
+    ) -> tuple[Array, Array, list[Float[Array, "B T K"]]]:
+        """U, V, and the queries and keys in the order of `uses`."""
+        uvz = jax.nn.silu(self.projection(x_BTD))
+        u, v, z = jnp.split(uvz, [self.value_width, 2 * self.value_width], axis=-1)
+        scales, offsets = (p[...].astype(self.dtype) for p in (self.scales, self.offsets))
+        z_BTUK = z[:, :, None] * scales + offsets
+        if self.rotary:
+            z_BTUK = rotate(z_BTUK, positions)
+        return u, v, [z_BTUK[:, :, i] for i in range(len(self.uses))]
+
+    def _bias(self, length: int) -> Float[Array, " E"]:
+        """b by distance d: <R_d a, b> with rotary R, the paper's form for inputs of any length."""
+        query, key = self.relative[...]
+        first = 0 if self.direction == "causal" else 1 - length
+        distances = jnp.arange(first, length)[None]
+        copies = jnp.broadcast_to(query, (*distances.shape, 1, self.key_width))
+        return rotate(copies, distances)[0, :, 0] @ key
+
+
+class FlashQuad(GatedAttentionUnit):
+    """A = max(Q K^T / n + b, 0)^2 over all tokens: quadratic, with a cache to decode from.
+
+    Attributes:
+      divisor: n, a constant so that outputs do not depend on the length; the training length.
+      cache_capacity: tokens that the decoding state can hold; beyond them the oldest are forgotten.
+    """
+
+    uses = ("query", "key")
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        direction: str = "causal",
+        expansion: int = 2,
+        key_width: int = 128,
+        divisor: int = 512,
+        cache_capacity: int = 1024,
+        rotary: bool = True,
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del heads  # the unit has one
+        for name, value in (("divisor", divisor), ("cache_capacity", cache_capacity)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        self.divisor = divisor
+        self.capacity = self.cache_capacity = cache_capacity
+        super().__init__(
+            width,
+            direction=direction,
+            expansion=expansion,
+            key_width=key_width,
+            rotary=rotary,
+            bias=bias,
+            output_scale=output_scale,
+            dtype=jnp.dtype(dtype),
+            rngs=rngs,
+        )
+
+    def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
+        features = {"keys": (self.key_width,), "values": (self.value_width,)}
+        return token_cache.init_cache(batch_size, self.cache_capacity, features, self.dtype)
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        batch, time = x_BTD.shape[:2]
+        if positions is None:
+            positions = _count(batch, time, None if state is None else state["length"])
+        u_BTV, v_BSV, (q_BTK, k_BSK) = self._project(x_BTD, positions)
+        key_segments_BS, filled_BS = segment_ids, None
+        if state is not None:
+            require_causal(self.direction)
+            held, key_segments_BS, filled_BS, state = token_cache.extend(
+                state, {"keys": k_BSK, "values": v_BSV}, segment_ids
+            )
+            k_BSK, v_BSV = held["keys"], held["values"]
+            segment_ids = key_segments_BS[:, -time:]
+        o_BTHV = rectified_attention(
+            q_BTK[:, :, None],
+            k_BSK[:, :, None],
+            v_BSV[:, :, None],
+            direction=self.direction,
+            scale=1 / self.divisor,
+            power=2,
+            bias_E=self._bias(k_BSK.shape[1] * sequence_parallel.shards()),
+            segment_ids_BT=segment_ids,
+            key_segment_ids_BS=key_segments_BS,
+            key_mask_BS=filled_BS,
+        )
+        return self.output(u_BTV * o_BTHV[:, :, 0]), state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        seen = context if self.direction == "bidirectional" else (context + 1) / 2
+        return int(2 * (self.key_width + self.value_width) * seen)
+
+
+class Flash(GatedAttentionUnit):
+    """Mixed chunks: quadratic within `chunk_size` tokens, linear attention to earlier chunks."""
+
+    uses = ("query", "key", "linear_query", "linear_key")
+    capacity = None  # tokens that the state can follow: any number
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        direction: str = "causal",
+        expansion: int = 2,
+        key_width: int = 128,
+        chunk_size: int = 64,
+        rotary: bool = True,
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del heads  # the unit has one
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
+        self.chunk_size = chunk_size
+        super().__init__(
+            width,
+            direction=direction,
+            expansion=expansion,
+            key_width=key_width,
+            rotary=rotary,
+            bias=bias,
+            output_scale=output_scale,
+            dtype=jnp.dtype(dtype),
+            rngs=rngs,
+        )
+
+    def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
+        sizes = (self.chunk_size, self.key_width, self.value_width)
+        return MixedChunkState.zeros(batch_size, *sizes, self.dtype)
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        if state is not None:
+            require_causal(self.direction)
+        if positions is None:
+            positions = _count(*x_BTD.shape[:2], None if state is None else state.length)
+        u_BTV, v_BTV, queries_and_keys = self._project(x_BTD, positions)
+        o_BTV, new_state = mixed_chunk_attention(
+            *queries_and_keys,
+            v_BTV,
+            self._bias(self.chunk_size),
+            chunk_size=self.chunk_size,
+            direction=self.direction,
+            state=state,
+            segment_ids_BT=segment_ids,
+        )
+        return self.output(u_BTV * o_BTV), None if state is None else new_state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart."""
+        seen = min(self.chunk_size, context)
+        if self.direction == "causal":
+            seen = (seen + 1) / 2
+        linear = 4 * self.key_width * self.value_width
+        return int(2 * (self.key_width + self.value_width) * seen) + linear
+
+
+def _count(batch: int, time: int, start_B: Array | None = None) -> Positions:
+    first = sequence_parallel.offset(time) if start_B is None else start_B[:, None]
+    return jnp.broadcast_to(first + jnp.arange(time), (batch, time))

@@ -1,0 +1,65 @@
+"""Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464) and Gated DeltaProduct."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
+from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
+
+
+class GatedDeltaNet(DeltaMixer):
+    """The delta rule with the decay of Mamba-2, a scalar per head, and a swish gate.
+
+        log a_t = -exp(A) softplus(W_a x_t + b)        y_t = W_O (norm(o_t) * silu(W_G x_t))
+
+    With several steps per token it is Gated DeltaProduct (Siems et al. 2025, arXiv:2502.10297).
+
+    Attributes:
+      key_width: that of the values, width / heads, if None.
+      convolution, negative_eigenvalues, steps: see `DeltaMixer`.
+      form, chunk_size: see `ops.delta.delta_product`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        convolution: int = 4,
+        negative_eigenvalues: bool = False,
+        steps: int = 1,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            convolution=convolution,
+            negative_eigenvalues=negative_eigenvalues,
+            steps=steps,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.dt = self._linear(heads, rngs)
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)))
+        decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
+        self.log_decay = nnx.Param(jnp.log(decay))  # A
+        self.gate = self._linear(heads * self.value_width, rngs)
+
+    def _log_decay(self, x_BTD):
+        dtype = self._state_dtype
+        dt_BTH = jax.nn.softplus(self.dt(x_BTD).astype(dtype) + self.dt_bias[...].astype(dtype))
+        return -jnp.exp(self.log_decay[...].astype(dtype)) * dt_BTH
+
+    def _gated(self, o_BTD, x_BTD):
+        return o_BTD * jax.nn.silu(self.gate(x_BTD))

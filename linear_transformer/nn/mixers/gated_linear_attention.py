@@ -1,0 +1,78 @@
+"""Gated linear attention, GLA (Yang et al. 2023, arXiv:2312.06635)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.ops.decay import decayed_attention
+
+
+class GatedLinearAttention(RecurrentMixer):
+    """A forget gate for every key feature, from the token, and a swish gate (section 4.4).
+
+        a_t = sigmoid(W_2 W_1 x_t + b)^(1 / tau)     S_t = diag(a_t) S_{t-1} + k_t v_t^T
+        y_t = W_O (swish(W_R x_t) * norm(S_t^T q_t / sqrt(K)))
+
+    Attributes:
+      key_width: half of the value width if None, as in the paper.
+      gate_rank: columns of W_1^T.
+      temperature: tau; the greater, the slower is forgetting.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        gate_rank: int = 16,
+        temperature: float = 16.0,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if gate_rank < 1:
+            raise ValueError(f"gate_rank is {gate_rank}; it must be positive")
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=max(head_width(width, heads) // 2, 1) if key_width is None else key_width,
+            value_width=head_width(width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.temperature = temperature
+        keys = heads * self.key_width
+        self.query = self._linear(keys, rngs)
+        self.key = self._linear(keys, rngs)
+        self.value = self._linear(width, rngs)
+        self.gate = self._linear(width, rngs)
+        self.forget = LowRank(width, gate_rank, keys, use_bias=True, dtype=self.dtype, rngs=rngs)
+        self.norm = HeadNorm(heads, self.value_width, dtype=self.dtype)
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        layers = (self.query, self.key, self.value, self.forget)
+        q, k, v, forget = (split_heads(layer(x), self.heads) for layer in layers)
+        log_decay = jax.nn.log_sigmoid(forget.astype(self._state_dtype)) / self.temperature
+        o, sums = decayed_attention(
+            q * self.key_width**-0.5,
+            k,
+            v,
+            log_decay,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        return jax.nn.silu(self.gate(x)) * merge_heads(self.norm(o)), sums, past

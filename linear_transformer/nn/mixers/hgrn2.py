@@ -1,0 +1,86 @@
+"""HGRN2, a gated linear RNN with an expanded state (Qin et al. 2024, arXiv:2404.07904)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.log_space import at_most_zero
+
+
+class HGRN2(RecurrentMixer):
+    """The key is what the forget gate leaves; the gate has a lower bound that grows with depth.
+
+        f_t = gamma + (1 - gamma) * sigmoid(W_F x_t)     S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T
+        y_t = W_O norm(S_t^T swish(W_Q x_t))
+
+    In the paper the bounds of all layers are sums of one softmax.  Here each layer has its own,
+    gamma = sigmoid(parameter), which starts where those start, at l / L (kept within 0.01 to 0.99).
+
+    An input of zeros is a query of 0 and reads 0.  A norm does not know how long its input is, so
+    the gradient of such a token is up to 1 / sqrt(epsilon) = 1000 times that of others.
+
+    Attributes:
+      key_width: features of the gate per head, the expansion of the state.
+      depth: l / L for layer l of L (from 0), which a model gives.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        depth: float = 0.0,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width,
+            heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.query = self._linear(heads * self.key_width, rngs)
+        self.forget = self._linear(heads * self.key_width, rngs)
+        self.value = self._linear(width, rngs)
+        self.norm = make_norm("rmsnorm", width, self.dtype, rngs)
+        bound = min(max(depth, 0.01), 0.99)
+        logit = math.log(bound / (1 - bound))
+        self.lower_bound = nnx.Param(jnp.full((heads, self.key_width), logit))
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        layers = (self.query, self.forget, self.value)
+        q, forget, v = (split_heads(layer(x), self.heads) for layer in layers)
+        bound = self.lower_bound[...].astype(self._state_dtype)
+        log_decay = jnp.logaddexp(
+            jax.nn.log_sigmoid(bound),
+            jax.nn.log_sigmoid(-bound) + jax.nn.log_sigmoid(forget.astype(bound.dtype)),
+        )
+        log_decay = at_most_zero(log_decay)
+        k = -jnp.expm1(log_decay)
+        o, sums = decayed_attention(
+            jax.nn.silu(q),
+            k.astype(v.dtype),
+            v,
+            log_decay,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        return self.norm(merge_heads(o)), sums, past

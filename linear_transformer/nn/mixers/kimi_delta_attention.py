@@ -1,0 +1,67 @@
+"""Kimi Delta Attention, KDA (Kimi Team 2025, arXiv:2510.26692)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from linear_transformer.nn.layers.linear import split_heads
+from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
+from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank
+
+
+class KimiDeltaAttention(DeltaMixer):
+    """The delta rule with a decay for every key feature, and a sigmoid gate, both of low rank.
+
+        log a_t = -exp(A_h) softplus(W_2 W_1 x_t + b)
+        y_t = W_O (norm(o_t) * sigmoid(W_4 W_3 x_t + c))
+
+    The columns of W_1^T and W_3^T are as many as the values of a head.
+
+    Attributes:
+      key_width: that of the values, width / heads, if None.
+      convolution, negative_eigenvalues: see `DeltaMixer`.
+      form, chunk_size: see `ops.delta.delta_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        convolution: int = 4,
+        negative_eigenvalues: bool = False,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            convolution=convolution,
+            negative_eigenvalues=negative_eigenvalues,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        rank, keys, values = self.value_width, heads * self.key_width, heads * self.value_width
+        self.dt = LowRank(width, rank, keys, dtype=self.dtype, rngs=rngs)
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (keys,)))
+        decay = jax.random.uniform(rngs.params(), (heads, 1), minval=1.0, maxval=16.0)
+        self.log_decay = nnx.Param(jnp.log(decay))  # A
+        self.gate = LowRank(width, rank, values, use_bias=True, dtype=self.dtype, rngs=rngs)
+
+    def _log_decay(self, x_BTD):
+        dtype = self._state_dtype
+        dt = jax.nn.softplus(self.dt(x_BTD).astype(dtype) + self.dt_bias[...].astype(dtype))
+        return -jnp.exp(self.log_decay[...].astype(dtype)) * split_heads(dt, self.heads)
+
+    def _gated(self, o_BTD, x_BTD):
+        return o_BTD * jax.nn.sigmoid(self.gate(x_BTD))

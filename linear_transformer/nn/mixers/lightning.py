@@ -1,0 +1,75 @@
+"""Lightning attention, the mixer of TransNormerLLM (Qin et al. 2024, arXiv:2405.17381)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.norms import make_norm
+from linear_transformer.nn.layers.positions import LRPE
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops.decay import decayed_attention
+
+
+class LightningAttention(RecurrentMixer):
+    """Decays that are fixed by head and layer, a norm without gain, and a linear gate.
+
+        S_t = lambda S_{t-1} + k_t v_t^T      y_t = W_O (norm(S_t^T q_t) * W_U x_t)
+
+    with swish on queries and keys and lambda = exp(-8 h / H (1 - l / L)) in head h of H (from 1)
+    and layer l of L (from 0): later heads and earlier layers are local.
+
+    Attributes:
+      depth: l / L, which a model gives.
+      lrpe: learned rotary positions after a reflection, in the paper in the first layer only.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        lrpe: bool = False,
+        depth: float = 0.0,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width,
+            heads,
+            key_width=head_width(width, heads) if key_width is None else key_width,
+            value_width=head_width(width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.query = self._linear(heads * self.key_width, rngs)
+        self.key = self._linear(heads * self.key_width, rngs)
+        self.value = self._linear(width, rngs)
+        self.gate = self._linear(width, rngs)
+        self.norm = make_norm("simplermsnorm", width, self.dtype, rngs)
+        self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
+        # A parameter, so that layers of a scanned stack differ in it, that no gradient reaches.
+        self.log_decay = nnx.Param(-8 * jnp.arange(1, heads + 1) / heads * (1 - depth))
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        q, k, v = (
+            split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
+        )
+        q, k = jax.nn.silu(q), jax.nn.silu(k)
+        if self.lrpe is not None:
+            q, k = self.lrpe(q, positions), self.lrpe(k, positions)
+        log_decay_H = jnp.minimum(lax.stop_gradient(self.log_decay[...]), 0)
+        o, sums = decayed_attention(
+            q, k, v, log_decay_H, initial_state=sums, **self._recurrence(segment_ids)
+        )
+        return self.norm(merge_heads(o)) * self.gate(x), sums, past

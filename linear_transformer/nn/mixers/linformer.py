@@ -1,0 +1,118 @@
+"""Linformer: softmax attention to k learned combinations of the keys (Wang et al. 2020)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.types import Activations, Keys, Positions, SegmentIds
+
+
+class Linformer(nnx.Module):
+    """`softmax(Q (E K)^T / sqrt(d)) F V` (equation 7): for inputs up to one length.
+
+    Attributes:
+      direction: "bidirectional" and nothing else, to be given so that a config says it.
+      length: n, the longest input; shorter ones read the first columns of E and F, as if padded.
+      compressed: k, the number of combinations.
+      share: one projection for keys and values, E = F.  The heads always share theirs.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        direction: str = "causal",
+        length: int,
+        compressed: int = 256,
+        share: bool = False,
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if direction != "bidirectional":
+            raise ValueError(f"direction is {direction!r}; linformer is 'bidirectional' only")
+        for name, value in (("length", length), ("compressed", compressed)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        self.direction = direction
+        self.heads = heads
+        self.key_width = head_width(width, heads)
+        self.capacity = self.length = length
+        self.compressed = compressed
+        self.dtype = jnp.dtype(dtype)
+        self.projection = Linear(width, 3 * width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+        def combinations() -> nnx.Param:
+            init = nnx.initializers.normal(length**-0.5)
+            return nnx.Param(init(rngs.params(), (compressed, length), jnp.float32))
+
+        self.combine_keys = combinations()
+        self.combine_values = None if share else combinations()
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        """Attends to the first segment of each row; tokens behind it are padding.
+
+        A combination sums over tokens, so it cannot keep segments apart: padding is dropped before,
+        and what comes out at its own places means nothing.
+
+        Raises:
+          ValueError: on a state, or on more than `length` tokens.
+        """
+        del positions
+        if state is not None:
+            require_causal(self.direction)
+        time, shards = x_BTD.shape[1], sequence_parallel.shards()
+        if shards * (time - 1) >= self.length:  # shards have the same number of tokens
+            raise ValueError(f"{shards * time} tokens are more than length ({self.length})")
+        parts = jnp.split(self.projection(x_BTD), 3, axis=-1)
+        q_BTHK, k_BSHK, v_BSHK = (split_heads(x, self.heads) for x in parts)
+        if segment_ids is not None:
+            kept = (sequence_parallel.run_index(segment_ids) == 0)[..., None, None]
+            k_BSHK, v_BSHK = jnp.where(kept, k_BSHK, 0), jnp.where(kept, v_BSHK, 0)
+        combine_values = self.combine_keys if self.combine_values is None else self.combine_values
+        combined = [
+            self._combine(weights[...], x)
+            for weights, x in ((self.combine_keys, k_BSHK), (combine_values, v_BSHK))
+        ]
+        # Shards have all combinations already; softmax gathers keys unless it gets positions.
+        places_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32) if shards > 1 else None
+        o_BTHK = softmax_attention(
+            q_BTHK, *combined, direction="bidirectional", query_positions_BT=places_BT
+        )
+        return self.output(merge_heads(o_BTHK)), None
+
+    def _combine(self, weights_CN: Float[Array, "C N"], x_BSHK: Keys) -> Float[Array, "B C H K"]:
+        """Of the whole row, which shards know their tokens of."""
+        time = x_BSHK.shape[1]
+        behind = max(sequence_parallel.shards() * time - self.length, 0)
+        weights_CN = jnp.pad(weights_CN, ((0, 0), (0, behind)))  # there is nothing but padding
+        weights_CS = lax.dynamic_slice_in_dim(
+            weights_CN, sequence_parallel.offset(time), time, axis=1
+        )
+        combined = jnp.einsum("cs,bshk->bchk", weights_CS.astype(x_BSHK.dtype), x_BSHK)
+        return sequence_parallel.total(combined)
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: E K, F V and the attention."""
+        del context
+        return 8 * self.heads * self.key_width * self.compressed

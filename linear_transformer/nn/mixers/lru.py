@@ -1,0 +1,109 @@
+"""LRU, the linear recurrent unit (Orvieto et al. 2023, arXiv:2303.06349)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
+
+
+class LRU(RecurrentMixer):
+    """A complex diagonal recurrence with fixed factors, and a gated output (section 3).
+
+        h_t = lambda * h_{t-1} + gamma * B x_t        lambda = exp(-exp(nu) + i exp(theta))
+        g_t = gelu(Re(C h_t) + D x_t)                 y_t = W_1 g_t * sigmoid(W_2 g_t)
+
+    The factors start uniform on a ring of the unit disc, gamma at sqrt(1 - |lambda|^2).  The state
+    is kept as real and imaginary parts.  Heads play no part.
+
+    Attributes:
+      state_width: complex numbers in the state; the model's width if None.
+      r_min, r_max: radii of the ring.
+      max_phase: largest angle at the start, radians.
+      form, chunk_size: see `ops.selective_scan.diagonal_scan`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        state_width: int | None = None,
+        r_min: float = 0.4,
+        r_max: float = 0.99,
+        max_phase: float = 2 * math.pi,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del heads
+        state_width = width if state_width is None else state_width
+        if form not in FORMS:
+            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+        if state_width < 1:
+            raise ValueError(f"state_width is {state_width}; it must be positive")
+        if not 0 <= r_min < r_max < 1:
+            raise ValueError(f"r_min is {r_min}, r_max is {r_max}; need 0 <= r_min < r_max < 1")
+        if not max_phase > 0:
+            raise ValueError(f"max_phase is {max_phase}; it must be positive")
+        super().__init__(
+            width,
+            1,
+            key_width=state_width,
+            value_width=width,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.output_gate = self._linear(width, rngs)
+        # Real and imaginary rows of B and C, with variances 1 / 2D and 1 / N.
+        half = nnx.initializers.variance_scaling(0.5, "fan_in", "normal")
+        double = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+        self.input = self._linear(2 * state_width, rngs, kernel_init=half)
+        self.read = Linear(
+            2 * state_width, width, use_bias=False, dtype=dtype, kernel_init=double, rngs=rngs
+        )
+        self.skip = nnx.Param(jax.random.normal(rngs.params(), (width,), jnp.float32))
+        radius, phase = jax.random.uniform(rngs.params(), (2, state_width), jnp.float32, 1e-6)
+        square = radius * (r_max**2 - r_min**2) + r_min**2  # of |lambda|
+        self.nu = nnx.Param(jnp.log(-0.5 * jnp.log(square)))
+        self.theta = nnx.Param(jnp.log(max_phase * phase))
+        self.log_gamma = nnx.Param(0.5 * jnp.log1p(-square))
+
+    def _init_sums(self, batch_size):
+        return jnp.zeros((batch_size, self.key_width, 2), self._state_dtype)
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward: one complex product and sum per number of the state."""
+        del context
+        return 8 * self.key_width
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        nu, theta, log_gamma = (p[...].astype(dtype) for p in (self.nu, self.theta, self.log_gamma))
+        decay = jnp.exp(-jnp.exp(nu))
+        a_N = lax.complex(decay * jnp.cos(jnp.exp(theta)), decay * jnp.sin(jnp.exp(theta)))
+        real, imaginary = jnp.split(self.input(x).astype(dtype), 2, axis=-1)
+        gamma = jnp.exp(log_gamma)
+        h_BTN, last_BN = diagonal_scan(
+            lax.complex(gamma * real, gamma * imaginary),
+            a_N,
+            initial_state=None if sums is None else lax.complex(sums[..., 0], sums[..., 1]),
+            **self._recurrence(segment_ids),
+        )
+        parts = jnp.concatenate([h_BTN.real, -h_BTN.imag], axis=-1).astype(x.dtype)
+        g_BTD = jax.nn.gelu(self.read(parts) + x * self.skip[...].astype(x.dtype))
+        return g_BTD, jnp.stack([last_BN.real, last_BN.imag], axis=-1), past
+
+    def _project(self, o_BTI):
+        return self.output(o_BTI) * jax.nn.sigmoid(self.output_gate(o_BTI))

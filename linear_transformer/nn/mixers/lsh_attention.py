@@ -1,0 +1,121 @@
+"""Multi-head LSH attention (Kitaev et al. 2020, Reformer), the lsh-X baseline."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.mixers import token_cache
+from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class LSHAttention(nnx.Module):
+    """Shared queries and keys, hashed by fixed random rotations.
+
+    Attributes:
+      rounds: hashes of each token; lsh-X has X.
+      buckets: of each hash; even.
+      chunk_size, chunking: see `ops.hashing.lsh_attention`.  Only "window" can decode: with
+        "sorted", what a token sees depends on how many tokens follow it.
+      direction: "causal" or "bidirectional".
+      seed: of the rotations, which all layers share.
+      cache_capacity: tokens that the decoding state can hold; beyond them the oldest are
+        forgotten.  Each call hashes and attends anew over the whole cache.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        rounds: int = 4,
+        buckets: int = 64,
+        chunk_size: int = 32,
+        chunking: str = "window",
+        direction: str = "causal",
+        seed: int = 0,
+        cache_capacity: int = 1024,
+        bias: bool = True,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        sizes = {"rounds": rounds, "chunk_size": chunk_size, "cache_capacity": cache_capacity}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if buckets < 2 or buckets % 2:
+            raise ValueError(f"buckets is {buckets}; it must be even and positive")
+        if chunking not in CHUNKINGS:
+            raise ValueError(f"chunking is {chunking!r}; choose one of {', '.join(CHUNKINGS)}")
+        if direction not in ("causal", "bidirectional"):
+            raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
+        if chunking == "window" and direction != "causal":
+            raise ValueError(f"direction {direction!r} needs chunking 'sorted'")
+        self.heads = heads
+        self.key_width = head_width(width, heads)
+        self.rounds = rounds
+        self.buckets = buckets
+        self.chunk_size = chunk_size
+        self.chunking = chunking
+        self.direction = direction
+        self.seed = seed
+        self.capacity = self.cache_capacity = cache_capacity
+        self.dtype = jnp.dtype(dtype)
+        self.query = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
+        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    @property
+    def rotations(self) -> jax.Array:
+        """(rounds, K, buckets / 2): constants, so neither trained nor saved."""
+        shape = (self.rounds, self.key_width, self.buckets // 2)
+        return jax.random.normal(jax.random.key(self.seed), shape, jnp.float32)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        require_causal(self.direction)
+        if self.chunking != "window":
+            raise ValueError(f"chunking {self.chunking!r} cannot decode; use 'window'")
+        shape = (self.heads, self.key_width)
+        return token_cache.init_cache(
+            batch_size, self.cache_capacity, {"queries": shape, "values": shape}, self.dtype
+        )
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        del positions  # the order of the tokens is all that matters
+        time, filled_BS = x_BTD.shape[1], None
+        q_BTHK = split_heads(self.query(x_BTD), self.heads)
+        v_BTHK = split_heads(self.value(x_BTD), self.heads)
+        if state is not None:
+            require_causal(self.direction)
+            new = {"queries": q_BTHK, "values": v_BTHK}
+            held, segment_ids, filled_BS, state = token_cache.extend(state, new, segment_ids)
+            q_BTHK, v_BTHK = held["queries"], held["values"]
+        o_BTHK = lsh_attention(
+            q_BTHK,
+            v_BTHK,
+            self.rotations,
+            chunk_size=self.chunk_size,
+            chunking=self.chunking,
+            direction=self.direction,
+            segment_ids_BT=segment_ids,
+            key_mask_BS=filled_BS,
+        )
+        return self.output(merge_heads(o_BTHK[:, -time:])), state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart: hashes, two chunks a round."""
+        seen = min(2 * self.chunk_size, context)
+        width = self.heads * self.key_width
+        return self.rounds * width * (self.buckets + 4 * seen)

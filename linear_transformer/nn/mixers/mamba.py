@@ -1,0 +1,115 @@
+"""Mamba, the selective state space model (Gu and Dao 2023, arXiv:2312.00752)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.logical_axes import named
+from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.ops.selective_scan import FORMS, selective_scan
+
+
+class Mamba(RecurrentMixer):
+    """A decay for each of D x N numbers of the state (section 3.4, algorithm 2).
+
+        x, z = W_in u_t                  x through a convolution and silu
+        dt, B, C = W_x x_t               dt_t = softplus(W_dt dt + b)
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t      y_t = W_O ((C_t^T h_t + D x_t) * silu(z_t))
+
+    Heads play no part: every channel has its own state of N numbers.
+
+    Attributes:
+      expansion: number of channels over the model's width.
+      state_width: N.
+      dt_rank: width of dt before W_dt; width / 16, rounded up, if None.
+      convolution: tokens that the convolution sees.
+      form, chunk_size: see `ops.selective_scan.selective_scan`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        expansion: int = 2,
+        state_width: int = 16,
+        dt_rank: int | None = None,
+        convolution: int = 4,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del heads
+        self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        if form not in FORMS:
+            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+        if expansion < 1:
+            raise ValueError(f"expansion is {expansion}; it must be positive")
+        if state_width < 1:
+            raise ValueError(f"state_width is {state_width}; it must be positive")
+        if self.dt_rank < 1:
+            raise ValueError(f"dt_rank is {dt_rank}; it must be positive")
+        if convolution < 2:
+            raise ValueError(f"convolution is {convolution}; it must be at least 2")
+        inner = expansion * width
+        super().__init__(
+            width,
+            1,
+            key_width=state_width,
+            value_width=inner,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.value = self._linear(inner, rngs)
+        self.gate = self._linear(inner, rngs)
+        self.local = ShortConvolution(inner, convolution, dtype=self.dtype, rngs=rngs)
+        self.convolution_bias = nnx.Param(jnp.zeros((inner,)))
+        self.selection = Linear(
+            inner, self.dt_rank + 2 * state_width, use_bias=False, dtype=self.dtype, rngs=rngs
+        )
+        self.dt = Linear(
+            self.dt_rank,
+            inner,
+            dtype=self.dtype,
+            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            bias_init=lambda key, shape, dtype: inverse_softplus_dt(key, shape).astype(dtype),
+            rngs=rngs,
+        )
+        poles = jnp.arange(1, state_width + 1, dtype=jnp.float32)  # S4D-Real
+        self.log_decay = nnx.Param(jnp.tile(jnp.log(poles)[:, None], inner))  # of -A
+        self.skip = nnx.Param(jnp.ones((inner,)))
+
+    def _init_sums(self, batch_size):
+        return jnp.zeros((batch_size, self.key_width, self.value_width), self._state_dtype)
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        u_BTD = named(self.value(x), "rows", "time", "heads")
+        (u_BTD,), past = silu_convolution(
+            self.local, self.convolution_bias, (u_BTD,), past, segment_ids
+        )
+        dt, b_BTN, c_BTN = jnp.split(
+            self.selection(u_BTD), [self.dt_rank, self.dt_rank + self.key_width], axis=-1
+        )
+        y_BTD, sums = selective_scan(
+            u_BTD,
+            jax.nn.softplus(self.dt(dt).astype(dtype)),
+            -jnp.exp(self.log_decay[...].astype(dtype)),
+            b_BTN,
+            c_BTN,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        y_BTD = y_BTD + u_BTD * self.skip[...].astype(u_BTD.dtype)
+        return y_BTD * jax.nn.silu(self.gate(x)), sums, past

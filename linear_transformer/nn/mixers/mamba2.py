@@ -1,0 +1,120 @@
+"""Mamba-2, structured state space duality (Dao and Gu 2024, arXiv:2405.21060)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.logical_axes import named
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.types import PRNGKey
+
+DT_RANGE = (1e-3, 1e-1)  # of the step sizes at the start
+
+
+def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
+    """A bias b with softplus(b) uniform in logarithm over DT_RANGE."""
+    low, high = (math.log(dt) for dt in DT_RANGE)
+    dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+class Mamba2(RecurrentMixer):
+    """A state space model with one decay per head and token (section 7, figure 6).
+
+        z, [x, B, C], dt = W_in u_t        [x, B, C] through a convolution and silu
+        dt_t = softplus(dt + b)            S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T
+        y_t = W_O norm((S_t^T C_t + D x_t) * silu(z_t))
+
+    B and C are keys and queries; the heads of a group share them.
+
+    Attributes:
+      expansion: width of all x over the model's.
+      state_width: N, width of B and C.
+      groups: number of different B and C; a divisor of the heads.
+      convolution: tokens that the convolution sees.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        expansion: int = 2,
+        state_width: int = 64,
+        groups: int = 1,
+        convolution: int = 4,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if expansion < 1:
+            raise ValueError(f"expansion is {expansion}; it must be positive")
+        if state_width < 1:
+            raise ValueError(f"state_width is {state_width}; it must be positive")
+        if groups < 1 or heads % groups:
+            raise ValueError(f"groups is {groups}; it must divide the number of heads ({heads})")
+        if convolution < 2:
+            raise ValueError(f"convolution is {convolution}; it must be at least 2")
+        super().__init__(
+            width,
+            heads,
+            key_width=state_width,
+            value_width=head_width(expansion * width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.groups = groups
+        self.inner = heads * self.value_width
+        mixed = self.inner + 2 * groups * state_width
+        self.gate = self._linear(self.inner, rngs)
+        self.value = self._linear(self.inner, rngs)
+        self.shared = self._linear(2 * groups * state_width, rngs)  # B and C
+        self.dt = self._linear(heads, rngs)
+        self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
+        self.convolution_bias = nnx.Param(jnp.zeros((mixed,)))
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)))
+        decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
+        self.log_decay = nnx.Param(jnp.log(decay))  # of -A
+        self.skip = nnx.Param(jnp.ones((heads,)))
+        self.norm = nnx.RMSNorm(self.inner, epsilon=1e-5, dtype=self.dtype, rngs=rngs)
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        parts = (
+            named(self.value(x), "rows", "time", "heads"),
+            named(self.shared(x), "rows", "time", None),
+        )
+        (u, shared), past = silu_convolution(
+            self.local, self.convolution_bias, parts, past, segment_ids
+        )
+        shared = named(shared, "rows", "time", None)
+        v = split_heads(u, self.heads)
+        b, c = jnp.split(shared, 2, axis=-1)
+        k, q = (
+            jnp.repeat(split_heads(a, self.groups), self.heads // self.groups, axis=2)
+            for a in (b, c)
+        )
+        dt_BTH = jax.nn.softplus(self.dt(x).astype(dtype) + self.dt_bias[...].astype(dtype))
+        o, sums = decayed_attention(
+            q,
+            k,
+            (v * dt_BTH[..., None]).astype(v.dtype),
+            -dt_BTH * jnp.exp(self.log_decay[...].astype(dtype)),
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        o = o + v * self.skip[...].astype(v.dtype)[:, None]
+        return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past

@@ -1,0 +1,54 @@
+"""Mixers side by side in one block."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.mixers.base import MixerState, checked
+from linear_transformer.types import Activations, Positions, SegmentIds
+
+
+class Parallel(nnx.Module):
+    """The sum of what its branches make of the same input; the state is theirs, by name.
+
+    Of a local and a global mixer it is the parallel form of TransNormer (Qin et al. 2022, table
+    12), at twice the cost of one mixer.
+    """
+
+    def __init__(self, branches: dict[str, nnx.Module]):
+        if not branches:
+            raise ValueError("branches is empty; name a mixer")
+        self.names = tuple(branches)
+        self.branches = nnx.List(branches.values())
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that the state can follow; None is any number."""
+        limits = [mixer.capacity for mixer in self.branches]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        states = [mixer.init_state(batch_size) for mixer in self.branches]
+        return dict(zip(self.names, states, strict=True))
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        y_BTD = jnp.zeros_like(x_BTD)
+        new_state = {}
+        for name, mixer in zip(self.names, self.branches, strict=True):
+            before = None if state is None else state[name]
+            o_BTD, new_state[name] = mixer(
+                x_BTD, before, segment_ids=segment_ids, positions=positions
+            )
+            y_BTD = y_BTD + o_BTD
+        return y_BTD, None if state is None else new_state
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart."""
+        return sum(mixer.flops_per_token(context) for mixer in self.branches)

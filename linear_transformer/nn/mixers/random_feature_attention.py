@@ -1,0 +1,107 @@
+"""Random feature attention, RFA, with its gate (Peng et al. 2021, arXiv:2103.02143)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.normalizer import divide, with_ones
+from linear_transformer.ops.random_features import draw_projections, fourier_features
+
+
+class RandomFeatureAttention(KernelAttention):
+    """Attention with sin and cos random features of queries and keys of unit length (section 3.1).
+
+    With the gate g_t = sigmoid(w_g x_t + b_g), a scalar per head (section 3.2):
+
+        S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T        z_t = g_t z_{t-1} + (1 - g_t) phi(k_t)
+
+    The estimated denominator phi(q)^T z may be near 0 or negative where its expectation is not: as
+    in the paper's code, it is clamped from below.  The projections are a function of `seed`, as
+    those of `Performer`.
+
+    Attributes:
+      features: random projections per head, each with a sine and a cosine.
+      gate: the recency bias; causal only.
+      scale: sigma, the standard deviation of the projections: the kernel is
+        exp(-|sigma (q - k)|^2 / 2).
+      learn_scale: sigma is a parameter for each key feature, which starts at `scale`.
+      epsilon: the least denominator.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        features: int = 64,
+        gate: bool = False,
+        scale: float = 1.0,
+        learn_scale: bool = True,
+        orthogonal: bool = True,
+        seed: int = 0,
+        epsilon: float = 1e-2,
+        key_width: int | None = None,
+        direction: str = "causal",
+        bias: bool = True,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("features", features)
+        check_positive("scale", scale)
+        check_positive("epsilon", epsilon)
+        if gate and direction != "causal":
+            raise ValueError(f"gate is True; it needs direction='causal', not {direction!r}")
+        self.features = features
+        self.scale = scale
+        self.orthogonal = orthogonal
+        self.seed = seed
+        self.epsilon = epsilon
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            direction=direction,
+            bias=bias,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.gate = Linear(width, heads, dtype=dtype, rngs=rngs) if gate else None
+        self.sigma_HK = nnx.Param(jnp.full((heads, self.key_width), scale)) if learn_scale else None
+
+    @property
+    def _features(self) -> int:
+        return 2 * self.features
+
+    def flops_per_token(self, context: int) -> int:
+        projections = 4 * self.heads * self.features * self.key_width
+        return super().flops_per_token(context) + projections
+
+    def _attend(self, x, q, k, v, sums, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        w_HMK = draw_projections(
+            self.heads, self.features, self.key_width, seed=self.seed, orthogonal=self.orthogonal
+        )
+        sigma = self.scale if self.sigma_HK is None else self.sigma_HK[...].astype(dtype)[:, None]
+        w_HMK = jnp.asarray(w_HMK, dtype) * sigma
+        q, k = (fourier_features(a, w_HMK).astype(v.dtype) for a in (q, k))
+        v_and_ones = with_ones(v).astype(dtype)
+        options = {"initial_state": sums} | self._recurrence(segment_ids)
+        if self.gate is None:
+            options |= {"direction": self.direction, "feature_map": None, "normalize": False}
+            o, sums = linear_attention(q, k, v_and_ones, **options)
+        else:
+            logits_BTH = self.gate(x).astype(dtype)
+            k *= jax.nn.sigmoid(-logits_BTH)[..., None].astype(k.dtype)
+            o, sums = decayed_attention(q, k, v_and_ones, jax.nn.log_sigmoid(logits_BTH), **options)
+        return divide(o, self.epsilon).astype(v.dtype), sums

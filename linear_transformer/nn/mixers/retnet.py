@@ -1,0 +1,105 @@
+"""Multi-scale retention, the mixer of RetNet (Sun et al. 2023, arXiv:2307.08621)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.positions import rotate
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops.decay import decayed_attention
+
+
+class Retention(RecurrentMixer):
+    """Fixed decays from 1 - 2^-5 on, one per head, and a swish gate (equations 5-8).
+
+        S_t = gamma S_{t-1} + k_t v_t^T      o_t = S_t^T q_t / sqrt(K)
+        y_t = W_O (swish(W_G x_t) * norm(o_t))
+
+    Rotary positions and the decay together are what the paper calls xPos.
+
+    Attributes:
+      value_expansion: width of all values over the model's; 2 in the paper.
+      normalize: retention scores are divided by the root of the sum of the decays and then by
+        max(|sum of scores|, 1) (section 2.1, "Retention Score Normalization").  The norm of the
+        heads that follows makes this a matter of rounding only.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int | None = None,
+        value_expansion: int = 2,
+        rotary: bool = True,
+        normalize: bool = True,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        key_width = head_width(width, heads) if key_width is None else key_width
+        if rotary and key_width % 2:
+            raise ValueError(f"rotary positions need an even key width, not {key_width}")
+        if value_expansion < 1:
+            raise ValueError(f"value_expansion is {value_expansion}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=key_width,
+            value_width=head_width(value_expansion * width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.rotary = rotary
+        self.normalize = normalize
+        values = heads * self.value_width
+        self.query = self._linear(heads * key_width, rngs)
+        self.key = self._linear(heads * key_width, rngs)
+        self.value = self._linear(values, rngs)
+        self.gate = self._linear(values, rngs)
+        self.norm = HeadNorm(heads, self.value_width, affine=False, epsilon=1e-6, dtype=self.dtype)
+
+    @property
+    def _columns(self):
+        return self.value_width + self.normalize
+
+    def _init_sums(self, batch_size):
+        sums = {"memory": super()._init_sums(batch_size)}
+        if self.normalize:
+            sums["decays"] = jnp.zeros((batch_size, self.heads, 1, 1), self._state_dtype)
+        return sums
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        sums = {} if sums is None else sums
+        q, k, v = (
+            split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
+        )
+        if self.rotary:
+            q, k = rotate(q, positions), rotate(k, positions)
+        q = q * self.key_width**-0.5
+        ones = jnp.ones((*x.shape[:2], self.heads, 1), self._state_dtype)
+        if self.normalize:
+            v = jnp.concatenate([v.astype(ones.dtype), ones], axis=-1)
+        log_decay_H = jnp.log1p(-(2.0 ** (-5 - jnp.arange(self.heads, dtype=self._state_dtype))))
+        options = self._recurrence(segment_ids)
+        o, memory = decayed_attention(
+            q, k, v, log_decay_H, initial_state=sums.get("memory"), **options
+        )
+        new_sums = {"memory": memory}
+        if self.normalize:
+            total, new_sums["decays"] = decayed_attention(
+                ones, ones, ones, log_decay_H, initial_state=sums.get("decays"), **options
+            )
+            o = o / jnp.sqrt(total)
+            o = o[..., :-1] / jnp.maximum(jnp.abs(o[..., -1:]), 1)
+        o = merge_heads(self.norm(o))
+        return jax.nn.silu(self.gate(x)) * o, new_sums, past

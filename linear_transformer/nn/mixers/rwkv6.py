@@ -1,0 +1,117 @@
+"""Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv:2404.05892, section 4)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.token_shift import TokenShift
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.ops.decay import decayed_attention
+
+INPUTS = ("receptance", "key", "value", "gate", "decay")
+
+
+class RWKV6(RecurrentMixer):
+    """A vector decay from the token, a bonus for the current token, and inputs mixed with the last.
+
+        x'_t = x_t + (x_{t-1} - x_t) * (mu' + lora'(x_t + (x_{t-1} - x_t) * mu))    for each input '
+        r, k, v, g = W' x'_t        w_t = exp(-exp(b + lora_w(x'_t)))
+        o_t = (S_{t-1} + diag(u) k_t v_t^T)^T r_t         S_t = diag(w_t) S_{t-1} + k_t v_t^T
+        y_t = W_O (silu(g_t) * norm(o_t))
+
+    with lora(z) = W_2 tanh(W_1 z).  Mixing weights, decays and bonuses start as in the released
+    code, a function of feature and depth.
+
+    Attributes:
+      mix_rank, decay_rank: columns of W_1^T for the mixing of the inputs and for the decay.
+      depth: l / L for layer l of L (from 0), which a model gives.
+      form, chunk_size: see `ops.decay.decayed_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mix_rank: int = 32,
+        decay_rank: int = 64,
+        depth: float = 0.0,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, rank in (("mix_rank", mix_rank), ("decay_rank", decay_rank)):
+            if rank < 1:
+                raise ValueError(f"{name} is {rank}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=head_width(width, heads),
+            value_width=head_width(width, heads),
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.local = TokenShift(width, dtype=self.dtype)
+        self.receptance = self._linear(width, rngs)
+        self.key = self._linear(width, rngs)
+        self.value = self._linear(width, rngs)
+        self.gate = self._linear(width, rngs)
+        low_rank = {"activation": jnp.tanh, "dtype": self.dtype, "rngs": rngs}
+        self.mix = nnx.List([LowRank(width, mix_rank, width, **low_rank) for _ in INPUTS])
+        self.decay = LowRank(width, decay_rank, width, **low_rank)
+        # Head norms of the released code: 1e-5 times the square of its divisor 8.
+        self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
+
+        feature = jnp.arange(width) / width
+        last = jnp.arange(width) / max(width - 1, 1)
+        early = 1 - feature ** (1 - depth)
+        powers = {
+            "receptance": 1 - feature ** ((1 - depth) / 2),
+            "key": early,
+            "value": early - 0.3 * depth,
+            "gate": 1 - feature ** ((1 - depth) / 2),
+            "decay": early,
+        }
+        self.shift_of_mix = nnx.Param(early)
+        self.shift = nnx.Param(jnp.stack([powers[name] for name in INPUTS]))
+        self.log_log_decay = nnx.Param(-6 + 5 * last ** (0.7 + 1.3 * depth))
+        zigzag = ((jnp.arange(width) + 1) % 3 - 1) * 0.1
+        bonus = depth * (1 - last) + zigzag
+        self.bonus = nnx.Param(bonus.reshape(heads, self.key_width))
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        before, past = self.local(x, past, segment_ids=segment_ids)
+        change = before - x
+        z = x + change * self.shift_of_mix[...].astype(x.dtype)
+        inputs = {
+            name: x + change * (shift + mix(z))
+            for name, shift, mix in zip(
+                INPUTS, self.shift[...].astype(x.dtype), self.mix, strict=True
+            )
+        }
+        r, k, v = (
+            split_heads(getattr(self, name)(inputs[name]), self.heads)
+            for name in ("receptance", "key", "value")
+        )
+        logits = self.log_log_decay[...].astype(dtype) + self.decay(inputs["decay"]).astype(dtype)
+        o, sums = decayed_attention(
+            r,
+            k,
+            v,
+            split_heads(-jnp.exp(logits), self.heads),
+            bonus_HK=self.bonus[...],
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        o = merge_heads(self.norm(o))
+        return jax.nn.silu(self.gate(inputs["gate"])) * o, sums, past

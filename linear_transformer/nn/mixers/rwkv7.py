@@ -1,0 +1,138 @@
+"""Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv:2503.14456, section 4)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.token_shift import TokenShift
+from linear_transformer.nn.mixers.delta_mixer import unit_length
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.ops import checks
+from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
+
+# How fast the mixing with the token before fades from feature to feature, at depth 0.
+POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
+
+
+class RWKV7(RecurrentMixer):
+    """A vector decay, and a delta rule whose rate is a vector and whose key is one of its own.
+
+        x'_t = x_t + (x_{t-1} - x_t) * mu'                              for each input '
+        r, k, v = W' x'_t         a_t = sigmoid(a + lora(x'_t))         g_t = W_2 sigmoid(W_1 x'_t)
+        w_t = exp(-exp(-1/2) sigmoid(w + lora_tanh(x'_t)))              at least 0.545
+        kappa_t = k_t * xi / |k_t * xi|        k~_t = k_t * (1 + (a_t - 1) * alpha)
+        S_t = (diag(w_t) - (a_t * kappa_t) kappa_t^T) S_{t-1} + k~_t v_t^T
+        o_t = norm(S_t^T r_t) + (r_t . (rho * k~_t)) v_t                  y_t = W_O (g_t * o_t)
+
+    Parameters start as in the released code, a function of feature and depth.  The values of later
+    layers are not mixed with those of the first one: a mixer knows its own layer only.  Whatever
+    the dtype of the activations, w, a, kappa and k~ are fp32 or wider (`ops.delta` says why).
+
+    Attributes:
+      decay_rank, rate_rank, gate_rank: columns of W_1^T for w, a and g.
+      depth: l / L for layer l of L (from 0), which a model gives.
+      form, chunk_size: see `ops.delta.low_rank_delta_attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        decay_rank: int = 32,
+        rate_rank: int = 32,
+        gate_rank: int = 64,
+        depth: float = 0.0,
+        form: str = "auto",
+        chunk_size: int | None = None,
+        output_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        checks.choice("form", form, FORMS)
+        ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "gate_rank": gate_rank}
+        for name, rank in ranks.items():
+            if rank < 1:
+                raise ValueError(f"{name} is {rank}; it must be positive")
+        super().__init__(
+            width,
+            heads,
+            key_width=width // heads,
+            value_width=width // heads,
+            form=form,
+            chunk_size=chunk_size,
+            output_scale=output_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.local = TokenShift(width, dtype=self.dtype)
+        self.receptance = self._linear(width, rngs)
+        self.key = self._linear(width, rngs)
+        self.value = self._linear(width, rngs)
+        options = {"dtype": self.dtype, "rngs": rngs}
+        self.decay = LowRank(width, decay_rank, width, activation=jnp.tanh, **options)
+        self.rate = LowRank(width, rate_rank, width, **options)
+        self.gate = LowRank(width, gate_rank, width, activation=jax.nn.sigmoid, **options)
+        # Head norms of the released code: 1e-5 times its head width of 64.
+        self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
+
+        feature = jnp.arange(width) / width
+        last = jnp.arange(width) / max(width - 1, 1)
+        zigzag = 2 * jnp.arange(self.key_width) / max(self.key_width - 1, 1) - 1
+        zigzag = jnp.tile(zigzag * jnp.abs(zigzag), heads)
+        self.shift = nnx.Param(
+            jnp.stack([1 - feature ** (power * (1 - depth)) for power in POWERS.values()])
+        )
+        self.decay_bias = nnx.Param(-5.5 + 6 * last ** (1 + depth**0.3) + 2.5 * zigzag)
+        self.rate_bias = nnx.Param(-0.19 + 0.3 * zigzag + 0.4 * (last - 0.5))
+        self.removal_scale = nnx.Param(0.71 - 0.1 * (last - 0.5))  # xi
+        self.replacement = nnx.Param(jnp.full((width,), 1.02))  # alpha
+        self.bonus = nnx.Param(jnp.full((heads, self.key_width), -0.04))  # rho
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two: S^T kappa, its rank one, k~ v^T and S^T r."""
+        del context  # the cost of a token does not depend on its position
+        return 8 * self.heads * self.key_width * self.value_width
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        del positions
+        dtype = self._state_dtype
+        before, past = self.local(x, past, segment_ids=segment_ids)
+        inputs = {
+            name: x + (before - x) * shift
+            for name, shift in zip(POWERS, self.shift[...].astype(x.dtype), strict=True)
+        }
+        r, k, v = (getattr(self, name)(inputs[name]) for name in ("receptance", "key", "value"))
+        gate = self.gate(inputs["gate"])
+        decay, rate = (
+            jax.nn.sigmoid(layer(inputs[name]).astype(dtype) + bias[...].astype(dtype))
+            for name, layer, bias in (
+                ("decay", self.decay, self.decay_bias),
+                ("rate", self.rate, self.rate_bias),
+            )
+        )
+        log_decay = -math.exp(-0.5) * decay
+        k = k.astype(dtype)
+        kappa = k * self.removal_scale[...].astype(dtype)
+        k = k * (1 + (rate - 1) * self.replacement[...].astype(dtype))
+        r, k, v, log_decay, rate, kappa = (
+            split_heads(a, self.heads) for a in (r, k, v, log_decay, rate, kappa)
+        )
+        kappa = unit_length(kappa)
+        o, sums = low_rank_delta_attention(
+            r,
+            k,
+            v,
+            log_decay,
+            rate * kappa,
+            -kappa,
+            initial_state=sums,
+            **self._recurrence(segment_ids),
+        )
+        bonus = jnp.sum(r * k * self.bonus[...].astype(dtype), axis=-1, keepdims=True)
+        return gate * merge_heads(self.norm(o) + bonus.astype(v.dtype) * v), sums, past

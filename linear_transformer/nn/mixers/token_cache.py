@@ -1,0 +1,47 @@
+"""A cache of the last tokens, newest last, for mixers that have to read their keys again.
+
+The state is a dict of arrays (B, M, ...) for M slots, with the segment of each slot and the number
+of tokens seen so far; the slots before the first token are not filled.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from linear_transformer.nn.mixers.base import MixerState
+from linear_transformer.types import SegmentIds
+
+
+def init_cache(
+    batch_size: int, slots: int, features: dict[str, tuple[int, ...]], dtype: jnp.dtype
+) -> MixerState:
+    """An empty cache of arrays (B, slots, *shape) by name."""
+    arrays = {n: jnp.zeros((batch_size, slots, *shape), dtype) for n, shape in features.items()}
+    segments = jnp.zeros((batch_size, slots), jnp.int32)
+    return arrays | {"segments": segments, "length": jnp.zeros((batch_size,), jnp.int32)}
+
+
+def extend(
+    state: MixerState, new: dict[str, Array], segment_ids: SegmentIds | None
+) -> tuple[dict[str, Array], Int[Array, "B S"], Bool[Array, "B S"], MixerState]:
+    """Appends T tokens; S = M + T.
+
+    Args:
+      state: the cache.
+      new: arrays (B, T, ...) of the new tokens by name.
+      segment_ids: of the new tokens; None goes on with the segment of the last one.
+
+    Returns:
+      The arrays of all S slots, their segments, which of them are filled, and the next state.
+    """
+    slots = state["segments"].shape[1]
+    time = next(iter(new.values())).shape[1]
+    if segment_ids is None:
+        segment_ids = jnp.broadcast_to(state["segments"][:, -1:], (len(state["length"]), time))
+    held = {
+        name: jnp.concatenate([state[name], x.astype(state[name].dtype)], axis=1)
+        for name, x in (new | {"segments": segment_ids}).items()
+    }
+    filled_BS = jnp.arange(slots + time) >= slots - state["length"][:, None]
+    kept = {name: x[:, time:] for name, x in held.items()}
+    segments_BS = held.pop("segments")
+    return held, segments_BS, filled_BS, kept | {"length": state["length"] + time}
