@@ -8,9 +8,9 @@ import pathlib
 import matplotlib.figure
 import numpy as np
 
-from linear_transformer.data.pathfinder import CONTOUR_LENGTHS
-from linear_transformer.data.pathfinder_images import draw
-from linear_transformer.data.pathfinder_paddles import SETTINGS
+from linear_transformer.data.pathfinder.dataset import CONTOUR_LENGTHS
+from linear_transformer.data.pathfinder.images import draw
+from linear_transformer.data.pathfinder.paddles import SETTINGS
 
 PICTURE = pathlib.Path(__file__).with_suffix(".png")
 COLUMNS = ((32, "easy"), (32, "intermediate"), (32, "hard"), (128, "hard"))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from linear_transformer import capacity, config_file, configuration, distributed
-from linear_transformer.data.fingerprint import fingerprints
+from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.experiment import make_task

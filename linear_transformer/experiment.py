@@ -24,7 +24,7 @@ from linear_transformer.data.settings import (
     SyntheticData,
     TextData,
 )
-from linear_transformer.data.synthetic import GENERATORS
+from linear_transformer.data.synthetic.generators import GENERATORS
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import AlignedEncoderDecoderConfig
 from linear_transformer.models.classifier import ClassifierConfig

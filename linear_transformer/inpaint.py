@@ -16,8 +16,8 @@ from absl import flags
 from etils import epath
 
 from linear_transformer import program
-from linear_transformer.data import midi
-from linear_transformer.data.note_pipeline import framed, padded
+from linear_transformer.data.music import midi
+from linear_transformer.data.music.note_pipeline import framed, padded
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.decoding.inpainting import inpaint
 from linear_transformer.errors import ConfigError

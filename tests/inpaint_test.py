@@ -6,7 +6,7 @@ from etils import epath
 
 from configs.papers.hadjeres2021 import piano_small
 from linear_transformer import inpaint
-from linear_transformer.data import midi
+from linear_transformer.data.music import midi
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
 from linear_transformer.evaluation import Run

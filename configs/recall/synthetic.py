@@ -19,7 +19,7 @@ def get_config(
 
     Args:
       variant: a name in configs/mechanisms.py.
-      dataset: a name in `linear_transformer.data.synthetic.GENERATORS`.
+      dataset: a name in `linear_transformer.data.synthetic.generators.GENERATORS`.
       options: of that generator.
       sequence_length: T in training.
       width: of the model.

@@ -1,11 +1,11 @@
 """Data sets, tokenizers, and batches for training and evaluation; what is here is for text."""
 
-from linear_transformer.data.corpus import Corpus
 from linear_transformer.data.errors import DataError, FetchError
 from linear_transformer.data.evaluation import evaluation_batches, stateful_batches
 from linear_transformer.data.pipeline import training_dataset
 from linear_transformer.data.registry import load_corpus
-from linear_transformer.data.tokenizers import StreamDecoder, Tokenizer, load_tokenizer
+from linear_transformer.data.text.corpus import Corpus
+from linear_transformer.data.text.tokenizers import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
     "Corpus",

@@ -7,7 +7,7 @@ import numpy as np
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, Pieces, check_shape, concatenate, cut, gather
-from linear_transformer.data.tokenizers import Tokenizer
+from linear_transformer.data.text.tokenizers import Tokenizer
 
 
 def evaluation_batches(

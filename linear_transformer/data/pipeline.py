@@ -9,9 +9,9 @@ import functools
 import grain
 import numpy as np
 
-from linear_transformer.data.corpus import Corpus
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape, concatenate, cut
+from linear_transformer.data.text.corpus import Corpus
 
 PACKINGS = ("contiguous", "packed")
 # More bins leave less padding; the first-fit packer fills them all before it emits one.

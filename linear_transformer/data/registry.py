@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from linear_transformer.data import embedded, enwik8, local_text, shakespeare, wikitext103
-from linear_transformer.data.corpus import Corpus
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.text import embedded, enwik8, local_text, shakespeare, wikitext103
+from linear_transformer.data.text.corpus import Corpus
 
 DATASETS: dict[str, Callable[[Any], Corpus]] = {
     "embedded": embedded.load,

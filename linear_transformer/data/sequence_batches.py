@@ -7,16 +7,13 @@ import grain
 import numpy as np
 from jaxtyping import Int, Integer
 
-from linear_transformer.data import (
-    image_tokens,
-    images,
-    labelled_text,
-    listops,
-    pathfinder,
-    retrieval,
-)
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.images import datasets as images, image_tokens
+from linear_transformer.data.labelled import labelled_text
+from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.listops import dataset as listops
+from linear_transformer.data.pathfinder import dataset as pathfinder
+from linear_transformer.data.retrieval import dataset as retrieval
 from linear_transformer.data.stream import Batch, check_shape
 
 

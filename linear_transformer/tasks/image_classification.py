@@ -9,7 +9,7 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer import configuration
-from linear_transformer.data.image_batches import (
+from linear_transformer.data.images.image_batches import (
     Augmentation,
     evaluation_images,
     load_source,
@@ -25,7 +25,7 @@ from linear_transformer.types import Metrics, PRNGKey
 class ImageClassification(ExampleTask):
     """The task of every config with `task = "image_classification"`.
 
-    `config.data` has the keys of `data.image_batches.Augmentation`.
+    `config.data` has the keys of `data.images.image_batches.Augmentation`.
     """
 
     headline = "accuracy"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from linear_transformer.data.image_batches import (
+from linear_transformer.data.images.image_batches import (
     Augmentation,
     evaluation_images,
     load_source,

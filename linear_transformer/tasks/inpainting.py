@@ -14,9 +14,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from linear_transformer import configuration
-from linear_transformer.data import chorales, piano
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.note_pipeline import (
+from linear_transformer.data.music import chorales, piano
+from linear_transformer.data.music.note_pipeline import (
     NUM_SPECIAL,
     EventCorpus,
     evaluation_events,

@@ -14,13 +14,13 @@ import optax
 from flax import nnx
 
 from linear_transformer import configuration
-from linear_transformer.data.filterbanks import NUM_FILTERS, SHIFT_MS
-from linear_transformer.data.speech_batches import (
+from linear_transformer.data.speech.filterbanks import NUM_FILTERS, SHIFT_MS
+from linear_transformer.data.speech.speech_batches import (
     evaluation_utterances,
     load_source,
     training_utterances,
 )
-from linear_transformer.data.speech_units import BLANK
+from linear_transformer.data.speech.speech_units import BLANK
 from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.decoding import ctc
 from linear_transformer.models.speech_recognizer import (

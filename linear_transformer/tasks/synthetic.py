@@ -11,15 +11,15 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.mad import Compression
 from linear_transformer.data.stream import Batch, Sequences, rows_per_process
-from linear_transformer.data.synthetic import (
+from linear_transformer.data.synthetic.generators import (
     Generator,
     evaluation_sequences,
     make_generator,
     require_length,
     training_sequences,
 )
+from linear_transformer.data.synthetic.mad import Compression
 from linear_transformer.models.compressor import Compressor
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import sequence_parallel

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from linear_transformer import capacity, configuration, distributed, experiment, run_folder
-from linear_transformer.data.fingerprint import fingerprints
+from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.experiment import make_task

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from linear_transformer.data.reading import files_below
+from linear_transformer.data.io.reading import files_below
 from linear_transformer.errors import ConfigError
 
 

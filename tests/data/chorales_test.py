@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from linear_transformer.data import chorales
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.music import chorales
 
 
 def note(offset, length, *pitches):

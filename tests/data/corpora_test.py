@@ -9,9 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from linear_transformer.data import DataError, FetchError, enwik8 as enwik8_module, load_corpus
-from linear_transformer.data.corpus import split_documents
-from linear_transformer.data.wikitext103 import split_articles
+from linear_transformer.data import DataError, FetchError, load_corpus
+from linear_transformer.data.text import enwik8 as enwik8_module
+from linear_transformer.data.text.corpus import split_documents
+from linear_transformer.data.text.wikitext103 import split_articles
 
 
 def _config(dataset, path="", tokenizer="bytes"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linear_transformer.data import DataError, evaluation_batches, stateful_batches
-from linear_transformer.data.tokenizers import ByteTokenizer, WordTokenizer
+from linear_transformer.data.text.tokenizers import ByteTokenizer, WordTokenizer
 
 BOS = 5000
 TOKENIZER = WordTokenizer([str(i) for i in range(BOS)])

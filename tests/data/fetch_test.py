@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from linear_transformer.data import fetch
 from linear_transformer.data.errors import DataError, FetchError
+from linear_transformer.data.io import fetch
 
 CONTENT = b"some data\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

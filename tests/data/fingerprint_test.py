@@ -7,9 +7,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from linear_transformer.data import embedded, fingerprint, load_corpus
+from linear_transformer.data import load_corpus
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.fingerprint import fingerprints, of_files
+from linear_transformer.data.io import fingerprint
+from linear_transformer.data.io.fingerprint import fingerprints, of_files
+from linear_transformer.data.text import embedded
 
 
 def write(folder, **files):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linear_transformer.data import image_folder, images
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.image_batches import (
+from linear_transformer.data.images import datasets as images, image_folder
+from linear_transformer.data.images.image_batches import (
     Augmentation,
     ImageSource,
     evaluation_images,

@@ -10,10 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from linear_transformer.data import labelled_text
-from linear_transformer.data.byte_texts import cut, drop_repeats, pack
 from linear_transformer.data.errors import DataError, FetchError
+from linear_transformer.data.labelled import labelled_text
 from linear_transformer.data.sequence_batches import SequenceSource
+from linear_transformer.data.text.byte_texts import cut, drop_repeats, pack
 
 SPLITS = ("train", "validation", "test")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer.data import listops
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.listops_trees import Shape, distinct_trees, make_tree
-from linear_transformer.data.processes import ordered_map
+from linear_transformer.data.io.processes import ordered_map
+from linear_transformer.data.listops import dataset as listops
+from linear_transformer.data.listops.trees import Shape, distinct_trees, make_tree
 
 SMALL = Shape(min_length=5, max_length=60, max_depth=4, max_args=5)
 COUNTS = {"train": 30, "validation": 5, "test": 5}
@@ -174,7 +174,7 @@ def test_shapes_without_trees(values, flag):
 
 
 def test_trees_that_do_not_turn_up(monkeypatch):
-    monkeypatch.setattr("linear_transformer.data.listops_trees._MAX_TRIES", 100)
+    monkeypatch.setattr("linear_transformer.data.listops.trees._MAX_TRIES", 100)
     with pytest.raises(DataError, match="no tree of 501 to 1999 tokens"):
         make_tree(Shape(max_depth=2), 0, 0)
     shape = Shape(min_length=0, max_length=2, max_depth=1)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from linear_transformer.data import mad
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.synthetic import GENERATORS
+from linear_transformer.data.synthetic import mad
+from linear_transformer.data.synthetic.generators import GENERATORS
 
 
 def examples(generator, length, count=50):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer.data import midi
 from linear_transformer.data.errors import DataError
+from linear_transformer.data.music import midi
 
 NAME = "x.mid"
 

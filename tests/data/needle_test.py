@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.needle import DEPTHS, Needle
+from linear_transformer.data.synthetic.needle import DEPTHS, Needle
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 

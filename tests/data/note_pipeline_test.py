@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from linear_transformer.data import piano
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.note_pipeline import (
+from linear_transformer.data.music import piano
+from linear_transformer.data.music.note_pipeline import (
     END,
     PAD,
     START,

@@ -8,10 +8,10 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from linear_transformer.data import pathfinder
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.pathfinder_images import draw
-from linear_transformer.data.pathfinder_paddles import SETTINGS, Paddles
+from linear_transformer.data.pathfinder import dataset as pathfinder
+from linear_transformer.data.pathfinder.images import draw
+from linear_transformer.data.pathfinder.paddles import SETTINGS, Paddles
 
 EASY = pathfinder.CONTOUR_LENGTHS["easy"]
 COLUMNS = "imgs/0 sample_0.png 0 1 1.0 6 2 2 0.5 1 1"

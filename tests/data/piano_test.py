@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer.data import midi, piano
-from linear_transformer.data.array_cache import cached_arrays
 from linear_transformer.data.errors import DataError, FetchError
+from linear_transformer.data.io.array_cache import cached_arrays
+from linear_transformer.data.music import midi, piano
 
 
 def config(path=""):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from linear_transformer.data import DataError, training_dataset
-from linear_transformer.data.corpus import Corpus
-from linear_transformer.data.tokenizers import WordTokenizer
+from linear_transformer.data.text.corpus import Corpus
+from linear_transformer.data.text.tokenizers import WordTokenizer
 
 BOS = 5000
 LENGTHS = (7, 1, 120, 33, 64, 2, 250, 15, 16, 17, 90, 5)

@@ -11,20 +11,15 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from linear_transformer.data import (
-    DataError,
-    image_folder,
-    images,
-    labelled_text,
-    listops,
-    load_corpus,
-    midi,
-    piano,
-    reading,
-    retrieval,
-)
-from linear_transformer.data.array_cache import cached_arrays
-from linear_transformer.data.pathfinder import _read_metadata
+from linear_transformer.data import DataError, load_corpus
+from linear_transformer.data.images import datasets as images, image_folder
+from linear_transformer.data.io import reading
+from linear_transformer.data.io.array_cache import cached_arrays
+from linear_transformer.data.labelled import labelled_text
+from linear_transformer.data.listops import dataset as listops
+from linear_transformer.data.music import midi, piano
+from linear_transformer.data.pathfinder.dataset import _read_metadata
+from linear_transformer.data.retrieval import dataset as retrieval
 
 
 def config_of(dataset, path, **more):

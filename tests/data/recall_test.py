@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.recall import InductionHeads, MultiQueryRecall, SelectiveCopying
-from linear_transformer.data.state_tracking import (
+from linear_transformer.data.synthetic.recall import (
+    InductionHeads,
+    MultiQueryRecall,
+    SelectiveCopying,
+)
+from linear_transformer.data.synthetic.state_tracking import (
     ModularArithmetic,
     Words,
     multiplication_table,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer.data import retrieval
 from linear_transformer.data.errors import DataError, FetchError
+from linear_transformer.data.retrieval import dataset as retrieval
 from linear_transformer.data.sequence_batches import SequenceSource
 from linear_transformer.errors import ConfigError
 from tests.training import runs

@@ -5,9 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from linear_transformer.data import image_tokens, sequence_batches
+from linear_transformer.data import sequence_batches
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.images import ImageSet
+from linear_transformer.data.images import image_tokens
+from linear_transformer.data.images.datasets import ImageSet
 from linear_transformer.data.sequence_batches import (
     SequenceSource,
     evaluation_sequences,

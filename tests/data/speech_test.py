@@ -8,15 +8,15 @@ import pytest
 import soundfile
 from etils import epath
 
-from linear_transformer.data import filterbanks, speech
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.speech_batches import (
+from linear_transformer.data.speech import filterbanks, utterances as speech
+from linear_transformer.data.speech.speech_batches import (
     SpeechSource,
     evaluation_utterances,
     load_source,
     training_utterances,
 )
-from linear_transformer.data.speech_units import (
+from linear_transformer.data.speech.speech_units import (
     Characters,
     load_units,
     normalize,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.recall import Copying
-from linear_transformer.data.synthetic import (
+from linear_transformer.data.synthetic.generators import (
     evaluation_sequences,
     make_generator,
     require_length,
     training_sequences,
 )
+from linear_transformer.data.synthetic.recall import Copying
 
 SHAPE = {"batch_size": 4, "sequence_length": 32}
 

@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.tokenizers import (
+from linear_transformer.data.text.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     WordTokenizer,

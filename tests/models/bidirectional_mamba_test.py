@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from linear_transformer.data.errors import FetchError
-from linear_transformer.data.fetch import fetch_package
+from linear_transformer.data.io.fetch import fetch_package
 from linear_transformer.models import bidirectional_mamba
 
 WHEEL = "typeseg-0.2.7-py3-none-any.whl"

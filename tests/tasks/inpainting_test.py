@@ -10,8 +10,8 @@ from etils import epath
 from flax import nnx
 
 from configs.papers.hadjeres2021 import piano_small
-from linear_transformer.data import midi
-from linear_transformer.data.note_pipeline import PAD, START, evaluation_events
+from linear_transformer.data.music import midi
+from linear_transformer.data.music.note_pipeline import PAD, START, evaluation_events
 from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate, sample

@@ -10,7 +10,7 @@ from etils import epath
 from flax import nnx
 
 from configs.papers.katharopoulos2020 import speech as config_file
-from linear_transformer.data import speech
+from linear_transformer.data.speech import utterances as speech
 from linear_transformer.decoding import ctc
 from linear_transformer.errors import UserError
 from linear_transformer.evaluation import Run, evaluate

@@ -13,7 +13,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from linear_transformer import config_file, configuration, experiment
-from linear_transformer.data.reading import files_below
+from linear_transformer.data.io.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.experiment import make_task
 from linear_transformer.training import checkpoints, metrics

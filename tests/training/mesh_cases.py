@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec
 from configs.papers.katharopoulos2020 import mnist
 from configs.recall import mad, mqar
 from linear_transformer import configuration
-from linear_transformer.data import sequence_batches, speech
+from linear_transformer.data import sequence_batches
+from linear_transformer.data.speech import utterances as speech
 from linear_transformer.experiment import make_task
 from linear_transformer.nn import logical_axes
 from linear_transformer.nn.rngs import ParameterRngs

@@ -1,1 +1,1 @@
-"""Token mixers: the protocol in base.py, the table in registry.py, a mechanism in each other file."""
+"""Token mixers: base.py has the protocol, registry.py the table, each other file a mechanism."""

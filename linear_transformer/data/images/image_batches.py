@@ -1,0 +1,141 @@
+"""Batches of labelled images: for training with Grain, and for evaluation."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.images import datasets as images, image_folder
+from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.stream import Batch
+
+Image = UInt8[np.ndarray, "Y X C"]
+
+_LOADERS = dict.fromkeys(images.DATASETS, images.load_images)
+_LOADERS[image_folder.NAME] = image_folder.load
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Labelled images by split, in memory or in files.
+
+    Attributes:
+      name, licence: of the data set.
+      shape: rows Y, columns X and channels C of every image.
+      num_classes: labels are from 0 to below this.
+      num_threads: that reading is worth; 0 reads in the thread that asks.
+    """
+
+    name: str
+    licence: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    num_threads: int
+
+    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+        """What `read` takes, and the labels; an unknown name is a DataError."""
+        ...
+
+    def read(self, item: Any, rng: np.random.Generator | None = None) -> Image:
+        """The image, or with `rng` a random view of it for training."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What changes an image at random and leaves its class.
+
+    Attributes:
+      flip: left and right change places half of the time.
+      padding: black pixels around the image, out of which one of its size is cut (He et al. 2016,
+        arXiv:1512.03385, section 4.2: 4 for CIFAR-10).
+    """
+
+    flip: bool
+    padding: int
+
+    def __post_init__(self):
+        if self.padding < 0:
+            raise DataError(f"config.data.padding = {self.padding}: must be 0 or more")
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        if self.padding:
+            border = (self.padding, self.padding)
+            rows, columns = image.shape[:2]
+            y, x = rng.integers(2 * self.padding, size=2, endpoint=True)
+            image = np.pad(image, (border, border, (0, 0)))[y : y + rows, x : x + columns]
+        if self.flip and rng.integers(2):
+            image = image[:, ::-1]
+        return image
+
+
+def load_source(config: Any) -> ImageSource:
+    """Loads the set that `config.dataset` names.
+
+    Raises:
+      DataError: an unknown name, or files that are missing or broken.
+    """
+    if config.dataset not in _LOADERS:
+        raise DataError(
+            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(_LOADERS)}'
+        )
+    return _LOADERS[config.dataset](config)
+
+
+def training_images(
+    source: ImageSource,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Makes the endless dataset of augmented images, shuffled anew every epoch.
+
+    All processes together see the same views of the same images whatever their number.
+
+    Args:
+      source: whose train split is read.
+      augmentation: of the view that the source gives for training.
+      batch_size: images B of a batch of this process.
+      seed: 0 to 2^32 - 1; decides order and views.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields `images` (B, Y, X, C)
+      uint8, `labels` (B,) int32, and `weights` (B,) float32, all 1.
+
+    Raises:
+      DataError: a value out of range; on reading, a broken file.
+    """
+
+    def read(item: Any, rng: np.random.Generator) -> Batch:
+        return {"images": augmentation(source.read(item, rng), rng)}
+
+    return training_batches(
+        source,
+        read,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def evaluation_images(source: ImageSource, split: str, *, batch_size: int) -> Iterator[Batch]:
+    """Yields every image of a split once; the last batch is filled up with images of weight 0.
+
+    Raises:
+      DataError: an unknown split, a value out of range, or a broken file.
+    """
+
+    def read(item: Any) -> Batch:
+        return {"images": source.read(item)}
+
+    return evaluation_batches(source, split, read, batch_size=batch_size)

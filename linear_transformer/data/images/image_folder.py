@@ -1,0 +1,157 @@
+"""Photographs in folders, one a class: DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG (ImageNet).
+
+A file that links lead to twice is one image, and where it is in both splits, one to validate on.
+
+The views are those of ResNets' training.  For training, a box of 8 % to 100 % of the area and with
+sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015, arXiv:1409.4842, section 6);
+else the shorter side is scaled to 256/224 of the square, which is cut out of the middle.
+"""
+
+import dataclasses
+import io
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.io.reading import (
+    distinct,
+    entries,
+    existing_path,
+    read_file,
+)
+
+NAME = "image_folder"
+FOLDERS = {"train": "train", "validation": "val"}
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+Box = tuple[float, float, float, float]  # left, upper, right and lower border, pixels
+
+_AREA = (0.08, 1.0)
+_LOG_RATIO = math.log(4 / 3)
+_ATTEMPTS = 10
+_MARGIN = 256 / 224
+# What Pillow raises on files that are no images, or broken ones.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """Files and labels by split; a file is read when its image is asked for.
+
+    Attributes:
+      classes: names of the folders; a label is an index of this.
+      size: side of the square images, pixels.
+      files: (N,) by "train" and "validation".
+      labels: (N,), from 0, by split.
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    files: Mapping[str, Sequence[epath.Path]]
+    labels: Mapping[str, Int[np.ndarray, " N"]]
+    name: ClassVar[str] = NAME
+    licence: ClassVar[str] = "unknown"
+    num_threads: ClassVar[int] = 16  # Pillow decodes and scales without the interpreter's lock
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of an image."""
+        return (self.size, self.size, 3)
+
+    def split(self, name: str) -> tuple[Sequence[epath.Path], Int[np.ndarray, " N"]]:
+        """Returns files and labels of a split; an unknown name is a DataError."""
+        if name not in self.files:
+            raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(self.files)}')
+        return self.files[name], self.labels[name]
+
+    def read(
+        self, file: epath.Path, rng: np.random.Generator | None = None
+    ) -> UInt8[np.ndarray, "Y X 3"]:
+        """The square in the middle of a file's image, or with `rng` a random view for training.
+
+        Raises:
+          DataError: the file can't be read, or is no image, or a damaged one.
+        """
+        try:
+            with Image.open(io.BytesIO(read_file(file))) as opened:
+                image = opened.convert("RGB")
+        except DataError:
+            raise
+        except _DAMAGED as error:
+            reason = " ".join(str(error).split()).partition(" <_io")[0]
+            raise DataError(f"{file}: not an image, or damaged ({reason})") from error
+        box = central_box(*image.size) if rng is None else random_box(*image.size, rng)
+        square = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        return np.asarray(square)
+
+
+def load(config: Any) -> ImageFolder:
+    """Lists the files below `config.path`, for images of `config.image_size` pixels a side.
+
+    Raises:
+      DataError: a folder is missing or empty, or the splits have not the same classes.
+    """
+    size = config.image_size
+    if size < 1:
+        raise DataError(f"config.data.image_size = {size}: must be at least 1")
+    folder = existing_path(config.path, NAME, "a folder of train/CLASS/*.JPEG and val/CLASS/*.JPEG")
+    seen: set[Hashable] = set()
+    listed = {split: _list(folder / FOLDERS[split], seen) for split in ("validation", "train")}
+    classes = tuple(listed["train"])
+    if other := set(classes) ^ set(listed["validation"]):
+        raise DataError(f"{folder}: class {min(other)} is in one of train and val only")
+    files = {split: [*itertools.chain(*listed[split].values())] for split in FOLDERS}
+    labels = {
+        split: np.repeat(
+            np.arange(len(classes), dtype=np.int32), [*map(len, listed[split].values())]
+        )
+        for split in FOLDERS
+    }
+    return ImageFolder(classes, size, files, labels)
+
+
+def _list(folder: epath.Path, seen: set[Hashable]) -> dict[str, list[epath.Path]]:
+    """The images of each class that are not among the seen ones, in the order of their names."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {NAME} has one folder a class in it")
+    by_class = {}
+    for parent in distinct(path for path in entries(folder) if path.is_dir()):
+        images = [path for path in entries(parent) if path.suffix.lower() in SUFFIXES]
+        by_class[parent.name] = distinct(images, seen)
+        if not by_class[parent.name]:
+            known = "that is not in another class or split" if images else "in it"
+            raise DataError(f"{parent}: no {', '.join(SUFFIXES)} file {known}")
+    if not by_class:
+        raise DataError(f"{folder}: no folder of a class in it")
+    return by_class
+
+
+def central_box(width: int, height: int) -> Box:
+    """The square in the middle."""
+    side = min(width, height) / _MARGIN
+    left, upper = (width - side) / 2, (height - side) / 2
+    return left, upper, left + side, upper + side
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """A box of random area, ratio and place, or the middle if none of ten fits."""
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*_AREA)
+        ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            left = float(rng.integers(width - columns, endpoint=True))
+            upper = float(rng.integers(height - rows, endpoint=True))
+            return left, upper, left + columns, upper + rows
+    return central_box(width, height)

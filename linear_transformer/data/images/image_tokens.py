@@ -1,0 +1,49 @@
+"""Images as sequences of grey levels, row by row: the input of Long Range Arena's image task."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from linear_transformer.data.images import datasets as images
+
+GREY_LEVELS = 256  # a vocabulary of this size has no padding id: every sequence is a whole image
+SIDE = 32  # pixels; smaller images get a black border
+
+_LUMA = np.array([0.2989, 0.5870, 0.1140])  # of red, green and blue (ITU-R BT.601)
+
+
+class GreyImages:
+    """A set of `data.images.datasets` with one token for each of 32 x 32 pixels."""
+
+    vocab_size: ClassVar[int] = GREY_LEVELS
+    towers: ClassVar[int] = 1
+    num_threads: ClassVar[int] = 0  # the images are in memory
+
+    def __init__(self, source: images.ImageSet):
+        self.source = source
+        self.name = source.name
+        self.licence = source.licence
+        self.num_classes = source.num_classes
+
+    def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
+        """Returns images and labels of a split; an unknown name is a DataError."""
+        return self.source.split(name)
+
+    def read(self, image: UInt8[np.ndarray, "Y X C"]) -> tuple[UInt8[np.ndarray, " T"]]:
+        rows, columns = image.shape[:2]
+        top, left = (SIDE - rows) // 2, (SIDE - columns) // 2
+        border = ((top, SIDE - rows - top), (left, SIDE - columns - left))
+        return (np.pad(to_grey(image), border).reshape(-1),)
+
+
+def to_grey(image: UInt8[np.ndarray, "Y X C"]) -> UInt8[np.ndarray, "Y X"]:
+    """The only channel, or the luma of red, green and blue."""
+    if image.shape[-1] == 1:
+        return image[..., 0]
+    return np.rint(image @ _LUMA).astype(np.uint8)
+
+
+def load(config: Any) -> GreyImages:
+    """Loads the set that `config.dataset` names, as `data.images.datasets.load_images` does."""
+    return GreyImages(images.load_images(config))

@@ -1,0 +1,1 @@
+"""Fetching, reading, checking and caching files."""

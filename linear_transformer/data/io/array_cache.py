@@ -1,0 +1,45 @@
+"""Arrays that take long to make, kept in the cache folder."""
+
+import io
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.io import fetch
+from linear_transformer.data.io.reading import parse_npy, unzip
+
+
+def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Returns what `make` returns; it is called where the cache has no such file, or a damaged one.
+
+    Args:
+      filename: in the cache, with a number that counts up when `make` changes.
+      make: makes the arrays.
+
+    Raises:
+      DataError: the cache can't be written.
+    """
+    path = fetch.cache_dir() / filename
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            return [parse_npy(unzip(archive, m, filename), m.filename) for m in members]
+    except (OSError, zipfile.BadZipFile, DataError):
+        pass
+    made = list(make())
+    data = io.BytesIO()
+    np.savez_compressed(data, *made)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="make-") as folder:
+            partial = pathlib.Path(folder) / filename
+            partial.write_bytes(data.getvalue())
+            os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+    return made

@@ -1,0 +1,1 @@
+"""ListOps: its data set and the trees of it."""

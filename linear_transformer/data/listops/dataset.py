@@ -1,0 +1,175 @@
+"""ListOps: nested lists of digits with operators; the class is the digit that a list comes to.
+
+    python -m linear_transformer.data.listops --out=DIR
+
+makes the data, in the layout of Long Range Arena: DIR/listops-1000/basic_{train,val,test}.tsv with
+the columns Source and Target.  Tree i is a function of (--seed, i), no two trees are equal, and the
+files are the same whatever the number of --processes.  The published files were made without a
+seed: results on these ones are on other trees of the same distribution.
+
+The tokens are digits, operators and the closing bracket; parentheses only say how a binary tree is
+written, and are left out.  A tokenizer that splits at everything but letters and digits loses the
+brackets, and a list without them cannot be computed: this happened to the published results of Long
+Range Arena's first version.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.io.reading import existing_path, require_distinct
+from linear_transformer.data.listops.trees import OPERATORS
+
+NAME = "listops"
+FOLDER = "listops-1000"
+FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
+HEADER = "Source\tTarget"
+TOKENS = (*map(str, range(10)), *OPERATORS, "]")  # token n has id n + 1; 0 is padding
+
+_IDS = {token.encode(): number for number, token in enumerate(TOKENS, 1)}
+_FOLDERS = (".", FOLDER, f"lra_release/{FOLDER}", f"lra_release/lra_release/{FOLDER}")
+# Each operator is replaced by a byte, so that whole rows are translated at once.
+_BYTES = {operator.encode(): bytes([number]) for number, operator in enumerate(OPERATORS, 1)}
+_UNKNOWN = 255
+_TABLE = bytearray([_UNKNOWN] * 256)
+for _token, _id in _IDS.items():
+    _TABLE[_BYTES.get(_token, _token)[0]] = _id
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences(Sequence):
+    """Sequences of ids, one behind the other in memory.
+
+    Attributes:
+      ids: (M,), of all.
+      ends: (N,), where each ends.
+    """
+
+    ids: UInt8[np.ndarray, " M"]
+    ends: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, " T"]:
+        index = range(len(self))[index]
+        return self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOps:
+    """Rows by split: "train", "validation" and "test"."""
+
+    sequences: Mapping[str, Sequences]
+    labels: Mapping[str, Int[np.ndarray, " N"]]
+    name: ClassVar[str] = NAME
+    licence: ClassVar[str] = "Apache-2.0"
+    vocab_size: ClassVar[int] = 1 + len(TOKENS)
+    num_classes: ClassVar[int] = 10
+    towers: ClassVar[int] = 1
+    num_threads: ClassVar[int] = 0  # the rows are in memory
+
+    def split(self, name: str) -> tuple[Sequences, Int[np.ndarray, " N"]]:
+        """Returns rows and labels of a split; an unknown name is a DataError."""
+        if name not in self.sequences:
+            raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(FILES)}')
+        return self.sequences[name], self.labels[name]
+
+    def read(self, item: UInt8[np.ndarray, " T"]) -> tuple[UInt8[np.ndarray, " T"]]:
+        return (item,)
+
+
+def load(config: Any) -> ListOps:
+    """Reads the three files in or below the folder `config.path`.
+
+    Raises:
+      DataError: no path, or a file that is missing or broken; the line names it and the row.
+    """
+    folder = existing_path(
+        config.path,
+        NAME,
+        f"the folder that `python -m linear_transformer.data.listops --out=DIR` wrote, or one with "
+        f"{FILES['train']} in it",
+    )
+    found = next((f for f in _FOLDERS if (folder / f / FILES["train"]).exists()), None)
+    if found is None:
+        raise DataError(f"config.data.path = {config.path}: no {FOLDER}/{FILES['train']} in it")
+    require_distinct({split: [folder / found / file] for split, file in FILES.items()})
+    read = {split: _read_rows(folder / found / file) for split, file in FILES.items()}
+    return ListOps(
+        {split: sequences for split, (sequences, _) in read.items()},
+        {split: labels for split, (_, labels) in read.items()},
+    )
+
+
+def tokenize(source: bytes) -> bytes:
+    """The ids of a list that is written with blanks between its tokens.
+
+    Raises:
+      DataError: an unknown token, or none.
+    """
+    short = source
+    for operator, byte in _BYTES.items():
+        short = short.replace(operator, byte)
+    # One byte a token and one blank between them, or the row is read token by token.
+    ids = short[::2].translate(_TABLE, b"()")
+    if short[1::2].strip(b" ") or len(short) % 2 == 0 or _UNKNOWN in ids:
+        tokens = [token for token in source.split() if token not in (b"(", b")")]
+        for token in tokens:
+            if token not in _IDS:
+                raise DataError(f"unknown token {token.decode(errors='replace')!r}")
+        ids = bytes(_IDS[token] for token in tokens)
+    if not ids:
+        raise DataError("the source is empty")
+    return ids
+
+
+def _read_rows(path: epath.Path) -> tuple[Sequences, Int[np.ndarray, " N"]]:
+    ids, ends, labels = bytearray(), [], []
+    try:
+        with path.open("rb") as file:
+            if file.readline().rstrip(b"\r\n") != HEADER.encode():
+                raise DataError(f"{path}: row 1 must be the header Source, tab, Target")
+            for number, line in enumerate(file, 2):
+                columns = line.rstrip(b"\r\n").split(b"\t")
+                if len(columns) != 2:
+                    raise DataError(f"{path}: row {number} has {len(columns)} columns; 2 expected")
+                source, target = columns
+                if len(target) != 1 or not target.isdigit():
+                    label = target.decode(errors="replace")
+                    raise DataError(
+                        f"{path}: row {number} has the label {label!r}; 0 to 9 expected"
+                    )
+                try:
+                    ids += tokenize(source)
+                except DataError as error:
+                    raise DataError(f"{path}: row {number}: {error}") from error
+                ends.append(len(ids))
+                labels.append(int(target))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not labels:
+        raise DataError(f"{path}: no row behind the header")
+    return Sequences(np.frombuffer(ids, np.uint8), np.array(ends)), np.array(labels, np.int32)
+
+
+def write(out: epath.Path, counts: Mapping[str, int], trees: Iterator[tuple[str, int]]) -> None:
+    """Writes the next `counts[split]` trees to each split's file below `out`."""
+    folder = out / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, count in counts.items():
+            partial = folder / f"{FILES[split]}.part"
+            with partial.open("w") as file:
+                file.write(f"{HEADER}\n")
+                for text, value in itertools.islice(trees, count):
+                    file.write(f"{text}\t{value}\n")
+            partial.replace(folder / FILES[split])
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Notes: MIDI files, piano pieces, chorales."""

@@ -1,0 +1,201 @@
+"""Windows of musical events with masks: for training with Grain, and for evaluation.
+
+An event is a fixed number of tokens, one per channel: the four attributes of a note, or the notes
+of four voices.  Each channel has its own vocabulary: its values, then PAD, START and END.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.text.corpus import split_documents
+
+# What follows the values of a channel.
+PAD, START, END = range(3)
+NUM_SPECIAL = 3
+_MAX_HOP = 10  # events between the starts of training windows
+_EPOCHS = 2**32  # as good as endless; the length of an endless dataset overflows in batches of 1
+_READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+Piece = np.ndarray
+Events = Int[np.ndarray, "N C"]
+Window = Int[np.ndarray, "M C"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EventCorpus:
+    """Pieces of music and how they become events.
+
+    Attributes:
+      name, licence: of the data set.
+      channels: names of the tokens of an event.
+      num_values: values of each channel, special tokens apart.
+      time_shift: for each value of the last channel the time to the next event, in hundredths of a
+        second; None where events are evenly spaced.
+      load: reads the pieces, each an array of notes or steps; called when they are first asked for.
+      encode: piece to events; of a part of a piece too.
+      augment: the same with a random change that keeps it music.
+    """
+
+    name: str
+    licence: str
+    channels: tuple[str, ...]
+    num_values: tuple[int, ...]
+    time_shift: np.ndarray | None
+    load: Callable[[], Sequence[Piece]]
+    encode: Callable[[Piece], Events]
+    augment: Callable[[Piece, np.random.Generator], Events]
+
+    @functools.cached_property
+    def splits(self) -> Mapping[str, Sequence[Piece]]:
+        """The pieces of "train", "validation" and "test"."""
+        return split_documents(self.load())
+
+    def pieces(self, split: str) -> Sequence[Piece]:
+        """Returns the pieces of a split; an unknown name is a DataError."""
+        if split not in self.splits:
+            raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
+        return self.splits[split]
+
+    def special(self, token: int) -> Int[np.ndarray, " C"]:
+        """The event of PAD, START or END."""
+        return np.array(self.num_values, np.int32) + token
+
+    def elapsed(self, events: Int[np.ndarray, "*batch N C"]) -> Int[np.ndarray, "*batch N"]:
+        """Time from the first event to each, in hundredths of a second; 0 if evenly spaced."""
+        if self.time_shift is None:
+            return np.zeros(events.shape[:-1], np.int32)
+        shifts = np.append(self.time_shift, [0] * NUM_SPECIAL)[events[..., -1]]
+        return (np.cumsum(shifts, axis=-1) - shifts).astype(np.int32)
+
+
+def training_events(
+    corpus: EventCorpus,
+    *,
+    batch_size: int,
+    num_events: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Makes the endless, shuffled dataset of augmented windows with random masks.
+
+    Windows begin every `min(N / 4, 10)` events, up to half a window before and after the piece.
+    Each batch draws p from U(0, 0.5), and masks each event, all its channels, with probability
+    1 - p.
+
+    Args:
+      corpus: whose train split is read.
+      batch_size: windows B of a batch of this process.
+      num_events: events N of a window.
+      seed: 0 to 2^32 - 1.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields `events` (B, N, C) int32,
+      `elapsed` (B, N) int32 in hundredths of a second, `masked` (B, N) bool, and `weights` (B, N)
+      float32: 1 for masked events that are neither PAD nor START.
+
+    Raises:
+      DataError: a value out of range.
+    """
+    check_shape(batch_size, num_events)
+    if not 0 <= seed < 2**32:
+        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    pieces = corpus.pieces("train")
+    hop = max(min(num_events // 4, _MAX_HOP), 1)
+    half = num_events // 2
+    starts = [
+        (number, start)
+        for number, piece in enumerate(pieces)
+        for start in range(-half, max(len(piece) + 2 - half, 1 - half), hop)
+    ]
+
+    def window(number: int, rng: np.random.Generator) -> Window:
+        piece, start = starts[number]
+        return _augmented_window(corpus, pieces[piece], start, num_events, rng)
+
+    def mask(events: Int[np.ndarray, "B N C"], rng: np.random.Generator) -> Batch:
+        kept = rng.uniform(0, 0.5)
+        return masked_batch(corpus, events, rng.random(events.shape[:2]) >= kept)
+
+    windows = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat(_EPOCHS)
+    windows = windows[slice(process_index, None, process_count)].random_map(window)
+    return windows.batch(batch_size).random_map(mask).to_iter_dataset(_READ_OPTIONS)
+
+
+def evaluation_events(
+    corpus: EventCorpus, split: str, *, batch_size: int, num_events: int
+) -> Iterator[Batch]:
+    """Yields every event of a split in exactly one window, with masks that are always the same.
+
+    Each window has its own p.  What is left of a piece's last window and of the last batch is PAD.
+
+    Raises:
+      DataError: an unknown split, or a value out of range.
+    """
+    check_shape(batch_size, num_events)
+    windows = []
+    for piece in corpus.pieces(split):
+        events = framed(corpus, corpus.encode(piece), True, True)
+        for start in range(0, len(events), num_events):
+            windows.append(padded(corpus, events[start : start + num_events], 0, num_events))
+    masked = []
+    for number in range(len(windows)):
+        rng = np.random.default_rng((20210714, number))
+        masked.append(rng.random(num_events) >= rng.uniform(0, 0.5))
+    missing = -len(windows) % batch_size
+    windows += [padded(corpus, windows[0][:0], 0, num_events)] * missing
+    masked += [np.zeros(num_events, bool)] * missing
+    for first in range(0, len(windows), batch_size):
+        rows = slice(first, first + batch_size)
+        yield masked_batch(corpus, np.stack(windows[rows]), np.stack(masked[rows]))
+
+
+def masked_batch(
+    corpus: EventCorpus, events: Int[np.ndarray, "B N C"], masked: Bool[np.ndarray, "B N"]
+) -> Batch:
+    """The batch of `training_events` for given masks."""
+    first = events[..., 0] - corpus.num_values[0]
+    counted = masked & (first != PAD) & (first != START)
+    return {
+        "events": events,
+        "elapsed": corpus.elapsed(events),
+        "masked": masked,
+        "weights": counted.astype(np.float32),
+    }
+
+
+def _augmented_window(
+    corpus: EventCorpus, piece: Piece, start: int, num_events: int, rng: np.random.Generator
+) -> Window:
+    """Events `start` to `start + N` of START, the piece, END; only this part is encoded."""
+    first, last = max(start - 1, 0), min(start - 1 + num_events, len(piece))
+    # One note more, for the last time shift.
+    events = corpus.augment(piece[first : last + 1], rng)
+    if last < len(piece):
+        events = events[:-1]
+    ends = start - 1 + num_events > len(piece)
+    events = framed(corpus, events, start <= 0, ends)
+    return padded(corpus, events, max(-start, 0), num_events)
+
+
+def framed(corpus: EventCorpus, events: Events, starts: bool, ends: bool) -> Window:
+    """The events after START and before END, where they start or end the piece."""
+    before = [corpus.special(START)] * starts
+    after = [corpus.special(END)] * ends
+    return np.array([*before, *events, *after], np.int32).reshape(-1, len(corpus.channels))
+
+
+def padded(corpus: EventCorpus, events: Events, before: int, num_events: int) -> Window:
+    """`num_events` events: some PAD before these, the others after them."""
+    window = np.tile(corpus.special(PAD), (num_events, 1))
+    window[before : before + len(events)] = events
+    return window

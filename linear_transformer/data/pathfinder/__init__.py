@@ -1,0 +1,1 @@
+"""Pathfinder: its data set and the images of it."""

@@ -1,0 +1,1 @@
+"""Pairs of texts: citing articles, passages of one work."""

@@ -1,0 +1,1 @@
+"""Utterances with transcripts, and their features."""

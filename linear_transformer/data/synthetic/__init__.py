@@ -1,0 +1,1 @@
+"""Made sequences: recall, state tracking, MAD."""

@@ -1,0 +1,132 @@
+"""Sequences made to be learned exactly: generators, and their batches.
+
+Each example is a pure function of (seed, index): training never repeats one, and a split of the
+evaluation is the same every time.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.synthetic import mad, needle, recall, state_tracking
+
+_EXAMPLES = 2**40  # as good as endless
+_READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+# Evaluation draws from streams of their own, so that no seed of training repeats them.
+_SPLITS = {"validation": 2**32 + 1, "test": 2**32 + 2}
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A family of sequences.
+
+    Attributes:
+      vocab_size: number of tokens.
+    """
+
+    vocab_size: int
+
+    def __call__(self, rng: np.random.Generator, length: int) -> recall.Example:
+        """Inputs, targets and weights of T = `length` tokens; only weighted targets count."""
+        ...
+
+
+GENERATORS: dict[str, Callable[..., Generator]] = {
+    "copying": recall.Copying,
+    "multi_query_recall": recall.MultiQueryRecall,
+    "selective_copying": recall.SelectiveCopying,
+    "induction_heads": recall.InductionHeads,
+    "mad_in_context_recall": mad.InContextRecall,
+    "mad_noisy_recall": functools.partial(
+        mad.InContextRecall, vocab_size=32, noise_symbols=16, noise=0.2
+    ),
+    "mad_fuzzy_recall": mad.FuzzyRecall,
+    "mad_memorization": mad.Memorization,
+    "mad_compression": mad.Compression,
+    "needle": needle.Needle,
+    "words": state_tracking.Words,
+    "modular_arithmetic": state_tracking.ModularArithmetic,
+}
+
+
+def make_generator(config: Any, **changes: Any) -> Generator:
+    """The generator `config.dataset` with its `config.options`, some of them changed.
+
+    Raises:
+      DataError: an unknown name or option.
+    """
+    if config.dataset not in GENERATORS:
+        raise DataError(
+            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(GENERATORS)}'
+        )
+    make = GENERATORS[config.dataset]
+    options = {**config.options, **changes}
+    for option in options:
+        if option not in inspect.signature(make).parameters:
+            raise DataError(f"config.data.options.{option}: {config.dataset} has no such option")
+    return make(**options)
+
+
+def require_length(generator: Generator, length: int, key: str) -> None:
+    """Raises a DataError that names the config's key if the generator can't make this length."""
+    if length < 1:
+        raise DataError(f"{key}: {length} is not a length")
+    try:
+        generator(np.random.default_rng(0), length)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+def training_sequences(
+    generator: Generator,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Endless batches `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32."""
+    check_shape(batch_size, sequence_length)
+
+    def make(index: int) -> Batch:
+        return _example(generator, sequence_length, (seed, index))
+
+    examples = grain.MapDataset.range(process_index, _EXAMPLES, process_count).map(make)
+    return examples.batch(batch_size).to_iter_dataset(_READ_OPTIONS)
+
+
+def evaluation_sequences(
+    generator: Generator, split: str, *, batch_size: int, sequence_length: int, examples: int
+) -> Iterator[Batch]:
+    """The same examples every time; the last batch is filled up with rows of weight 0.
+
+    Raises:
+      DataError: an unknown split, or a value out of range.
+    """
+    check_shape(batch_size, sequence_length)
+    if split not in _SPLITS:
+        raise DataError(f'unknown split "{split}": use {", ".join(_SPLITS)}')
+    if examples < 1:
+        raise DataError(f"config.data.evaluation_examples = {examples}: must be positive")
+    for first in range(0, examples, batch_size):
+        indices = range(first, first + batch_size)
+        rows = [_example(generator, sequence_length, (_SPLITS[split], i)) for i in indices]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        batch["weights"][examples - first :] = 0
+        yield batch
+
+
+def _example(generator: Generator, length: int, seed: tuple[int, int]) -> Batch:
+    inputs, targets, weights = generator(np.random.default_rng(seed), length)
+    return {
+        "inputs": inputs.astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "weights": weights.astype(np.float32),
+    }

@@ -1,0 +1,107 @@
+"""Labelled texts as bytes, many of them in a few long arrays."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.text.corpus import SPLITS
+
+Example = tuple[bytes, int]  # a text and its label
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTexts:
+    """Labelled texts, or pairs of texts, by split; ids are byte + 1, and 0 is padding.
+
+    Attributes:
+      name: as in `config.data.dataset`.
+      licence: of the texts.
+      num_classes: labels are from 0 to below this.
+      buffers: arrays of bytes that the texts are parts of, or files that slices are read from.
+      spans: (N, towers, 3) by "train", "validation" and "test": which buffer a text is in, its
+        first byte there, and the one behind its last.
+      labels: (N,) by split.
+      num_threads: that reading is worth; 0 reads in the thread that asks.
+    """
+
+    name: str
+    licence: str
+    num_classes: int
+    buffers: tuple[Any, ...]
+    spans: Mapping[str, Int64[np.ndarray, "_ towers 3"]]
+    labels: Mapping[str, Int32[np.ndarray, " _"]]
+    num_threads: int = 0
+    vocab_size: ClassVar[int] = 257
+
+    @property
+    def towers(self) -> int:
+        """Texts of an example."""
+        return self.spans["train"].shape[1]
+
+    def split(self, name: str) -> tuple[Int64[np.ndarray, "N towers 3"], Int[np.ndarray, " N"]]:
+        """Returns spans and labels of a split; an unknown name is a DataError."""
+        if name not in self.spans:
+            raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.spans)}')
+        return self.spans[name], self.labels[name]
+
+    def read(self, item: Int64[np.ndarray, "towers 3"]) -> tuple[Int32[np.ndarray, " _"], ...]:
+        """The ids of each text of a row of spans."""
+        return tuple(
+            np.add(self.buffers[buffer][start:stop], 1, dtype=np.int32)
+            for buffer, start, stop in item
+        )
+
+
+def pack(
+    name: str, licence: str, num_classes: int, examples: Mapping[str, Sequence[Example]]
+) -> ByteTexts:
+    """Makes single texts, given by split, into one buffer; other arguments as in `ByteTexts`.
+
+    Each split is put in a random order, always the same, so that its beginning has all classes.
+
+    Raises:
+      DataError: a split is empty.
+    """
+    spans, labels, start = {}, {}, 0
+    for split in SPLITS:
+        if not examples[split]:
+            raise DataError(f"{name}: too few texts, the {split} split is empty")
+        sizes = [len(text) for text, _ in examples[split]]
+        borders = start + np.cumsum([0, *sizes])
+        first, behind = borders[:-1], borders[1:]
+        order = np.random.default_rng(0).permutation(first.size)
+        spans[split] = np.stack([np.zeros_like(first), first, behind], axis=-1)[order, None]
+        labels[split] = np.array([label for _, label in examples[split]], np.int32)[order]
+        start = borders[-1]
+    joined = b"".join(text for split in SPLITS for text, _ in examples[split])
+    buffer = np.frombuffer(joined, np.uint8)
+    return ByteTexts(name, licence, num_classes, (buffer,), spans, labels)
+
+
+def cut(examples: Sequence[Example], percent: Mapping[str, int]) -> dict[str, list[Example]]:
+    """Cuts into blocks of these shares, in this order; what they leave of 100 % is not used."""
+    borders = [0, *itertools.accumulate(percent.values())]
+    ends = [len(examples) * border // 100 for border in borders]
+    blocks = (list(examples[a:b]) for a, b in itertools.pairwise(ends))
+    return dict(zip(percent, blocks, strict=True))
+
+
+def drop_repeats(
+    examples: Mapping[str, Iterable[Example]], keepers: Sequence[str]
+) -> dict[str, list[Example]]:
+    """Takes out what is in two splits: the first of `keepers` that has a text keeps it.
+
+    Texts that differ in white space only count as one.  Repeats within a split stay.
+    """
+    seen: set[bytes] = set()
+    kept = {}
+    for split in keepers:
+        keyed = [(b" ".join(text.split()), (text, label)) for text, label in examples[split]]
+        kept[split] = [example for key, example in keyed if key not in seen]
+        seen.update(key for key, _ in keyed)
+    return kept

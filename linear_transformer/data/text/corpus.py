@@ -1,0 +1,91 @@
+"""A text corpus: tokenised documents in three splits, with what is needed to normalise a loss."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.text.tokenizers import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+_PERIOD = 20
+
+Document = TypeVar("Document")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents of token ids and the sizes that losses are divided by.
+
+    Attributes:
+      name: the data set's name, as in `config.data.dataset`.
+      licence: the licence of the text.
+      tokenizer: what made the ids, and makes text of them again.
+      splits: for "train", "validation" and "test" the documents, each an array of ids of shape
+        (T,), without BOS, in the smallest unsigned dtype.
+      num_bytes: UTF-8 bytes of each split, for bits per byte with any tokenizer.
+      num_words: words of each split where the benchmark counts perplexity per word, else None.
+    """
+
+    name: str
+    licence: str
+    tokenizer: Tokenizer
+    splits: Mapping[str, list[np.ndarray]]
+    num_bytes: Mapping[str, int]
+    num_words: Mapping[str, int] | None = None
+
+    def documents(self, split: str) -> list[np.ndarray]:
+        """Returns the documents of a split; an unknown name is a DataError."""
+        if split not in self.splits:
+            raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
+        return self.splits[split]
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 over all documents: equal if and only if the corpora are equal."""
+        digest = hashlib.sha256()
+        for split, documents in self.splits.items():
+            for document in documents:
+                digest.update(f"{split} {document.size} {document.dtype.str} ".encode())
+                digest.update(np.ascontiguousarray(document).data)
+        return digest.hexdigest()
+
+
+def tokenize_splits(
+    name: str,
+    licence: str,
+    tokenizer: Tokenizer,
+    texts: Mapping[str, Sequence[bytes]],
+    num_words: Mapping[str, int] | None = None,
+) -> Corpus:
+    """Makes a corpus of the UTF-8 documents of each split; arguments as in `Corpus`.
+
+    Raises:
+      DataError: a split has no text.
+    """
+    for split in SPLITS:
+        if not any(texts[split]):
+            raise DataError(f"{name}: the text is too short, its {split} split is empty")
+    return Corpus(
+        name=name,
+        licence=licence,
+        tokenizer=tokenizer,
+        splits={split: [tokenizer.encode_utf8(text) for text in texts[split]] for split in SPLITS},
+        num_bytes={split: sum(map(len, texts[split])) for split in SPLITS},
+        num_words=num_words,
+    )
+
+
+def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
+    """Splits by whole document: of every 20, the first is test and the eleventh validation.
+
+    Between 3 and 19 documents, the first is test and the middle one validation.
+    """
+    period = min(_PERIOD, len(documents))
+    roles = {0: "test", period // 2: "validation"}
+    splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    for index, document in enumerate(documents):
+        splits[roles.get(index % period, "train")].append(document)
+    return splits

@@ -1,0 +1,93 @@
+"""The user's own text: a file, or a folder of files, in UTF-8.
+
+- A folder with train.txt, validation.txt (or valid.txt) and test.txt: those are the splits.
+- Another folder: every regular file in it and in its subfolders is a document, in the order of
+  their paths, and the split is by document. Names that begin with a dot are left out. A file that
+  links lead to twice, or a content that comes twice, is one document.
+- A file, or a folder of one or two: each is cut into 90 % train, 5 % validation and 5 % test.
+"""
+
+import itertools
+from typing import Any
+
+from etils import epath
+
+from linear_transformer.data.errors import DataError
+from linear_transformer.data.io.reading import (
+    decode_utf8,
+    distinct_contents,
+    existing_path,
+    files_below,
+    read_file,
+    require_distinct,
+)
+from linear_transformer.data.text.corpus import SPLITS, Corpus, split_documents, tokenize_splits
+from linear_transformer.data.text.tokenizers import load_tokenizer
+
+NAME = "local_text"
+LICENCE = "the user's own"
+
+_SPLIT_FILES = {
+    "train": ("train.txt",),
+    "validation": ("validation.txt", "valid.txt"),
+    "test": ("test.txt",),
+}
+
+
+def load(config: Any) -> Corpus:
+    """Returns the corpus in `config.path`, tokenised with `config.tokenizer`.
+
+    Raises:
+      DataError: nothing there, a file is empty or not UTF-8, or there is too little text.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    path = existing_path(config.path, NAME, "a text file or a folder of text files")
+    if path.is_dir() and (path / "train.txt").is_file():
+        found = {split: _split_file(path, split) for split in SPLITS}
+        require_distinct({split: [file] for split, file in found.items()})
+        texts = {split: [_read(file)] for split, file in found.items()}
+        if len({text for (text,) in texts.values()}) < len(SPLITS):
+            raise DataError(f"{path}: two of its splits have the same content")
+    else:
+        files = [path] if path.is_file() else _text_files(path)
+        if not files:
+            raise DataError(f"{path}: config.data.path has no files")
+        documents = distinct_contents(map(_read, files))
+        if len(documents) >= len(SPLITS):
+            texts = split_documents(documents)
+        else:
+            parts = [_cut(document) for document in documents]
+            texts = {split: [part[split] for part in parts] for split in SPLITS}
+    return tokenize_splits(NAME, LICENCE, tokenizer, texts)
+
+
+def _read(path: epath.Path) -> bytes:
+    data = read_file(path)
+    decode_utf8(data, str(path))
+    return data
+
+
+def _split_file(folder: epath.Path, split: str) -> epath.Path:
+    names = _SPLIT_FILES[split]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: has train.txt but no {' or '.join(names)}")
+
+
+def _text_files(folder: epath.Path) -> list[epath.Path]:
+    paths = files_below(folder, hidden=False)
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _cut(document: bytes) -> dict[str, bytes]:
+    borders = [0]
+    for percent in (90, 95):
+        border = len(document) * percent // 100
+        # Not inside a character: back over the continuation bytes of UTF-8.
+        while border and document[border] & 0xC0 == 0x80:
+            border -= 1
+        borders.append(border)
+    borders.append(len(document))
+    parts = [document[a:b] for a, b in itertools.pairwise(borders)]
+    return dict(zip(SPLITS, parts, strict=True))
