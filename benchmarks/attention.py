@@ -10,7 +10,7 @@ the chunk form and the peer's kernel without feature map and normaliser.  The ga
 are chunk forms, with the gradients of gates and steps included.
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()

@@ -6,7 +6,7 @@ python -m benchmarks.decode --contexts=1024,4096,16384,65536
 python -m benchmarks.decode --long --plot=build/benchmarks/decode.png
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks import peers, timing
 from benchmarks.programs import Decoder
-from linear_transformer.decoding.generate import Sampler
+from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model import LanguageModelConfig
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sequences decoded side by side.")

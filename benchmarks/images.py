@@ -10,7 +10,7 @@ do: the pass is timed at a few lengths, and the sum over all lengths is that of 
 through them (least squares), since softmax attention costs a t^2 + b t + c.
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
@@ -28,7 +28,7 @@ from flax import nnx
 from benchmarks import timing
 from benchmarks.programs import Decoder
 from configs.papers.katharopoulos2020 import cifar10, mnist
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.generate_images import PixelSampler
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.ops.logistic_mixture import LEVELS

@@ -7,7 +7,7 @@ No TPU is needed, and none is used: the compiler of the package `libtpu` compile
 is named and says what memory the program will take.  Nothing here says how fast it will be.
 """
 
-from linear_transformer import accelerators
+from linear_transformer.runtime import accelerators
 
 if __name__ == "__main__":
     accelerators.prepare_environment()

@@ -7,7 +7,7 @@ The model of configs/lra/text.py in the setting of Long Range Arena's code (4 la
 1,000 to 4,000 bytes of IMDb.  The paper has batches of 32 on 16 TPUs; the default here is 2.
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()

@@ -4,7 +4,7 @@ python -m benchmarks.mechanisms
 python -m benchmarks.mechanisms --names=linear,softmax,gla
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
@@ -18,8 +18,8 @@ from benchmarks import timing
 from benchmarks.programs import Decoder, training_step
 from configs import mechanisms
 from configs.lm import shakespeare
-from linear_transformer.decoding.generate import Sampler
-from linear_transformer.experiment import make_task
+from linear_transformer.inference.generation import Sampler
+from linear_transformer.training.experiment import make_task
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
 _STEPS = flags.DEFINE_integer("steps", 256, "Tokens decoded, one sequence.")

@@ -8,7 +8,7 @@ linear replacement, as the image grows.  Sizes at which the compiled program wou
 --memory_gb are not run.
 """
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()

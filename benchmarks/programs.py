@@ -10,11 +10,11 @@ import ml_collections
 from flax import nnx
 
 from benchmarks import timing
-from linear_transformer import configuration
-from linear_transformer.decoding.generate import Draw, decode
-from linear_transformer.experiment import make_task
+from linear_transformer.config import configuration
+from linear_transformer.inference.generation import Draw, decode
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 

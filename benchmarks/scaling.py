@@ -7,7 +7,7 @@ arithmetic (matmuls at the chip's bf16 peak) and of memory (the program's HBM tr
 bandwidth); neither networks nor anything else that takes time is in them.
 """
 
-from linear_transformer import accelerators
+from linear_transformer.runtime import accelerators
 
 if __name__ == "__main__":
     accelerators.prepare_environment()
@@ -15,8 +15,8 @@ if __name__ == "__main__":
 from absl import app, flags
 
 from configs.lm import scale
-from linear_transformer.accelerators import GIB
-from linear_transformer.training.ahead_of_time import Report, compile_training_step
+from linear_transformer.compile.ahead_of_time import Report, compile_training_step
+from linear_transformer.runtime.accelerators import GIB
 
 # A slice of each version that the size is meant for.
 TOPOLOGIES = {

@@ -17,7 +17,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import accelerators, environment
+from linear_transformer.runtime import accelerators, environment
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that each candidate is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(

@@ -9,7 +9,7 @@ python -m benchmarks.train_step --huge_pages=false                 what host_mem
 
 import sys
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 if __name__ == "__main__" and "--huge_pages=false" not in sys.argv:
     use_huge_pages()
@@ -24,7 +24,8 @@ from absl import app, flags
 from benchmarks import peers, timing
 from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
-from linear_transformer import environment, experiment
+from linear_transformer.runtime import environment
+from linear_transformer.training import experiment
 
 _SHAPES = flags.DEFINE_list("shapes", ["8x1024", "1x8192"], "Batch x tokens.")
 _MIXERS = flags.DEFINE_list(

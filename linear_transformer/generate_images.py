@@ -22,11 +22,11 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from linear_transformer import program
-from linear_transformer.decoding.generate import decode, prefill
 from linear_transformer.errors import ConfigError, UserError
-from linear_transformer.evaluation import Run
+from linear_transformer.inference.evaluation import Run
+from linear_transformer.inference.generation import decode, prefill
 from linear_transformer.ops import logistic_mixture
+from linear_transformer.runtime import program
 from linear_transformer.tasks.image_generation import ImageGeneration
 from linear_transformer.types import PRNGKey
 

@@ -15,14 +15,14 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from linear_transformer import program
+from linear_transformer.analysis.pictures import save_figure
 from linear_transformer.data.music import midi
 from linear_transformer.data.music.note_pipeline import framed, padded
-from linear_transformer.decoding.generate import Sampler
-from linear_transformer.decoding.inpainting import inpaint
 from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run
-from linear_transformer.pictures import save_figure
+from linear_transformer.inference.evaluation import Run
+from linear_transformer.inference.generation import Sampler
+from linear_transformer.inference.inpainting import inpaint
+from linear_transformer.runtime import program
 from linear_transformer.tasks.inpainting import Inpainting
 
 

@@ -23,7 +23,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "tests.forks",
-        "linear_transformer.evaluation",
+        "linear_transformer.inference.evaluation",
         "linear_transformer.training.loop",
         "matplotlib.pyplot",
     ]

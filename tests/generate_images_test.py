@@ -9,7 +9,7 @@ from configs.papers.katharopoulos2020 import mnist
 from linear_transformer import generate_images
 from linear_transformer.data.images import datasets as images
 from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run
+from linear_transformer.inference.evaluation import Run
 from linear_transformer.training.loop import train
 
 SIDE = 6

@@ -7,11 +7,11 @@ from etils import epath
 from configs.papers.hadjeres2021 import piano_small
 from linear_transformer import inpaint
 from linear_transformer.data.music import midi
-from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run
+from linear_transformer.inference.evaluation import Run
+from linear_transformer.inference.generation import Sampler
 from linear_transformer.training.loop import train
-from tests.train_test import assert_one_line
+from tests.cli.train_test import assert_one_line
 from tests.training import runs
 
 

@@ -31,12 +31,15 @@ from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer import command_line, configuration, environment, experiment
-from linear_transformer.command_line import CommandLine
-from linear_transformer.experiment import make_task
+from linear_transformer.cli import command_line
+from linear_transformer.cli.command_line import CommandLine
+from linear_transformer.config import configuration
 from linear_transformer.nn.layers.batch_norm import without_moments
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.tasks.task import Task
+from linear_transformer.runtime import environment
+from linear_transformer.tasks.base import Task
+from linear_transformer.training import experiment
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state
 

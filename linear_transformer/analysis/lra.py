@@ -19,10 +19,11 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from linear_transformer import config_file, program
 from linear_transformer.analysis.curves import run_folders
 from linear_transformer.analysis.published_lra import ROWS, TASKS
+from linear_transformer.config import config_file
 from linear_transformer.errors import ConfigError
+from linear_transformer.runtime import program
 from linear_transformer.training.metrics import read_metrics
 
 NOT_RUN = "not run"

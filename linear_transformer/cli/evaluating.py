@@ -4,12 +4,12 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from linear_transformer import command_line, compile_cache, compile_only, distributed, program
-from linear_transformer.cli import process
-from linear_transformer.command_line import CommandLine
-from linear_transformer.decoding.generate import Sampler
+from linear_transformer.cli import command_line, compile_only, process
+from linear_transformer.cli.command_line import CommandLine
 from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run, evaluate, sample
+from linear_transformer.inference.evaluation import Run, evaluate, sample
+from linear_transformer.inference.generation import Sampler
+from linear_transformer.runtime import compile_cache, distributed, program
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")

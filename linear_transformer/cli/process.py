@@ -2,7 +2,7 @@
 
 import sys
 
-from linear_transformer.host_memory import use_huge_pages
+from linear_transformer.runtime.host_memory import use_huge_pages
 
 
 def prepare(usage: str | None) -> None:
@@ -14,7 +14,7 @@ def prepare(usage: str | None) -> None:
     use_huge_pages()
     main = sys.modules["__main__"]
     main.__doc__ = main.__doc__ or usage
-    from linear_transformer import compile_only
+    from linear_transformer.cli import compile_only
 
     compile_only.prepare()
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.errors import ConfigError
-from linear_transformer.schema import NOT_NEGATIVE, POSITIVE, Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

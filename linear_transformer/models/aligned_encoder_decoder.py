@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
@@ -29,7 +30,6 @@ from linear_transformer.nn.mixers.linear_attention import LinearAttention
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
-from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.types import Activations, PRNGKey, SegmentIds, Tokens
 
 DecoderState = Any

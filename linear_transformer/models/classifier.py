@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.schema import Range
 from linear_transformer.types import PRNGKey, Tokens
 
 POOLINGS = ("mean", "last", "cls")

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
@@ -33,7 +34,6 @@ from linear_transformer.nn.mixers.registry import (
 )
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any

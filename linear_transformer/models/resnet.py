@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import POSITIVE, Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
-from linear_transformer.schema import POSITIVE, Range
 
 Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
 Size = tuple[int, int]  # rows and columns of an image

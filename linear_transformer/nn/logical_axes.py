@@ -1,6 +1,6 @@
 """Names of what the axes of parameters and activations are, and what devices split them.
 
-The mesh is that of the context, `jax.set_mesh`; `training.sharding` tells what its axes mean.
+The mesh is that of the context, `jax.set_mesh`; `sharding.mesh` tells what its axes mean.
 """
 
 import math

@@ -12,10 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from linear_transformer import config_file, configuration, environment
+from linear_transformer.config import config_file, configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.experiment import flat
 from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
+from linear_transformer.runtime import environment
+from linear_transformer.training.experiment import flat
 from linear_transformer.training.metrics import read_metrics
 
 # With other values of these it is the same experiment: what a run reports, keeps, and reads from

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from linear_transformer import shipped_configs
+from linear_transformer.config import shipped_configs
 from linear_transformer.errors import ConfigError
 
 FOLDER = "configs/papers"

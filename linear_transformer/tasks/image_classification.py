@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data.images.image_batches import (
     Augmentation,
     evaluation_images,

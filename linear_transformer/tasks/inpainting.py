@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.music import chorales, piano
 from linear_transformer.data.music.note_pipeline import (

@@ -13,7 +13,7 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data import (
     evaluation_batches,
     load_corpus,
@@ -21,8 +21,8 @@ from linear_transformer.data import (
     training_dataset,
 )
 from linear_transformer.data.stream import TOKENS, rows_per_process
-from linear_transformer.decoding.generate import Sampler, generate
 from linear_transformer.errors import ConfigError
+from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens

@@ -19,11 +19,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
 from linear_transformer.data.stream import TOKENS, rows_per_process
-from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import ConfigError
+from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks.language_modelling import negative_log_likelihood

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data.sequence_batches import (
     evaluation_sequences,
     has_padding,

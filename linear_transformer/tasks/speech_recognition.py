@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data.speech.filterbanks import NUM_FILTERS, SHIFT_MS
 from linear_transformer.data.speech.speech_batches import (
     evaluation_utterances,
@@ -22,7 +22,7 @@ from linear_transformer.data.speech.speech_batches import (
 )
 from linear_transformer.data.speech.speech_units import BLANK
 from linear_transformer.data.stream import Batch, Sequences, rows_per_process
-from linear_transformer.decoding import ctc
+from linear_transformer.inference import ctc
 from linear_transformer.models.speech_recognizer import (
     ENCODERS,
     SpeechRecognizer,

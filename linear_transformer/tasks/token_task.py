@@ -4,7 +4,7 @@ import jax
 import ml_collections
 from flax import nnx
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.tasks.example_task import ExampleTask
 

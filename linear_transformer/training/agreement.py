@@ -7,7 +7,8 @@ import jax
 import ml_collections
 from etils import epath
 
-from linear_transformer import configuration, environment
+from linear_transformer.config import configuration
+from linear_transformer.runtime import environment
 
 # Of JAX's settings, those that change a program or its numbers.
 _SETTINGS = (

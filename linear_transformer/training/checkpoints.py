@@ -17,9 +17,9 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from linear_transformer import distributed
 from linear_transformer.data.io.reading import files_below
 from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.runtime import distributed
 from linear_transformer.training.state import TrainState
 
 _CHECKSUMS = "checksums.json"

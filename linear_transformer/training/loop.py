@@ -13,15 +13,18 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer import capacity, configuration, distributed, experiment, run_folder
+from linear_transformer.compile import capacity
+from linear_transformer.config import configuration
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError, RunError
-from linear_transformer.experiment import make_task
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.tasks.task import Task
-from linear_transformer.training import agreement, sharding
+from linear_transformer.runtime import distributed
+from linear_transformer.sharding import mesh as sharding
+from linear_transformer.tasks.base import Task
+from linear_transformer.training import agreement, experiment, run_folder
 from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.folder import open_folder
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss

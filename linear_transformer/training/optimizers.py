@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from linear_transformer import schema
+from linear_transformer.config import schema
+from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, Range
 from linear_transformer.errors import ConfigError
-from linear_transformer.schema import FRACTION, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, Range
 
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 _WITH_END = ("cosine", "linear")

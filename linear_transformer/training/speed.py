@@ -5,7 +5,7 @@ import time
 import ml_collections
 from jax.sharding import Mesh
 
-from linear_transformer import accelerators
+from linear_transformer.runtime import accelerators
 
 
 class Speed:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.layers.batch_norm import update_moments, without_moments
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training import sharding
+from linear_transformer.sharding import mesh as sharding
 from linear_transformer.types import Metrics, PRNGKey
 
 Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # "loss" is what is minimised
@@ -64,7 +64,7 @@ def init_state(
     """Initialises in one compiled call, the same on every backend and device count.
 
     Args:
-      mesh: that the state is spread over (`training.sharding`); the default device alone if None.
+      mesh: that the state is spread over (`sharding.mesh`); the default device alone if None.
     """
     init = _initializer(make_model, optimizer, seed, ema_decay)
     if mesh is None:
@@ -101,7 +101,7 @@ def make_train_step(
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
     the gradient is that of the whole batch whatever the weights.  Called and lowered under
     `jax.set_mesh`, it runs on that mesh: each device has its tokens, and state and batch are arrays
-    on the mesh (`training.sharding`, which has the last two arguments).
+    on the mesh (`sharding.mesh`, which has the last two arguments).
     """
 
     def loss_sum(parameters, batch, key):

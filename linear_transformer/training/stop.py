@@ -14,7 +14,7 @@ import threading
 import time
 from types import FrameType
 
-from linear_transformer import distributed
+from linear_transformer.runtime import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -6,11 +6,12 @@ import pytest
 from flax import nnx
 
 from configs.lra import image, listops, pathfinder, retrieval, text, variants
-from linear_transformer import configuration, experiment
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.training import experiment
 from linear_transformer.training.optimizers import (
     OptimizerConfig,
     make_optimizer,

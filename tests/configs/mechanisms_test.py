@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from configs import default, mechanisms
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from configs.papers.qin2022 import ablations, wikitext103_ar, wikitext103_bidirectional
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs

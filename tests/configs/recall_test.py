@@ -17,9 +17,9 @@ from configs.recall import (
     selective_copying,
 )
 from linear_transformer.errors import ConfigError, UserError
-from linear_transformer.experiment import make_task
 from linear_transformer.models.compressor import Compressor
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.training.experiment import make_task
 
 CONFIGS = {
     "induction_heads": induction_heads.get_config(),

@@ -7,14 +7,14 @@ import pytest
 from flax import nnx
 
 from configs.papers.hadjeres2021 import chorales, piano, piano_small
+from linear_transformer.compile import compiled_program
 from linear_transformer.errors import ConfigError
-from linear_transformer.experiment import make_task
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
     AlignedEncoderDecoderConfig,
 )
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training import compiled_program
+from linear_transformer.training.experiment import make_task
 from tests.ops.contract import relative_rms
 
 # Compiling is most of what these tests cost, and optimising would double it.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linear_transformer.compile import compiled_program
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import POOLINGS, Classifier, ClassifierConfig
-from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
 B, T, VOCABULARY, CLASSES = 3, 9, 11, 4

@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 from configs.papers.shen2021 import fashion_mnist, imagenet
-from linear_transformer import configuration
+from linear_transformer.compile import compiled_program
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models import resnet
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training import compiled_program
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from tests.ops.contract import relative_rms
 

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from configs.papers.katharopoulos2020 import speech
-from linear_transformer import configuration
+from linear_transformer.compile import compiled_program
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import (
     BiLSTMConfig,
@@ -18,7 +19,6 @@ from linear_transformer.models.speech_recognizer import (
 )
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.speech_recognition import ENCODERS
-from linear_transformer.training import compiled_program
 from tests.ops.contract import relative_rms
 
 B, T, FEATURES, SYMBOLS = 3, 9, 5, 7

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from linear_transformer.compile import compiled_program
 from linear_transformer.nn.mixers.registry import MIXERS, make_mixer
-from linear_transformer.training import compiled_program
 
 WIDTH, HEADS = 256, 4
 

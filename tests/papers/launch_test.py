@@ -9,8 +9,8 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.papers import __main__ as command, launch
 from linear_transformer.papers.runs import find
 from linear_transformer.papers.tables import PAPER, REDUCED, load_table
+from tests.cli.train_test import assert_one_line
 from tests.papers import folders
-from tests.train_test import assert_one_line
 from tests.training import runs
 
 LINEAR, SOFTMAX = folders.TABLE.rows

@@ -12,12 +12,12 @@ from flax import nnx
 from PIL import Image
 
 from configs.papers.shen2021 import fashion_mnist, imagenet
-from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import UserError
-from linear_transformer.evaluation import Run, evaluate, sample
-from linear_transformer.experiment import make_task
+from linear_transformer.inference.evaluation import Run, evaluate, sample
+from linear_transformer.inference.generation import Sampler
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.tasks.task import Task
+from linear_transformer.tasks.base import Task
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.loop import train
 from tests.data.images_test import idx
 from tests.training import runs

@@ -12,11 +12,11 @@ from flax import nnx
 from configs.papers.hadjeres2021 import piano_small
 from linear_transformer.data.music import midi
 from linear_transformer.data.music.note_pipeline import PAD, START, evaluation_events
-from linear_transformer.decoding.generate import Sampler
 from linear_transformer.errors import UserError
-from linear_transformer.evaluation import Run, evaluate, sample
-from linear_transformer.experiment import make_task
-from linear_transformer.tasks.task import Task
+from linear_transformer.inference.evaluation import Run, evaluate, sample
+from linear_transformer.inference.generation import Sampler
+from linear_transformer.tasks.base import Task
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.loop import train
 
 

@@ -11,13 +11,13 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data import evaluation_batches
 from linear_transformer.errors import ConfigError, UserError
-from linear_transformer.evaluation import Run, evaluate
-from linear_transformer.experiment import make_task
+from linear_transformer.inference.evaluation import Run, evaluate
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.language_modelling import LanguageModelling, negative_log_likelihood
-from linear_transformer.tasks.task import Task
+from linear_transformer.training.experiment import make_task
 from tests.training import runs
 
 

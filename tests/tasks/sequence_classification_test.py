@@ -14,11 +14,11 @@ from flax import nnx
 from configs.lra import text, variants
 from linear_transformer.data import sequence_batches
 from linear_transformer.errors import UserError
-from linear_transformer.evaluation import Run, evaluate
-from linear_transformer.experiment import make_task
+from linear_transformer.inference.evaluation import Run, evaluate
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.sequence_classification import SequenceClassification
-from linear_transformer.tasks.task import Task
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.loop import train
 from tests.ops.contract import relative_rms
 from tests.training import runs

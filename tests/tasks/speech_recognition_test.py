@@ -11,13 +11,13 @@ from flax import nnx
 
 from configs.papers.katharopoulos2020 import speech as config_file
 from linear_transformer.data.speech import utterances as speech
-from linear_transformer.decoding import ctc
 from linear_transformer.errors import UserError
-from linear_transformer.evaluation import Run, evaluate
-from linear_transformer.experiment import make_task
+from linear_transformer.inference import ctc
+from linear_transformer.inference.evaluation import Run, evaluate
 from linear_transformer.models.speech_recognizer import TransformerConfig
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.tasks.task import Task
+from linear_transformer.tasks.base import Task
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.loop import train
 from tests.training import runs
 

@@ -8,11 +8,11 @@ import jax
 import pytest
 from etils import epath
 
-from linear_transformer import distributed, environment
 from linear_transformer.errors import ConfigError
+from linear_transformer.runtime import distributed, environment
 from linear_transformer.training import agreement
+from tests.runtime.distributed_test import Processes, finish, make_config, wait_for_checkpoint
 from tests.training import runs
-from tests.training.distributed_test import Processes, finish, make_config, wait_for_checkpoint
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from etils import epath
 
-from linear_transformer import evaluation
 from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.inference import evaluation
 from linear_transformer.training import loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs

@@ -11,10 +11,11 @@ from etils import epath
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from linear_transformer import accelerators, config_file, configuration, experiment, schema
+from linear_transformer.config import config_file, configuration, schema
 from linear_transformer.errors import ConfigError
-from linear_transformer.evaluation import Run
-from linear_transformer.training import loop
+from linear_transformer.inference.evaluation import Run
+from linear_transformer.runtime import accelerators
+from linear_transformer.training import experiment, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 

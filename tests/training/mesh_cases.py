@@ -17,14 +17,14 @@ from jax.sharding import PartitionSpec
 
 from configs.papers.katharopoulos2020 import mnist
 from configs.recall import mad, mqar
-from linear_transformer import configuration
+from linear_transformer.config import configuration
 from linear_transformer.data import sequence_batches
 from linear_transformer.data.speech import utterances as speech
-from linear_transformer.experiment import make_task
 from linear_transformer.nn import logical_axes
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.training import sharding
+from linear_transformer.sharding import mesh as sharding
+from linear_transformer.training.experiment import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
 from tests import collectives

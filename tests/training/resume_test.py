@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer import config_file, configuration, experiment
+from linear_transformer.config import config_file, configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.training import loop
+from linear_transformer.training import experiment, loop
 from tests.training import runs
 
 VARIATIONS = {

@@ -9,7 +9,8 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
-from linear_transformer.training import loop, sharding
+from linear_transformer.sharding import mesh as sharding
+from linear_transformer.training import loop
 from tests import eight_devices
 from tests.tasks import image_classification_test
 from tests.training import runs, shipped_configs_test

@@ -18,11 +18,11 @@ import soundfile
 from etils import epath
 from PIL import Image
 
-from linear_transformer import accelerators
+from linear_transformer.compile import ahead_of_time
 from linear_transformer.data.listops import dataset as listops
 from linear_transformer.data.music import midi
 from linear_transformer.data.pathfinder import dataset as pathfinder
-from linear_transformer.training import ahead_of_time
+from linear_transformer.runtime import accelerators
 from tests.training import runs
 
 CONFIGS = runs.ROOT / "configs"

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable
 
 from linear_transformer.data.errors import DataError, FetchError
-from linear_transformer.user_cache import cache_dir
+from linear_transformer.runtime.user_cache import cache_dir
 
 _TIMEOUT_SECONDS = 30
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from linear_transformer import environment
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.io.reading import files_below
 from linear_transformer.data.text.corpus import Corpus
+from linear_transformer.runtime import environment
 
 # Of larger sets of files the names and sizes alone are read: ImageNet has 150 GB.
 _MOST_BYTES = 2**32

@@ -3,10 +3,10 @@
 from absl import flags
 from etils import epath
 
-from linear_transformer import program
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.listops.dataset import FILES, FOLDER, write
 from linear_transformer.data.listops.trees import Shape, distinct_trees
+from linear_transformer.runtime import program
 
 
 def _define_flags() -> None:

@@ -3,9 +3,9 @@
 from absl import flags
 from etils import epath
 
-from linear_transformer import program
 from linear_transformer.data.pathfinder.dataset import FOLDERS, write
 from linear_transformer.data.pathfinder.paddles import SETTINGS
+from linear_transformer.runtime import program
 
 
 def _define_flags() -> None:

@@ -3,9 +3,9 @@
 from absl import flags
 from etils import epath
 
-from linear_transformer import program
 from linear_transformer.data.retrieval.dataset import NUM_PAIRS, pair_passages, works, write_tsv
 from linear_transformer.data.text.corpus import SPLITS
+from linear_transformer.runtime import program
 
 
 def _define_flags() -> None:

@@ -8,6 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from linear_transformer.config.schema import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    UP_TO_ONE,
+    check_range,
+    check_type,
+    meanings,
+    unknown,
+)
 from linear_transformer.nn.mixers.cosformer import CosFormer
 from linear_transformer.nn.mixers.delta_net import DeltaNet
 from linear_transformer.nn.mixers.diag_attention import DiagAttention
@@ -35,16 +45,6 @@ from linear_transformer.nn.mixers.retnet import Retention
 from linear_transformer.nn.mixers.rwkv6 import RWKV6
 from linear_transformer.nn.mixers.rwkv7 import RWKV7
 from linear_transformer.nn.mixers.softmax_attention import SoftmaxAttention
-from linear_transformer.schema import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    UP_TO_ONE,
-    check_range,
-    check_type,
-    meanings,
-    unknown,
-)
 
 # Arguments of every mixer that the model sets itself.
 RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")

@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import kernels
 from benchmarks.kernels import Sizes, measure
-from linear_transformer import accelerators
+from linear_transformer.compile import compiled_program
 from linear_transformer.ops.additive import linear_attention
-from linear_transformer.training import compiled_program
+from linear_transformer.runtime import accelerators
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux"),

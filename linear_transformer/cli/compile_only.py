@@ -1,0 +1,53 @@
+"""`--compile_only` of train.py and eval.py: does a config fit on these TPUs?
+
+Exit status 0 if it does, 1 if not, 2 with one line when the command was wrong.
+"""
+
+import sys
+from typing import Any, Literal
+
+from absl import flags
+
+from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.runtime import accelerators
+
+REQUESTED = flags.DEFINE_bool(
+    "compile_only", False, "Compile for --topology and report what it needs; run nothing."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs of a slice: v5e:4x4, v5p:2x2x1, ...")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices, over a data-centre network.")
+
+
+def requested() -> bool:
+    """Whether the command line has the flag; for use before flags are parsed and JAX starts."""
+    given = [argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")]
+    return any(flag.lower() in ("compile_only", "compile_only=true") for flag in given)
+
+
+def prepare() -> None:
+    """Sets the environment that the TPU compiler needs; call it before JAX is imported."""
+    if requested():
+        accelerators.prepare_environment()
+
+
+def report(program: Literal["training", "decoding"], config: Any) -> None:
+    """Compiles and prints.
+
+    Raises:
+      UserError: a mistake in flags, config or data.
+      RunError: the program does not fit.
+    """
+    from linear_transformer.compile import ahead_of_time
+
+    if _TOPOLOGY.value is None:
+        raise ConfigError("--compile_only needs --topology, such as --topology=v5e:4x4")
+    devices = accelerators.describe_devices(_TOPOLOGY.value, _NUM_SLICES.value)
+    compile_step = {
+        "training": ahead_of_time.compile_training_step,
+        "decoding": ahead_of_time.compile_decoding_step,
+    }[program]
+    result = compile_step(config, devices)
+    for name, fact in result.lines().items():
+        print(f"{name + ':':14} {fact}", flush=True)
+    if not result.fits:
+        raise RunError(f"this does not fit on {_TOPOLOGY.value}")

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation, and what a compiled program costs."""

@@ -1,0 +1,263 @@
+"""Compiles a run's programs for TPUs that are not there, and tells what they need.
+
+libtpu has the whole compiler, so the program and the memory plan are those of the real machine;
+numbers and speed are not known before it runs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from linear_transformer.compile import capacity, compiled_program
+from linear_transformer.config import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.inference import generation as generate
+from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.ops.pallas import choice
+from linear_transformer.runtime import accelerators
+from linear_transformer.runtime.accelerators import GIB, Accelerator
+from linear_transformer.sharding import mesh as sharding
+from linear_transformer.tasks.base import Task
+from linear_transformer.training import experiment
+from linear_transformer.training.experiment import make_task
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import TrainState, abstract_state, make_train_step
+from linear_transformer.types import Metrics
+
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one compiled program needs of each device.
+
+    Attributes:
+      program: what was compiled.
+      tokens: that a call of it works on, on all devices; 0 if they are not counted.
+      seconds: that compiling took.
+      memory: bytes by name in MEMORY; an alias is an output in the place of an argument.  Empty
+        where the compiler found no plan that fits.
+      cost: the work, loops counted as often as they run; None where nothing was compiled.
+      counted_once: XLA's own "flops" and "bytes accessed", with the body of each loop once.
+      refusal: the compiler's words, where the program is too large.
+    """
+
+    program: str
+    mesh: Mesh
+    accelerator: Accelerator
+    tokens: int
+    seconds: float
+    memory: dict[str, int]
+    cost: compiled_program.Cost | None
+    counted_once: dict[str, float]
+    refusal: str | None = None
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Of a device, all told."""
+        return sum(self.memory.values()) - 2 * self.memory.get("alias", 0)
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None and self.hbm_bytes <= self.accelerator.memory
+
+    @property
+    def least_seconds(self) -> tuple[float, float]:
+        """No call can be faster: by matmuls at the device's peak, and by its HBM traffic."""
+        chip = self.accelerator
+        return self.cost.flops / chip.flops, self.cost.hbm_bytes / chip.bandwidth
+
+    def lines(self) -> dict[str, str]:
+        """Facts by name, for the terminal."""
+        chip = self.accelerator
+        axes = " x ".join(f"{size} {axis}" for axis, size in self.mesh.shape.items() if size > 1)
+        facts = {
+            "program": f"{self.program}, compiled in {self.seconds:.1f} s, not run",
+            "device": f"{self.mesh.size} x {chip.name}" + (f" ({axes})" if axes else ""),
+        }
+        if self.cost is None:
+            return facts | {"fits": f"no: {self.refusal}"}
+        used = {name: size / GIB for name, size in self.memory.items()}
+        by_flops, by_bytes = self.least_seconds
+        collectives = [
+            f"{kind} {count} x, {_count(float(sent))}bytes"
+            for kind, (count, sent) in self.cost.collectives.items()
+        ]
+        facts |= {
+            "HBM": f"{self.hbm_bytes / GIB:.2f} of {chip.memory / GIB:.0f} GiB a device: arguments "
+            f"{used['argument']:.2f}, outputs {used['output']:.2f} ({used['alias']:.2f} in the "
+            f"place of arguments), temporaries {used['temp']:.2f}, code "
+            f"{used['generated_code']:.2f}",
+            "matmuls": f"{_count(self.cost.flops)}FLOPs a device: at least {1e3 * by_flops:.4g} ms",
+            "HBM traffic": f"{_count(self.cost.hbm_bytes)}bytes a device: at least "
+            f"{1e3 * by_bytes:.4g} ms",
+            "XLA's count": f"{_count(self.counted_once['flops'])}FLOPs, "
+            f"{_count(self.counted_once['bytes accessed'])}bytes, each loop once",
+            "collectives": "; ".join(collectives) or "none",
+        }
+        if self.cost.kernels:
+            facts["kernels"] = f"{self.cost.kernels} calls"
+        if self.cost.unknown_loops:
+            facts["not counted"] = f"{self.cost.unknown_loops} loops of unknown length, taken once"
+        if self.tokens:
+            bound = self.tokens / max(by_flops, by_bytes)
+            facts["bound"] = f"at most {bound:,.0f} tokens/s, {bound / self.mesh.size:,.0f} a chip"
+        return facts | {"fits": "yes" if self.fits else "no"}
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:.4g} "
+
+
+class TrainingStep(NamedTuple):
+    """The step that training would run on a mesh, and what it would be called with.
+
+    Attributes:
+      step: jitted, for `jax.set_mesh(mesh)`.
+      state: shapes, types and shardings of its first argument.
+      batch: those of the second.
+    """
+
+    mesh: Mesh
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> TrainingStep:
+    """Makes the very step that training would run; computes and compiles nothing.
+
+    The data is read for the shapes of its first batch and for its vocabulary.
+
+    Args:
+      config: of the run.
+      devices: described ones (`accelerators.describe_devices`), or real ones.
+
+    Raises:
+      UserError: a mistake in config or data, or a mesh that the devices cannot make.
+    """
+    config = experiment.resolve(config)
+    optimizer = make_optimizer(
+        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
+    )
+    mesh_config = sharding.mesh_config(config)
+    rows = config.data.batch_size // config.accumulate_steps
+    mesh = sharding.make_mesh(mesh_config, rows, devices)
+    capacity.check(config, devices)
+    task = make_task(config)
+    sharding.require_sequences(mesh_config, task)
+    options = {"seed": config.seed, "ema_decay": config.ema_decay}
+    step = make_train_step(
+        nnx.graphdef(abstract_model(task)),
+        task.loss,
+        optimizer,
+        accumulate_steps=config.accumulate_steps,
+        sequences=task.sequences,
+        exchange=mesh_config.exchange,
+        **options,
+    )
+    state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
+    batch = next(iter(task.training_data(0, 1)))
+    batch = sharding.abstract_batch(mesh, batch, task.sequences)
+    return TrainingStep(mesh, step, state, batch)
+
+
+def compile_training_step(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Report:
+    """Compiles what `training_step` makes, whose arguments and errors it has."""
+    mesh, step, state, batch = training_step(config, devices)
+    tokens = config.data.batch_size * config.data.get("sequence_length", 0)
+    return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
+
+
+def compile_decoding_step(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Report:
+    """Compiles the loop that samples `generate.SEGMENT` tokens of `config.data.batch_size` rows.
+
+    Parameters are spread as in training; each device has its rows.
+
+    Raises:
+      UserError: as `compile_training_step`; or the task has no model that decodes.
+    """
+    config = experiment.resolve(config)
+    rows = config.data.batch_size
+    mesh = sharding.make_mesh(sharding.mesh_config(config), rows, devices)
+    capacity.check(config, devices)
+    task = make_task(config)
+    model = abstract_model(task)
+    if not hasattr(model, "init_state"):
+        raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
+    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    parameters = sharding.abstract(parameters, sharding.shardings(mesh, parameters))
+    by_row = sharding.rows_of(mesh)
+    state = jax.eval_shape(lambda: model.init_state(rows))
+    state = sharding.abstract(state, jax.tree.map(lambda _: by_row, state))
+    token_B = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = sharding.abstract(key, NamedSharding(mesh, PartitionSpec()))
+    return _compile(
+        f"{generate.SEGMENT} decoding steps of {rows} rows",
+        mesh,
+        rows * generate.SEGMENT,
+        lambda: generate.decode.lower(
+            nnx.graphdef(model),
+            generate.Sampler(),
+            generate.SEGMENT,
+            parameters,
+            state,
+            token_B,
+            key,
+        ),
+    )
+
+
+def abstract_model(task: Task) -> nnx.Module:
+    """The task's model with shapes for arrays."""
+    return nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
+
+
+def _compile(
+    program: str, mesh: Mesh, tokens: int, lower: Callable[[], jax.stages.Lowered]
+) -> Report:
+    device = mesh.devices.flat[0]
+    accelerator = accelerators.find(device.device_kind)
+    if accelerator is None:
+        raise ConfigError(f"{device.device_kind}: not in runtime/accelerators.py")
+    began = time.perf_counter()
+
+    def report(**found: Any) -> Report:
+        seconds = time.perf_counter() - began
+        return Report(program, mesh, accelerator, tokens, seconds, **found)
+
+    with choice.compiling_for(device.platform, mesh.size), jax.set_mesh(mesh):
+        lowered = lower()
+    try:
+        compiled = lowered.compile()
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return report(memory={}, cost=None, counted_once={}, refusal=_refusal(str(error)))
+    analysis = compiled.memory_analysis()
+    return report(
+        memory={name: getattr(analysis, f"{name}_size_in_bytes") for name in MEMORY},
+        cost=compiled_program.cost(compiled.as_text()),
+        counted_once=compiled.cost_analysis(),
+    )
+
+
+def _refusal(text: str) -> str:
+    """The first sentences of the compiler's error, on one line."""
+    return " ".join(text.split("Total hbm usage")[0].split())[:300]

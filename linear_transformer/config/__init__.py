@@ -1,0 +1,1 @@
+"""Configs: their keys, their files, those that are shipped."""

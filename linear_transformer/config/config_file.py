@@ -1,0 +1,102 @@
+"""The config of a run, config.json in its folder."""
+
+import json
+
+import ml_collections
+from etils import epath
+
+from linear_transformer.config.configuration import plain
+from linear_transformer.errors import ConfigError
+from linear_transformer.training import experiment, run_folder
+
+# What a resumed run may change: how long it goes on, what it reports and where, not what it
+# computes.
+RESUMABLE_KEYS = (
+    "num_steps",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "final_evaluation",
+    "sample",
+    "mesh",
+    "beam_width",
+    "optimizer.schedule_steps",  # `training.folder` compares where schedules end
+)
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of a key."""
+    return key in RESUMABLE_KEYS or key.partition(".")[0] in RESUMABLE_KEYS
+
+
+def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json, or checks that the run's own config is the same experiment.
+
+    Raises:
+      ConfigError: the folder can't be written, or holds a run of another config.
+    """
+    path = workdir / "config.json"
+    text = json.dumps(plain(config), indent=2, sort_keys=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, text)
+            return
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+    before, now = (experiment.flat(each) for each in (load(workdir), config))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not may_change(key)
+    ]
+    if changed:
+        # What changed the others: a section's own key, and not one that follows from it.
+        key = min(changed, key=lambda key: (key in experiment.FOLLOWING, key.count(".")))
+        raise ConfigError(
+            f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
+            f"there and {now.get(key)!r} here); for a new run, add "
+            f"--workdir={run_folder.free(workdir)}"
+        )
+    _write(path, text)
+
+
+def _write(path: epath.Path, text: str) -> None:
+    """Whole or not at all, so that a killed run leaves a config that can be read."""
+    partial = path.with_suffix(".json.part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def load(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """Reads the config that a run was made with; keys that it lacks have their defaults.
+
+    Raises:
+      ConfigError: no run, or a config that this version does not know.
+    """
+    config = read(workdir)
+    try:
+        return experiment.resolve(config)
+    except ConfigError as error:
+        path = workdir / "config.json"
+        raise ConfigError(f"{path}: {error}; another version of the code wrote it") from error
+
+
+def read(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """Reads a run's config as it is written, whatever version of the code wrote it.
+
+    Raises:
+      ConfigError: no run, or a file that is no config.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: no run there ({path} cannot be read)") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a config ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")
+    return ml_collections.ConfigDict(values)

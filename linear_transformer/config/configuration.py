@@ -1,0 +1,62 @@
+"""Configs as dataclasses, nested dicts and dotted keys."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from linear_transformer.config import schema
+from linear_transformer.errors import ConfigError
+
+
+def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
+    """Makes a config dataclass; an unknown or missing key is an error that names it.
+
+    Args:
+      cls: dataclass; `schema.check` of its values is its own.
+      values: of the keys that a config file may set.
+      key: of the section, "" for the experiment itself.
+      extra: values of other fields.
+    """
+    prefix = f"config.{key}." if key else "config."
+    if not isinstance(values, dict | ml_collections.ConfigDict):
+        raise ConfigError(f"{prefix[:-1]} is {values!r}; it must be a section with keys")
+    given, known = plain(values), schema.keys(cls)
+    for name in given:
+        if name not in known:
+            raise schema.unknown(prefix + name, known)
+    given |= extra
+    for name, field in known.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if name not in given and required:
+            raise ConfigError(f"{prefix}{name} is missing")
+    for name, value in given.items():
+        hint = schema.hints(cls)[name]
+        schema.check_type(value, hint, prefix + name)
+        if type(value) is int and hint in (float, float | None):
+            given[name] = float(value) if abs(value) < 10**300 else math.inf
+    return cls(**given)
+
+
+def plain(config: Any) -> Any:
+    """Nested dicts and tuples, as dataclasses and JSON take them."""
+    if isinstance(config, ml_collections.ConfigDict):
+        return {name: plain(config[name]) for name in config}
+    if isinstance(config, dict):
+        return {name: plain(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return tuple(plain(x) for x in config)
+    return config
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

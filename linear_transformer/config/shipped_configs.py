@@ -1,0 +1,56 @@
+"""The configs that come with the project: `configs/...`, with or without a clone.
+
+A clone has them beside the package, a wheel inside it. A file of the same path in the current
+folder goes first, so that a copy can be changed. Config files import each other as
+`from configs import default`, in a clone and where the package is installed.
+"""
+
+import importlib.machinery
+import importlib.util
+import pathlib
+import sys
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+NAME = "configs"
+FOLDER = next(f for f in (_PACKAGE / NAME, _PACKAGE.parent / NAME) if f.is_dir())
+
+
+def find(path: str) -> str:
+    """The path of a config: in the current folder if it is there, else that of a shipped one.
+
+    Args:
+      path: a file or folder, with or without `:variant`.
+
+    Returns:
+      The path with its variant; unchanged where neither folder has it.
+    """
+    name, colon, variant = path.partition(":")
+    parts = pathlib.PurePath(name).parts
+    if parts[:1] == (NAME,) and not pathlib.Path(name).exists():
+        shipped = FOLDER.joinpath(*parts[1:])
+        if shipped.exists():
+            return f"{shipped}{colon}{variant}"
+    return path
+
+
+def find_in_arguments(arguments: list[str]) -> list[str]:
+    """A command line whose `--config=PATH` or `--config PATH` is a file that is there."""
+    found = []
+    for argument in arguments:
+        flag, equals, path = argument.partition("=")
+        if equals and flag in ("--config", "-config"):
+            argument = f"{flag}={find(path)}"
+        elif found and found[-1] in ("--config", "-config"):
+            argument = find(argument)
+        found.append(argument)
+    return found
+
+
+def make_importable() -> None:
+    """Makes `configs` a package: the current folder's configs and, after them, the shipped ones."""
+    if NAME in sys.modules:
+        return
+    spec = importlib.machinery.ModuleSpec(NAME, None, is_package=True)
+    folders = (pathlib.Path(NAME).resolve(), FOLDER)
+    spec.submodule_search_locations = [str(f) for f in dict.fromkeys(folders) if f.is_dir()]
+    sys.modules[NAME] = importlib.util.module_from_spec(spec)

@@ -1,1 +1,0 @@
-"""Sampling from language models with constant memory."""

@@ -1,0 +1,1 @@
+"""Sampling, infilling and evaluation of trained models."""

@@ -1,0 +1,116 @@
+"""What eval.py does: load a run from its folder, evaluate it, sample from it."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from linear_transformer.compile import capacity
+from linear_transformer.config import config_file, configuration
+from linear_transformer.data.io.fingerprint import fingerprints
+from linear_transformer.errors import ConfigError, RunError
+from linear_transformer.inference.generation import Sampler
+from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.runtime import distributed
+from linear_transformer.sharding import mesh as sharding
+from linear_transformer.tasks.base import Task
+from linear_transformer.training.checkpoints import Checkpoints
+from linear_transformer.training.experiment import make_task
+from linear_transformer.training.folder import check_data, write_json
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with its task: everything is read from the run's folder."""
+
+    workdir: epath.Path
+    task: Task
+    graphdef: nnx.GraphDef
+    parameters: Any
+    step: int
+
+    @classmethod
+    def load(cls, workdir: epath.Path) -> "Run":
+        """Reads config.json and the newest checkpoint.
+
+        Raises:
+          ConfigError: there is no run, or no checkpoint that can be read; or the data are not those
+            that it was trained on.
+        """
+        config = config_file.load(workdir)
+        capacity.check(config, jax.devices())
+        task = make_task(config)
+        check_data(workdir, config, fingerprints(config.data, task))
+        optimizer = make_optimizer(
+            configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
+        )
+        mesh = None  # several processes share the parameters, one has them on one device
+        if jax.process_count() > 1:
+            mesh = sharding.make_mesh(sharding.mesh_config(config), config.data.batch_size)
+        options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
+        state = init_state(task.make_model, optimizer, **options)
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
+        try:
+            restored = checkpoints.restore(state)
+        finally:
+            checkpoints.close()
+        if restored is None:
+            raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
+        state, progress = restored
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
+        return cls(workdir, task, graphdef, state.evaluated, progress["step"])
+
+
+def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
+    """Prints a table and writes `eval-<split>.json`; every token is counted exactly once.
+
+    Raises:
+      RunError: the file can't be written; the table has been printed.
+    """
+    began = time.perf_counter()
+    metrics = run.task.evaluate(run.graphdef, run.parameters, split)
+    note = None
+    if stateful:
+        try:
+            carried = run.task.evaluate_stateful(run.graphdef, run.parameters, split)
+            metrics |= {f"stateful_{name}": value for name, value in carried.items()}
+        except ConfigError as error:
+            note = str(error)
+    seconds = time.perf_counter() - began
+    table = Table(title=f"{run.workdir}, step {run.step}, {split} split")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name.replace("_", " "), f"{value:,.4f}" if value < 1e6 else f"{value:,.0f}")
+    console = Console()
+    console.print(table)
+    if note is not None:
+        console.print(f"not run: {note}", soft_wrap=True)
+    if distributed.is_first():
+        path = run.workdir / f"eval-{split}.json"
+        record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror}); the numbers above are complete"
+            ) from error
+    return metrics
+
+
+def sample(run: Run, prompt: str, num_tokens: int, sampler: Sampler, seed: int) -> None:
+    """Streams the prompt and its continuation to the terminal, then the speed."""
+    print(prompt, end="", flush=True)
+    began = time.perf_counter()
+    parameters = distributed.whole(run.parameters)
+    for text in run.task.stream(run.graphdef, parameters, prompt, num_tokens, sampler, seed):
+        print(text, end="", flush=True)
+    seconds = time.perf_counter() - began
+    print(f"\n--- {num_tokens} tokens in {seconds:.1f} s, compilation included", flush=True)

@@ -1,0 +1,1 @@
+"""The process: start of several, accelerators, environment, caches."""

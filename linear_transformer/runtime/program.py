@@ -1,0 +1,68 @@
+"""The frame of every command: flags, and mistakes in one line."""
+
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from linear_transformer.errors import ConfigError, RunError, UserError
+from linear_transformer.runtime import accelerators, distributed
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; anything else is a mistake.
+
+    Raises:
+      ConfigError: an unknown flag or argument, or a value that a flag does not take.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    if len(rest) > 1:
+        raise ConfigError(f"unknown argument {rest[1]!r}; flags look like --name=value")
+    return rest
+
+
+def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = parse_flags) -> None:
+    """Parses the command line and runs `main`.
+
+    A user's mistake is one line and exit status 2; a RunError is one line and exit status 1.
+
+    Args:
+      main: called without arguments.
+      parse: of the arguments, the program's name in front.
+    """
+    accelerators.leave_out_absent_tpu()
+
+    def parsed(argv: list[str]) -> list[str]:
+        try:
+            return parse(argv)
+        except UserError as error:
+            _fail(error)
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            _fail(error)
+        except RunError as error:
+            _fail(error, status=1)
+        except Exception:
+            if distributed.has_others():
+                traceback.print_exc()
+                _fail(RunError(distributed.FAREWELL), status=1)
+            raise
+
+    app.run(guarded, flags_parser=parsed)
+
+
+def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if distributed.has_others():
+        distributed.leave(status)
+    sys.exit(status)

@@ -1,0 +1,329 @@
+"""What an experiment's config may hold: all keys, their types, defaults and meanings.
+
+`resolve` gives a config every key that it does not list, with the values that follow from others,
+or says in one line what is wrong.  Nothing is read, allocated or compiled.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import shlex
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import ml_collections
+
+from linear_transformer.config import configuration, schema
+from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Range
+from linear_transformer.data.settings import (
+    DataConfig,
+    ImageData,
+    LabelledData,
+    RowData,
+    SpeechData,
+    SyntheticData,
+    TextData,
+)
+from linear_transformer.data.synthetic.generators import GENERATORS
+from linear_transformer.errors import ConfigError
+from linear_transformer.models.aligned_encoder_decoder import AlignedEncoderDecoderConfig
+from linear_transformer.models.classifier import ClassifierConfig
+from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.resnet import ResNetConfig
+from linear_transformer.models.speech_recognizer import ENCODERS, TransformerConfig
+from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings
+from linear_transformer.sharding.mesh import MeshConfig
+from linear_transformer.tasks.base import Task
+from linear_transformer.training.optimizers import (
+    OptimizerConfig,
+    find_optimizer,
+    optimizer_options,
+    option_type,
+)
+
+
+class Kind(NamedTuple):
+    """What the sections "data" and "model" of a task's config are."""
+
+    data: type[DataConfig]
+    model: type
+
+
+TASKS = {
+    "language_modelling": Kind(TextData, LanguageModelConfig),
+    "masked_language_modelling": Kind(TextData, LanguageModelConfig),
+    "inpainting": Kind(RowData, AlignedEncoderDecoderConfig),
+    "synthetic": Kind(SyntheticData, LanguageModelConfig),
+    "image_generation": Kind(RowData, LanguageModelConfig),
+    "image_classification": Kind(ImageData, ResNetConfig),
+    "sequence_classification": Kind(LabelledData, ClassifierConfig),
+    "speech_recognition": Kind(SpeechData, TransformerConfig),
+}
+# Keys that one task alone has a use for.
+_OF_TASK = {
+    "label_smoothing": "language_modelling",
+    "mask_rate": "masked_language_modelling",
+    "encoder": "speech_recognition",
+    "beam_width": "speech_recognition",
+}
+_SECTIONS = ("data", "model", "optimizer", "mesh")
+# Keys whose values may follow from others.
+FOLLOWING = (
+    *("model.feed_forward_width", "model.max_positions", "model.pooling", "model.positions"),
+    *("model.scan_layers", "optimizer.warmup_steps"),
+)
+_SCALARS = (bool, int, float, str, types.NoneType)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """The keys of an experiment.
+
+    Attributes:
+      task: what is trained.
+      seed: of parameters, order of the data and dropout.
+      num_steps: updates of the parameters.
+      log_every: steps between two lines of metrics.
+      eval_every: steps between two evaluations; None is a tenth of num_steps.
+      eval_batches: batches of an evaluation during training.
+      checkpoint_every: steps between two checkpoints; None is eval_every.
+      keep_checkpoints: newest checkpoints that are kept.
+      final_evaluation: whether the whole validation split is evaluated at the end.
+      sample: whether an example of what the model does is printed at the end.
+      accumulate_steps: parts of a batch that are computed one after the other.
+      ema_decay: of an average of the parameters that is evaluated; 0 for none.
+      label_smoothing: share of the target's probability that is spread over the vocabulary.
+      mask_rate: share of the tokens that a masked language model predicts.
+      encoder: what `model` describes in speech recognition.
+      beam_width: prefixes of the beam search of speech recognition; 0 takes the best path.
+      data: see the task.
+      model: see the task.
+      optimizer: the optimizer and its schedule.
+      mesh: devices along each axis.
+    """
+
+    task: str
+    seed: int
+    num_steps: int
+    log_every: int
+    eval_every: int | None
+    eval_batches: int
+    checkpoint_every: int | None
+    keep_checkpoints: int
+    final_evaluation: bool
+    sample: bool
+    accumulate_steps: int
+    ema_decay: float
+    label_smoothing: float = 0.0
+    mask_rate: float = 0.15
+    encoder: str = "transformer"
+    beam_width: int = 0
+    data: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    mesh: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    CHOICES: ClassVar[Mapping[str, Any]] = {"task": TASKS, "encoder": ENCODERS}
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "seed": SEED,
+        **dict.fromkeys(
+            (
+                *("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every"),
+                *("keep_checkpoints", "accumulate_steps"),
+            ),
+            POSITIVE,
+        ),
+        **dict.fromkeys(("ema_decay", "label_smoothing"), FRACTION),
+        "mask_rate": Range(above=0, below=1),
+        "beam_width": NOT_NEGATIVE,
+    }
+
+    def __post_init__(self):
+        schema.check(self, "")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for key, task in _OF_TASK.items():
+            value = getattr(self, key)
+            if value != defaults[key] and self.task != task:
+                raise ConfigError(
+                    f"config.{key} is {value}; it is for config.task={task}, not {self.task}"
+                )
+        if self.eval_every is None:
+            object.__setattr__(self, "eval_every", max(self.num_steps // 10, 1))
+        if self.checkpoint_every is None:
+            object.__setattr__(self, "checkpoint_every", self.eval_every)
+
+
+def classes(config: Mapping[str, Any]) -> dict[str, type]:
+    """The config dataclass of each section of an experiment, by its name.
+
+    Raises:
+      ConfigError: there is no such task or encoder.
+    """
+    task, encoder = config.get("task"), config.get("encoder", "transformer")
+    schema.check_choice(task, TASKS, "config.task")
+    schema.check_choice(encoder, ENCODERS, "config.encoder")
+    data, model = TASKS[task]
+    if task == "speech_recognition":
+        model = ENCODERS[encoder]
+    return {"data": data, "model": model, "optimizer": OptimizerConfig, "mesh": MeshConfig}
+
+
+def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with all its keys, and with the values that follow from others.
+
+    Raises:
+      ConfigError: a key that is missing or that no part of the experiment has, or a value of
+        another type or out of range; one line that names the key.
+    """
+    values = configuration.plain(config)
+    kinds = classes(values)
+    top = configuration.build(ExperimentConfig, values, "")
+    parts = {
+        name: configuration.build(kinds[name], getattr(top, name), name)
+        for name in ("data", "optimizer", "mesh")
+    }
+    data, optimizer = parts["data"], parts["optimizer"]
+    given = _by_data(kinds["model"], data.longest)
+    parts["model"] = configuration.build(kinds["model"], top.model, "model", **given)
+    if data.batch_size % top.accumulate_steps:
+        raise ConfigError(
+            f"config.data.batch_size ({data.batch_size}) is not a multiple of "
+            f"config.accumulate_steps ({top.accumulate_steps})"
+        )
+    resolved = {key: getattr(top, key) for key in schema.keys(ExperimentConfig)}
+    for name, part in parts.items():
+        resolved[name] = {key: getattr(part, key) for key in schema.keys(type(part))}
+    resolved["optimizer"]["warmup_steps"] = optimizer.warmup(top.num_steps)
+    if resolved["model"].get("positions", "learned") != "learned":
+        resolved["model"]["max_positions"] = None  # of a table that is not there
+    return ml_collections.ConfigDict(resolved)
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """The task of an experiment: the class of the module of its name, imported when it runs.
+
+    Raises:
+      UserError: a mistake in the config or in the data.
+    """
+    config = resolve(config)
+    module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
+    return getattr(module, config.task.title().replace("_", ""))(config)
+
+
+def _by_data(model: type, longest: int | None) -> dict[str, Any]:
+    """Values in the place of those that the data will give a model's config."""
+    values = {
+        "vocab_size": 2,
+        "vocab_sizes": (2,),
+        "num_classes": 2,
+        "image_channels": 1,
+        "length": longest,
+    }
+    names = {field.name for field in dataclasses.fields(model)} - schema.keys(model).keys()
+    return {name: values[name] for name in names}
+
+
+class Key(NamedTuple):
+    """A key of a config.
+
+    Attributes:
+      hint: type of its value.
+      default: MISSING where a config must have the key.
+      meaning: one line.
+    """
+
+    hint: Any
+    default: Any
+    meaning: str
+
+
+def known_keys(config: Mapping[str, Any]) -> dict[str, Key]:
+    """All keys of experiments with this task, data set, optimizer and encoder, by dotted name."""
+    found: dict[str, Key] = {}
+    for section, cls in {"": ExperimentConfig, **classes(config)}.items():
+        meanings = schema.meanings(cls)
+        for name, field in schema.keys(cls).items():
+            if section or name not in _SECTIONS:
+                default = field.default
+                if field.default_factory is not dataclasses.MISSING:
+                    default = field.default_factory()
+                meaning = meanings.get(name, "")
+                if name in cls.CHOICES:
+                    meaning += f" ({', '.join(cls.CHOICES[name])})"
+                key = f"{section}.{name}" if section else name
+                found[key] = Key(schema.hints(cls)[name], default, meaning)
+    return found | dict(_options(config))
+
+
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
+    """The keys of the sections that hold arguments: of optimizer, generator and mixers."""
+    name = config.get("optimizer", {}).get("name", OptimizerConfig.name)
+    meanings = schema.meanings(find_optimizer(name))
+    for option, parameter in optimizer_options(name).items():
+        yield (
+            f"optimizer.options.{option}",
+            Key(option_type(parameter), _default(parameter), meanings.get(option, "")),
+        )
+    make = GENERATORS.get(config.get("data", {}).get("dataset"))
+    if config["task"] == "synthetic" and make is not None:
+        meanings = schema.meanings(getattr(make, "func", make))
+        for option, parameter in inspect.signature(make).parameters.items():
+            yield (
+                f"data.options.{option}",
+                Key(parameter.annotation, _default(parameter), meanings.get(option, "")),
+            )
+    if "mixers" in schema.keys(classes(config)["model"]):
+        for section in ("model.mixers", "model.mixers.parallel.branches"):
+            for mixer in MIXERS:
+                for option, key in _mixer_keys(mixer).items():
+                    yield f"{section}.{mixer}.{option}", key
+
+
+def _mixer_keys(mixer: str) -> dict[str, Key]:
+    meanings = option_meanings(mixer)
+    return {
+        option: Key(parameter.annotation, _default(parameter), meanings.get(option, ""))
+        for option, parameter in mixer_options(mixer).items()
+    }
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    missing = parameter.default is inspect.Parameter.empty
+    return dataclasses.MISSING if missing else parameter.default
+
+
+def flat(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+    """All keys of an experiment with their values, by dotted name.
+
+    Two configs are the same experiment if these are equal: an option that one of them leaves out
+    has its default.
+    """
+    values = configuration.plain(resolve(config))
+    found = configuration.flatten(values)
+    for key, option in _options(values):
+        mixer = key.removeprefix("model.mixers.").split(".")[0]
+        used = not key.startswith("model.") or mixer in values["model"]["mixers"]
+        if used and ".branches." not in key and isinstance(option.default, _SCALARS):
+            found.setdefault(key, option.default)
+    return {key: found[key] for key in sorted(found)}
+
+
+def listing(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[str]:
+    """Lines for the terminal: every key as a flag with its value, and what it means."""
+    values = flat(config)
+    raw = configuration.plain(config)
+    keys, given = known_keys(raw), configuration.flatten(raw)
+    lines = []
+    for key, value in values.items():
+        text = ",".join(value) if _is_names(value) else str(value)
+        flag = f"--config.{key}={shlex.quote(text) if text else text}"
+        follows = given.get(key, value) in (None, "auto") and value not in (None, "auto")
+        note = "(follows) " if follows else ""
+        meaning = keys[key].meaning if key in keys else ""
+        lines.append(f"{flag:<54} {note}{meaning}".rstrip())
+    return lines
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(x, str) for x in value)
