@@ -25,3 +25,21 @@ def _release_programs():
     yield
     if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MAX_MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """One text for all tests of training."""
+    from tests.training import runs
+
+    return runs.write_text(tmp_path_factory.mktemp("data") / "text")
+
+
+@pytest.fixture(scope="session")
+def unbroken(text, tmp_path_factory):
+    """(config, workdir, last state) of a run that nothing interrupted."""
+    from tests.training import runs
+
+    config = runs.make_config(text)
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    return config, workdir, runs.run(config, workdir)
