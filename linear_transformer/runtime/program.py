@@ -1,5 +1,6 @@
 """The frame of every command: flags, and mistakes in one line."""
 
+import signal
 import sys
 import traceback
 import typing
@@ -31,7 +32,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = parse_flags) -> None:
     """Parses the command line and runs `main`.
 
-    A user's mistake is one line and exit status 2; a RunError is one line and exit status 1.
+    A user's mistake is one line and exit status 2; a RunError is one line and exit status 1; Ctrl-C
+    is one line and exit status 130.
 
     Args:
       main: called without arguments.
@@ -52,6 +54,8 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = pars
             _fail(error)
         except RunError as error:
             _fail(error, status=1)
+        except KeyboardInterrupt:
+            _fail(RunError("interrupted by SIGINT"), status=128 + signal.SIGINT)
         except Exception:
             if distributed.has_others():
                 traceback.print_exc()

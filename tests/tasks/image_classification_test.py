@@ -64,7 +64,7 @@ def make_config(folder, variant="efficient", **changes):
 
 def test_learns(folder, tmp_path):
     """Most images of ten classes right in seconds; evaluated again, it is what the run reported."""
-    config = make_config(folder, num_steps=240, log_every=80, checkpoint_every=240)
+    config = make_config(folder, num_steps=160, log_every=80, checkpoint_every=160)
     workdir = epath.Path(tmp_path / "run")
     train(config, workdir)
     final = runs.curve(workdir, "validation")[-1]

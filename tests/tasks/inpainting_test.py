@@ -89,7 +89,7 @@ def test_unigram(folder):
 
 def test_trains_and_evaluates(folder, tmp_path):
     """Far below the unigram entropy in seconds; evaluated again, it is what the run reported."""
-    config = make_config(folder, num_steps=400, log_every=100, optimizer__learning_rate=1e-2)
+    config = make_config(folder, num_steps=200, log_every=50, optimizer__learning_rate=1e-2)
     workdir = epath.Path(tmp_path / "run")
     train(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

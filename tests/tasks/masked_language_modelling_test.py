@@ -158,10 +158,10 @@ def test_training_learns_and_evaluates_like_eval(text, tmp_path):
     """Words of few letters: neighbours tell a hidden letter, which its frequency alone does not."""
     config = make_config(
         text,
-        num_steps=300,
+        num_steps=200,
         log_every=50,
-        eval_every=300,
-        checkpoint_every=300,
+        eval_every=200,
+        checkpoint_every=200,
         final_evaluation=True,
         sample=True,
         model__width=32,

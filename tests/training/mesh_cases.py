@@ -20,6 +20,7 @@ from configs.recall import mad, mqar
 from linear_transformer.config import configuration
 from linear_transformer.data import sequence_batches
 from linear_transformer.data.speech import utterances as speech
+from linear_transformer.data.stream import Sequences
 from linear_transformer.nn import logical_axes
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
@@ -224,6 +225,17 @@ def test_some_meshes(name, mesh):
 def bytes_of(x):
     """Of the array, and of what a device holds of it."""
     return x.nbytes, x.addressable_shards[0].data.nbytes
+
+
+def test_rows_lie_where_the_mesh_says():
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, sequence=2), 8)
+    tokens = np.arange(8 * 6).reshape(8, 6)
+    names = ("inputs", "targets")
+    batch = sharding.put_batch(mesh, dict.fromkeys(names, tokens), Sequences(names))
+    for x in batch.values():
+        for shard in x.addressable_shards:
+            assert shard.data.shape == (2, 3)
+            np.testing.assert_array_equal(shard.data, tokens[shard.index])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What this project uses of ml_collections, whose own annotations give a key the types of all values."""
+"""What this project uses of ml_collections; its own types give a key those of all values."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
