@@ -7,9 +7,6 @@ import pytest
 from linear_transformer.analysis import gradient_variance
 from linear_transformer.analysis.gradient_variance import Moments
 from tests.training import runs
-from tests.training.conftest import text
-
-__all__ = ["text"]
 
 
 def test_moments():
