@@ -43,7 +43,7 @@ def main() -> None:
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     distributed.initialize()
     cache = compile_cache.enable()
-    trained = Run.load(epath.Path(_WORKDIR.value))
+    trained = Run.load(epath.Path(_WORKDIR.value), spread=_PROMPT.value is None)
     if _PROMPT.value is None:
         print(f"compiled programs: {cache}", flush=True)
         evaluate(trained, _SPLIT.value, stateful=_STATEFUL.value)

@@ -156,7 +156,7 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     mesh = sharding.make_mesh(mesh_config, rows, devices)
     capacity.check(config, devices)
     task = make_task(config)
-    sharding.require_sequences(mesh_config, task)
+    sharding.require_sequences(mesh_config, task.sequences)
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
     step = make_train_step(
         nnx.graphdef(abstract_model(task)),

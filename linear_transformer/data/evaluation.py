@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, Pieces, check_shape, concatenate, cut, gather
+from linear_transformer.data.stream import (
+    Batch,
+    Pieces,
+    check_shape,
+    concatenate,
+    cut,
+    gather,
+    row_numbers,
+)
 from linear_transformer.data.text.tokenizers import Tokenizer
 
 
@@ -16,6 +24,8 @@ def evaluation_batches(
     *,
     batch_size: int,
     sequence_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Yields windows that a model sees without what came before them.
 
@@ -26,8 +36,10 @@ def evaluation_batches(
     Args:
       documents: arrays of token ids, without BOS.
       tokenizer: the one that made the ids.
-      batch_size: rows B.
+      batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Yields:
       `inputs` and `targets`, (B, T) int32, and `weights`, (B, T) float32.
@@ -37,10 +49,11 @@ def evaluation_batches(
     """
     check_shape(batch_size, sequence_length)
     stream, pieces = _cut_stream(documents, tokenizer, sequence_length)
-    for first in range(0, len(pieces), batch_size):
+    for rows in row_numbers(len(pieces), batch_size, process_index, process_count):
+        rows = rows[rows < len(pieces)]
         start, length = (
-            np.pad(column, (0, batch_size - column.size))
-            for column in (a[first : first + batch_size] for a in (pieces.start, pieces.length))
+            np.pad(column[rows], (0, batch_size - rows.size))
+            for column in (pieces.start, pieces.length)
         )
         yield gather(stream, start, length, sequence_length)
 
@@ -51,6 +64,9 @@ def stateful_batches(
     *,
     batch_size: int,
     sequence_length: int,
+    multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Yields consecutive stretches of documents, for a model that carries its state.
 
@@ -60,8 +76,11 @@ def stateful_batches(
     Args:
       documents: arrays of token ids, without BOS.
       tokenizer: the one that made the ids.
-      batch_size: number of lanes; there are no more lanes than documents.
+      batch_size: most lanes B of this process.
       sequence_length: predictions T of a step.
+      multiple: of which the lanes of this process are one; lanes without a document fill it up.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the lanes.
 
     Yields:
       With B lanes: `inputs` and `targets`, (B, T) int32; `weights`, (B, T) float32, 0 after the
@@ -74,12 +93,16 @@ def stateful_batches(
     """
     check_shape(batch_size, sequence_length)
     stream, pieces = _cut_stream(documents, tokenizer, sequence_length)
-    lanes = _lanes(pieces, batch_size)
+    lanes = _lanes(pieces, batch_size * process_count)
+    num_steps = max(map(len, lanes))
+    own = -(-len(lanes) // (multiple * process_count)) * multiple
+    lanes += [[]] * (own * process_count - len(lanes))
+    lanes = lanes[process_index * own : (process_index + 1) * own]
     steps = np.arange(sequence_length)
-    for step in range(max(map(len, lanes))):
+    for step in range(num_steps):
         active = np.array([step < len(lane) for lane in lanes])
         # A finished lane repeats its last piece with length 0, which makes all of it padding.
-        numbers = np.array([lane[min(step, len(lane) - 1)] for lane in lanes])
+        numbers = np.array([lane[min(step, len(lane) - 1)] if lane else 0 for lane in lanes])
         offset = np.where(active, pieces.offset[numbers], 0)
         batch = gather(
             stream,

@@ -133,9 +133,23 @@ def training_sequences(
 
 
 def evaluation_sequences(
-    source: SequenceSource, split: str, *, batch_size: int, sequence_length: int
+    source: SequenceSource,
+    split: str,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Yields every example of a split once; the last batch is filled up with rows of weight 0.
+
+    Args:
+      source: whose split is read.
+      split: "train", "validation" or "test".
+      batch_size: rows B of a batch of this process.
+      sequence_length: T; longer sequences lose their end.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Raises:
       DataError: an unknown split, a value out of range, or a broken file.
@@ -145,7 +159,14 @@ def evaluation_sequences(
     def read(item: Any) -> Batch:
         return _example(source.read(item), sequence_length)
 
-    return evaluation_batches(source, split, read, batch_size=batch_size)
+    return evaluation_batches(
+        source,
+        split,
+        read,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def _example(sequences: tuple[Integer[np.ndarray, " _"], ...], sequence_length: int) -> Batch:

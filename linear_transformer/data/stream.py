@@ -6,10 +6,11 @@ index arithmetic on this one array.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from linear_transformer.data.errors import DataError
 
@@ -54,6 +55,24 @@ def rows_per_process(batch_size: int, process_count: int) -> int:
             "processes"
         )
     return batch_size // process_count
+
+
+def row_numbers(
+    examples: int, batch_size: int, process_index: int, process_count: int
+) -> Iterator[Int[np.ndarray, " B"]]:
+    """Yields the numbers of the examples that this process reads for each batch of an evaluation.
+
+    Together the processes read every example once.  All have equally many batches; numbers from
+    `examples` on stand for padding.
+
+    Args:
+      examples: number of examples.
+      batch_size: rows B of a batch of this process.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
+    """
+    for first in range(0, examples, batch_size * process_count):
+        yield first + process_index * batch_size + np.arange(batch_size)
 
 
 def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -> np.ndarray:

@@ -5,8 +5,10 @@ import time
 from typing import Any
 
 import jax
+import ml_collections
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -33,12 +35,18 @@ class Run:
     workdir: epath.Path
     task: Task
     graphdef: nnx.GraphDef
+    mesh: Mesh
     parameters: Any
     step: int
 
     @classmethod
-    def load(cls, workdir: epath.Path) -> "Run":
+    def load(cls, workdir: epath.Path, *, spread: bool = False) -> "Run":
         """Reads config.json and the newest checkpoint.
+
+        Args:
+          workdir: the run's folder.
+          spread: whether all devices share the work, as `evaluate` can; samplers take one device.
+            Several processes always do.
 
         Raises:
           ConfigError: there is no run, or no checkpoint that can be read; or the data are not those
@@ -51,9 +59,7 @@ class Run:
         optimizer = make_optimizer(
             configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
         )
-        mesh = None  # several processes share the parameters, one has them on one device
-        if jax.process_count() > 1:
-            mesh = sharding.make_mesh(sharding.mesh_config(config), config.data.batch_size)
+        mesh = _make_mesh(config, spread)
         options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
         state = init_state(task.make_model, optimizer, **options)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
@@ -65,7 +71,20 @@ class Run:
             raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
         state, progress = restored
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
-        return cls(workdir, task, graphdef, state.evaluated, progress["step"])
+        return cls(workdir, task, graphdef, mesh, state.evaluated, progress["step"])
+
+
+def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:
+    """The mesh of training where there are the devices for it, and else of all devices.
+
+    Batches of an evaluation are filled up, so that their rows fit any mesh.
+    """
+    if not spread and not distributed.has_others():
+        return sharding.make_mesh(sharding.MeshConfig(data=1), 0)
+    try:
+        return sharding.make_mesh(sharding.mesh_config(config), 0)
+    except ConfigError:
+        return sharding.make_mesh(sharding.MeshConfig(), 0)
 
 
 def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
@@ -75,14 +94,15 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
       RunError: the file can't be written; the table has been printed.
     """
     began = time.perf_counter()
-    metrics = run.task.evaluate(run.graphdef, run.parameters, split)
     note = None
-    if stateful:
-        try:
-            carried = run.task.evaluate_stateful(run.graphdef, run.parameters, split)
-            metrics |= {f"stateful_{name}": value for name, value in carried.items()}
-        except ConfigError as error:
-            note = str(error)
+    with jax.set_mesh(run.mesh):
+        metrics = run.task.evaluate(run.graphdef, run.parameters, split)
+        if stateful:
+            try:
+                carried = run.task.evaluate_stateful(run.graphdef, run.parameters, split)
+                metrics |= {f"stateful_{name}": value for name, value in carried.items()}
+            except ConfigError as error:
+                note = str(error)
     seconds = time.perf_counter() - began
     table = Table(title=f"{run.workdir}, step {run.step}, {split} split")
     table.add_column("metric")

@@ -36,7 +36,6 @@ from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import AXIS as FSDP, Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.tasks.base import Task
 
 SEQUENCE = sequence_parallel.AXIS
 AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most
@@ -144,12 +143,11 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
     return Mesh(np.array(devices[:size]).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
 
 
-def require_sequences(config: MeshConfig, task: Task) -> None:
+def require_sequences(config: MeshConfig, sequences: Sequences) -> None:
     """Raises a ConfigError where devices are to share a row that is no sequence."""
-    if config.sequence > 1 and not task.sequences.names:
+    if config.sequence > 1 and not sequences.names:
         raise ConfigError(
-            f"config.mesh.sequence is {config.sequence}; an example of "
-            f"{type(task).__name__} is no sequence"
+            f"config.mesh.sequence is {config.sequence}; an example of this task is no sequence"
         )
 
 
@@ -232,7 +230,7 @@ def put_batch(
       batch: arrays with the rows in front.
       sequences: those that are padded where "sequence" does not divide their time.
     """
-    if mesh.shape[SEQUENCE] > 1:
+    if mesh.shape[SEQUENCE] > 1 and sequences.names:
         batch = _padded(batch, mesh.shape[SEQUENCE], sequences)
     part, parts = readers(mesh)
 
@@ -328,13 +326,6 @@ def sum_over_devices(
         axes = specs(mesh, parameters)
         split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
 
-        def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
-            """Blocks gather what is theirs; the rest is gathered here."""
-            if FSDP not in spec:
-                return x
-            x = Split(x, tuple(spec))
-            return x if _in_blocks(path) else gathered(x)
-
         def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
             if FSDP not in spec:
                 return total(x, spread)
@@ -345,8 +336,7 @@ def sum_over_devices(
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
             with sequence_parallel.exchange(exchange):
-                marked = jax.tree_util.tree_map_with_path(mark, parameters, axes)
-                gradients, metrics = sums(marked, batch, key)
+                gradients, metrics = sums(_marked(parameters, axes), batch, key)
             gradients = jax.tree.map(
                 scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
             )
@@ -375,3 +365,69 @@ def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
         return part if part in axes else None
 
     return PartitionSpec(*map(kept, spec))
+
+
+def _marked(parameters: Any, axes: Any) -> Any:
+    """A device's part of the parameters: blocks gather what is theirs; the rest is gathered here.
+
+    Args:
+      axes: the `specs` of the parameters.
+    """
+
+    def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
+        if FSDP not in spec:
+            return x
+        x = Split(x, tuple(spec))
+        return x if _in_blocks(path) else gathered(x)
+
+    return jax.tree_util.tree_map_with_path(mark, parameters, axes)
+
+
+def over_devices(
+    function: Callable[[Any, Any], tuple[Any, Any]], sequences: Sequences = NO_SEQUENCES
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`function(parameters, batch) -> (sums, rows)` of the rows of all devices, without gradients.
+
+    The devices are those of the mesh of the context; without a mesh the result is `function`.
+
+    Args:
+      function: computes sums over the rows of a batch, and arrays with the rows in front.
+      sequences: the arrays of the batch that devices share along time; with NO_SEQUENCES the
+        devices along "sequence" all compute whole rows.
+
+    Returns:
+      A function of all rows: the sums of all devices, and the arrays of all rows.
+    """
+
+    def of_all(parameters: Any, batch: Any) -> tuple[Any, Any]:
+        mesh = jax.sharding.get_abstract_mesh()
+        shared = (*RULES["rows"], *((SEQUENCE,) if sequences.names else ()))
+        spread = tuple(axis for axis in shared if mesh.shape.get(axis, 1) > 1)
+        if not spread:
+            return function(parameters, batch)
+        others = set(AXES) - set(spread)
+        manual = spread if any(mesh.shape[axis] > 1 for axis in others) else AXES
+        axes = specs(mesh, parameters)
+
+        def of_one(parameters: Any, batch: Any) -> tuple[Any, Any]:
+            sums, rows = function(_marked(parameters, axes), batch)
+            return lax.psum(sums, spread), rows
+
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
+        batch_specs = {name: _restricted(_batch_spec(name, sequences), manual) for name in batch}
+        run = jax.shard_map(
+            of_one,
+            in_specs=(split, batch_specs),
+            out_specs=(PartitionSpec(), _restricted(PartitionSpec(RULES["rows"]), manual)),
+            axis_names=set(manual),
+            check_vma=False,  # the sums are written out above
+        )
+        return run(parameters, batch)
+
+    return of_all
+
+
+def own_rows(rows: jax.Array) -> np.ndarray:
+    """The rows, the first axis of an array, that this process has read."""
+    parts = {shard.index[0].start or 0: shard.data for shard in rows.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -17,12 +17,13 @@ from linear_transformer.data.images.image_batches import (
 )
 from linear_transformer.data.stream import Batch, rows_per_process
 from linear_transformer.models.resnet import ResNet, ResNetConfig
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.classification import classification_loss
-from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.types import Metrics, PRNGKey
 
 
-class ImageClassification(ExampleTask):
+class ImageClassification(Task):
     """The task of every config with `task = "image_classification"`.
 
     `config.data` has the keys of `data.images.image_batches.Augmentation`.
@@ -59,7 +60,7 @@ class ImageClassification(ExampleTask):
         )
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_images(self.source, split, batch_size=self.data.batch_size)
+        return evaluation_images(self.source, split, **evaluation.reader(self.data.batch_size))
 
     def loss(
         self, model: ResNet, batch: dict[str, jax.Array], dropout_key: PRNGKey | None

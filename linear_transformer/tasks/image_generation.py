@@ -19,6 +19,7 @@ from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import logistic_mixture
+from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -68,7 +69,8 @@ class ImageGeneration(TokenTask):
         ).map(_pixel_by_pixel)
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        images = evaluation_images(self.source, split, batch_size=self.data.batch_size)
+        reader = evaluation.reader(self.data.batch_size)
+        images = evaluation_images(self.source, split, **reader)
         return map(_pixel_by_pixel, images)
 
     def loss(

@@ -2,11 +2,10 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -22,13 +21,15 @@ from linear_transformer.data.music.note_pipeline import (
     evaluation_events,
     training_events,
 )
-from linear_transformer.data.stream import Sequences, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
     AlignedEncoderDecoderConfig,
 )
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -39,7 +40,7 @@ DATASETS: dict[str, Callable[[Any], EventCorpus]] = {
 }
 
 
-class Inpainting:
+class Inpainting(Task):
     """The task of every config with `task = "inpainting"`.
 
     `config.data.sequence_length` is in tokens: events times channels.
@@ -47,16 +48,19 @@ class Inpainting:
 
     headline = "nats_per_event"
     sequences = Sequences(("events", "elapsed", "masked", "weights"))
+    no_state = "an anti-causal encoder reads whole windows"
+    no_prompt = (
+        "a run of inpainting continues no text; python -m linear_transformer.inpaint fills gaps"
+    )
 
     def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
         if config.data.dataset not in DATASETS:
             raise DataError(
                 f'config.data.dataset = "{config.data.dataset}": unknown; use one of '
                 f"{', '.join(DATASETS)}"
             )
         self.corpus = DATASETS[config.data.dataset](config.data)
-        self.data = config.data
-        self.seed = config.seed
         self.model_config: AlignedEncoderDecoderConfig = configuration.build(
             AlignedEncoderDecoderConfig,
             config.model,
@@ -78,9 +82,6 @@ class Inpainting:
 
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
-
-    def flops_per_example(self, model: AlignedEncoderDecoder) -> int:
-        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_events(
@@ -120,59 +121,31 @@ class Inpainting:
         means["nats_per_event"] = sum(means[f"nll_{name}"] for name in self.corpus.channels)
         return means
 
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        reader = evaluation.reader(self.data.batch_size)
+        return evaluation_events(self.corpus, split, num_events=self.num_events, **reader)
+
     def evaluate(
-        self,
-        graphdef: nnx.GraphDef,
-        parameters: Any,
-        split: str,
-        max_batches: int | None = None,
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
         """Metrics in nats per masked token, with the same masks every time.
 
         `unigram_nats_per_event` is the cross entropy of the same events under the frequencies of
         the train split: what can be had without any context.
         """
-        batches = evaluation_events(
-            self.corpus, split, batch_size=self.data.batch_size, num_events=self.num_events
+        batches, again = itertools.tee(
+            itertools.islice(self._evaluation_batches(split), max_batches)
         )
-        sums: dict[str, np.ndarray] = {}
-        unigram = 0.0
-        for batch in itertools.islice(batches, max_batches):
-            for name, pair in jax.device_get(self._sums(graphdef, parameters, batch)).items():
-                sums[name] = sums.get(name, 0.0) + np.array(pair, np.float64)
+        sums = self._total(graphdef, parameters, batches)
+        events = sums["loss"][1] / len(self.corpus.channels)
+        unigram = np.zeros(())
+        for batch in again:
             for channel, nll in enumerate(self._unigram_nll):
                 unigram += np.sum(nll[batch["events"][..., channel]] * batch["weights"])
-        metrics = self.summarize({name: tuple(pair) for name, pair in sums.items()}, split)
-        events = sums["loss"][1] / len(self.corpus.channels)
-        metrics["unigram_nats_per_event"] = float(unigram / max(events, 1))
-        return metrics | {"masked_events": float(events)}
-
-    def evaluate_stateful(
-        self, graphdef: nnx.GraphDef, parameters: Any, split: str
-    ) -> dict[str, float]:
-        """Not for this task.
-
-        Raises:
-          ConfigError: always.
-        """
-        del graphdef, parameters, split
-        raise ConfigError("stateful evaluation: an anti-causal encoder reads whole windows")
-
-    def stream(self, *arguments: Any) -> None:
-        """Not for this task.
-
-        Raises:
-          ConfigError: always.
-        """
-        del arguments
-        raise ConfigError(
-            "--prompt: a run of inpainting continues no text; "
-            "python -m linear_transformer.inpaint fills gaps"
-        )
-
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _sums(self, graphdef, parameters, batch):
-        return self.loss(nnx.merge(graphdef, parameters), batch, None)
+        unigram = float(evaluation.of_all_processes(unigram))
+        metrics = self.summarize(sums, split)
+        metrics["unigram_nats_per_event"] = unigram / max(events, 1)
+        return metrics | {"masked_events": events}
 
     @functools.cached_property
     def _unigram_nll(self) -> list[np.ndarray]:
@@ -193,7 +166,3 @@ class Inpainting:
             "window": f"{self.num_events} events x {len(self.corpus.channels)} tokens",
             "parameters": f"{model.num_parameters:,}",
         }
-
-    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> None:
-        """Music is no text: `python -m linear_transformer.inpaint` writes it."""
-        del graphdef, parameters

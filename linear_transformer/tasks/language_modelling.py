@@ -20,11 +20,14 @@ from linear_transformer.data import (
     stateful_batches,
     training_dataset,
 )
-from linear_transformer.data.stream import TOKENS, rows_per_process
+from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
+from linear_transformer.sharding.mesh import over_devices
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)
@@ -38,16 +41,15 @@ def negative_log_likelihood(logits_BTE: Logits, targets_BT: Tokens) -> Float[Arr
     return jax.nn.logsumexp(logits_BTE, axis=-1) - target_BT
 
 
-class LanguageModelling:
+class LanguageModelling(Task):
     """The task of every config with `task = "language_modelling"`."""
 
     headline = "bits_per_byte"
     sequences = TOKENS
 
     def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
         self.corpus = load_corpus(config.data)
-        self.data = config.data
-        self.seed = config.seed
         self.label_smoothing = config.label_smoothing
         self.model_config: LanguageModelConfig = configuration.build(
             LanguageModelConfig,
@@ -61,9 +63,6 @@ class LanguageModelling:
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
-
-    def flops_per_example(self, model: LanguageModel) -> int:
-        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(
@@ -106,26 +105,24 @@ class LanguageModelling:
         means["perplexity"] = _exponential(nats)
         return means
 
-    def evaluate(
-        self,
-        graphdef: nnx.GraphDef,
-        parameters: Any,
-        split: str,
-        max_batches: int | None = None,
-    ) -> dict[str, float]:
-        """Metrics at the training context: each window is read without what came before it."""
-        batches = evaluation_batches(
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_batches(
             self.corpus.documents(split),
             self.corpus.tokenizer,
-            batch_size=self.data.batch_size,
             sequence_length=self.data.sequence_length,
+            **evaluation.reader(self.data.batch_size),
         )
-        total = count = 0.0
-        for batch in itertools.islice(batches, max_batches):
-            nll, weight = self._window_nll(graphdef, parameters, batch)
-            total, count = total + float(nll), count + float(weight)
-        metrics = self.summarize({"nll": (total, count)}, split)
-        return metrics | {"tokens": count}
+
+    def evaluate(
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
+    ) -> dict[str, float]:
+        """Metrics at the training context: each window is read without what came before it."""
+        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        sums = self._total(graphdef, parameters, batches)
+        return self.summarize(sums, split) | {"tokens": sums["nll"][1]}
+
+    def measure(self, model: LanguageModel, batch: dict[str, Array]) -> tuple[Metrics, None]:
+        return {"nll": self.loss(model, batch, None)["nll"]}, None
 
     def evaluate_stateful(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str
@@ -143,33 +140,35 @@ class LanguageModelling:
                 f"stateful evaluation: the longest document has {longest:,} tokens, and the "
                 f"model's state or positions hold {model.capacity:,}"
             )
+        reader = evaluation.reader(self.data.batch_size)
         batches = stateful_batches(
             documents,
             self.corpus.tokenizer,
-            batch_size=self.data.batch_size,
             sequence_length=self.data.sequence_length,
+            multiple=evaluation.row_devices() // reader["process_count"],
+            **reader,
         )
         total = count = 0.0
         state = None
-        for batch in batches:
+        for batch in map(evaluation.put, batches):
             if state is None:
-                state = model.init_state(batch["inputs"].shape[0])
+                state = evaluation.init_rows(model.init_state, batch["inputs"].shape[0])
             state, nll, weight = self._stateful_nll(graphdef, parameters, state, batch)
             total, count = total + float(nll), count + float(weight)
         metrics = self.summarize({"nll": (total, count)}, split)
         return metrics | {"tokens": count}
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _window_nll(self, graphdef, parameters, batch):
-        return self.loss(nnx.merge(graphdef, parameters), batch, None)["nll"]
-
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
     def _stateful_nll(self, graphdef, parameters, state, batch):
-        model = nnx.merge(graphdef, parameters)
-        state = reset_rows(state, batch["reset"])
-        logits_BTE, state = model(batch["inputs"], state, positions=batch["positions"])
-        nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
-        return state, jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()
+        def step(parameters, batch):
+            state = reset_rows(batch["state"], batch["reset"])
+            model = nnx.merge(graphdef, parameters)
+            logits_BTE, state = model(batch["inputs"], state, positions=batch["positions"])
+            nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
+            return (jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()), state
+
+        sums, state = over_devices(step)(parameters, batch | {"state": state})
+        return state, *sums
 
     def describe(self, model: LanguageModel) -> dict[str, str]:
         context = self.data.sequence_length

@@ -21,11 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer.config import configuration
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
-from linear_transformer.data.stream import TOKENS, rows_per_process
+from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
 from linear_transformer.errors import ConfigError
-from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.types import Metrics, PRNGKey, Tokens
 
@@ -86,7 +87,7 @@ def _row_keys(key: PRNGKey, rows_B: Int[Array, " B"]) -> PRNGKey:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
 
 
-class MaskedLanguageModelling:
+class MaskedLanguageModelling(Task):
     """The task of every config with `task = "masked_language_modelling"`.
 
     The text is that of language modelling without its leading BOS tokens; documents that follow one
@@ -96,11 +97,12 @@ class MaskedLanguageModelling:
 
     headline = "perplexity"
     sequences = TOKENS
+    no_state = "a masked language model has no state"
+    no_prompt = "a masked language model does not write text"
 
     def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__(config)
         self.corpus = load_corpus(config.data)
-        self.data = config.data
-        self.seed = config.seed
         self.mask_rate = config.mask_rate
         self.mask_id = self.corpus.tokenizer.vocab_size
         self.model_config: LanguageModelConfig = configuration.build(
@@ -116,9 +118,6 @@ class MaskedLanguageModelling:
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
-
-    def flops_per_example(self, model: LanguageModel) -> int:
-        return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
 
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(
@@ -186,42 +185,31 @@ class MaskedLanguageModelling:
         means["perplexity"] = math.exp(nats) if nats < 700 else math.inf
         return means
 
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        reader = evaluation.reader(self.data.batch_size)
+        batches = evaluation_batches(
+            self.corpus.documents(split),
+            self.corpus.tokenizer,
+            sequence_length=self.data.sequence_length,
+            **reader,
+        )
+        size, part, parts = reader.values()
+        for number, batch in enumerate(batches):
+            first = (number * parts + part) * size
+            batch["rows"] = np.arange(first, first + size, dtype=np.int32)
+            batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is apart
+            yield batch
+
     def evaluate(
-        self,
-        graphdef: nnx.GraphDef,
-        parameters: Any,
-        split: str,
-        max_batches: int | None = None,
+        self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
         """Every token is read once; which are predicted depends on the split alone.
 
         Windows are at most T tokens of one document.
         """
-        size = self.data.batch_size
-        batches = evaluation_batches(
-            self.corpus.documents(split),
-            self.corpus.tokenizer,
-            batch_size=size,
-            sequence_length=self.data.sequence_length,
-        )
-        totals: dict[str, tuple[float, float]] = {}
-        for number, batch in enumerate(itertools.islice(batches, max_batches)):
-            batch["rows"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-            batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is apart
-            for name, pair in self._sums(graphdef, parameters, batch).items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + float(pair[0]), before[1] + float(pair[1]))
-        return self.summarize(totals, split) | {"masked_tokens": totals["loss"][1]}
-
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _sums(self, graphdef, parameters, batch):
-        return self.loss(nnx.merge(graphdef, parameters), batch, None)
-
-    def evaluate_stateful(
-        self, graphdef: nnx.GraphDef, parameters: Any, split: str
-    ) -> dict[str, float]:
-        """Raises ConfigError: a model that looks ahead has no state to carry."""
-        raise ConfigError("stateful evaluation: a masked language model has no state")
+        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        sums = self._total(graphdef, parameters, batches)
+        return self.summarize(sums, split) | {"masked_tokens": sums["loss"][1]}
 
     def describe(self, model: LanguageModel) -> dict[str, str]:
         context = self.data.sequence_length
@@ -233,18 +221,3 @@ class MaskedLanguageModelling:
             "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
             f"at context {context}",
         }
-
-    def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str | None:
-        return None  # a masked language model does not write text
-
-    def stream(
-        self,
-        graphdef: nnx.GraphDef,
-        parameters: Any,
-        prompt: str,
-        num_tokens: int,
-        sampler: Sampler,
-        seed: int,
-    ) -> Iterator[str]:
-        """Raises ConfigError."""
-        raise ConfigError("--prompt: a masked language model does not write text")

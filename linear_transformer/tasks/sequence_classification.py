@@ -20,12 +20,13 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.classification import classification_loss
-from linear_transformer.tasks.example_task import ExampleTask
 from linear_transformer.types import Metrics, PRNGKey
 
 
-class SequenceClassification(ExampleTask):
+class SequenceClassification(Task):
     """The task of every config with `task = "sequence_classification"`.
 
     The source says whether an example is one sequence, for a `Classifier`, or two, for a `Matcher`.
@@ -74,8 +75,8 @@ class SequenceClassification(ExampleTask):
         return evaluation_sequences(
             self.source,
             split,
-            batch_size=self.data.batch_size,
             sequence_length=self.data.sequence_length,
+            **evaluation.reader(self.data.batch_size),
         )
 
     def loss(

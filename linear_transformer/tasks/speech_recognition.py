@@ -1,6 +1,5 @@
 """Speech recognition: connectionist temporal classification, and error rates."""
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -29,13 +28,15 @@ from linear_transformer.models.speech_recognizer import (
     TransformerConfig,
 )
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.tasks.example_task import ExampleTask
+from linear_transformer.sharding.mesh import own_rows
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.base import Task
 from linear_transformer.types import Logits, Metrics, PRNGKey
 
 _SAMPLED = 5  # utterances
 
 
-class SpeechRecognition(ExampleTask):
+class SpeechRecognition(Task):
     """The task of every config with `task = "speech_recognition"`.
 
     `config.encoder` says what `config.model` describes: a "transformer" or a "bilstm".
@@ -74,13 +75,20 @@ class SpeechRecognition(ExampleTask):
         )
 
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_utterances(self.source, split, batch_size=self.data.batch_size)
+        reader = evaluation.reader(self.data.batch_size)
+        return evaluation_utterances(self.source, split, **reader)
 
     def loss(
         self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:
         """{"loss": nats of the transcripts, of all their alignments; their units}."""
         return self._loss_and_logits(model, batch, dropout_key)[0]
+
+    def measure(
+        self, model: SpeechRecognizer, batch: dict[str, jax.Array]
+    ) -> tuple[Metrics, Logits]:
+        """The loss, and the logits, of which the host makes transcripts."""
+        return self._loss_and_logits(model, batch, None)
 
     def _loss_and_logits(
         self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
@@ -96,11 +104,9 @@ class SpeechRecognition(ExampleTask):
         sums = jnp.sum(nll_B * weights_B), jnp.sum(batch["num_units"] * weights_B)
         return {"loss": sums}, logits_BTE
 
-    def _sums(
-        self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch
-    ) -> dict[str, tuple[Any, Any]]:
+    def _sums(self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch) -> Metrics:
         """The loss, and errors of what is recognized, which is found outside of JAX."""
-        metrics, logits_BTE = jax.device_get(self._forward(graphdef, parameters, batch))
+        metrics, logits_BTE = self._forward(graphdef, parameters, batch)
         errors = np.zeros((2, 2))  # of units and of words; errors and count
         for row in np.flatnonzero(batch["weights"]):
             found = self._recognize(logits_BTE[row, : batch["num_frames"][row]])
@@ -108,14 +114,19 @@ class SpeechRecognition(ExampleTask):
             texts = [self.source.units.write(ids).split() for ids in (found, expected)]
             for n, pair in enumerate(((found.tolist(), expected.tolist()), texts)):
                 errors[n] += ctc.edit_distance(*pair), len(pair[1])
+        errors = evaluation.of_all_processes(errors)
         metrics["unit_error_rate"] = tuple(errors[0])
         if self.source.units.has_words:
             metrics["word_error_rate"] = tuple(errors[1])
         return metrics
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _forward(self, graphdef, parameters, batch):
-        return self._loss_and_logits(nnx.merge(graphdef, parameters), batch, None)
+    def _forward(
+        self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch
+    ) -> tuple[Metrics, np.ndarray]:
+        """The loss of all rows, and the logits of the rows of this process."""
+        placed = evaluation.put(batch, self.sequences)
+        metrics, logits_BTE = self.forward(graphdef, parameters, placed)
+        return metrics, own_rows(logits_BTE)
 
     def _recognize(self, logits_TE: np.ndarray) -> ctc.Labelling:
         if not self.beam_width:
@@ -147,7 +158,7 @@ class SpeechRecognition(ExampleTask):
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
         """Validation transcripts, and what is recognized."""
         batch = next(self._evaluation_batches("validation"))
-        _, logits_BTE = jax.device_get(self._forward(graphdef, parameters, batch))
+        _, logits_BTE = self._forward(graphdef, parameters, batch)
         lines = []
         for row in itertools.islice(np.flatnonzero(batch["weights"]), _SAMPLED):
             found = self._recognize(logits_BTE[row, : batch["num_frames"][row]])

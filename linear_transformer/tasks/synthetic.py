@@ -23,6 +23,7 @@ from linear_transformer.data.synthetic.mad import Compression
 from linear_transformer.models.compressor import Compressor
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.types import Metrics, PRNGKey
@@ -110,9 +111,9 @@ class Synthetic(TokenTask):
         return evaluation_sequences(
             self.generator if generator is None else generator,
             split,
-            batch_size=rows,
             sequence_length=length,
             examples=examples,
+            **evaluation.reader(rows),
         )
 
     def evaluate(

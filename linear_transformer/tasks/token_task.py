@@ -6,10 +6,10 @@ from flax import nnx
 
 from linear_transformer.config import configuration
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.tasks.example_task import ExampleTask
+from linear_transformer.tasks.base import Task
 
 
-class TokenTask(ExampleTask):
+class TokenTask(Task):
     """A task whose model is a causal `LanguageModel` on rows of one length.
 
     Args:

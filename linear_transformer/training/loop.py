@@ -91,7 +91,7 @@ def _train(
     capacity.check(config, mesh.devices.ravel().tolist())
     task, found = distributed.run_together(lambda: _load(config))
     distributed.agree(found)
-    sharding.require_sequences(mesh_config, task)
+    sharding.require_sequences(mesh_config, task.sequences)
     data = iter(task.training_data(*sharding.readers(mesh)))
     distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
     _check_shared(workdir)
@@ -370,7 +370,8 @@ class _Loop:
         first = self.evaluation_seconds == float("inf")
         if first:
             print(f"{'compiling:':12} the evaluation", flush=True)
-        metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
+        with jax.set_mesh(self.mesh):
+            metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
         self.evaluation_seconds = time.perf_counter() - began
         if first:
             print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)

@@ -25,6 +25,8 @@ from linear_transformer.nn import logical_axes
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.sharding import mesh as sharding
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.language_modelling import LanguageModelling
 from linear_transformer.training.experiment import make_task
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import init_state, make_train_step
@@ -166,7 +168,7 @@ def train(name, mesh, exchange="scan"):
     mesh_config = sharding.MeshConfig(**sizes, exchange=exchange)
     mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    sharding.require_sequences(mesh_config, task)
+    sharding.require_sequences(mesh_config, task.sequences)
     model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, STEPS)
@@ -266,6 +268,43 @@ def test_all_tasks(name, mesh):
 @pytest.mark.slow
 def test_states_gathered_at_once():
     check("gla", (2, 1, 1, 4), exchange="gather")
+
+
+def evaluated(name, mesh, split="validation"):
+    """Metrics of a new model, and the FLOPs of a batch on each device; AXES as of `train`."""
+    config = CONFIGS[name]()
+    mesh = sharding.make_mesh(sharding.MeshConfig(**dict(zip(AXES, mesh, strict=True))), 0)
+    task = make_task(config)
+    graphdef, parameters = nnx.split(task.make_model(ParameterRngs(0)))
+    parameters = nnx.to_pure_dict(parameters)
+    parameters = jax.device_put(parameters, sharding.shardings(mesh, parameters))
+    with jax.set_mesh(mesh):
+        metrics = task.evaluate(graphdef, parameters, split)
+        if isinstance(task, LanguageModelling):
+            carried = task.evaluate_stateful(graphdef, parameters, split)
+            metrics |= {f"stateful_{key}": value for key, value in carried.items()}
+        batch = evaluation.put(next(task._evaluation_batches(split)), task.sequences)
+        program = task.forward.lower(task, graphdef, parameters, batch)
+        flops = program.compile(compiler_options=QUICKLY).cost_analysis()["flops"]
+    return metrics, flops
+
+
+def check_evaluation(name, mesh):
+    (metrics, part), (expected, whole) = (evaluated(name, m) for m in (mesh, (1, 1, 1, 1)))
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    return part / whole
+
+
+@pytest.mark.parametrize(("name", "mesh"), [("linear", (4, 2, 1, 1)), ("mean", (8, 1, 1, 1))])
+def test_devices_share_an_evaluation(name, mesh):
+    """Every example counts once, and each device computes an eighth."""
+    assert check_evaluation(name, mesh) == pytest.approx(1 / 8, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TASKS, *MECHANISMS])
+def test_devices_share_all_evaluations(name):
+    check_evaluation(name, (4, 2, 1, 1) if name == "images" else (2, 2, 1, 2))
 
 
 def test_named_activations():

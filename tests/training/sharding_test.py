@@ -157,7 +157,7 @@ def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
     config = image_classification_test.make_config(tmp_path, data__batch_size=8)
     config.mesh.sequence = 2
     message = mistake(config, tmp_path / "run")
-    assert message == "config.mesh.sequence is 2; an example of ImageClassification is no sequence"
+    assert message == "config.mesh.sequence is 2; an example of this task is no sequence"
     message = mistake(make_config(text, {"data": 1, "tensor": 4}), tmp_path)
     assert message == "config.model.num_heads (2) is not a multiple of config.mesh.tensor (4)"
 

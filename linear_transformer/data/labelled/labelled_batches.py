@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.stream import Batch, check_shape, row_numbers
 
 
 @runtime_checkable
@@ -68,9 +68,23 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: LabelledSource, split: str, read: Callable[[Any], Batch], *, batch_size: int
+    source: LabelledSource,
+    split: str,
+    read: Callable[[Any], Batch],
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
 ) -> Iterator[Batch]:
     """Yields every example of a split once; the last batch is filled up with zeros of weight 0.
+
+    Args:
+      source: whose split is read.
+      split: "train", "validation" or "test".
+      read: an item of the split -> the arrays of an example.
+      batch_size: rows B of a batch of this process.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Raises:
       DataError: an unknown split, a value out of range, or a broken file.
@@ -78,17 +92,18 @@ def evaluation_batches(
     check_shape(batch_size, 1)
     items, labels = source.split(split)
 
-    def example(number: int) -> Batch:
-        return _with_label(read(items[number]), labels[number])
+    rows = row_numbers(len(items), batch_size, process_index, process_count)
+    numbers = np.concatenate([np.zeros(0, np.int64), *rows])
 
-    examples = grain.MapDataset.range(len(items)).map(example)
-    batches = examples.to_iter_dataset(_read_options(source, batch_size))
-    for batch in batches.batch(batch_size, drop_remainder=False):
-        missing = batch_size - len(batch["labels"])
-        yield {
-            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-            for name, array in batch.items()
-        }
+    def example(row: int) -> Batch:
+        number = numbers[row] if numbers[row] < len(items) else 0
+        arrays = _with_label(read(items[number]), labels[number])
+        if number == numbers[row]:
+            return arrays
+        return {name: np.zeros_like(array) for name, array in arrays.items()}
+
+    examples = grain.MapDataset.range(len(numbers)).map(example)
+    yield from examples.to_iter_dataset(_read_options(source, batch_size)).batch(batch_size)
 
 
 def _with_label(arrays: Batch, label: np.integer) -> Batch:

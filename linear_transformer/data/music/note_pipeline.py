@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.stream import Batch, check_shape, row_numbers
 from linear_transformer.data.text.corpus import split_documents
 
 # What follows the values of a channel.
@@ -132,11 +132,25 @@ def training_events(
 
 
 def evaluation_events(
-    corpus: EventCorpus, split: str, *, batch_size: int, num_events: int
+    corpus: EventCorpus,
+    split: str,
+    *,
+    batch_size: int,
+    num_events: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Yields every event of a split in exactly one window, with masks that are always the same.
 
     Each window has its own p.  What is left of a piece's last window and of the last batch is PAD.
+
+    Args:
+      corpus: whose split is read.
+      split: "train", "validation" or "test".
+      batch_size: rows B of a batch of this process.
+      num_events: events N of a window.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Raises:
       DataError: an unknown split, or a value out of range.
@@ -151,12 +165,13 @@ def evaluation_events(
     for number in range(len(windows)):
         rng = np.random.default_rng((20210714, number))
         masked.append(rng.random(num_events) >= rng.uniform(0, 0.5))
-    missing = -len(windows) % batch_size
+    batches = list(row_numbers(len(windows), batch_size, process_index, process_count))
+    missing = len(batches) * batch_size * process_count - len(windows)
     windows += [padded(corpus, windows[0][:0], 0, num_events)] * missing
     masked += [np.zeros(num_events, bool)] * missing
-    for first in range(0, len(windows), batch_size):
-        rows = slice(first, first + batch_size)
-        yield masked_batch(corpus, np.stack(windows[rows]), np.stack(masked[rows]))
+    all_windows, all_masked = np.stack(windows), np.stack(masked)
+    for rows in batches:
+        yield masked_batch(corpus, all_windows[rows], all_masked[rows])
 
 
 def masked_batch(

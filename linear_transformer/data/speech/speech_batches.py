@@ -152,10 +152,31 @@ def training_utterances(
     )
 
 
-def evaluation_utterances(source: SpeechSource, split: str, *, batch_size: int) -> Iterator[Batch]:
+def evaluation_utterances(
+    source: SpeechSource,
+    split: str,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
     """Yields every utterance of a split once; the last batch is filled up with rows of weight 0.
+
+    Args:
+      source: whose split is read.
+      split: "train", "validation" or "test".
+      batch_size: rows B of a batch of this process.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Raises:
       DataError: an unknown split, a value out of range, or a broken file.
     """
-    return evaluation_batches(source, split, source.read, batch_size=batch_size)
+    return evaluation_batches(
+        source,
+        split,
+        source.read,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.stream import Batch, check_shape, row_numbers
 from linear_transformer.data.synthetic import mad, needle, recall, state_tracking
 
 _EXAMPLES = 2**40  # as good as endless
@@ -103,9 +103,25 @@ def training_sequences(
 
 
 def evaluation_sequences(
-    generator: Generator, split: str, *, batch_size: int, sequence_length: int, examples: int
+    generator: Generator,
+    split: str,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    examples: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """The same examples every time; the last batch is filled up with rows of weight 0.
+
+    Args:
+      generator: of the examples.
+      split: "validation" or "test".
+      batch_size: rows B of a batch of this process.
+      sequence_length: T.
+      examples: their number, of all processes.
+      process_index: which of the processes this is.
+      process_count: number of processes that share the rows of each batch.
 
     Raises:
       DataError: an unknown split, or a value out of range.
@@ -115,11 +131,10 @@ def evaluation_sequences(
         raise DataError(f'unknown split "{split}": use {", ".join(_SPLITS)}')
     if examples < 1:
         raise DataError(f"config.data.evaluation_examples = {examples}: must be positive")
-    for first in range(0, examples, batch_size):
-        indices = range(first, first + batch_size)
-        rows = [_example(generator, sequence_length, (_SPLITS[split], i)) for i in indices]
+    for numbers in row_numbers(examples, batch_size, process_index, process_count):
+        rows = [_example(generator, sequence_length, (_SPLITS[split], int(i))) for i in numbers]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        batch["weights"][examples - first :] = 0
+        batch["weights"][numbers >= examples] = 0
         yield batch
 
 
