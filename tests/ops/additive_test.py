@@ -1,14 +1,13 @@
 """Linear attention beside the contract of contract_test.py: feature maps, directions, memory."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linear_transformer.ops import additive
+from linear_transformer.ops import additive, naive
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from tests.ops import contract
@@ -42,27 +41,9 @@ def inputs(time, dtype, *, normalize=True, positive=True, seed=0):
     return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
 
 
-def oracle(q, k, v, initial_state, segment_ids_BT, normalize, epsilon=1e-6):
-    """Equations 10-12 in plain NumPy float64, token by token."""
-    q, k, v, initial_state = (np.asarray(x, np.float64) for x in (q, k, v, initial_state))
-    o = np.zeros(v.shape)
-    final = np.zeros(initial_state.shape)
-    for b, h in itertools.product(range(q.shape[0]), range(q.shape[2])):
-        s = initial_state[b, h, :, : v.shape[-1]].copy()
-        z = initial_state[b, h, :, -1].copy()
-        for i in range(q.shape[1]):
-            if i and segment_ids_BT[b, i] != segment_ids_BT[b, i - 1]:
-                s[:] = 0
-                z[:] = 0
-            s += np.outer(k[b, i, h], v[b, i, h])
-            z += k[b, i, h]
-            o[b, i, h] = s.T @ q[b, i, h]
-            if normalize:
-                o[b, i, h] /= z @ q[b, i, h] + epsilon
-        final[b, h, :, : v.shape[-1]] = s
-        if normalize:
-            final[b, h, :, -1] = z
-    return {"o": o, "state": final}
+def definition(q, k, v, normalize, **start):
+    attend = functools.partial(naive.linear_attention, normalize=normalize)
+    return contract.defined_recurrence(attend, q, k, v, **start)
 
 
 @pytest.mark.parametrize("time", [128, 100])

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linear_transformer.ops import naive
+
 SEQUENCES = ("q", "k", "v")  # inputs with a time axis in position 1, to be extended by gates
 
 
@@ -48,6 +50,28 @@ def evaluate(op, arrays: dict, constants: dict, seed: int = 1, *, quickly: bool 
     cotangents = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
     (o, state), gradients = _compiled(op, quickly)(arrays, constants, cotangents)
     return {"o": o, "state": state} | {f"d_{name}": g for name, g in gradients.items()}
+
+
+def defined_recurrence(definition, *tokens_BTH, initial_state, segment_ids_BT) -> dict:
+    """A recurrence of `ops.naive`, for all rows and heads: {"o": ..., "state": ...}."""
+
+    def of_head(tokens, state, ids):
+        return definition(*tokens, initial_state=state, segment_ids_T=ids)
+
+    of_row = jax.jit(jax.vmap(jax.vmap(of_head, (1, 0, None), (1, 0))))
+    o, state = of_row(tokens_BTH, initial_state, jnp.asarray(segment_ids_BT))
+    return {"o": o, "state": state}
+
+
+def defined_attention(definition, *tokens_BTH, visible_BTS) -> jax.Array:
+    """Attention over pairs of `ops.naive`, for all rows and heads; 0 without a key."""
+    of_row = jax.vmap(definition, (1, 1, 1, None), 1)
+    return jax.jit(jax.vmap(of_row))(*tokens_BTH, jnp.asarray(visible_BTS))
+
+
+def visible_pairs(segment_ids_BT, *, causal: bool = True) -> jax.Array:
+    """`naive.pairs` of every row."""
+    return jax.vmap(functools.partial(naive.pairs, causal=causal))(jnp.asarray(segment_ids_BT))
 
 
 def random_segments(rng: np.random.Generator, batch: int, time: int) -> np.ndarray:

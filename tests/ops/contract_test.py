@@ -36,7 +36,7 @@ class Case(NamedTuple):
     Attributes:
       op: (form, chunk_size) to a cached function (**arrays, **constants) -> (o, state).
       inputs: (time, kind) to float64 arrays of unit variance.
-      oracle: the definition, token by token in NumPy, where the module's own tests have none.
+      definition: that of ops/naive.py, where the module's own tests have none.
       forms: those beside the token scan.
       kinds: of decays.
       masks: whether keys can be masked.
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
     op: Callable
     inputs: Callable
-    oracle: Callable | None = None
+    definition: Callable | None = None
     forms: tuple[str, ...] = ("chunk",)
     kinds: tuple[str, ...] = ("usual",)
     masks: bool = True
@@ -61,8 +61,8 @@ def additive(normalize, **options):
     def inputs(time, kind):
         return additive_test.inputs(time, jnp.float64, normalize=normalize, positive=normalize)[0]
 
-    oracle = functools.partial(additive_test.oracle, normalize=normalize)
-    return Case(op, inputs, oracle, ("parallel", "associative", "chunk"), fp32=2e-5, **options)
+    definition = functools.partial(additive_test.definition, normalize=normalize)
+    return Case(op, inputs, definition, ("parallel", "associative", "chunk"), fp32=2e-5, **options)
 
 
 def decay(gate, **options):
@@ -73,14 +73,15 @@ def decay(gate, **options):
         return decay_test.inputs(time, jnp.float64, gate=gate, kind=kind)[0]
 
     forms = ("parallel", "associative", "chunk")
-    return Case(op, inputs, decay_test.oracle, forms, **options)
+    return Case(op, inputs, decay_test.definition, forms, **options)
 
 
 def bonus(gate, **options):
     def inputs(time, kind):
         return decay_test.with_bonus(*decay_test.inputs(time, jnp.float64, gate=gate, kind=kind))
 
-    return Case(decay_test.bonus_op, inputs, timeless=("bonus",), **options)
+    definition = decay_test.definition
+    return Case(decay_test.bonus_op, inputs, definition, timeless=("bonus",), **options)
 
 
 def delta(mechanism, forms=("chunk",), **options):
@@ -90,7 +91,7 @@ def delta(mechanism, forms=("chunk",), **options):
     def inputs(time, kind):
         return delta_test.inputs(mechanism, time, jnp.float64, kind=kind)[0]
 
-    return Case(op, inputs, delta_test.oracle, forms, masks=False, **options)
+    return Case(op, inputs, delta_test.definition, forms, masks=False, **options)
 
 
 def diagonal(name, **options):
@@ -100,14 +101,14 @@ def diagonal(name, **options):
             arrays["log_a"] = np.log(-selective_scan_test.A_ND)
         return arrays
 
-    def oracle(**arrays):
+    def definition(**arrays):
         if name == "selective":
             del arrays["log_a"]
-        return selective_scan_test.ORACLES[name](**arrays)
+        return selective_scan_test.definition(name, **arrays)
 
     forms = ("associative", "chunk")
     op = selective_scan_test.OPS[name]
-    return Case(op, inputs, oracle, forms, masks=False, fp32=5e-6, **options)
+    return Case(op, inputs, definition, forms, masks=False, fp32=5e-6, **options)
 
 
 def exponential(module, **options):
@@ -209,7 +210,7 @@ def test_chunks_in_two_parts_are_the_token_scan(name):
             contract.assert_agree(actual, expected, 1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.oracle])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.definition])
 def test_the_token_scan_is_the_definition(name):
     case = CASES[name]
     given = constants(case, T)
@@ -219,7 +220,7 @@ def test_the_token_scan_is_the_definition(name):
             found = scan(name, arrays, given)
             if case.masks:
                 arrays["k"] *= given["key_mask_BS"][..., None, None]
-            expected = case.oracle(**arrays, segment_ids_BT=given["segment_ids_BT"])
+            expected = case.definition(**arrays, segment_ids_BT=given["segment_ids_BT"])
             contract.assert_agree({n: found[n] for n in expected}, expected, 1e-12)
 
 

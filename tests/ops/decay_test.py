@@ -1,7 +1,6 @@
 """Attention with decay beside the contract of contract_test.py: strengths, directions, memory."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from linear_transformer.ops import decay
+from linear_transformer.ops import decay, naive
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from tests.ops import contract
@@ -61,24 +60,18 @@ def packed(rng, time):
     return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
 
 
-def oracle(q, k, v, log_decay, initial_state, segment_ids_BT):
-    """The definition in plain NumPy float64, token by token."""
-    arrays = (q, k, v, log_decay, initial_state)
-    q, k, v, log_decay, initial_state = (np.asarray(x, np.float64) for x in arrays)
-    if log_decay.ndim != 4:
-        log_decay = log_decay[..., None]
-    log_decay = np.broadcast_to(log_decay, q.shape)
-    o = np.zeros(v.shape)
-    final = np.zeros(initial_state.shape)
-    for b, h in itertools.product(range(q.shape[0]), range(q.shape[2])):
-        s = initial_state[b, h].copy()
-        for i in range(q.shape[1]):
-            if i and segment_ids_BT[b, i] != segment_ids_BT[b, i - 1]:
-                s[:] = 0
-            s = np.exp(log_decay[b, i, h])[:, None] * s + np.outer(k[b, i, h], v[b, i, h])
-            o[b, i, h] = s.T @ q[b, i, h]
-        final[b, h] = s
-    return {"o": o, "state": final}
+def definition(q, k, v, log_decay, bonus=None, **start):
+    time = q.shape[1]
+    log_decay = np.broadcast_to(log_decay, (B, time, H)) if log_decay.ndim == 1 else log_decay
+    tokens = (q, k, v, log_decay.reshape(B, time, H, -1))
+    if bonus is None:
+        return contract.defined_recurrence(naive.decayed_attention, *tokens, **start)
+
+    def with_bonus(q, k, v, log_decay, bonus, **start):
+        return naive.decayed_attention(q, k, v, log_decay, bonus[0], **start)
+
+    tokens = (*tokens, np.broadcast_to(bonus, q.shape))
+    return contract.defined_recurrence(with_bonus, *tokens, **start)
 
 
 @pytest.mark.parametrize("kind", ["usual", "none", "-5", "-20", "mixed"])
@@ -164,7 +157,7 @@ def test_anticausal_and_padding(gate):
             o, state = jax.jit(op("auto", direction=direction))(**arrays, **constants)
             timeless = ("initial_state", "log_decay") if gate == "fixed" else ("initial_state",)
             ordered = {n: x if n in timeless else x[:, ::order] for n, x in masked.items()}
-            expected = oracle(**ordered, segment_ids_BT=ids[:, ::order])
+            expected = definition(**ordered, segment_ids_BT=ids[:, ::order])
             expected["o"] = expected["o"][:, ::order]
             contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
 
@@ -179,8 +172,8 @@ def test_bidirectional_is_both_directions_with_the_own_key_once(gate):
         timeless = ("initial_state", "log_decay") if gate == "fixed" else ("initial_state",)
         ordered = {n: x if n in timeless else x[:, ::-1] for n, x in arrays.items()}
         ordered["initial_state"] = 0 * arrays["initial_state"]
-        expected = oracle(**arrays, segment_ids_BT=ids)
-        expected["o"] += oracle(**ordered, segment_ids_BT=ids[:, ::-1])["o"][:, ::-1]
+        expected = definition(**arrays, segment_ids_BT=ids)
+        expected["o"] += definition(**ordered, segment_ids_BT=ids[:, ::-1])["o"][:, ::-1]
         q, k, v = (np.asarray(arrays[name]) for name in "qkv")
         expected["o"] -= np.sum(q * k, axis=-1, keepdims=True) * v
         contract.assert_agree({"o": o, "state": state}, expected, 1e-12)
@@ -194,27 +187,6 @@ def bonus_op(form, chunk_size=None):
 
 def with_bonus(arrays, rng):
     return arrays | {"bonus": jnp.asarray(rng.normal(size=(H, K)), arrays["q"].dtype)}
-
-
-@pytest.mark.parametrize("form", ["recurrent", "chunk"])
-@pytest.mark.parametrize("gate", GATES)
-def test_bonus_is_the_definition(gate, form):
-    """RWKV-6: o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t, in NumPy float64."""
-    with jax.enable_x64(True):
-        arrays, rng = inputs(70, jnp.float64, gate=gate, kind="mixed")
-        arrays = with_bonus(arrays, rng)
-        ids = contract.random_segments(rng, B, 70)
-        o, state = jax.jit(bonus_op(form))(**arrays, segment_ids_BT=jnp.asarray(ids))
-        q, k, v, log_decay, s, u = (np.asarray(x) for x in arrays.values())
-        log_decay = log_decay.reshape(B, 70, H, -1)
-        s, expected = s.copy(), np.zeros(v.shape)
-        for b, i, h in np.ndindex(B, 70, H):
-            if i and ids[b, i] != ids[b, i - 1]:
-                s[b, h] = 0
-            own = np.outer(k[b, i, h], v[b, i, h])
-            expected[b, i, h] = (s[b, h] + u[h][:, None] * own).T @ q[b, i, h]
-            s[b, h] = np.exp(log_decay[b, i, h])[:, None] * s[b, h] + own
-        contract.assert_agree({"o": o, "state": state}, {"o": expected, "state": s}, 1e-12)
 
 
 def test_padding_keys_never_change_a_result():

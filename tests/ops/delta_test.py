@@ -9,7 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from linear_transformer.ops import delta_chunk
+from linear_transformer.ops import delta_chunk, naive
 from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
 from tests.ops import contract
 
@@ -89,34 +89,18 @@ def packed(rng, time):
     return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
 
 
-def oracle(
-    q, k, v, initial_state, segment_ids_BT, beta=None, log_decay=None, write=None, read=None
-):
-    """The definitions in NumPy float64, one token, one step and one head at a time."""
-    time = q.shape[1]
-    decay = np.ones(q.shape)
-    if log_decay is not None:
-        axes = {1: (None, None, slice(None), None), 3: (..., None), 4: (...,)}[log_decay.ndim]
-        decay = np.broadcast_to(np.exp(log_decay)[axes], q.shape)
-    o, final = np.zeros((*q.shape[:3], v.shape[-1])), np.zeros(initial_state.shape)
-    for b, h in np.ndindex(B, H):
-        s = initial_state[b, h]
-        for t in range(time):
-            if t and segment_ids_BT[b, t] != segment_ids_BT[b, t - 1]:
-                s = np.zeros_like(s)
-            if write is not None:
-                transition = np.diag(decay[b, t, h]) + np.outer(write[b, t, h], read[b, t, h])
-                s = transition @ s + np.outer(k[b, t, h], v[b, t, h])
-            else:
-                s = np.diag(decay[b, t, h]) @ s
-                steps = [()] if k.ndim == 4 else [(n,) for n in range(k.shape[2])]
-                for n in steps:
-                    key, value, step = (x[(b, t, *n, h)] for x in (k, v, beta))
-                    householder = np.eye(K) - step * np.outer(key, key)
-                    s = householder @ s + step * np.outer(key, value)
-            o[b, t, h] = s.T @ q[b, t, h]
-        final[b, h] = s
-    return {"o": o, "state": final}
+def definition(q, k, v, beta=None, log_decay=None, write=None, read=None, **start):
+    log_decay = np.zeros(H) if log_decay is None else log_decay
+    log_decay = np.broadcast_to(log_decay, q.shape[:3]) if log_decay.ndim == 1 else log_decay
+    log_decay = log_decay.reshape(*q.shape[:3], -1)
+    if write is not None:
+        tokens = (q, k, v, log_decay, write, read)
+        return contract.defined_recurrence(naive.low_rank_delta_attention, *tokens, **start)
+    if k.ndim == 4:
+        tokens = (q, k, v, log_decay, beta)
+        return contract.defined_recurrence(naive.delta_attention, *tokens, **start)
+    k, v, beta = (x.swapaxes(2, 3) for x in (k, v, beta))
+    return contract.defined_recurrence(naive.delta_product, q, k, v, log_decay, beta, **start)
 
 
 @pytest.mark.parametrize(("mechanism", "kind", "dtype"), EXTREME)

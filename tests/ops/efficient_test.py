@@ -1,13 +1,13 @@
 """Efficient attention: every direction and form against plain NumPy, with keys of any size."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from linear_transformer.ops import naive
 from linear_transformer.ops.efficient import (
     efficient_attention,
     non_local_attention,
@@ -53,21 +53,7 @@ def inputs(time, dtype, *, scale=1.0, state=True, seed=0):
     return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
 
 
-def softmax(x, axis):
-    x = np.exp(x - x.max(axis=axis, keepdims=True))
-    return x / x.sum(axis=axis, keepdims=True)
-
-
-def oracle(q, k, v, visible_BTS):
-    """rho_q(q_i) reads, for each feature, the values softmaxed over the visible positions."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    o = np.zeros((*q.shape[:3], v.shape[-1]))
-    for b, i, h in itertools.product(*(range(n) for n in q.shape[:3])):
-        seen = visible_BTS[b, i]
-        if seen.any():
-            contexts = softmax(k[b, seen, h], axis=0).T @ v[b, seen, h]
-            o[b, i, h] = softmax(q[b, i, h], axis=0) @ contexts
-    return o
+definition = functools.partial(contract.defined_attention, naive.efficient_attention)
 
 
 def visible(direction, time, ids=None, mask=None):
@@ -92,7 +78,7 @@ def test_equations(direction, packed, masked):
             constants["segment_ids_BT"] = jnp.asarray(ids)
         if masked:
             constants["key_mask_BS"] = jnp.asarray(mask)
-        expected = oracle(**arrays, visible_BTS=visible(direction, time, ids, mask))
+        expected = definition(*arrays.values(), visible_BTS=visible(direction, time, ids, mask))
         o, _ = jax.jit(op("auto", direction))(**arrays, **constants)
         assert contract.relative_rms(o, expected) < 1e-12
 
@@ -102,7 +88,7 @@ def test_initial_state_is_what_came_before(form):
     """The state of 20 tokens is S = exp(log_scale) sums, and its last column z."""
     with jax.enable_x64(True):
         arrays, _ = inputs(50, jnp.float64, state=False)
-        expected = oracle(**arrays, visible_BTS=visible("causal", 50))
+        expected = definition(*arrays.values(), visible_BTS=visible("causal", 50))
         k, v = (np.asarray(arrays[name])[:, :20] for name in "kv")
         s = np.einsum(
             "bshk,bshv->bhkv", np.exp(k), np.concatenate([v, np.ones_like(k)[..., :1]], -1)
@@ -122,17 +108,15 @@ def test_gradients_are_those_of_the_definition():
     with jax.enable_x64(True):
         arrays, rng = inputs(time, jnp.float64, state=False)
         ids = contract.random_segments(rng, B, time)
-        pairs = jnp.asarray(visible("causal", time, ids))[..., None, None]
+        pairs = visible("causal", time, ids)
         cotangent = jnp.asarray(rng.normal(size=arrays["v"].shape))
-
-        def definition(q, k, v):
-            shares = jax.nn.softmax(jnp.where(pairs, k[:, None], -jnp.inf), axis=2)
-            return jnp.einsum("bihk,bijhk,bjhv->bihv", jax.nn.softmax(q, axis=-1), shares, v)
 
         def loss(f):
             return lambda a: jnp.sum(f(**a) * cotangent)
 
-        expected = jax.jit(jax.grad(loss(definition)))(arrays)
+        expected = jax.jit(jax.grad(loss(lambda **a: definition(*a.values(), visible_BTS=pairs))))(
+            arrays
+        )
         packed = functools.partial(op("chunk"), segment_ids_BT=jnp.asarray(ids))
         actual = jax.jit(jax.grad(loss(lambda **a: packed(**a)[0])))(arrays)
         contract.assert_agree(actual, expected, 1e-11)
@@ -147,11 +131,11 @@ def test_keys_of_any_size(direction, scale):
     """
     time = 80
     arrays, _ = inputs(time, jnp.float32, scale=scale, state=False)
-    expected = oracle(**arrays, visible_BTS=visible(direction, time))
     actual = contract.evaluate(op("auto", direction), arrays, {})
-    assert contract.relative_rms(actual["o"], expected) < 5e-5
     with jax.enable_x64(True):
         wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
+        expected = definition(*wide.values(), visible_BTS=visible(direction, time))
+        assert contract.relative_rms(actual["o"], expected) < 5e-5
         exact = contract.evaluate(op("recurrent", direction), wide, {})
         contract.assert_agree(actual, exact, 1e-4)
 
@@ -186,7 +170,7 @@ def test_cross_attention_and_its_state():
         arrays, _ = inputs(50, jnp.float64, state=False)
         q, k, v = arrays["q"][:, :9], arrays["k"], arrays["v"]
         attend = jax.jit(op("auto", "bidirectional"))
-        expected = oracle(q, k, v, np.ones((B, 9, 50), bool))
+        expected = definition(q, k, v, visible_BTS=np.ones((B, 9, 50), bool))
         whole, state = attend(q, k, v)
         assert contract.relative_rms(whole, expected) < 1e-12
         # Keys may arrive in parts: the state of the first part is where the second one starts.
@@ -225,11 +209,11 @@ def test_scaling_is_dot_product_attention(masked):
 def test_non_local_softmax():
     with jax.enable_x64(True):
         arrays, rng = inputs(30, jnp.float64, state=False)
-        q, k, v = (np.asarray(arrays[name]) for name in "qkv")
         mask = rng.random((B, 30)) < 0.6
         actual = jax.jit(non_local_attention)(*arrays.values(), key_mask_BS=mask)
-        weights = np.where(mask[:, None, None], np.einsum("bthk,bshk->bhts", q, k), -np.inf)
-        expected = np.einsum("bhts,bshv->bthv", softmax(weights, axis=-1), v)
+        softmax = functools.partial(naive.softmax_attention, scale=1)
+        seen = np.broadcast_to(mask[:, None], (B, 30, 30))
+        expected = contract.defined_attention(softmax, *arrays.values(), visible_BTS=seen)
         assert contract.relative_rms(actual, expected) < 1e-13
 
 

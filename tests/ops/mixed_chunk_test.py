@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from linear_transformer.ops import naive
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
-from tests.ops.contract import assert_agree, random_segments, relative_rms
+from tests.ops.contract import assert_agree, random_segments, relative_rms, visible_pairs
 
 B, K, V = 2, 6, 5
 NAMES = ("q", "k", "linear_q", "linear_k", "v")
@@ -28,20 +29,20 @@ def inputs(T, chunk, causal=True):
     return arrays, rng.standard_normal(chunk if causal else 2 * chunk - 1)
 
 
-def oracle(q, k, linear_q, linear_k, v, bias, *, chunk, causal=True, segments=None):
-    T = q.shape[1]
+def definition(*tokens, chunk, causal=True, segments=None):
+    """Of q, k, linear q, linear k, v and the bias by distance."""
+    T = tokens[0].shape[1]
     segments = np.zeros((B, T), int) if segments is None else segments
-    run = np.cumsum(np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0))), 1)
-    o = np.zeros((B, T, V))
-    for b, t, s in np.ndindex(B, T, T):
-        if run[b, t] != run[b, s] or (causal and s > t):
-            continue
-        if t // chunk == s // chunk:
-            score = q[b, t] @ k[b, s] / chunk + bias[t - s + len(bias) - chunk]
-            o[b, t] += max(score, 0) ** 2 * v[b, s]
-        if s // chunk < t // chunk or not causal:
-            o[b, t] += linear_q[b, t] @ linear_k[b, s] / chunk * v[b, s]
-    return o
+    visible = visible_pairs(segments, causal=causal)
+    distance = np.arange(T)[:, None] - np.arange(T)
+
+    def of_row(q, k, linear_q, linear_k, v, visible_TT, bias):
+        options = {"bias_TT": bias[distance + len(bias) - chunk], "chunk_size": chunk}
+        tokens = (q, k, linear_q, linear_k, v, visible_TT)
+        return naive.mixed_chunk_attention(*tokens, **options, causal=causal)
+
+    *tokens, bias = tokens
+    return jax.vmap(of_row, (*[0] * 6, None))(*tokens, visible, jnp.asarray(bias))
 
 
 @functools.cache
@@ -61,7 +62,7 @@ def test_definition(T, chunk, direction, packed):
     if T == 17 and not packed:
         without, _ = compiled(chunk, direction)(*arrays, bias)
         assert relative_rms(without, o) < TOLERANCE
-    expected = oracle(*arrays, bias, chunk=chunk, causal=causal, segments=ids)
+    expected = definition(*arrays, bias, chunk=chunk, causal=causal, segments=ids)
     assert relative_rms(o, expected) < TOLERANCE
 
 
@@ -91,7 +92,7 @@ def test_equal_ids_apart_are_different_segments():
     arrays, bias = inputs(9, 2)
     ids = np.array([[1, 1, 1, 2, 2, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 0, 0, 0]])
     o, _ = compiled(2)(*arrays, bias, segment_ids_BT=ids)
-    assert relative_rms(o, oracle(*arrays, bias, chunk=2, segments=ids)) < TOLERANCE
+    assert relative_rms(o, definition(*arrays, bias, chunk=2, segments=ids)) < TOLERANCE
 
 
 def test_gradients():
@@ -100,16 +101,9 @@ def test_gradients():
     arrays, bias = inputs(T, chunk)
     ids = random_segments(np.random.default_rng(1), B, T)
     weights = np.random.default_rng(2).standard_normal((B, T, V))
-    distance = np.arange(T)[:, None] - np.arange(T)
-    chunks = np.arange(T) // chunk
-    same = (ids[:, :, None] == ids[:, None]) & (distance >= 0)
 
-    def quadratic(a):
-        near = jnp.einsum("btk,bsk->bts", a["q"], a["k"]) / chunk
-        near = jax.nn.relu(near + a["bias"][np.clip(distance, 0, chunk - 1)]) ** 2
-        far = jnp.einsum("btk,bsk->bts", a["linear_q"], a["linear_k"]) / chunk
-        mixed = jnp.where(chunks[:, None] == chunks, near, far)
-        return jnp.einsum("bts,bsv->btv", jnp.where(same, mixed, 0), a["v"])
+    def defined(a):
+        return definition(*(a[name] for name in (*NAMES, "bias")), chunk=chunk, segments=ids)
 
     def ours(a):
         arrays = [a[name] for name in (*NAMES, "bias")]
@@ -120,7 +114,7 @@ def test_gradients():
         return jax.jit(jax.grad(loss), compiler_options=QUICK)(given)
 
     given = dict(zip(NAMES, arrays, strict=True)) | {"bias": bias}
-    assert_agree(gradient(ours), gradient(quadratic), TOLERANCE)
+    assert_agree(gradient(ours), gradient(defined), TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from linear_transformer.ops import naive
 from linear_transformer.ops.log_space import ScaledState
 from linear_transformer.ops.random_features import (
     draw_projections,
@@ -56,17 +57,7 @@ def inputs(time, dtype, *, scale=1.0, state=True, seed=0):
     return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
 
 
-def oracle(q, k, v, visible_BTS):
-    """Weights sum_f exp(q_if + k_jf) over the visible keys, normalised, in logarithms."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    o = np.zeros((*q.shape[:3], v.shape[-1]))
-    for b, i, h in itertools.product(*(range(n) for n in q.shape[:3])):
-        seen = visible_BTS[b, i]
-        if seen.any():
-            exponents = q[b, i, h] + k[b, seen, h]
-            weights = np.exp(exponents - exponents.max()).sum(axis=1)
-            o[b, i, h] = weights @ v[b, seen, h] / weights.sum()
-    return o
+definition = functools.partial(contract.defined_attention, naive.log_feature_attention)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -88,7 +79,7 @@ def test_equations(direction, packed, masked):
             seen = seen & mask[:, None]
             constants["key_mask_BS"] = jnp.asarray(mask)
         o, _ = jax.jit(op("auto", direction))(**arrays, **constants)
-        assert contract.relative_rms(o, oracle(**arrays, visible_BTS=seen)) < 1e-12
+        assert contract.relative_rms(o, definition(*arrays.values(), visible_BTS=seen)) < 1e-12
 
 
 def test_gradients_are_those_of_the_definition():
@@ -96,13 +87,8 @@ def test_gradients_are_those_of_the_definition():
     time = 30
     with jax.enable_x64(True):
         arrays, rng = inputs(time, jnp.float64, scale=3, state=False)
-        pairs = jnp.tril(jnp.ones((time, time)))
+        pairs = np.tril(np.ones((B, time, time), bool))
         cotangent = jnp.asarray(rng.normal(size=arrays["v"].shape))
-
-        def definition(q, k, v):
-            weights = jnp.einsum("bihk,bjhk->bhij", jnp.exp(q), jnp.exp(k)) * pairs
-            weights = weights / weights.sum(-1, keepdims=True)
-            return jnp.einsum("bhij,bjhv->bihv", weights, v)
 
         def in_two_parts(q, k, v):
             head, state = op("chunk")(q[:, :13], k[:, :13], v[:, :13])
@@ -112,7 +98,7 @@ def test_gradients_are_those_of_the_definition():
         def gradient(f):
             return jax.jit(jax.grad(lambda a: jnp.sum(f(**a) * cotangent)))(arrays)
 
-        expected = gradient(definition)
+        expected = gradient(lambda **a: definition(*a.values(), visible_BTS=pairs))
         contract.assert_agree(gradient(lambda **a: op("chunk")(**a)[0]), expected, 1e-11)
         contract.assert_agree(gradient(in_two_parts), expected, 1e-11)
 
@@ -122,8 +108,11 @@ def test_features_of_any_size(direction):
     """Exponents of +-60 in fp32, and offsets of +-1000: plain exp would overflow."""
     time = 60
     arrays, _ = inputs(time, jnp.float32, scale=12, state=False)
-    pairs = np.tril(np.ones((time, time), bool)) if direction == "causal" else np.ones((time, time))
-    expected = oracle(**arrays, visible_BTS=np.broadcast_to(pairs.astype(bool), (B, time, time)))
+    i, j = np.arange(time)[:, None], np.arange(time)
+    pairs = (j <= i) | (direction == "bidirectional")
+    with jax.enable_x64(True):
+        wide = (x.astype(jnp.float64) for x in arrays.values())
+        expected = definition(*wide, visible_BTS=np.broadcast_to(pairs, (B, time, time)))
     actual = contract.evaluate(op("auto", direction), arrays, {})
     # Exponents of size 60 are rounded to 2e-6.
     assert contract.relative_rms(actual["o"], expected) < 2e-5

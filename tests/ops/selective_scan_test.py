@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from linear_transformer.ops import naive
 from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
 from tests.ops import contract
 
@@ -76,30 +77,21 @@ def packed(rng, time):
     return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
 
 
-def selective_oracle(x, dt, b, c, initial_state, segment_ids_BT):
-    """Gu and Dao 2023, equations 2a-2b after the zero-order hold of A and the Euler step of B."""
-    y, h = np.zeros(x.shape), np.array(initial_state)
-    for row, i in np.ndindex(x.shape[:2]):
-        if i and segment_ids_BT[row, i] != segment_ids_BT[row, i - 1]:
-            h[row] = 0
-        for d in range(D):
-            h[row, :, d] = np.exp(dt[row, i, d] * A_ND[:, d]) * h[row, :, d]
-            h[row, :, d] += dt[row, i, d] * x[row, i, d] * b[row, i]
-            y[row, i, d] = c[row, i] @ h[row, :, d]
-    return {"o": y, "state": h}
-
-
-def diagonal_oracle(b, log_a, initial_state, segment_ids_BT):
-    b, log_a, initial_state = (x[..., 0] + 1j * x[..., 1] for x in (b, log_a, initial_state))
-    states, h = np.zeros(b.shape, complex), initial_state.copy()
-    for row, i in np.ndindex(b.shape[:2]):
-        if i and segment_ids_BT[row, i] != segment_ids_BT[row, i - 1]:
-            h[row] = 0
-        states[row, i] = h[row] = np.exp(log_a[row, i]) * h[row] + b[row, i]
-    return {key: np.stack([z.real, z.imag], -1) for key, z in (("o", states), ("state", h))}
-
-
-ORACLES = {"selective": selective_oracle, "diagonal": diagonal_oracle}
+def definition(name, initial_state, segment_ids_BT, **arrays):
+    """The naive scan with the arrays of `inputs`, as the one head of its rows."""
+    if name == "selective":
+        scan = lambda x, dt, b, c, **start: naive.selective_scan(x, dt, A_ND, b, c, **start)  # noqa: E731
+    else:
+        scan = lambda b, log_a, **start: naive.diagonal_scan(b, jnp.exp(log_a), **start)  # noqa: E731
+        arrays = {n: x[..., 0] + 1j * x[..., 1] for n, x in arrays.items()}
+        initial_state = initial_state[..., 0] + 1j * initial_state[..., 1]
+    tokens = (x[:, :, None] for x in arrays.values())
+    start = {"initial_state": initial_state[:, None], "segment_ids_BT": segment_ids_BT}
+    found = contract.defined_recurrence(scan, *tokens, **start)
+    o, state = found["o"][:, :, 0], found["state"][:, 0]
+    if name == "diagonal":
+        o, state = (jnp.stack([z.real, z.imag], -1) for z in (o, state))
+    return {"o": o, "state": state}
 
 
 @pytest.mark.parametrize("form", QUICK_FORMS)
@@ -121,7 +113,7 @@ def test_anticausal_is_causal_backwards(name):
             key: np.asarray(x) if key == "initial_state" else np.asarray(x)[:, ::-1]
             for key, x in arrays.items()
         }
-        expected = ORACLES[name](**turned, segment_ids_BT=ids[:, ::-1])
+        expected = definition(name, **turned, segment_ids_BT=ids[:, ::-1])
         expected["o"] = expected["o"][:, ::-1]
         contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
 

@@ -1,4 +1,4 @@
-"""Exact softmax attention: forms against each other, and against the definition in NumPy."""
+"""Exact softmax attention: forms against each other, and against the definition."""
 
 import functools
 import inspect
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from linear_transformer.ops import softmax
+from linear_transformer.ops import naive, softmax
 from linear_transformer.ops.softmax import softmax_attention
+from tests.ops.contract import defined_attention
 
 # fp64: products of 64 terms and sums over a few hundred keys leave a few hundred ulp at most.
 # fp32: ulp 6e-8, and scores of up to ~10 turn an ulp of a score into 10 ulp of a weight.
@@ -48,20 +49,6 @@ def check_same(actual, expected, tolerance):
         # Gradients of softmax over a single key are 0: compare those by absolute size.
         error = relative_rms(x, y) if np.max(np.abs(y)) > 1e-9 else np.max(np.abs(x))
         assert error <= tolerance, f"{name}: relative RMS error {error:.3g} > {tolerance}"
-
-
-def define(q, k, v, allowed_BTS, scale):
-    """The definition, in loops."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    o = np.zeros((*q.shape[:3], v.shape[3]))
-    for b, t, h in np.ndindex(q.shape[:3]):
-        keys = [s for s in range(k.shape[1]) if allowed_BTS[b, t, s]]
-        if keys:
-            scores = np.array([scale * q[b, t, h] @ k[b, s, h] for s in keys])
-            weights = np.exp(scores - scores.max())
-            o[b, t, h] = sum(w * v[b, s, h] for w, s in zip(weights, keys, strict=True))
-            o[b, t, h] /= weights.sum()
-    return o
 
 
 SEGMENTS = np.array([[0] * 5 + [1] * 9 + [2] * 6, [3] * 13 + [0] * 7])
@@ -119,7 +106,11 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             options = {"direction": "bidirectional"}
             allowed = SEGMENTS[:, :, None] == segments[:, None, :]
         arrays = jax.tree.map(jnp.asarray, arrays)
-        expected = define(*inputs[:3], allowed, options.get("scale", 8**-0.5))
+        expected = defined_attention(
+            functools.partial(naive.softmax_attention, scale=options.get("scale")),
+            *inputs[:3],
+            visible_BTS=allowed,
+        )
         blocks = {"block_size": 7} if form == "blockwise" else {}
         actual = run(inputs, arrays, form=form, **blocks, **options)
         self.assertLess(relative_rms(actual[0], expected), 1e-12)
@@ -281,7 +272,8 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         actual = run((q, k, v, do), form=form, **blocks)
         check_same(actual, expected, 1e-10)
         allowed = np.broadcast_to(np.tri(100, dtype=bool), (2, 100, 100))
-        self.assertLess(relative_rms(actual[0], define(q, k, v, allowed, 8**-0.5)), 1e-12)
+        expected = defined_attention(naive.softmax_attention, q, k, v, visible_BTS=allowed)
+        self.assertLess(relative_rms(actual[0], expected), 1e-12)
 
     def test_negative_control(self):
         self.check_negative_control("mask")
