@@ -11,6 +11,7 @@ The normaliser Z is one more column of S: with v' = [v, 1] both sums are one rec
 state of shape (K, V + 1).
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -20,8 +21,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
-from linear_transformer.ops.blocks import Masks, heard, matmul, read, write
+from linear_transformer.ops import block_loop, checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
 from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.additive import pallas_form
@@ -314,18 +315,11 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
-    time = q.shape[1]
-    chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
-    block = chunk * min(CHUNKS_PER_BLOCK, -(-time // chunk))
-    padding = -time % block
-    run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
-    phi = _Features(feature_map, time if padding else None)
-    if padding:  # zero keys add nothing; the padded tokens belong to the last segment
-        q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
-        if run_BT is not None:
-            run_BT = jnp.pad(run_BT, ((0, 0), (0, padding)), mode="edge")
-    o, state = _chunked(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon)
-    return o[:, :time], state
+    time, narrow = q.shape[1], jnp.result_type(q, k, v)
+    cut = block_loop.Cut.of(time, chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
+    phi = _Features(feature_map, time if cut.padding else None)
+    family = _Additive(phi, normalize, epsilon, narrow, saved=state.dtype)
+    return block_loop.chunk_form(family, cut, (q, k, v), state, segment_ids_BT)
 
 
 class _Features(NamedTuple):
@@ -348,107 +342,60 @@ class _Features(NamedTuple):
         return jnp.where(place < self.end, k_BHGCK, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
-def _chunked(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
-    return _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon)[0]
+@dataclasses.dataclass(frozen=True)
+class _Additive:
+    """One block, see `block_loop.Family`; the denominators are saved."""
 
+    phi: _Features
+    normalize: bool
+    epsilon: float
+    narrow: jnp.dtype
+    saved: jnp.dtype
 
-def _chunked_forward(q, k, v, state, run_BT, phi, chunk, block, normalize, epsilon):
-    batch, time, heads, _ = q.shape
-    dtype, narrow = state.dtype, jnp.result_type(q, k, v)
+    @property
+    def reads_outputs(self):
+        return self.normalize
 
-    def body(n, carry):
-        state, o, denominator, states = carry
-        states = states.at[n].set(state)
-        q_n, k_n, v_n = (read(x, n, chunk, block) for x in (q, k, v))
-        q_n, k_n = phi.queries(q_n), phi.keys(k_n, n)
-        if normalize:
-            v_n = _with_ones(v_n)
-        masks = Masks.of_block(run_BT, n, chunk, block)
-        entering, state = _states(k_n, v_n, state, masks, narrow)
-        weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))
-        o_n = matmul(weights, v_n, narrow, dtype)
-        o_n += masks.reads(matmul(q_n, entering, narrow, dtype))
-        denominator_n = jnp.ones_like(o_n[..., :1])
-        if normalize:
-            denominator_n = o_n[..., -1:] + epsilon
-            o_n = o_n[..., :-1] / denominator_n
+    def forward(self, tokens, state, masks, n):
+        q, k, v, narrow, dtype = *tokens, self.narrow, state.dtype
+        q, k = self.phi.queries(q), self.phi.keys(k, n)
+        if self.normalize:
+            v = _with_ones(v)
+        entering, state = entering_states(k, v, state, masks, narrow)
+        weights = masks.within(matmul(q, k.mT, narrow, dtype))
+        o = matmul(weights, v, narrow, dtype)
+        o += masks.reads(matmul(q, entering, narrow, dtype))
+        denominator = jnp.ones_like(o[..., :1])
+        if self.normalize:
+            denominator = o[..., -1:] + self.epsilon
+            o = o[..., :-1] / denominator
         # What is not finite takes no part in a gradient; the backward pass divides by this.
-        is_finite = jnp.all(jnp.isfinite(o_n), axis=-1, keepdims=True)
-        denominator_n = jnp.where(is_finite, denominator_n, jnp.inf)
-        return state, write(o, o_n, n), write(denominator, denominator_n, n), states
+        is_finite = jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
+        return state, o, jnp.where(is_finite, denominator, jnp.inf)
 
-    blocks = time // block
-    carry = (
-        state,
-        jnp.zeros(v.shape, v.dtype),
-        jnp.zeros((batch, time, heads, 1), dtype),
-        jnp.zeros((blocks, *state.shape), dtype),
-    )
-    state, o, denominator, states = lax.fori_loop(0, blocks, body, carry)
-    return (o, state), (q, k, v, run_BT, states, o, denominator)
-
-
-def _chunked_backward(phi, chunk, block, normalize, epsilon, residuals, cotangents):
-    del epsilon  # part of the stored denominator
-    q, k, v, run_BT, states, o, denominator = residuals
-    do, dstate = cotangents
-    dtype, narrow = states.dtype, jnp.result_type(q, k, v)
-    blocks = states.shape[0]
-
-    def body(i, carry):
-        dstate, dq, dk, dv = carry
-        n = blocks - 1 - i
-        q_n, k_n, v_n, g_n = (read(x, n, chunk, block) for x in (q, k, v, do))
-        q_n, to_queries = jax.vjp(phi.queries, q_n)
-        k_n, to_keys = jax.vjp(lambda x: phi.keys(x, n), k_n)
-        denominator_n = read(denominator, n, chunk, block)
-        if normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            o_n = read(o, n, chunk, block)
-            g_n = g_n.astype(dtype) / denominator_n
-            dz = -jnp.sum(g_n * o_n.astype(dtype), axis=-1, keepdims=True)
-            g_n = jnp.concatenate([g_n, dz], axis=-1)
-            v_n = _with_ones(v_n)
-        masks = Masks.of_block(run_BT, n, chunk, block)
-        g_n = jnp.where(jnp.isfinite(denominator_n), g_n, 0).astype(narrow)
-        entering, _ = _states(k_n, v_n, states[n], masks, narrow)
-        leaving, dstate = _state_gradients(q_n, g_n, dstate, masks, narrow)
-        weights = masks.within(matmul(q_n, k_n.mT, narrow, dtype))
-        dweights = masks.within(matmul(g_n, v_n.mT, narrow, dtype))
-        dq_n = matmul(dweights, k_n, narrow, dtype)
-        dq_n += masks.reads(matmul(g_n, entering.mT, narrow, dtype))
-        dk_n = matmul(dweights.mT, q_n, narrow, dtype)
-        dk_n += masks.reaches(matmul(v_n, leaving.mT, narrow, dtype))
-        dv_n = matmul(weights.mT, g_n, narrow, dtype)
-        dv_n += masks.reaches(matmul(k_n, leaving, narrow, dtype))
-        if normalize:
-            dv_n = dv_n[..., :-1]
-        (dq_n,) = to_queries(dq_n.astype(q.dtype))
-        (dk_n,) = to_keys(dk_n.astype(k.dtype))
-        return dstate, write(dq, dq_n, n), write(dk, dk_n, n), write(dv, dv_n, n)
-
-    carry = (dstate, jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v))
-    dstate, dq, dk, dv = lax.fori_loop(0, blocks, body, carry)
-    return dq, dk, dv, dstate, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
-
-
-def _states(k, v, state, masks, narrow):
-    """Equation 10 over a block: the states entering its chunks, and the one leaving it."""
-    updates = matmul(masks.reaches(k).mT, masks.reaches(v), narrow, state.dtype)
-    states = [state]
-    for g in range(updates.shape[2]):
-        states.append(masks.carried(states[-1], g) + updates[:, :, g])
-    return jnp.stack(states[:-1], axis=2), states[-1]
-
-
-def _state_gradients(q, g, dstate, masks, narrow):
-    """The reversed sum of equations 14-15: gradients of the updates and of the first state."""
-    reads = matmul(masks.reads(q).mT, masks.reads(g), narrow, dstate.dtype)
-    gradients, is_heard = [dstate], heard(g, dstate, masks)
-    for n in reversed(range(reads.shape[2])):
-        leaving = masks.carried(gradients[-1], n)
-        gradients.append(jnp.where(is_heard[n], leaving + reads[:, :, n], 0))
-    return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]
+    def backward(self, tokens, state, masks, n, o, denominator, g, dstate):
+        raw_q, raw_k, v = tokens
+        narrow, dtype = self.narrow, state.dtype
+        q, to_queries = jax.vjp(self.phi.queries, raw_q)
+        k, to_keys = jax.vjp(lambda x: self.phi.keys(x, n), raw_k)
+        if self.normalize:  # o = x / z for the columns [x, z] of A v' + Q S
+            g = g.astype(dtype) / denominator
+            dz = -jnp.sum(g * o.astype(dtype), axis=-1, keepdims=True)
+            g = jnp.concatenate([g, dz], axis=-1)
+            v = _with_ones(v)
+        g = jnp.where(jnp.isfinite(denominator), g, 0).astype(narrow)
+        entering, _ = entering_states(k, v, state, masks, narrow)
+        leaving, dstate = leaving_gradients(q, g, dstate, masks, narrow)
+        weights = masks.within(matmul(q, k.mT, narrow, dtype))
+        dweights = masks.within(matmul(g, v.mT, narrow, dtype))
+        dq = matmul(dweights, k, narrow, dtype)
+        dq += masks.reads(matmul(g, entering.mT, narrow, dtype))
+        dk = matmul(dweights.mT, q, narrow, dtype)
+        dk += masks.reaches(matmul(v, leaving.mT, narrow, dtype))
+        dv = matmul(weights.mT, g, narrow, dtype)
+        dv += masks.reaches(matmul(k, leaving, narrow, dtype))
+        if self.normalize:
+            dv = dv[..., :-1]
+        (dq,) = to_queries(dq.astype(raw_q.dtype))
+        (dk,) = to_keys(dk.astype(raw_k.dtype))
+        return dstate, (dq, dk, dv)

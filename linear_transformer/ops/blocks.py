@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from linear_transformer.types import State
+
 
 def read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Shaped[Array, "B H G C K"]:
     """Block n, heads first, cut into its chunks."""
@@ -102,3 +104,41 @@ def heard(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]
         later = outputs[:, :, g] | through
         chunks.append(later)
     return chunks[::-1]
+
+
+def entering_states(
+    k: Array, v: Array, state: State, masks: Masks, narrow: jnp.dtype, total: Array | None = None
+) -> tuple[Array, State]:
+    """The states S' = total S + k^T v that enter the chunks of a block, and the one that leaves it.
+
+    Args:
+      k: (B, H, G, C, K), keys as they reach the end of their chunk.
+      v: (B, H, G, C, V).
+      total: (B, H, G, #K, 1), decay of a state over each chunk; None is none.
+    """
+    updates = matmul(masks.reaches(k).mT, masks.reaches(v), narrow, state.dtype)
+    states = [state]
+    for g in range(updates.shape[2]):
+        before = states[-1] if total is None else total[:, :, g] * states[-1]
+        states.append(masks.carried(before, g) + updates[:, :, g])
+    return jnp.stack(states[:-1], axis=2), states[-1]
+
+
+def leaving_gradients(
+    q: Array, do: Array, dstate: State, masks: Masks, narrow: jnp.dtype, total: Array | None = None
+) -> tuple[Array, State]:
+    """Gradients of the states that leave the chunks, and of the one that enters the block.
+
+    Args:
+      q: (B, H, G, C, K), queries as they read the state that enters their chunk.
+      do: (B, H, G, C, V), gradients of the outputs.
+      dstate: gradient of the state that leaves the block.
+      total: see `entering_states`.
+    """
+    reads = matmul(masks.reads(q).mT, masks.reads(do), narrow, dstate.dtype)
+    gradients, is_heard = [dstate], heard(do, dstate, masks)
+    for g in reversed(range(reads.shape[2])):
+        after = masks.carried(gradients[-1], g)
+        after = after if total is None else total[:, :, g] * after
+        gradients.append(jnp.where(is_heard[g], after + reads[:, :, g], 0))
+    return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

@@ -1,0 +1,143 @@
+"""One loop over the blocks of a recurrence's chunk form, with its derivative in O(T / C) states.
+
+Time is cut into blocks of G chunks of C tokens (see `ops.blocks`).  A family gives the mathematics
+of one block (`Family`); this file pads the tokens, reads and writes the blocks, keeps the state at
+every block's border, and goes through the blocks backwards for the gradients.
+"""
+
+import functools
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from linear_transformer.ops import segments
+from linear_transformer.ops.blocks import Masks, read, write
+from linear_transformer.types import Outputs, SegmentIds, State
+
+Tokens = tuple[Array, ...]  # (B, T, H, ...) each, the values last; of a block (B, H, G, C, ...)
+
+
+class Cut(NamedTuple):
+    """How time is cut."""
+
+    time: int
+    chunk: int
+    block: int
+
+    @classmethod
+    def of(cls, time: int, chunk_size: int, chunks_per_block: int, *, halved: bool = False):
+        """Cut into chunks that are no longer than the sequence, and of a power of two if halved."""
+        chunk = min(chunk_size, time)
+        if halved:
+            chunk = 1 << (chunk - 1).bit_length()
+        return cls(time, chunk, chunk * min(chunks_per_block, -(-time // chunk)))
+
+    @property
+    def padding(self) -> int:
+        """Tokens behind the sequence: zeros, which must add nothing and not decay."""
+        return -self.time % self.block
+
+
+class Family(Protocol):
+    """The mathematics of one block; hashable, and without arrays.
+
+    Attributes:
+      saved: dtype of the one number a token that `forward` saves for `backward`; None saves none.
+      reads_outputs: whether `backward` needs the outputs.
+    """
+
+    saved: DTypeLike | None
+    reads_outputs: bool
+
+    def forward(
+        self, tokens: Tokens, state: State, masks: Masks, n: Array
+    ) -> tuple[State, Array, Array | None]:
+        """Leaving state, outputs and (B, H, G, C, 1) to save, of block n and its entering state."""
+
+    def backward(
+        self,
+        tokens: Tokens,
+        state: State,
+        masks: Masks,
+        n: Array,
+        outputs: Array | None,
+        saved: Array | None,
+        do: Array,
+        dstate: State,
+    ) -> tuple[State, Tokens]:
+        """Gradients of the entering state and of the tokens.
+
+        Args:
+          tokens, state, masks, n: those of `forward`.
+          outputs, saved: what `forward` returned.
+          do, dstate: gradients of the outputs and of the leaving state.
+        """
+
+
+def chunk_form(
+    family: Family, cut: Cut, tokens: Tokens, state: State, segment_ids_BT: SegmentIds | None
+) -> tuple[Outputs, State]:
+    """Outputs of the shape and dtype of the values, and the final state."""
+    run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
+    if cut.padding:  # the padded tokens belong to the last segment
+        pad = ((0, 0), (0, cut.padding), (0, 0), (0, 0))
+        tokens = tuple(jnp.pad(x, pad) for x in tokens)
+        if run_BT is not None:
+            run_BT = jnp.pad(run_BT, pad[:2], mode="edge")
+    o, state = _loop(family, cut, tokens, state, run_BT)
+    return o[:, : cut.time], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loop(family, cut, tokens, state, run_BT):
+    return _forward(family, cut, tokens, state, run_BT)[0]
+
+
+def _forward(family, cut, tokens, state, run_BT):
+    values = tokens[-1]
+    count = values.shape[1] // cut.block
+
+    def body(n, carry):
+        state, o, saved, states = carry
+        states = states.at[n].set(state)
+        tokens_n = tuple(read(x, n, cut.chunk, cut.block) for x in tokens)
+        masks = Masks.of_block(run_BT, n, cut.chunk, cut.block)
+        state, o_n, saved_n = family.forward(tokens_n, state, masks, n)
+        saved = None if saved is None else write(saved, saved_n, n)
+        return state, write(o, o_n, n), saved, states
+
+    saved = None if family.saved is None else jnp.zeros((*values.shape[:3], 1), family.saved)
+    states = jnp.zeros((count, *state.shape), state.dtype)
+    carry = (state, jnp.zeros(values.shape, values.dtype), saved, states)
+    state, o, saved, states = lax.fori_loop(0, count, body, carry)
+    residuals = (tokens, run_BT, states, o if family.reads_outputs else None, saved)
+    return (o, state), residuals
+
+
+def _backward(family, cut, residuals, cotangents):
+    tokens, run_BT, states, o, saved = residuals
+    do, dstate = cotangents
+    count = states.shape[0]
+
+    def body(i, carry):
+        dstate, dtokens = carry
+        n = count - 1 - i
+        *tokens_n, o_n, saved_n, do_n = (
+            None if x is None else read(x, n, cut.chunk, cut.block) for x in (*tokens, o, saved, do)
+        )
+        masks = Masks.of_block(run_BT, n, cut.chunk, cut.block)
+        dstate, dtokens_n = family.backward(
+            tuple(tokens_n), states[n], masks, n, o_n, saved_n, do_n, dstate
+        )
+        return dstate, tuple(write(x, x_n, n) for x, x_n in zip(dtokens, dtokens_n, strict=True))
+
+    carry = (dstate, tuple(jnp.zeros_like(x) for x in tokens))
+    dstate, dtokens = lax.fori_loop(0, count, body, carry)
+    return dtokens, dstate, None
+
+
+_loop.defvjp(_forward, _backward)
