@@ -35,16 +35,17 @@ products would carry 0 x NaN from one to the other, it is replaced by zeros, and
 what depends on it.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from linear_transformer.ops import segments
-from linear_transformer.ops.blocks import Masks, heard, matmul, read, write
+from linear_transformer.ops import block_loop
+from linear_transformer.ops.blocks import heard, matmul
 from linear_transformer.ops.gates import make_gate, totals
 
 # On 2 CPU cores 32 is 1.2 to 1.5 times faster than 64, and blocks of 4 as fast as any.
@@ -56,100 +57,59 @@ _product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow):
-    time = q.shape[1]
-    chunk = min(CHUNK_SIZE if chunk_size is None else chunk_size, time)
-    chunk = 1 << (chunk - 1).bit_length()  # the inverse and the vector decays halve it
-    block = chunk * min(CHUNKS_PER_BLOCK, -(-time // chunk))
-    padding = -time % block
-    run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
-    if padding:  # zeros write nothing, no decay; the padded tokens belong to the last segment
-        pad = ((0, 0), (0, padding), (0, 0), (0, 0))
-        q, r, w, v, log_decay = (jnp.pad(x, pad) for x in (q, r, w, v, log_decay))
-        if run_BT is not None:
-            run_BT = jnp.pad(run_BT, ((0, 0), (0, padding)), mode="edge")
-    o, state = _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow)
-    return o[:, :time], state
+    # The inverse and the vector decays halve the chunks.
+    sizes = (q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
+    cut = block_loop.Cut.of(*sizes, halved=True)
+    tokens = (q, r, w, log_decay, v)
+    return block_loop.chunk_form(_Delta(narrow), cut, tokens, state, segment_ids_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _chunked(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow):
-    return _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow)[0]
+@dataclasses.dataclass(frozen=True)
+class _Delta:
+    """One block, see `block_loop.Family`; nothing is saved."""
 
+    narrow: jnp.dtype
+    saved: ClassVar[None] = None
+    reads_outputs: ClassVar[bool] = False
 
-def _chunked_forward(q, r, w, v, log_decay, state, run_BT, chunk, block, narrow):
-    dtype = state.dtype
-    count = q.shape[1] // block
-
-    def body(n, carry):
-        state, o, states = carry
-        states = states.at[n].set(state)
-        masks = Masks.of_block(run_BT, n, chunk, block)
-        q_n, *others = (read(x, n, chunk, block) for x in (q, r, w, v, log_decay))
+    def forward(self, tokens, state, masks, n):
+        narrow, dtype = self.narrow, state.dtype
+        q, *others = tokens
         spoiled = _spoiled(masks, *others)
-        r_n, w_n, v_n, a_n = _finite(masks, *others)
-        gate = make_gate(a_n, masks, narrow)
-        x = _operands(r_n, w_n, v_n, gate)
-        u_n, entering, state = _states(x, masks, state, spoiled)
-        (u_finite,) = _finite(masks, u_n)
-        o_n = matmul(gate.weights(q_n, w_n), u_finite, narrow, dtype)
-        o_n += masks.reads(matmul(q_n * gate.read, entering, narrow, dtype))
-        o_n = _spoil(o_n, _spoiled(masks, u_n))
-        return state, write(o, o_n, n), states
+        r, w, log_decay, v = _finite(masks, *others)
+        gate = make_gate(log_decay, masks, narrow)
+        u, entering, state = _states(_operands(r, w, v, gate), masks, state, spoiled)
+        (u_finite,) = _finite(masks, u)
+        o = matmul(gate.weights(q, w), u_finite, narrow, dtype)
+        o += masks.reads(matmul(q * gate.read, entering, narrow, dtype))
+        return state, _spoil(o, _spoiled(masks, u)), None
 
-    carry = (state, jnp.zeros(v.shape, v.dtype), jnp.zeros((count, *state.shape), dtype))
-    state, o, states = lax.fori_loop(0, count, body, carry)
-    return (o, state), (q, r, w, v, log_decay, run_BT, states)
-
-
-def _chunked_backward(chunk, block, narrow, residuals, cotangents):
-    q, r, w, v, log_decay, run_BT, states = residuals
-    do, dstate = cotangents
-    dtype = states.dtype
-    count = states.shape[0]
-
-    def body(i, carry):
-        dstate, dq, dr, dw, dv, dlog_decay = carry
-        n = count - 1 - i
-        masks = Masks.of_block(run_BT, n, chunk, block)
-        tokens = (read(x, n, chunk, block) for x in (q, r, w, v, log_decay))
-        q_n, r_n, w_n, v_n, a_n = _finite(masks, *tokens)
-        g_n = read(do, n, chunk, block)
-        gate = make_gate(a_n, masks, narrow)
-        x = _operands(r_n, w_n, v_n, gate)
-        u_n, entering = _finite(masks, *_states(x, masks, states[n])[:2])
-        dweights = matmul(g_n, u_n.mT, narrow, dtype)
-        weights, dq_n, dw_n, dpairs = gate.gradients(q_n, w_n, dweights)
+    def backward(self, tokens, state, masks, n, o, saved, g, dstate):
+        narrow, dtype = self.narrow, state.dtype
+        q, r, w, log_decay, v = _finite(masks, *tokens)
+        gate = make_gate(log_decay, masks, narrow)
+        x = _operands(r, w, v, gate)
+        u, entering = _finite(masks, *_states(x, masks, state)[:2])
+        dweights = matmul(g, u.mT, narrow, dtype)
+        weights, dq, dw, dpairs = gate.gradients(q, w, dweights)
         weights, inverse = _finite(masks, weights, x.inverse)
         x = x._replace(inverse=inverse)
-        reads = matmul(masks.reads(q_n * gate.read).mT, masks.reads(g_n), narrow, dtype)
-        through = matmul(weights.mT, g_n, narrow, dtype)
-        e_n, leaving, dstate = _state_gradients(x, masks, g_n, reads, through, dstate)
-        dlow = -_later(e_n) @ u_n.mT
-        _, dr_n, dw_low, dpairs_low = gate.rounded_to(dtype).gradients(_later(r_n), w_n, dlow)
-        dq_read = masks.reads(matmul(g_n, entering.mT, narrow, dtype) * gate.read)
-        dr_read = masks.reads(-e_n @ entering.mT * _earlier(gate.read, 1))
-        dw_reach = masks.reaches(u_n @ leaving.mT * gate.reach)
-        dlog_decay_n = gate.log_decay_gradients(
+        reads = matmul(masks.reads(q * gate.read).mT, masks.reads(g), narrow, dtype)
+        through = matmul(weights.mT, g, narrow, dtype)
+        e, leaving, dstate = _state_gradients(x, masks, g, reads, through, dstate)
+        dlow = -_later(e) @ u.mT
+        _, dr, dw_low, dpairs_low = gate.rounded_to(dtype).gradients(_later(r), w, dlow)
+        dq_read = masks.reads(matmul(g, entering.mT, narrow, dtype) * gate.read)
+        dr_read = masks.reads(-e @ entering.mT * _earlier(gate.read, 1))
+        dw_reach = masks.reaches(u @ leaving.mT * gate.reach)
+        dlog_decay = gate.log_decay_gradients(
             dpairs + dpairs_low,
-            q_n * dq_read + _later(r_n * dr_read),
-            w_n * dw_reach,
+            q * dq_read + _later(r * dr_read),
+            w * dw_reach,
             jnp.sum(entering * leaving, axis=-1),
         )
-        return (
-            dstate,
-            write(dq, dq_n + dq_read, n),
-            write(dr, _earlier(dr_n, 0) + dr_read, n),
-            write(dw, dw_n + dw_low + dw_reach, n),
-            write(dv, e_n, n),
-            write(dlog_decay, dlog_decay_n, n),
-        )
-
-    carry = (dstate, *(jnp.zeros_like(x) for x in (q, r, w, v, log_decay)))
-    dstate, dq, dr, dw, dv, dlog_decay = lax.fori_loop(0, count, body, carry)
-    return dq, dr, dw, dv, dlog_decay, dstate, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+        dr, dw = _earlier(dr, 0) + dr_read, dw + dw_low + dw_reach
+        return dstate, (dq + dq_read, dr, dw, dlog_decay, e)
 
 
 def _later(x):
