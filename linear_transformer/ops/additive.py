@@ -24,7 +24,8 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import block_loop, checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
-from linear_transformer.ops.non_finite import opaque
+from linear_transformer.ops.non_finite import keep, opaque
+from linear_transformer.ops.normalizer import with_ones
 from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -110,12 +111,11 @@ def linear_attention(
         q_BTHK, k_BSHK = feature_map(q_BTHK), feature_map(k_BSHK)
         feature_map = None
     if key_mask_BS is not None:
-        k_BSHK, v_BSHV = (jnp.where(key_mask_BS[:, :, None, None], x, 0) for x in (k_BSHK, v_BSHV))
-    if initial_state is None:
-        batch, _, heads, width = k_BSHK.shape
-        initial_state = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + normalize), dtype)
+        k_BSHK, v_BSHV = keep(key_mask_BS, k_BSHK), keep(key_mask_BS, v_BSHV)
+    shape = (sizes["B"], sizes["H"], k_BSHK.shape[-1], sizes["W"])
+    initial_state = recurrence.initial_state(initial_state, shape, dtype)
     if direction != "bidirectional" and q_BTHK.size == 0:  # no rows, or no tokens
-        return jnp.zeros(v_BSHV.shape, v_BSHV.dtype), initial_state.astype(dtype)
+        return jnp.zeros(v_BSHV.shape, v_BSHV.dtype), initial_state
     attend = functools.partial(
         _sharded,
         feature_map=feature_map,
@@ -124,24 +124,23 @@ def linear_attention(
         form=form,
         chunk_size=chunk_size,
     )
+    tokens, start = (q_BTHK, k_BSHK, v_BSHV), (initial_state, segment_ids_BT)
     if direction == "causal":
-        o, state = attend(q_BTHK, k_BSHK, v_BSHV, initial_state, segment_ids_BT)
+        o, state = attend(*tokens, *start)
     elif direction == "anticausal":
-        flipped = [None if x is None else jnp.flip(x, 1) for x in (q_BTHK, k_BSHK, v_BSHV)]
-        ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
-        o, state = attend(*flipped, initial_state, ids, reverse=True)
-        o = jnp.flip(o, 1)
+        o, state = recurrence.backwards(attend, *tokens, *start)
     elif segment_ids_BT is None:
-        o, state = _bidirectional(q_BTHK, k_BSHK, v_BSHV, initial_state, normalize, epsilon)
+        o, state = _bidirectional(*tokens, initial_state, normalize, epsilon)
     else:
         run_BT = sequence_parallel.run_index(segment_ids_BT)
-        arrays = (q_BTHK, k_BSHK, v_BSHV, initial_state, run_BT)
         options = {"normalize": normalize, "epsilon": epsilon}
         o, state = lax.cond(
             sequence_parallel.largest(jnp.max(run_BT)) < 2,
             functools.partial(_bidirectional_padded, **options),
             functools.partial(_bidirectional_packed, attend=attend, **options),
-            *arrays,
+            *tokens,
+            initial_state,
+            run_BT,
         )
     if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
         o = opaque(o)  # as the chunk form and the division by the normaliser are
@@ -166,11 +165,6 @@ def _check_feature_map(feature_map, normalize, *features):
                 )
 
 
-def _with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
-    """v' = [v, 1]: the numerator and the denominator as one recurrence."""
-    return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-
-
 def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
     # What is not finite takes no part in a gradient: 0 / NaN is NaN.
     finite = jnp.all(jnp.isfinite(o_BTHV), axis=-1, keepdims=True)
@@ -192,13 +186,12 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
         return _causal(q, k, v, state, segment_ids_BT, **options)
     dtype = accumulation_dtype(q, k, v)
     keys = k if options["feature_map"] is None else options["feature_map"](k)
-    values = _with_ones(v) if options["normalize"] else v
+    values = with_ones(v) if options["normalize"] else v
     passes = None  # a state that a segment's start does not stop
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
-        last = (run_BT == run_BT[:, -1:])[..., None, None]
-        keys, values = (jnp.where(last, x, 0) for x in (keys, values))
-        passes = (run_BT[:, -1] == 0)[:, None, None, None].astype(dtype)
+        last_BT, passes_B = segments.leaving(segment_ids_BT)
+        keys, values = keep(last_BT, keys), keep(last_BT, values)
+        passes = passes_B[:, None, None, None].astype(dtype)
     update = jnp.einsum("bthk,bthv->bhkv", keys, values, preferred_element_type=dtype)
     state = sequence_parallel.entering_state(passes, update, state, segment_ids_BT, reverse=reverse)
     o, state = _causal(q, k, v, state, segment_ids_BT, **options)
@@ -215,7 +208,7 @@ def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, 
         return pallas_form(
             q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
         )
-    values = _with_ones(v) if normalize else v
+    values = with_ones(v) if normalize else v
     if form == "parallel":
         o, state = _parallel(q, k, values, state, segment_ids_BT)
     else:
@@ -253,7 +246,7 @@ def _parallel(q, k, v, state, segment_ids_BT):
 def _bidirectional(q, k, v, state, normalize, epsilon):
     """Equation 6: phi(Q) (phi(K)^T V)."""
     dtype = state.dtype
-    values = _with_ones(v) if normalize else v
+    values = with_ones(v) if normalize else v
     update = jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
     state = state + sequence_parallel.total(update)
     o = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
@@ -263,12 +256,11 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
 def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
     """At most two segments a row, as padding makes them: one after the other."""
 
-    values = _with_ones(v) if normalize else v
+    values = with_ones(v) if normalize else v
 
     def alone(run, state):
         """What all queries read from one segment, and its state."""
-        mine = (run_BT == run)[..., None, None]
-        k_run, v_run = (jnp.where(mine, x, 0) for x in (k, values))
+        k_run, v_run = keep(run_BT == run, k), keep(run_BT == run, values)
         return _bidirectional(q, k_run, v_run, state, False, epsilon)
 
     first, second = alone(0, state), alone(1, jnp.zeros_like(state))
@@ -280,18 +272,16 @@ def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
     """Both directions within a segment: keys up to the query, and those after it in reverse."""
-    values = _with_ones(v) if normalize else v
+    values = with_ones(v) if normalize else v
     numerator = functools.partial(attend, normalize=False)
     forward, state_out = numerator(q, k, values, state, segment_ids_BT)
     k_next, v_next, next_BT = (
         sequence_parallel.halo(x, after=1)[:, 1:] for x in (k, values, segment_ids_BT)
     )
-    same = (next_BT == segment_ids_BT)[..., None, None]
-    k_next, v_next = (jnp.where(same, x, 0) for x in (k_next, v_next))
-    flipped = [jnp.flip(x, 1) for x in (q, k_next, v_next)]
-    ids = jnp.flip(segment_ids_BT, 1)
-    backward, _ = numerator(*flipped, jnp.zeros_like(state), ids, reverse=True)
-    o = forward + jnp.flip(backward, 1)
+    same_BT = next_BT == segment_ids_BT
+    k_next, v_next = keep(same_BT, k_next), keep(same_BT, v_next)
+    later = (q, k_next, v_next, jnp.zeros_like(state), segment_ids_BT)
+    o = forward + recurrence.backwards(numerator, *later)[0]
     return (_divide(o, epsilon) if normalize else o), state_out
 
 
@@ -319,7 +309,7 @@ def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon,
     cut = block_loop.Cut.of(time, chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
     phi = _Features(feature_map, time if cut.padding else None)
     family = _Additive(phi, normalize, epsilon, narrow, saved=state.dtype)
-    return block_loop.chunk_form(family, cut, (q, k, v), state, segment_ids_BT)
+    return block_loop.attend_in_blocks(family, cut, (q, k, v), state, segment_ids_BT)
 
 
 class _Features(NamedTuple):
@@ -360,7 +350,7 @@ class _Additive:
         q, k, v, narrow, dtype = *tokens, self.narrow, state.dtype
         q, k = self.phi.queries(q), self.phi.keys(k, n)
         if self.normalize:
-            v = _with_ones(v)
+            v = with_ones(v)
         entering, state = entering_states(k, v, state, masks, narrow)
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         o = matmul(weights, v, narrow, dtype)
@@ -382,7 +372,7 @@ class _Additive:
             g = g.astype(dtype) / denominator
             dz = -jnp.sum(g * o.astype(dtype), axis=-1, keepdims=True)
             g = jnp.concatenate([g, dz], axis=-1)
-            v = _with_ones(v)
+            v = with_ones(v)
         g = jnp.where(jnp.isfinite(denominator), g, 0).astype(narrow)
         entering, _ = entering_states(k, v, state, masks, narrow)
         leaving, dstate = leaving_gradients(q, g, dstate, masks, narrow)

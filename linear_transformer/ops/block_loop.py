@@ -78,7 +78,7 @@ class Family(Protocol):
         """
 
 
-def chunk_form(
+def attend_in_blocks(
     family: Family, cut: Cut, tokens: Tokens, state: State, segment_ids_BT: SegmentIds | None
 ) -> tuple[Outputs, State]:
     """Outputs of the shape and dtype of the values, and the final state."""

@@ -13,7 +13,6 @@ chunk.  The same holds for the gradient of what it did not spoil.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
-from linear_transformer.ops.non_finite import opaque
+from linear_transformer.ops.non_finite import keep, opaque
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -98,20 +97,13 @@ def decayed_attention(
     checks.log_decay(log_decay, sizes)
     if bonus_HK is not None and direction != "causal":
         raise ValueError(f"direction is {direction!r}; a bonus needs causal")
-    batch, time, heads, width = q_BTHK.shape
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if key_mask_BS is not None:
-        k_BTHK, v_BTHV = (jnp.where(key_mask_BS[:, :, None, None], x, 0) for x in (k_BTHK, v_BTHV))
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, heads, width, v_BTHV.shape[-1]), dtype)
+        k_BTHK, v_BTHV = keep(key_mask_BS, k_BTHK), keep(key_mask_BS, v_BTHV)
+    state = recurrence.initial_state(initial_state, tuple(sizes[x] for x in "BHKV"), dtype)
     if q_BTHK.size == 0:  # no rows, or no tokens
-        return jnp.zeros(v_BTHV.shape, v_BTHV.dtype), initial_state.astype(dtype)
-    if log_decay.ndim == 1:
-        log_decay = jnp.broadcast_to(log_decay, (batch, time, heads))
-    if log_decay.ndim == 3:
-        log_decay = log_decay[..., None]
-    arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay)
-    state = initial_state.astype(dtype)
+        return jnp.zeros(v_BTHV.shape, v_BTHV.dtype), state
+    arrays = (q_BTHK, k_BTHK, v_BTHV, recurrence.per_token(log_decay, q_BTHK))
     options = {"form": form, "chunk_size": chunk_size}
     attend = functools.partial(_sharded, **options)
     if bonus_HK is not None:
@@ -120,10 +112,11 @@ def decayed_attention(
     elif direction == "causal":
         o, state = attend(*arrays, state, segment_ids_BT)
     elif direction == "anticausal":
-        o, state = _reversed(attend, *arrays, state, segment_ids_BT)
+        o, state = recurrence.backwards(attend, *arrays, state, segment_ids_BT)
     else:
         o, state = attend(*arrays, state, segment_ids_BT)
-        later, _ = _reversed(attend, *arrays, jnp.zeros_like(state), segment_ids_BT)
+        start = (jnp.zeros_like(state), segment_ids_BT)
+        later, _ = recurrence.backwards(attend, *arrays, *start)
         o = o + later - _own(q_BTHK, k_BTHK, v_BTHV, dtype)
     if bonus_HK is not None or direction == "bidirectional":  # the token's own term is added
         o = opaque(o)
@@ -133,14 +126,6 @@ def decayed_attention(
 def _own(q, k, v, dtype):
     """What a token reads from its own key."""
     return jnp.sum(q.astype(dtype) * k, axis=-1, keepdims=True) * v
-
-
-def _reversed(attend, q, k, v, log_decay, state, segment_ids_BT):
-    attend = functools.partial(attend, reverse=True)
-    q, k, v, log_decay = (jnp.flip(x, 1) for x in (q, k, v, log_decay))
-    ids = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
-    o, state = attend(q, k, v, log_decay, state, ids)
-    return jnp.flip(o, 1), state
 
 
 def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
@@ -180,12 +165,10 @@ def _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse=False):
     dtype = state.dtype
     keys, values, decays, passes = k, v, log_decay, None
     if segment_ids_BT is not None:  # of the last segment, without the decay of its first token
-        run_BT = segments.run_index(segment_ids_BT)
-        last = (run_BT == run_BT[:, -1:])[..., None, None]
-        keys, values = (jnp.where(last, x, 0) for x in (k, v))
-        starts = segments.starts(segment_ids_BT)[..., None, None]
-        decays = jnp.where(last & ~starts, log_decay, 0)
-        passes = (run_BT[:, -1] == 0)[:, None, None]
+        last_BT, passes_B = segments.leaving(segment_ids_BT)
+        keys, values = keep(last_BT, k), keep(last_BT, v)
+        decays = keep(last_BT & ~segments.starts(segment_ids_BT), log_decay)
+        passes = passes_B[:, None, None]
     # Sums from the end on: they are exact where the decay is not yet nothing.
     since = lax.cumsum(decays, axis=1, reverse=True)
     after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -208,9 +191,7 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
     if form == "pallas":
         o, state = pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
         return opaque(o), state
-    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
-    smallest = float(jnp.finfo(state.dtype).smallest_subnormal)
-    log_decay = jnp.maximum(log_decay.astype(state.dtype), math.log(smallest))
+    log_decay = recurrence.clipped(log_decay.astype(state.dtype))
     starts = None
     if segment_ids_BT is not None:
         # The decay of a segment's first token acts on a state that is dropped: any value will do.

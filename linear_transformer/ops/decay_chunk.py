@@ -35,7 +35,7 @@ def chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size):
         q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK[gate], halved=gate == "vector"
     )
     family = _Decay(jnp.result_type(q, k, v))
-    return block_loop.chunk_form(family, cut, (q, k, log_decay, v), state, segment_ids_BT)
+    return block_loop.attend_in_blocks(family, cut, (q, k, log_decay, v), state, segment_ids_BT)
 
 
 @dataclasses.dataclass(frozen=True)

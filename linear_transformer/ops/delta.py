@@ -33,13 +33,11 @@ scan and the associative form, and outside of its own chunk in the chunk forms. 
 the gradient of what it did not spoil.
 """
 
-import math
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
 from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.pallas.delta import delta_form, pallas_form
@@ -94,7 +92,7 @@ def delta_attention(
       NotImplementedError: a second derivative of "pallas".
     """
     options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
-    _check(
+    sizes = _check(
         options,
         log_decay,
         initial_state,
@@ -106,9 +104,9 @@ def delta_attention(
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if form == "pallas" and q_BTHK.size and sequence_parallel.shards() == 1:
         if log_decay is not None:
-            log_decay = _spread(log_decay, q_BTHK, dtype)
+            log_decay = recurrence.per_token(log_decay, q_BTHK)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
-        state = _initial(initial_state, q_BTHK, v_BTHV, dtype)
+        state = recurrence.initial_state(initial_state, tuple(sizes[x] for x in "BHKV"), dtype)
         with checks.reverse_mode(form):
             return delta_form(*arrays, state, segment_ids_BT, chunk_size)
     log_decay = _per_token(log_decay, q_BTHK, dtype)
@@ -223,27 +221,10 @@ def _check(options, log_decay, initial_state, **tokens):
     return sizes
 
 
-def _spread(log_decay, q, dtype):
-    """(B, T, H, 1) for none and scalars, (B, T, H, K) for vectors."""
-    if log_decay is None:
-        return jnp.zeros((*q.shape[:3], 1), dtype)
-    if log_decay.ndim == 1:
-        log_decay = jnp.broadcast_to(log_decay, q.shape[:3])
-    return log_decay[..., None] if log_decay.ndim == 3 else log_decay
-
-
 def _per_token(log_decay, q, dtype):
-    """The same in `dtype`, and exp(-inf) without the inf."""
-    # Below the logarithm of the smallest number exp is 0: sums of the clipped values stay finite.
-    smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    return jnp.maximum(_spread(log_decay, q, dtype).astype(dtype), math.log(smallest))
-
-
-def _initial(state, q, v, dtype):
-    if state is None:
-        batch, _, heads, width = q.shape
-        return jnp.zeros((batch, heads, width, v.shape[-1]), dtype)
-    return state.astype(dtype)
+    """`recurrence.per_token` in `dtype`, with zeros for None and without an inf."""
+    log_decay = jnp.zeros(q.shape[2], dtype) if log_decay is None else log_decay
+    return recurrence.clipped(recurrence.per_token(log_decay, q).astype(dtype))
 
 
 def _attend_in_steps(tokens, state, narrow, *, segment_ids_BT, **options):
@@ -265,7 +246,7 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     q, r, w, v, log_decay = tokens
     (batch, _, heads, width), values = q.shape, v.shape[-1]
     dtype = accumulation_dtype(r)
-    state = _initial(state, q, v, dtype)
+    state = recurrence.initial_state(state, (batch, heads, width, values), dtype)
     if q.size == 0:  # no rows, or no tokens
         return jnp.zeros(v.shape, v.dtype), state
     if sequence_parallel.shards() == 1:

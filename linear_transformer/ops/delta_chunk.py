@@ -61,7 +61,7 @@ def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
     sizes = (q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
     cut = block_loop.Cut.of(*sizes, halved=True)
     tokens = (q, r, w, log_decay, v)
-    return block_loop.chunk_form(_Delta(narrow), cut, tokens, state, segment_ids_BT)
+    return block_loop.attend_in_blocks(_Delta(narrow), cut, tokens, state, segment_ids_BT)
 
 
 @dataclasses.dataclass(frozen=True)

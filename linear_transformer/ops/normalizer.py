@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 from linear_transformer.ops.recurrence import accumulation_dtype
 
 
-def with_ones(v_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T H W"]:
+def with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
     """v' = [v, 1]: the last column of the output is the sum of the weights."""
-    return jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], axis=-1)
+    return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
 
 def divide(o_BTHW: Float[Array, "B T H W"], floor: float) -> Float[Array, "B T H V"]:

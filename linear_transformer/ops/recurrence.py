@@ -8,11 +8,14 @@ is also the scalar or vector decay of the gated family.  These two forms are the
 `associative` composes the affine maps S -> a S + B in log2(T) parallel steps (O(T K V) memory).
 """
 
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.types import Keys, Outputs, Queries, State, Values
+from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
 FORMS = ("auto", "recurrent", "parallel", "associative", "chunk", "pallas")
 
@@ -22,6 +25,33 @@ Retention = Float[Array, "B T #H #K #V"]
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
     """fp32 for fp32 and narrower inputs, fp64 for fp64: states and sums are kept in this type."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def initial_state(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """The state in the accumulation dtype; zeros if it is None."""
+    return jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
+
+
+def per_token(
+    log_decay: Float[Array, " H"] | Float[Array, "B T H"] | Float[Array, "B T H K"], q_BTHK: Queries
+) -> Float[Array, "B T H _"]:
+    """(B, T, H, 1) for scalars, (B, T, H, K) for vectors."""
+    if log_decay.ndim == 1:
+        log_decay = jnp.broadcast_to(log_decay, q_BTHK.shape[:3])
+    return log_decay[..., None] if log_decay.ndim == 3 else log_decay
+
+
+def clipped(log_decay: Array) -> Array:
+    """Below the logarithm of the smallest number exp is 0: sums of what is left are finite."""
+    return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
+
+
+def backwards(attend: Callable, *arguments: Array | SegmentIds | None) -> tuple[Array, Array]:
+    """`attend(*tokens, state, segment_ids, reverse=True)` from the last token to the first one."""
+    *tokens, state, ids = arguments
+    *tokens, ids = (None if x is None else jnp.flip(x, 1) for x in (*tokens, ids))
+    o, state = attend(*tokens, state, ids, reverse=True)
+    return jnp.flip(o, 1), state
 
 
 def recurrent(

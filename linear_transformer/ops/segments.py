@@ -22,6 +22,12 @@ def run_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
     return jnp.cumsum(starts(segment_ids_BT).astype(jnp.int32), axis=1)
 
 
+def leaving(segment_ids_BT: SegmentIds) -> tuple[Bool[Array, "B T"], Bool[Array, " B"]]:
+    """Which tokens are of the last segment, and whether it is the first one too."""
+    run_BT = run_index(segment_ids_BT)
+    return run_BT == run_BT[:, -1:], run_BT[:, -1] == 0
+
+
 def continues(last_B: Int[Array, " B"], segment_ids_BT: SegmentIds) -> Bool[Array, " B"]:
     """Whether the first token continues the segment that the carried state belongs to."""
     return segment_ids_BT[:, 0] == last_B

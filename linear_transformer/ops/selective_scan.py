@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
@@ -97,7 +97,7 @@ def selective_scan(
     readable_BTx = jnp.all(jnp.isfinite(c_BTN), axis=-1, keepdims=True)
     c_BTN = jnp.where(readable_BTx, c_BTN, 0)
     inputs = tuple(x.astype(dtype) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
-    state = _initial(initial_state, (batch, width, channels), dtype)
+    state = recurrence.initial_state(initial_state, (batch, width, channels), dtype)
 
     def product(inputs):
         return jnp.exp(jnp.sum(inputs[1], axis=1)[:, None] * a_ND)
@@ -146,7 +146,7 @@ def diagonal_scan(
             return jnp.prod(inputs[1], axis=1)
         return jnp.broadcast_to(a ** inputs[0].shape[1], (batch, width))
 
-    state = _initial(initial_state, (batch, width), dtype)
+    state = recurrence.initial_state(initial_state, (batch, width), dtype)
     options = (segment_ids_BT, direction, form, chunk_size)
     return _run(expand, lambda h, _: h, product, inputs, state, *options)
 
@@ -175,10 +175,6 @@ def _decays_backward(residuals, gradient):
 
 
 _decays.defvjp(_decays_forward, _decays_backward)
-
-
-def _initial(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
 
 
 def _check(sizes, segment_ids_BT, direction, form, chunk_size):
@@ -210,23 +206,18 @@ def _run(
         return jnp.zeros((batch, time, *y.shape[2:]), y.dtype), state
     if form == "auto":
         form = "recurrent" if time == 1 else "chunk"
-    if direction == "anticausal":
-        inputs = tuple(jnp.flip(x, 1) for x in inputs)
-        segment_ids_BT = None if segment_ids_BT is None else jnp.flip(segment_ids_BT, 1)
-    reverse = direction == "anticausal"
-    if sequence_parallel.shards() > 1:
-        state = _entering(
-            functools.partial(_by_form, expand, read, inputs, segment_ids_BT, form, chunk_size),
-            product(inputs),
-            state,
-            segment_ids_BT,
-            reverse,
-        )
-    with checks.no_forward_mode(f"form {form!r}", "it has all derivatives in reverse mode"):
-        y, state = _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state)
-    state = sequence_parallel.of_last(state, reverse=reverse)
-    y = opaque(y)
-    return (jnp.flip(y, 1) if reverse else y), state
+
+    def scan(*arguments, reverse=False):
+        *inputs, state, ids_BT = arguments
+        run = functools.partial(_by_form, expand, read, tuple(inputs), ids_BT, form, chunk_size)
+        if sequence_parallel.shards() > 1:
+            state = _entering(run, product(inputs), state, ids_BT, reverse)
+        with checks.no_forward_mode(f"form {form!r}", "it has all derivatives in reverse mode"):
+            y, state = run(state)
+        return opaque(y), sequence_parallel.of_last(state, reverse=reverse)
+
+    arguments = (*inputs, state, segment_ids_BT)
+    return scan(*arguments) if direction == "causal" else recurrence.backwards(scan, *arguments)
 
 
 def _time_first(arrays):

@@ -13,7 +13,6 @@ size: what a half adds to its sibling is the sibling's total.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +28,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     strictly_later,
     unrounded,
 )
-
-
-def clipped(log_decay: Array) -> Array:
-    """Below the logarithm of the smallest number exp is 0: sums of what is left are finite."""
-    return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
+from linear_transformer.ops.recurrence import clipped
 
 
 class NoDecays:

@@ -29,7 +29,8 @@ from linear_transformer.ops.pallas.arithmetic import (
     unrounded,
 )
 from linear_transformer.ops.pallas.chunk_scan import chunk_scan
-from linear_transformer.ops.pallas.decays import NoDecays, ScalarDecays, VectorDecays, clipped, meet
+from linear_transformer.ops.pallas.decays import NoDecays, ScalarDecays, VectorDecays, meet
+from linear_transformer.ops.recurrence import clipped
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
 CHUNK_SIZE = 64
