@@ -24,7 +24,8 @@ from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops.pallas import choice
 from linear_transformer.runtime import accelerators
 from linear_transformer.runtime.accelerators import GIB, Accelerator
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import experiment
 from linear_transformer.training.experiment import make_task
@@ -151,12 +152,12 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     optimizer = make_optimizer(
         configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
     )
-    mesh_config = sharding.mesh_config(config)
+    mesh_config = MeshConfig.from_config(config)
     rows = config.data.batch_size // config.accumulate_steps
-    mesh = sharding.make_mesh(mesh_config, rows, devices)
+    mesh = make_mesh(mesh_config, rows, devices)
     capacity.check(config, devices)
     task = make_task(config)
-    sharding.require_sequences(mesh_config, task.sequences)
+    require_sequences(mesh_config, task.sequences)
     options = {"seed": config.seed, "ema_decay": config.ema_decay}
     step = make_train_step(
         nnx.graphdef(abstract_model(task)),
@@ -169,7 +170,7 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     )
     state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
     batch = next(iter(task.training_data(0, 1)))
-    batch = sharding.abstract_batch(mesh, batch, task.sequences)
+    batch = placement.abstract_batch(mesh, batch, task.sequences)
     return TrainingStep(mesh, step, state, batch)
 
 
@@ -194,20 +195,20 @@ def compile_decoding_step(
     """
     config = experiment.resolve(config)
     rows = config.data.batch_size
-    mesh = sharding.make_mesh(sharding.mesh_config(config), rows, devices)
+    mesh = make_mesh(MeshConfig.from_config(config), rows, devices)
     capacity.check(config, devices)
     task = make_task(config)
     model = abstract_model(task)
     if not hasattr(model, "init_state"):
         raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
     parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    parameters = sharding.abstract(parameters, sharding.shardings(mesh, parameters))
-    by_row = sharding.rows_of(mesh)
+    parameters = placement.abstract(parameters, placement.shardings(mesh, parameters))
+    by_row = placement.rows_of(mesh)
     state = jax.eval_shape(lambda: model.init_state(rows))
-    state = sharding.abstract(state, jax.tree.map(lambda _: by_row, state))
+    state = placement.abstract(state, jax.tree.map(lambda _: by_row, state))
     token_B = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = sharding.abstract(key, NamedSharding(mesh, PartitionSpec()))
+    key = placement.abstract(key, NamedSharding(mesh, PartitionSpec()))
     return _compile(
         f"{generate.SEGMENT} decoding steps of {rows} rows",
         mesh,

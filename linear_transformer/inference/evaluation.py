@@ -19,7 +19,7 @@ from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import distributed
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.experiment import make_task
@@ -80,11 +80,11 @@ def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:
     Batches of an evaluation are filled up, so that their rows fit any mesh.
     """
     if not spread and not distributed.has_others():
-        return sharding.make_mesh(sharding.MeshConfig(data=1), 0)
+        return make_mesh(MeshConfig(data=1), 0)
     try:
-        return sharding.make_mesh(sharding.mesh_config(config), 0)
+        return make_mesh(MeshConfig.from_config(config), 0)
     except ConfigError:
-        return sharding.make_mesh(sharding.MeshConfig(), 0)
+        return make_mesh(MeshConfig(), 0)
 
 
 def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:

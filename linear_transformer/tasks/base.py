@@ -15,7 +15,7 @@ from flax import nnx
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import data_parallel
 from linear_transformer.tasks import evaluation
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -144,7 +144,7 @@ class Task(abc.ABC):
         def measure(parameters, batch):
             return self.measure(nnx.merge(graphdef, parameters), batch)
 
-        return sharding.over_devices(measure, self.sequences)(parameters, batch)
+        return data_parallel.over_devices(measure, self.sequences)(parameters, batch)
 
     def measure(self, model: Any, batch: dict[str, jax.Array]) -> tuple[Metrics, Any]:
         """Sums and counts of an evaluation's batch, and what the host needs of each row."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.runtime import distributed
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
 
 
 def mesh() -> Mesh | None:
@@ -31,7 +31,7 @@ def reader(batch_size: int) -> dict[str, int]:
     found = mesh()
     if found is None:
         return {"batch_size": batch_size, "process_index": 0, "process_count": 1}
-    part, parts = sharding.readers(found)
+    part, parts = placement.readers(found)
     own = row_devices() // parts
     return {
         "batch_size": -(-batch_size // (own * parts)) * own,
@@ -49,7 +49,7 @@ def row_devices() -> int:
 def put(batch: Batch, sequences: Sequences = NO_SEQUENCES) -> Batch | dict[str, jax.Array]:
     """The rows that this process has read, on its devices."""
     found = mesh()
-    return batch if found is None else sharding.put_batch(found, batch, sequences)
+    return batch if found is None else placement.put_batch(found, batch, sequences)
 
 
 def init_rows(init: Callable[[int], Any], rows: int) -> Any:
@@ -58,7 +58,7 @@ def init_rows(init: Callable[[int], Any], rows: int) -> Any:
     if found is None:
         return init(rows)
     make = functools.partial(init, rows)
-    return jax.jit(make, out_shardings=sharding.rows_of(found))()
+    return jax.jit(make, out_shardings=placement.rows_of(found))()
 
 
 def of_all_processes(sums: np.ndarray) -> np.ndarray:
@@ -66,6 +66,6 @@ def of_all_processes(sums: np.ndarray) -> np.ndarray:
     found = mesh()
     if found is None:
         return sums
-    part, _ = sharding.readers(found)  # processes may read the same rows
+    part, _ = placement.readers(found)  # processes may read the same rows
     parts = dict(distributed.gather([part, sums.tolist()]))
     return np.sum([np.array(parts[part]) for part in sorted(parts)], axis=0)

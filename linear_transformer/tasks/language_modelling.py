@@ -25,7 +25,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
-from linear_transformer.sharding.mesh import over_devices
+from linear_transformer.sharding.data_parallel import over_devices
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.base import Task
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens

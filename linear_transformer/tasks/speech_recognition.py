@@ -28,7 +28,7 @@ from linear_transformer.models.speech_recognizer import (
     TransformerConfig,
 )
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.sharding.mesh import own_rows
+from linear_transformer.sharding.placement import own_rows
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.base import Task
 from linear_transformer.types import Logits, Metrics, PRNGKey

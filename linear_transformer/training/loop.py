@@ -20,7 +20,8 @@ from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import distributed
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import agreement, experiment, run_folder
 from linear_transformer.training.checkpoints import Checkpoints
@@ -86,13 +87,13 @@ def _train(
         distributed.agree(agreement.facts(config, workdir))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, config.num_steps)
-    mesh_config = sharding.mesh_config(config)
-    mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
+    mesh_config = MeshConfig.from_config(config)
+    mesh = make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     capacity.check(config, mesh.devices.ravel().tolist())
     task, found = distributed.run_together(lambda: _load(config))
     distributed.agree(found)
-    sharding.require_sequences(mesh_config, task.sequences)
-    data = iter(task.training_data(*sharding.readers(mesh)))
+    require_sequences(mesh_config, task.sequences)
+    data = iter(task.training_data(*placement.readers(mesh)))
     distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
     _check_shared(workdir)
 
@@ -199,7 +200,7 @@ class _Loop:
         states = progress["data"]  # of the iterators of all parts of the rows
         if isinstance(states, dict):  # saved before there could be several
             states = [states]
-        part, parts = sharding.readers(self.mesh)
+        part, parts = placement.readers(self.mesh)
         if len(states) == parts:
             self.data.set_state(states[part])
         else:
@@ -258,7 +259,7 @@ class _Loop:
         finally:
             self.stop.reading(False)
         if self.mesh.size > 1:
-            batch = sharding.put_batch(self.mesh, batch, self.task.sequences)
+            batch = placement.put_batch(self.mesh, batch, self.task.sequences)
         return batch
 
     def _compile(self, step_fn, state: TrainState, batch: Any):
@@ -390,7 +391,7 @@ class _Loop:
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )
-        part, parts = sharding.readers(self.mesh)
+        part, parts = placement.readers(self.mesh)
         position = None if self.data is None else self.data.get_state()
         states = dict(distributed.gather([part, position]))
         data = [] if None in states.values() else [states[part] for part in range(parts)]

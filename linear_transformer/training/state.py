@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.layers.batch_norm import update_moments, without_moments
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.data_parallel import sum_over_devices
 from linear_transformer.types import Metrics, PRNGKey
 
 Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # "loss" is what is minimised
@@ -69,7 +70,7 @@ def init_state(
     init = _initializer(make_model, optimizer, seed, ema_decay)
     if mesh is None:
         return jax.jit(init)()
-    return jax.jit(init, out_shardings=sharding.shardings(mesh, jax.eval_shape(init)))()
+    return jax.jit(init, out_shardings=placement.shardings(mesh, jax.eval_shape(init)))()
 
 
 def abstract_state(
@@ -82,7 +83,7 @@ def abstract_state(
 ) -> TrainState:
     """The shapes, types and shardings of `init_state`; nothing is computed."""
     state = jax.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
-    return sharding.abstract(state, sharding.shardings(mesh, state))
+    return placement.abstract(state, placement.shardings(mesh, state))
 
 
 def make_train_step(
@@ -101,7 +102,8 @@ def make_train_step(
     With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
     the gradient is that of the whole batch whatever the weights.  Called and lowered under
     `jax.set_mesh`, it runs on that mesh: each device has its tokens, and state and batch are arrays
-    on the mesh (`sharding.mesh`, which has the last two arguments).
+    on the mesh (`sharding.placement`); the last two arguments are those of
+    `sharding.data_parallel.sum_over_devices`.
     """
 
     def loss_sum(parameters, batch, key):
@@ -124,7 +126,7 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    sums_of_all = sharding.sum_over_devices(sums, sequences, exchange)
+    sums_of_all = sum_over_devices(sums, sequences, exchange)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -143,7 +145,7 @@ def make_train_step(
         state = TrainState(state.step + 1, parameters, optimizer_state, average)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1:  # it leaves as it came in
-            state = jax.lax.with_sharding_constraint(state, sharding.specs(mesh, state))
+            state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state))
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)

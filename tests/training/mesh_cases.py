@@ -24,7 +24,8 @@ from linear_transformer.data.stream import Sequences
 from linear_transformer.nn import logical_axes
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.language_modelling import LanguageModelling
 from linear_transformer.training.experiment import make_task
@@ -165,10 +166,10 @@ def train(name, mesh, exchange="scan"):
     """{metric: its sums and counts at each step}, and the last state."""
     config = CONFIGS[name]()
     sizes = dict(zip(AXES, mesh, strict=True))
-    mesh_config = sharding.MeshConfig(**sizes, exchange=exchange)
-    mesh = sharding.make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
+    mesh_config = MeshConfig(**sizes, exchange=exchange)
+    mesh = make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
     task = make_task(config)
-    sharding.require_sequences(mesh_config, task.sequences)
+    require_sequences(mesh_config, task.sequences)
     model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
     optimizer = make_optimizer(optimizer_config, STEPS)
@@ -184,7 +185,7 @@ def train(name, mesh, exchange="scan"):
         **options,
     )
     data = iter(task.training_data(0, 1))
-    put = functools.partial(sharding.put_batch, mesh)
+    put = functools.partial(placement.put_batch, mesh)
     batches = [put(next(data), task.sequences) for _ in range(STEPS)]
     with jax.set_mesh(mesh):
         compiled = step.lower(state, batches[0]).compile(compiler_options=QUICKLY)
@@ -230,10 +231,10 @@ def bytes_of(x):
 
 
 def test_rows_lie_where_the_mesh_says():
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, sequence=2), 8)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, sequence=2), 8)
     tokens = np.arange(8 * 6).reshape(8, 6)
     names = ("inputs", "targets")
-    batch = sharding.put_batch(mesh, dict.fromkeys(names, tokens), Sequences(names))
+    batch = placement.put_batch(mesh, dict.fromkeys(names, tokens), Sequences(names))
     for x in batch.values():
         for shard in x.addressable_shards:
             assert shard.data.shape == (2, 3)
@@ -273,11 +274,11 @@ def test_states_gathered_at_once():
 def evaluated(name, mesh, split="validation"):
     """Metrics of a new model, and the FLOPs of a batch on each device; AXES as of `train`."""
     config = CONFIGS[name]()
-    mesh = sharding.make_mesh(sharding.MeshConfig(**dict(zip(AXES, mesh, strict=True))), 0)
+    mesh = make_mesh(MeshConfig(**dict(zip(AXES, mesh, strict=True))), 0)
     task = make_task(config)
     graphdef, parameters = nnx.split(task.make_model(ParameterRngs(0)))
     parameters = nnx.to_pure_dict(parameters)
-    parameters = jax.device_put(parameters, sharding.shardings(mesh, parameters))
+    parameters = jax.device_put(parameters, placement.shardings(mesh, parameters))
     with jax.set_mesh(mesh):
         metrics = task.evaluate(graphdef, parameters, split)
         if isinstance(task, LanguageModelling):
@@ -309,7 +310,7 @@ def test_devices_share_all_evaluations(name):
 
 def test_named_activations():
     """Split as the rules say, over what the compiler splits and where the devices divide it."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, tensor=4), 2)
+    mesh = make_mesh(MeshConfig(data=2, tensor=4), 2)
 
     def name(x):
         return logical_axes.named(x, "rows", "time", "heads", None)
@@ -345,7 +346,7 @@ def messages(length, num_layers):
         model__positions="none",
     )
     config.model.mixers.update({"retnet": {"normalize": False}})
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, sequence=8), 1)
+    mesh = make_mesh(MeshConfig(data=1, sequence=8), 1)
     task = make_task(config)
     model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
     optimizer = make_optimizer(
@@ -363,7 +364,7 @@ def messages(length, num_layers):
     )
     rows = {name: np.zeros((1, length), np.int32) for name in ("inputs", "targets")}
     rows["weights"] = np.ones((1, length), np.float32)
-    batch = sharding.abstract_batch(mesh, rows, task.sequences)
+    batch = placement.abstract_batch(mesh, rows, task.sequences)
     with jax.set_mesh(mesh):
         compiled = step.lower(state, batch).compile(compiler_options=QUICKLY)
     return collectives.messages(compiled.as_text())

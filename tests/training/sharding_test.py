@@ -9,7 +9,8 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
-from linear_transformer.sharding import mesh as sharding
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.mesh import AXES, MeshConfig, make_mesh
 from linear_transformer.training import loop
 from tests import eight_devices
 from tests.tasks import image_classification_test
@@ -116,7 +117,7 @@ def test_a_config_without_a_mesh_takes_all_devices(text, tmp_path):
 def test_no_device_is_left_out_silently(monkeypatch, sizes, rows, message):
     monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
     with pytest.raises(ConfigError, match=message):
-        sharding.make_mesh(sharding.MeshConfig(**sizes), rows)
+        make_mesh(MeshConfig(**sizes), rows)
 
 
 def test_devices_are_left_out_on_request(monkeypatch):
@@ -127,19 +128,19 @@ def test_devices_are_left_out_on_request(monkeypatch):
         ({"data": 2, "fsdp": 2}, 4, (2, 2)),
         ({"data": 1, "tensor": 4}, 8, (1, 1)),
     ):
-        mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), rows)
+        mesh = make_mesh(MeshConfig(**sizes), rows)
         assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
 
 
 def test_mistakes():
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp is 0"):
-        sharding.MeshConfig(fsdp=0)
+        MeshConfig(fsdp=0)
     with pytest.raises(ConfigError, match=r"config\.mesh\.exchange is 'ring'"):
-        sharding.MeshConfig(exchange="ring")
+        MeshConfig(exchange="ring")
     with pytest.raises(ConfigError, match=r"asks for 64 devices \(16 fsdp x 4 sequence\)"):
-        sharding.make_mesh(sharding.MeshConfig(fsdp=16, sequence=4), 64)
+        make_mesh(MeshConfig(fsdp=16, sequence=4), 64)
     with pytest.raises(ConfigError, match="asks for 1000 devices"):
-        sharding.make_mesh(sharding.MeshConfig(data=1000), 1000)
+        make_mesh(MeshConfig(data=1000), 1000)
 
 
 def mistake(config, folder):
@@ -163,7 +164,7 @@ def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
 
 
 def test_which_axis_is_split_over_what():
-    mesh = Mesh(np.array(jax.devices() * 8).reshape(1, 2, 1, 4), sharding.AXES)
+    mesh = Mesh(np.array(jax.devices() * 8).reshape(1, 2, 1, 4), AXES)
     shapes = {
         "embedding": {"embedding": (256, 64)},
         "stack": {
@@ -179,7 +180,7 @@ def test_which_axis_is_split_over_what():
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    specs = sharding.specs(mesh, {"mu": tree})["mu"]
+    specs = placement.specs(mesh, {"mu": tree})["mu"]
     stack = specs["stack"]
     assert specs["embedding"]["embedding"] == P("tensor", "fsdp")
     assert stack["mixer"]["query"] == {
@@ -199,15 +200,15 @@ def test_padding_is_a_segment_of_its_own():
         "labels": np.zeros(2),
     }
     names = Sequences(("inputs", "segment_ids"))
-    padded = sharding._padded(batch, 4, names)
+    padded = placement._padded(batch, 4, names)
     np.testing.assert_array_equal(padded["segment_ids"][:, 5:], [[3] * 3, [6] * 3])
     np.testing.assert_array_equal(padded["inputs"][:, :5], batch["inputs"])
     assert not padded["inputs"][:, 5:].any()
     assert padded["labels"] is batch["labels"]
-    assert sharding._padded(batch, 5, names) is batch
-    assert sharding._padded(batch, 5, names._replace(in_front=1))["inputs"].shape == (2, 10)
+    assert placement._padded(batch, 5, names) is batch
+    assert placement._padded(batch, 5, names._replace(in_front=1))["inputs"].shape == (2, 10)
     pairs = Sequences(("inputs",), axis=2)
-    assert sharding._padded({"inputs": np.ones((3, 2, 5))}, 4, pairs)["inputs"].shape == (3, 2, 8)
+    assert placement._padded({"inputs": np.ones((3, 2, 5))}, 4, pairs)["inputs"].shape == (3, 2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,7 @@ def test_processes_that_share_rows_read_the_same(monkeypatch):
         ((8, 1, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
         ((1, 1, 2, 4), [(0, 1)] * 4),
     ):
-        mesh = Mesh(devices.reshape(shape), sharding.AXES)
+        mesh = Mesh(devices.reshape(shape), AXES)
         for process, part in enumerate(expected):
             monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-            assert sharding.readers(mesh) == part
+            assert placement.readers(mesh) == part

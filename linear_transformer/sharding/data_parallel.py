@@ -1,0 +1,146 @@
+"""Data parallelism: each device computes on its own tokens, and the sums of all are added up."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from linear_transformer.data.stream import NO_SEQUENCES, Sequences
+from linear_transformer.nn.logical_axes import RULES
+from linear_transformer.nn.split import Split, gathered, scatter
+from linear_transformer.ops import sequence_parallel
+from linear_transformer.sharding.mesh import AXES, FSDP, SEQUENCE
+from linear_transformer.sharding.placement import batch_spec, in_blocks, specs
+
+
+def sum_over_devices(
+    sums: Callable[..., Any], sequences: Sequences = NO_SEQUENCES, exchange: str = "scan"
+) -> Callable[..., Any]:
+    """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
+
+    They are those of the mesh of the context; without one it is `sums`.  Gradients are sums over
+    tokens, split as the parameters are.  Each part of the rows has a key of its own, so that
+    dropout depends on their number.
+
+    Args:
+      sequences: as of `put_batch`.
+      exchange: as of `MeshConfig`.
+    """
+
+    def total(x: Any, axes: Sequence[str]) -> Any:
+        return lax.psum(x, axes) if axes else x
+
+    def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = RULES["rows"]
+        spread = tuple(axis for axis in (*rows, SEQUENCE) if mesh.shape.get(axis, 1) > 1)
+        if not spread:  # the compiler splits what there is over "tensor"
+            return sums(parameters, batch, key)
+        # It does not know sums over axes of one device among those that it has to split itself.
+        manual = spread if mesh.shape["tensor"] > 1 else AXES
+        row_axes = tuple(axis for axis in spread if axis in rows)
+        axes = specs(mesh, parameters)
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
+
+        def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
+            if FSDP not in spec:
+                return total(x, spread)
+            x = x.part if isinstance(x, Split) else scatter(x, tuple(spec))
+            return total(x, [axis for axis in spread if axis != FSDP])
+
+        def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
+            if row_axes:
+                key = jax.random.fold_in(key, lax.axis_index(row_axes))
+            with sequence_parallel.exchange(exchange):
+                gradients, metrics = sums(_marked(parameters, axes), batch, key)
+            gradients = jax.tree.map(
+                scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
+            )
+            return gradients, total(metrics, spread)
+
+        whole = PartitionSpec()
+        batch_specs = {name: _restricted(batch_spec(name, sequences), manual) for name in batch}
+        run = jax.shard_map(
+            of_one,
+            in_specs=(split, batch_specs, whole),
+            out_specs=(split, whole),
+            axis_names=set(manual),
+            check_vma=False,  # the sums are written out above
+        )
+        return run(parameters, batch, key)
+
+    return of_all
+
+
+def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
+    """Of an array's split the part along these axes of the mesh."""
+
+    def kept(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(axis for axis in part if axis in axes)
+        return part if part in axes else None
+
+    return PartitionSpec(*map(kept, spec))
+
+
+def _marked(parameters: Any, axes: Any) -> Any:
+    """A device's part of the parameters: blocks gather what is theirs; the rest is gathered here.
+
+    Args:
+      axes: the `specs` of the parameters.
+    """
+
+    def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
+        if FSDP not in spec:
+            return x
+        x = Split(x, tuple(spec))
+        return x if in_blocks(path) else gathered(x)
+
+    return jax.tree_util.tree_map_with_path(mark, parameters, axes)
+
+
+def over_devices(
+    function: Callable[[Any, Any], tuple[Any, Any]], sequences: Sequences = NO_SEQUENCES
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """`function(parameters, batch) -> (sums, rows)` of the rows of all devices, without gradients.
+
+    The devices are those of the mesh of the context; without a mesh the result is `function`.
+
+    Args:
+      function: computes sums over the rows of a batch, and arrays with the rows in front.
+      sequences: the arrays of the batch that devices share along time; with NO_SEQUENCES the
+        devices along "sequence" all compute whole rows.
+
+    Returns:
+      A function of all rows: the sums of all devices, and the arrays of all rows.
+    """
+
+    def of_all(parameters: Any, batch: Any) -> tuple[Any, Any]:
+        mesh = jax.sharding.get_abstract_mesh()
+        shared = (*RULES["rows"], *((SEQUENCE,) if sequences.names else ()))
+        spread = tuple(axis for axis in shared if mesh.shape.get(axis, 1) > 1)
+        if not spread:
+            return function(parameters, batch)
+        others = set(AXES) - set(spread)
+        manual = spread if any(mesh.shape[axis] > 1 for axis in others) else AXES
+        axes = specs(mesh, parameters)
+
+        def of_one(parameters: Any, batch: Any) -> tuple[Any, Any]:
+            sums, rows = function(_marked(parameters, axes), batch)
+            return lax.psum(sums, spread), rows
+
+        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
+        batch_specs = {name: _restricted(batch_spec(name, sequences), manual) for name in batch}
+        run = jax.shard_map(
+            of_one,
+            in_specs=(split, batch_specs),
+            out_specs=(PartitionSpec(), _restricted(PartitionSpec(RULES["rows"]), manual)),
+            axis_names=set(manual),
+            check_vma=False,  # the sums are written out above
+        )
+        return run(parameters, batch)
+
+    return of_all
