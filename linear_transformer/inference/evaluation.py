@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from linear_transformer.compile import capacity
-from linear_transformer.config import config_file, configuration
+from linear_transformer.config import config_file
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference.generation import Sampler
@@ -24,8 +24,6 @@ from linear_transformer.tasks.base import Task
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.experiment import make_task
 from linear_transformer.training.folder import check_data, write_json
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +54,18 @@ class Run:
         capacity.check(config, jax.devices())
         task = make_task(config)
         check_data(workdir, config, fingerprints(config.data, task))
-        optimizer = make_optimizer(
-            configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
-        )
         mesh = _make_mesh(config, spread)
-        options = {"seed": config.seed, "ema_decay": config.ema_decay, "mesh": mesh}
-        state = init_state(task.make_model, optimizer, **options)
+        model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
+        parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        parameters = sharding.abstract(parameters, sharding.shardings(mesh, parameters))
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
         try:
-            restored = checkpoints.restore(state)
+            restored = checkpoints.restore_evaluated(parameters, averaged=config.ema_decay > 0)
         finally:
             checkpoints.close()
         if restored is None:
             raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
-        state, progress = restored
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(0))))
-        return cls(workdir, task, graphdef, mesh, state.evaluated, progress["step"])
+        return cls(workdir, task, nnx.graphdef(model), mesh, *restored)
 
 
 def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:

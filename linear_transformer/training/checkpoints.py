@@ -84,14 +84,39 @@ class Checkpoints:
         Raises:
           ConfigError: there are checkpoints that were written to their end, but none can be read.
         """
+        restored = self._newest(state._asdict())
+        return restored and (TrainState(**restored[0]), restored[1])
+
+    def restore_evaluated(self, parameters: Any, *, averaged: bool) -> tuple[Any, int] | None:
+        """The parameters that evaluation uses, and their step; the rest of the state is not read.
+
+        Args:
+          parameters: arrays or `jax.ShapeDtypeStruct` of the same shapes, with shardings.
+          averaged: whether the run has an average of its parameters, which is taken then.
+
+        Returns:
+          Those of the newest checkpoint that can be read, or None if there is no checkpoint.
+
+        Raises:
+          ConfigError: there are checkpoints that were written to their end, but none can be read.
+        """
+        name = "average" if averaged else "parameters"
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            restored = self._newest({name: parameters})
+        return restored and (restored[0][name], restored[1]["step"])
+
+    def _newest(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """These parts of the state of the newest checkpoint that can be read, and the progress."""
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         committed = saved_steps(self._checkpointer.directory)
         for checkpoint in reversed(self._checkpointer.checkpoints):
             loaded = self._load(checkpoint, {"state": abstract, "progress": None})
             if loaded is not None:
-                return TrainState(**loaded["state"]), loaded["progress"]
+                return loaded["state"], loaded["progress"]
             self._unreadable.append(checkpoint.step)
         if committed:
             raise ConfigError(f"{self._checkpointer.directory}: no checkpoint can be read")

@@ -9,7 +9,9 @@ import pytest
 from absl import logging
 from etils import epath
 
+from linear_transformer.data.io.reading import files_below
 from linear_transformer.errors import ConfigError
+from linear_transformer.training import checkpoints as module
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.state import TrainState
 from tests.training import runs
@@ -116,6 +118,31 @@ def test_any_damage_to_any_file_is_noticed(damage, workdir, warnings):
         shutil.rmtree(whole)
         shutil.copytree(workdir / "copy", whole)
     runs.assert_same_state(restore(workdir)[0], make_state(6))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_evaluation_reads_the_parameters_alone(averaged, tmp_path, monkeypatch, warnings):
+    """What the optimizer has in the checkpoint is overwritten, and nobody notices."""
+    monkeypatch.setattr(module, "_verify", lambda folder: None)
+    optimizer = jax.random.bits(jax.random.key(0), (2**18,))  # which does not compress
+    state = make_state(6)._replace(optimizer=optimizer, average=make_state(7).parameters)
+    checkpoints = Checkpoints(epath.Path(tmp_path), 1)
+    checkpoints.save(6, state, progress_of(6))
+    known, overwritten = np.asarray(optimizer).tobytes()[2**19 + 1000 :][:64], 0
+    for path in files_below(epath.Path(tmp_path)):
+        content = path.read_bytes()
+        place = content.find(known)
+        if place >= 0:
+            path.write_bytes(content[:place] + bytes(2**18) + content[place + 2**18 :])
+            overwritten += 1
+    assert overwritten == 1
+    parameters, step = checkpoints.restore_evaluated(state.parameters, averaged=averaged)
+    expected = state.average if averaged else state.parameters
+    jax.tree.map(np.testing.assert_array_equal, parameters, expected)
+    assert step == 6
+    with pytest.raises(ConfigError, match="no checkpoint can be read"):
+        checkpoints.restore(state)
+    checkpoints.close()
 
 
 def test_all_damaged_is_an_error_and_deletes_nothing(workdir, warnings):
