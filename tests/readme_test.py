@@ -1,4 +1,4 @@
-"""The README's program and commands do what they say."""
+"""The README's program, the commands of docs/usage.md and the links of both do what they say."""
 
 import os
 import pathlib
@@ -13,7 +13,15 @@ import pytest
 
 from tests.training import runs
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+USAGE = ROOT / "docs" / "usage.md"
+PAGES = [README, ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")  # not those with a scheme, as https:
+# A path in the text: two names or more with a slash between them, and a suffix of a file we write.
+PATH = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)+[\w-]+\.(?:py|md|sh|png|toml)\b")
+# What a command of the page writes.
+WRITTEN = {"build/benchmarks/long.png", "docs/figure1.png"}
 QUICK = ["--config.num_steps=26", "--config.eval_every=13", "--config.eval_batches=1"]
 QUICK += ["--config.final_evaluation=False"]
 
@@ -27,23 +35,34 @@ def test_the_program_runs():
     np.testing.assert_allclose(names["y_last"], names["y"][:, 999:], atol=1e-5)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    roots = (page.parent, ROOT, ROOT / "linear_transformer", ROOT / "configs")
+    for path in set(PATH.findall(text)) - WRITTEN:
+        if not any((root / path).exists() for root in roots):
+            missing.append(path)
+    assert missing == []
+
+
 @pytest.mark.slow
 def test_the_rows_work_in_order_in_one_folder(tmp_path):
     """Each trains some steps only; some fetch their data. Nothing is on stderr."""
-    (tmp_path / "configs").symlink_to(README.parent / "configs")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     texts = runs.write_text(tmp_path / "texts")
-    _, start = README.read_text().split("## Start here\n")
+    _, start = USAGE.read_text().split("## Commands\n")
     rows = re.findall(r"^\|.*\|$", start.split("\n## ")[0], re.MULTILINE)
     commands = [c for row in rows for c in re.findall(r"`(python [^`]*)`", row)]
     assert len(commands) > 12
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     del environment["JAX_PLATFORMS"]  # a user has not set it
     for command in commands:
         script, *arguments = shlex.split(command.replace("FOLDER", str(texts)))[1:]
         if script == "train.py" and "--compile_only" not in arguments:
             arguments += QUICK
         if script.endswith(".py"):
-            script = str(README.parent / script)
+            script = str(ROOT / script)
         done = subprocess.run(
             [sys.executable, script, *arguments],
             cwd=tmp_path,
