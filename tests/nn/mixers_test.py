@@ -438,7 +438,7 @@ def decode(name, label, firsts, state, x=None, tokens=5):
 # The last documents have 1, 8 and 3 tokens so far; or a batch of rows that have read as many tokens
 # as each is given here.  The next 5 are of the same documents.
 @pytest.mark.parametrize("firsts", [(8, 8, 8), (10, 3, 6)])
-@pytest.mark.parametrize(("name", "label"), CASES)
+@pytest.mark.parametrize(("name", "label"), CORE)
 def test_rows_go_on_where_they_are(name, label, firsts):
     """A packed prompt, then tokens without ids: they belong to the last document of their row."""
     _, states, _ = parts(name, label, packed=True)
@@ -462,7 +462,7 @@ def test_state_is_zeros_of_constant_size(name, label):
     chex.assert_trees_all_equal_shapes_and_dtypes(end, state)
 
 
-@pytest.mark.parametrize(("name", "label"), CASES)
+@pytest.mark.parametrize(("name", "label"), CORE)
 def test_reset_rows_is_a_fresh_start(name, label):
     mixer, _ = build(name, label)
     x = inputs(seed=2)[0]
