@@ -1,12 +1,45 @@
-"""The shape alphabet: one letter per axis, declared once.
+"""The shape alphabet, one letter per axis, and a glossary of the project's words.
+
+An array's name ends in its axes: `q_BTHK`, `state_BHKV`, `logits_BTE`.
 
     B batch        T time (query tokens)   S source (key) tokens   D model width
     H heads        K key width per head    V value width per head  F feed-forward width
     C chunk        N chunks                E vocabulary, classes   L layers
     G chunks per block                     W value columns of a state (V, or V + 1 with normaliser)
+    I input or inner width of a layer      O output width of a layer
+    M random features, slots of a cache    R rounds of hashing
+    P tokens before those of a call        U projections side by side
+    Y, X rows and columns of an image      X a width of any kind, where only time matters
 
-An array's name ends in its axes: `q_BTHK`, `state_BHKV`, `logits_BTE`.  The aliases below are for
-signatures, where they are checked at run time in the tests.
+Some files still give a letter another meaning: N is the state width in `ops/selective_scan.py` and
+the steps of a token in `ops/delta.py`; D is the channels in `ops/selective_scan.py`, the keys of a
+tile in `ops/softmax.py`, and the shards in `ops/sequence_parallel.py`; E is half of the buckets in
+`ops/hashing.py`; G is the gates of a cell in `nn/layers/bilstm.py`.
+
+    mixer             the layer of a block that moves information between tokens
+    feed-forward      the layer of a block that works on each token alone
+    block             mixer and feed-forward with their norms; in `ops`, the chunks of one loop step
+    recurrent state   what a mixer keeps of the tokens so far, of constant size
+    cache             keys and values of past tokens, which softmax attention keeps instead
+    form              a way to compute an operation: recurrent, parallel, associative, chunk, ...
+    chunk             tokens that the chunk form computes at once
+    prefill           reading a prompt in one call
+    decoding          one token in, one token out, from a state
+    causal            a token depends on itself and earlier tokens only
+    anticausal        a token depends on itself and later tokens only
+    bidirectional     a token depends on all tokens of its segment
+    sequence          one example of a batch; "row" in older names
+    document          a text of a corpus; [BOS, t1, ..., tn] as tokens
+    segment           tokens of one document in a sequence; `segment_ids` tells them apart
+    packed            a sequence of several segments, which do not see each other
+    padding           tokens that fill a sequence up, of weight 0
+    shard             the part of an array that one device has
+    run               one training, and its folder (`--workdir`)
+    cell              one number of a published table, beside the run that measures it
+    reduced twin      a small version of a published experiment, for a small machine
+    split             train, validation or test
+
+The aliases below are for signatures, where they are checked at run time in the tests.
 """
 
 from jaxtyping import Array, Bool, Float, Int
