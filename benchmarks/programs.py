@@ -10,13 +10,9 @@ import ml_collections
 from flax import nnx
 
 from benchmarks import timing
-from linear_transformer.config import configuration
 from linear_transformer.inference.generation import Draw, decode
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
-from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training.experiment import make_task
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import init_state, make_train_step
+from linear_transformer.training.build import Experiment, one_device
 
 
 class Candidate(NamedTuple):
@@ -29,21 +25,10 @@ class Candidate(NamedTuple):
 
 def training_step(config: ml_collections.ConfigDict) -> Candidate:
     """The step that train.py runs with this config, on a batch of its data."""
-    task = make_task(config)
-    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-    optimizer = make_optimizer(optimizer_config, config.num_steps)
-    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
-    options = {"seed": config.seed, "ema_decay": config.ema_decay}
-    step = make_train_step(
-        nnx.graphdef(model),
-        task.loss,
-        optimizer,
-        accumulate_steps=config.accumulate_steps,
-        **options,
-    )
-    state = init_state(task.make_model, optimizer, **options)
-    inputs = jax.device_put(next(iter(task.training_data(0, 1))))
-    program = timing.compile_ahead(step, state, inputs, donate_argnums=0)
+    built = Experiment(config, one_device())
+    state = built.init_state()
+    inputs = jax.device_put(next(iter(built.task.training_data(0, 1))))
+    program = timing.compile_ahead(built.train_step(), state, inputs, donate_argnums=0)
     held = [state]
 
     def run():
@@ -52,8 +37,8 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
 
     facts = {"temp MB": program.temp_bytes / 1e6, "compile s": program.compile_seconds}
     flops = None
-    if isinstance(model, LanguageModel):
-        flops = 3 * model.flops_per_token(config.data.sequence_length)
+    if isinstance(built.model, LanguageModel):
+        flops = 3 * built.model.flops_per_token(config.data.sequence_length)
     return Candidate(run, flops, facts)
 
 

@@ -33,15 +33,11 @@ from rich.table import Table
 
 from linear_transformer.cli import command_line
 from linear_transformer.cli.command_line import CommandLine
-from linear_transformer.config import configuration
 from linear_transformer.nn.layers.batch_norm import without_moments
-from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import environment
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import experiment
-from linear_transformer.training.experiment import make_task
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import init_state
+from linear_transformer.training.build import Experiment, one_device
 
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps to measure.", lower_bound=2)
 _WARMUP = flags.DEFINE_integer("warmup", 100, "Steps before the first one measured.", lower_bound=0)
@@ -109,16 +105,13 @@ def measure(
     config = experiment.resolve(config)  # the rest of the model is the same for all mixers
     config.model.pattern = (mixer,)
     config.model.mixers = ml_collections.ConfigDict({mixer: options})
-    task = make_task(config)
-    optimizer = make_optimizer(
-        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), warmup + steps
-    )
-    state = init_state(task.make_model, optimizer, seed=config.seed, ema_decay=0.0)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed))))
+    config.num_steps = warmup + steps
+    built = Experiment(config, one_device())
+    state = built.init_state()
     moments = Moments.zeros(_mixers(state.parameters))
-    step = _make_step(task, graphdef, optimizer, config.seed)
+    step = _make_step(built)
     parameters, optimizer_state = state.parameters, state.optimizer
-    for number, batch in zip(range(warmup + steps), _batches(task), strict=False):
+    for number, batch in zip(range(warmup + steps), _batches(built.task), strict=False):
         measured = number >= warmup
         parameters, optimizer_state, moments = step(
             parameters, optimizer_state, moments, batch, number, measured
@@ -130,18 +123,18 @@ def _batches(task: Task) -> Iterator[Any]:
     return iter(task.training_data(0, 1))
 
 
-def _make_step(task, graphdef, optimizer, seed):
+def _make_step(built: Experiment):
     def loss(parameters, batch, key):
-        total, count = task.loss(nnx.merge(graphdef, parameters), batch, key)["loss"]
+        total, count = built.task.loss(nnx.merge(built.graphdef, parameters), batch, key)["loss"]
         return total / jnp.maximum(count, 1)
 
     @jax.jit
     def step(parameters, optimizer_state, moments, batch, number, measured):
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = jax.random.fold_in(jax.random.key(built.config.seed), number)
         gradients = without_moments(jax.grad(loss)(parameters, batch, key))
         added = moments.add(_mixers(gradients))
         moments = jax.tree.map(lambda new, old: jnp.where(measured, new, old), added, moments)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, parameters)
+        updates, optimizer_state = built.optimizer.update(gradients, optimizer_state, parameters)
         return optax.apply_updates(parameters, updates), optimizer_state, moments
 
     return step

@@ -12,25 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax import nnx
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from linear_transformer.compile import capacity, compiled_program
-from linear_transformer.config import configuration
+from linear_transformer.compile import compiled_program
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference import generation as generate
-from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops.pallas import choice
 from linear_transformer.runtime import accelerators
 from linear_transformer.runtime.accelerators import GIB, Accelerator
 from linear_transformer.sharding import placement
-from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
-from linear_transformer.tasks.base import Task
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.training import experiment
-from linear_transformer.training.experiment import make_task
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import TrainState, abstract_state, make_train_step
+from linear_transformer.training.build import Experiment, training_mesh
+from linear_transformer.training.state import TrainState
 from linear_transformer.types import Metrics
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
@@ -148,30 +143,10 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     Raises:
       UserError: a mistake in config or data, or a mesh that the devices cannot make.
     """
-    config = experiment.resolve(config)
-    optimizer = make_optimizer(
-        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
-    )
-    mesh_config = MeshConfig.from_config(config)
-    rows = config.data.batch_size // config.accumulate_steps
-    mesh = make_mesh(mesh_config, rows, devices)
-    capacity.check(config, devices)
-    task = make_task(config)
-    require_sequences(mesh_config, task.sequences)
-    options = {"seed": config.seed, "ema_decay": config.ema_decay}
-    step = make_train_step(
-        nnx.graphdef(abstract_model(task)),
-        task.loss,
-        optimizer,
-        accumulate_steps=config.accumulate_steps,
-        sequences=task.sequences,
-        exchange=mesh_config.exchange,
-        **options,
-    )
-    state = abstract_state(task.make_model, optimizer, mesh=mesh, **options)
-    batch = next(iter(task.training_data(0, 1)))
-    batch = placement.abstract_batch(mesh, batch, task.sequences)
-    return TrainingStep(mesh, step, state, batch)
+    built = Experiment(config, training_mesh(experiment.resolve(config), devices))
+    batch = next(iter(built.task.training_data(0, 1)))
+    batch = placement.abstract_batch(built.mesh, batch, built.task.sequences)
+    return TrainingStep(built.mesh, built.train_step(), built.abstract_state(), batch)
 
 
 def compile_training_step(
@@ -193,16 +168,12 @@ def compile_decoding_step(
     Raises:
       UserError: as `compile_training_step`; or the task has no model that decodes.
     """
-    config = experiment.resolve(config)
     rows = config.data.batch_size
     mesh = make_mesh(MeshConfig.from_config(config), rows, devices)
-    capacity.check(config, devices)
-    task = make_task(config)
-    model = abstract_model(task)
+    built = Experiment(config, mesh)
+    model = built.model
     if not hasattr(model, "init_state"):
         raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
-    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    parameters = placement.abstract(parameters, placement.shardings(mesh, parameters))
     by_row = placement.rows_of(mesh)
     state = jax.eval_shape(lambda: model.init_state(rows))
     state = placement.abstract(state, jax.tree.map(lambda _: by_row, state))
@@ -214,20 +185,15 @@ def compile_decoding_step(
         mesh,
         rows * generate.SEGMENT,
         lambda: generate.decode.lower(
-            nnx.graphdef(model),
+            built.graphdef,
             generate.Sampler(),
             generate.SEGMENT,
-            parameters,
+            built.abstract_parameters(),
             state,
             token_B,
             key,
         ),
     )
-
-
-def abstract_model(task: Task) -> nnx.Module:
-    """The task's model with shapes for arrays."""
-    return nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
 
 
 def _compile(

@@ -12,17 +12,15 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer.compile import capacity
 from linear_transformer.config import config_file
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference.generation import Sampler
-from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import distributed
 from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
+from linear_transformer.training.build import Experiment, one_device
 from linear_transformer.training.checkpoints import Checkpoints
-from linear_transformer.training.experiment import make_task
 from linear_transformer.training.folder import check_data, write_json
 
 
@@ -51,13 +49,9 @@ class Run:
             that it was trained on.
         """
         config = config_file.load(workdir)
-        capacity.check(config, jax.devices())
-        task = make_task(config)
-        check_data(workdir, config, fingerprints(config.data, task))
-        mesh = _make_mesh(config, spread)
-        model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
-        parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        parameters = sharding.abstract(parameters, sharding.shardings(mesh, parameters))
+        built = Experiment(config, _make_mesh(config, spread))
+        check_data(workdir, config, fingerprints(config.data, built.task))
+        parameters = built.abstract_parameters()
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
         try:
             restored = checkpoints.restore_evaluated(parameters, averaged=config.ema_decay > 0)
@@ -65,7 +59,7 @@ class Run:
             checkpoints.close()
         if restored is None:
             raise ConfigError(f"--workdir={workdir}: the run has no checkpoint yet")
-        return cls(workdir, task, nnx.graphdef(model), mesh, *restored)
+        return cls(workdir, built.task, built.graphdef, built.mesh, *restored)
 
 
 def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:
@@ -74,7 +68,7 @@ def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:
     Batches of an evaluation are filled up, so that their rows fit any mesh.
     """
     if not spread and not distributed.has_others():
-        return make_mesh(MeshConfig(data=1), 0)
+        return one_device()
     try:
         return make_mesh(MeshConfig.from_config(config), 0)
     except ConfigError:

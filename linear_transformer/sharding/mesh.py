@@ -27,7 +27,6 @@ from jax.sharding import AxisType, Mesh
 
 from linear_transformer.config import configuration, schema
 from linear_transformer.config.schema import NOT_NEGATIVE, Range
-from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.split import AXIS as FSDP
 from linear_transformer.ops import sequence_parallel
@@ -120,11 +119,3 @@ def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | Non
             + remedy
         )
     return Mesh(np.array(devices[:size]).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
-
-
-def require_sequences(config: MeshConfig, sequences: Sequences) -> None:
-    """Raises a ConfigError where devices are to share a row that is no sequence."""
-    if config.sequence > 1 and not sequences.names:
-        raise ConfigError(
-            f"config.mesh.sequence is {config.sequence}; an example of this task is no sequence"
-        )

@@ -10,28 +10,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from flax import nnx
-from jax.sharding import Mesh
 
-from linear_transformer.compile import capacity
-from linear_transformer.config import configuration
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError, RunError
-from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import distributed
 from linear_transformer.sharding import placement
-from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
-from linear_transformer.tasks.base import Task
 from linear_transformer.training import agreement, experiment, run_folder
+from linear_transformer.training.build import Experiment
 from linear_transformer.training.checkpoints import Checkpoints
-from linear_transformer.training.experiment import make_task
 from linear_transformer.training.folder import open_folder
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.speed import Speed
-from linear_transformer.training.state import TrainState, init_state, make_train_step
+from linear_transformer.training.state import TrainState
 from linear_transformer.training.stop import NOTHING_UNSAVED, Interrupted, Stop
 from linear_transformer.training.tracer import Tracer
 
@@ -85,21 +77,14 @@ def _train(
     distributed.check_joined()
     if distributed.has_others():
         distributed.agree(agreement.facts(config, workdir))
-    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-    optimizer = make_optimizer(optimizer_config, config.num_steps)
-    mesh_config = MeshConfig.from_config(config)
-    mesh = make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
-    capacity.check(config, mesh.devices.ravel().tolist())
-    task, found = distributed.run_together(lambda: _load(config))
+    built, found = distributed.run_together(lambda: _build(config))
+    task, mesh = built.task, built.mesh
     distributed.agree(found)
-    require_sequences(mesh_config, task.sequences)
     data = iter(task.training_data(*placement.readers(mesh)))
     distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
     _check_shared(workdir)
 
-    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(config.seed)))
-    graphdef = nnx.graphdef(model)
-    for name, fact in task.describe(model).items():
+    for name, fact in task.describe(built.model).items():
         print(f"{name + ':':12} {fact}", flush=True)
     devices = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items() if size > 1)
     print(
@@ -108,14 +93,11 @@ def _train(
         flush=True,
     )
 
-    options = {"seed": config.seed, "ema_decay": config.ema_decay}
     print(f"{'compiling:':12} the initial state", flush=True)
-    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
+    state = built.init_state()
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    speed = Speed(config, task.flops_per_example(model) * config.data.batch_size, mesh)
-    loop = _Loop(
-        config, workdir, task, graphdef, data, checkpoints, mesh, tracer, stop, lock, speed
-    )
+    speed = Speed(config, task.flops_per_example(built.model) * config.data.batch_size, mesh)
+    loop = _Loop(built, workdir, data, checkpoints, tracer, stop, lock, speed)
     try:
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -127,16 +109,7 @@ def _train(
                     f"step {loop.step}; for a new run, add --workdir={run_folder.free(workdir)}"
                 )
             print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
-        step_fn = make_train_step(
-            graphdef,
-            task.loss,
-            optimizer,
-            accumulate_steps=config.accumulate_steps,
-            sequences=task.sequences,
-            exchange=mesh_config.exchange,
-            **options,
-        )
-        state = loop.run(state, step_fn)
+        state = loop.run(state, built.train_step())
         if loop.step == config.num_steps:
             loop.finish(state, time.perf_counter() - started)
     finally:
@@ -144,10 +117,10 @@ def _train(
     return state
 
 
-def _load(config: ml_collections.ConfigDict) -> tuple[Task, dict[str, str]]:
-    """The task, and fingerprints of its data."""
-    task = make_task(config)
-    return task, fingerprints(config.data, task)
+def _build(config: ml_collections.ConfigDict) -> tuple[Experiment, dict[str, str]]:
+    """The experiment, and fingerprints of its data."""
+    built = Experiment(config)
+    return built, fingerprints(config.data, built.task)
 
 
 def _check_shared(workdir: epath.Path) -> None:
@@ -165,25 +138,22 @@ class _Loop:
 
     def __init__(
         self,
-        config,
+        built: Experiment,
         workdir,
-        task: Task,
-        graphdef,
         data,
         checkpoints: Checkpoints,
-        mesh: Mesh,
         tracer: Tracer | None,
         stop: Stop,
         lock: FolderLock,
         speed: Speed,
     ):
-        self.config = config
+        self.built = built
+        self.config = built.config
+        self.task = built.task
+        self.mesh = built.mesh
         self.workdir = workdir
-        self.task = task
-        self.graphdef = graphdef
         self.data = data
         self.checkpoints = checkpoints
-        self.mesh = mesh
         self.tracer = tracer if distributed.is_first() else None
         self.step = self.saved = 0
         self.sums: dict[str, list[float]] = {}  # since the last log line
@@ -284,7 +254,7 @@ class _Loop:
                 plot_loss(self.workdir, self.task.headline)
         lines.append(f"saved in {self.workdir}: checkpoints/, metrics.jsonl, loss.png")
         if self.config.sample:
-            sample = self.task.sample(self.graphdef, distributed.whole(state.evaluated))
+            sample = self.task.sample(self.built.graphdef, distributed.whole(state.evaluated))
             if sample is not None:
                 print(f"--- sample\n{sample}\n---", flush=True)
         print("\n".join(lines), flush=True)
@@ -371,8 +341,7 @@ class _Loop:
         first = self.evaluation_seconds == float("inf")
         if first:
             print(f"{'compiling:':12} the evaluation", flush=True)
-        with jax.set_mesh(self.mesh):
-            metrics = self.task.evaluate(self.graphdef, state.evaluated, "validation", max_batches)
+        metrics = self.built.evaluate(state.evaluated, "validation", max_batches)
         self.evaluation_seconds = time.perf_counter() - began
         if first:
             print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)

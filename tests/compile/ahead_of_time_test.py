@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import default, mechanisms
 from configs.lm import scale
 from linear_transformer.compile import ahead_of_time, compiled_program
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import accelerators
+from linear_transformer.training.experiment import make_task
 from tests.training import runs
 
 pytestmark = [
@@ -28,6 +31,11 @@ def _environment():
 
 def described(topology, num_slices=1):
     return accelerators.describe_devices(topology, num_slices)
+
+
+def model_of(config):
+    task = make_task(config)
+    return nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
 
 
 def small(name="linear", **changes):
@@ -74,7 +82,7 @@ def test_flops_are_those_of_the_formula(sharded):
     output layer.
     """
     config = small()
-    model = ahead_of_time.abstract_model(ahead_of_time.make_task(config))
+    model = model_of(config)
     expected = 4 * model.flops_per_token(1024) * 8 * 1024 / 4
     assert sharded.cost.flops == pytest.approx(expected, rel=0.1)
     # XLA's own count has each loop once: two layers, and the chunks of the sequence.
@@ -88,7 +96,7 @@ def test_heads_and_parameters_are_both_split():
     config.model.num_layers = 2
     config.mesh.update(fsdp=4, tensor=4)
     report = ahead_of_time.compile_training_step(config, described("v5e:4x4"))
-    model = ahead_of_time.abstract_model(ahead_of_time.make_task(config))
+    model = model_of(config)
     sent = {kind: size for kind, (_, size) in report.cost.collectives.items()}
     rows = config.data.batch_size // 4
     activations = 2 * rows * config.data.sequence_length * config.model.width  # bf16
@@ -211,7 +219,7 @@ def test_decoding(name):
     assert report.fits
     assert report.accelerator.name == "TPU v6e"
     assert not report.cost.collectives  # every device has its rows and all parameters
-    model = ahead_of_time.abstract_model(ahead_of_time.make_task(config))
+    model = model_of(config)
     # One query is no matmul: XLA multiplies and sums, and only the projections are counted.
     assert report.cost.flops == pytest.approx(2 * model.num_parameters * 32 * 8 / 4, rel=0.05)
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference import evaluation
-from linear_transformer.training import loop
+from linear_transformer.training import build, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 
@@ -187,7 +187,7 @@ def test_evaluation_prints_before_it_writes(unbroken, monkeypatch, capsys):
 
 def test_speeds_leave_compilation_out(text, tmp_path, monkeypatch, capsys):
     """A compiler that takes 3 s; the first step alone has no speed."""
-    make = loop.make_train_step
+    make = build.make_train_step
 
     def make_slow(*arguments, **options):
         step, slept = make(*arguments, **options), []
@@ -199,7 +199,7 @@ def test_speeds_leave_compilation_out(text, tmp_path, monkeypatch, capsys):
 
         return first_is_slow
 
-    monkeypatch.setattr(loop, "make_train_step", make_slow)
+    monkeypatch.setattr(build, "make_train_step", make_slow)
     runs.run(runs.make_config(text, num_steps=4, log_every=1), tmp_path / "run")
     first, *others = [r for r in runs.records(tmp_path / "run") if r["split"] == "train"]
     assert "steps_per_second" not in first

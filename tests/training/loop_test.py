@@ -15,7 +15,7 @@ from linear_transformer.config import config_file, configuration, schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run
 from linear_transformer.runtime import accelerators
-from linear_transformer.training import experiment, loop
+from linear_transformer.training import build, experiment, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 
@@ -56,7 +56,7 @@ def test_utilization_of_known_devices(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accelerators, "find", lambda kind: known)
     runs.run(config, tmp_path / "known")
     assert "MFU" in capsys.readouterr().out
-    model = loop.make_task(config).make_model(nnx.Rngs(0))
+    model = experiment.make_task(config).make_model(nnx.Rngs(0))
     needed = 3 * model.flops_per_token(config.data.sequence_length)
     found = [r for r in runs.records(tmp_path / "known") if r["split"] == "train"]
     assert found
@@ -72,7 +72,7 @@ def state_is_finite(workdir):
 
 def test_non_finite_loss_names_the_step(text, tmp_path, monkeypatch):
     """The loss of step 6 is not a number: the last checkpoint is that of step 4."""
-    make = loop.make_train_step
+    make = build.make_train_step
 
     def make_broken(*args, **options):
         step = make(*args, **options)
@@ -86,7 +86,7 @@ def test_non_finite_loss_names_the_step(text, tmp_path, monkeypatch):
 
         return broken
 
-    monkeypatch.setattr(loop, "make_train_step", make_broken)
+    monkeypatch.setattr(build, "make_train_step", make_broken)
     with pytest.raises(loop.NonFiniteLossError, match="loss is nan at step 6;"):
         runs.run(runs.make_config(text), tmp_path / "run")
     assert state_is_finite(tmp_path / "run") == 4

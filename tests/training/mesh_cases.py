@@ -12,25 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec
 
 from configs.papers.katharopoulos2020 import mnist
 from configs.recall import mad, mqar
-from linear_transformer.config import configuration
 from linear_transformer.data import sequence_batches
 from linear_transformer.data.speech import utterances as speech
 from linear_transformer.data.stream import Sequences
 from linear_transformer.nn import logical_axes
-from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.sharding import placement
-from linear_transformer.sharding.mesh import MeshConfig, make_mesh, require_sequences
+from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.language_modelling import LanguageModelling
-from linear_transformer.training.experiment import make_task
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
-from linear_transformer.training.state import init_state, make_train_step
+from linear_transformer.training import build
 from tests import collectives
 from tests.configs import katharopoulos2020_test
 from tests.tasks import (
@@ -165,25 +160,10 @@ CONFIGS = {
 def train(name, mesh, exchange="scan"):
     """{metric: its sums and counts at each step}, and the last state."""
     config = CONFIGS[name]()
-    sizes = dict(zip(AXES, mesh, strict=True))
-    mesh_config = MeshConfig(**sizes, exchange=exchange)
-    mesh = make_mesh(mesh_config, config.data.batch_size // config.accumulate_steps)
-    task = make_task(config)
-    require_sequences(mesh_config, task.sequences)
-    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
-    optimizer_config = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-    optimizer = make_optimizer(optimizer_config, STEPS)
-    options = {"seed": 0, "ema_decay": 0.0}
-    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
-    step = make_train_step(
-        nnx.graphdef(model),
-        task.loss,
-        optimizer,
-        accumulate_steps=config.accumulate_steps,
-        sequences=task.sequences,
-        exchange=exchange,
-        **options,
-    )
+    config.update(num_steps=STEPS, seed=0, ema_decay=0.0)
+    config.mesh = dict(zip(AXES, mesh, strict=True), exchange=exchange)
+    built = build.Experiment(config)
+    mesh, task, state, step = built.mesh, built.task, built.init_state(), built.train_step()
     data = iter(task.training_data(0, 1))
     put = functools.partial(placement.put_batch, mesh)
     batches = [put(next(data), task.sequences) for _ in range(STEPS)]
@@ -274,13 +254,11 @@ def test_states_gathered_at_once():
 def evaluated(name, mesh, split="validation"):
     """Metrics of a new model, and the FLOPs of a batch on each device; AXES as of `train`."""
     config = CONFIGS[name]()
-    mesh = make_mesh(MeshConfig(**dict(zip(AXES, mesh, strict=True))), 0)
-    task = make_task(config)
-    graphdef, parameters = nnx.split(task.make_model(ParameterRngs(0)))
-    parameters = nnx.to_pure_dict(parameters)
-    parameters = jax.device_put(parameters, placement.shardings(mesh, parameters))
-    with jax.set_mesh(mesh):
-        metrics = task.evaluate(graphdef, parameters, split)
+    config.mesh = dict(zip(AXES, mesh, strict=True))
+    built = build.Experiment(config)
+    task, graphdef, parameters = built.task, built.graphdef, built.init_state().parameters
+    metrics = built.evaluate(parameters, split)
+    with jax.set_mesh(built.mesh):
         if isinstance(task, LanguageModelling):
             carried = task.evaluate_stateful(graphdef, parameters, split)
             metrics |= {f"stateful_{key}": value for key, value in carried.items()}
@@ -346,22 +324,10 @@ def messages(length, num_layers):
         model__positions="none",
     )
     config.model.mixers.update({"retnet": {"normalize": False}})
-    mesh = make_mesh(MeshConfig(data=1, sequence=8), 1)
-    task = make_task(config)
-    model = nnx.eval_shape(lambda: task.make_model(ParameterRngs(0)))
-    optimizer = make_optimizer(
-        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), STEPS
-    )
-    options = {"seed": 0, "ema_decay": 0.0}
-    state = init_state(task.make_model, optimizer, mesh=mesh, **options)
-    step = make_train_step(
-        nnx.graphdef(model),
-        task.loss,
-        optimizer,
-        accumulate_steps=1,
-        sequences=task.sequences,
-        **options,
-    )
+    config.update(num_steps=STEPS, seed=0, ema_decay=0.0)
+    config.mesh = {"data": 1, "sequence": 8}
+    built = build.Experiment(config)
+    mesh, task, state, step = built.mesh, built.task, built.init_state(), built.train_step()
     rows = {name: np.zeros((1, length), np.int32) for name in ("inputs", "targets")}
     rows["weights"] = np.ones((1, length), np.float32)
     batch = placement.abstract_batch(mesh, rows, task.sequences)

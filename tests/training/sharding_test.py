@@ -11,7 +11,7 @@ from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import AXES, MeshConfig, make_mesh
-from linear_transformer.training import loop
+from linear_transformer.training import build
 from tests import eight_devices
 from tests.tasks import image_classification_test
 from tests.training import runs, shipped_configs_test
@@ -151,14 +151,14 @@ def mistake(config, folder):
 
 def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
     """Before anything is compiled."""
-    monkeypatch.setattr(loop, "init_state", None)
-    monkeypatch.setattr(loop.capacity, "check", lambda config, devices: None)
+    monkeypatch.setattr(build, "init_state", None)
+    monkeypatch.setattr(build.capacity, "check", lambda config, devices: None)
     monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
     shipped_configs_test.write_idx(tmp_path)
     config = image_classification_test.make_config(tmp_path, data__batch_size=8)
     config.mesh.sequence = 2
     message = mistake(config, tmp_path / "run")
-    assert message == "config.mesh.sequence is 2; an example of this task is no sequence"
+    assert message == "config.mesh.sequence is 2; an example of image_classification is no sequence"
     message = mistake(make_config(text, {"data": 1, "tensor": 4}), tmp_path)
     assert message == "config.model.num_heads (2) is not a multiple of config.mesh.tensor (4)"
 

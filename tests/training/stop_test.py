@@ -9,7 +9,7 @@ import time
 import pytest
 
 from linear_transformer.tasks.language_modelling import LanguageModelling
-from linear_transformer.training import loop, stop
+from linear_transformer.training import build, loop, stop
 from tests.training import runs
 from tests.training.resume_test import assert_same_run
 
@@ -70,7 +70,7 @@ def test_between_steps(name, unbroken, tmp_path, monkeypatch, capsys):
 
 
 def test_while_data_are_loaded(text, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "make_task", lambda config: send() or time.sleep(60))
+    monkeypatch.setattr(build, "make_task", lambda config: send() or time.sleep(60))
     with pytest.raises(SystemExit) as end:
         runs.run(runs.make_config(text), tmp_path / "run")
     assert end.value.code == 0

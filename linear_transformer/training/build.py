@@ -1,0 +1,119 @@
+"""An experiment: what a config describes, built in one place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+from jax.sharding import Mesh
+
+from linear_transformer.compile import capacity
+from linear_transformer.config import configuration
+from linear_transformer.errors import ConfigError
+from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.sharding import placement
+from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
+from linear_transformer.training.experiment import make_task, resolve
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    make_train_step,
+)
+from linear_transformer.types import Metrics
+
+
+def training_mesh(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a config for training.
+
+    Args:
+      config: of the experiment.
+      devices: instead of those that JAX has.
+
+    Raises:
+      ConfigError: a mistake in config.mesh, or a mesh that the devices cannot make.
+    """
+    rows = config.data.batch_size // config.accumulate_steps
+    return make_mesh(MeshConfig.from_config(config), rows, devices)
+
+
+def one_device() -> Mesh:
+    """The mesh of JAX's first device."""
+    return make_mesh(MeshConfig(data=1), 0)
+
+
+class Experiment:
+    """What a config describes; nothing is computed before a method is called.
+
+    Attributes:
+      config: resolved.
+      optimizer: the optimizer with its schedule.
+      mesh: the devices.
+      task: the model, its data and its loss.
+      model: the model with shapes for arrays.
+      graphdef: the model without its parameters.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
+        """Reads the data.
+
+        Args:
+          config: of the experiment.
+          mesh: instead of the one for training.
+
+        Raises:
+          UserError: a mistake in config or data, or a mesh that the devices cannot make.
+        """
+        self.config = config = resolve(config)
+        optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+        self.optimizer = make_optimizer(optimizer, config.num_steps)
+        self.mesh = training_mesh(config) if mesh is None else mesh
+        capacity.check(config, self.mesh.devices.ravel().tolist())
+        self.task = make_task(config)
+        shards = self.mesh.shape[SEQUENCE]
+        if shards > 1 and not self.task.sequences.names:
+            raise ConfigError(
+                f"config.mesh.sequence is {shards}; an example of {config.task} is no sequence"
+            )
+        self.model = nnx.eval_shape(lambda: self.task.make_model(ParameterRngs(config.seed)))
+        self.graphdef = nnx.graphdef(self.model)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "ema_decay": self.config.ema_decay}
+
+    def init_state(self) -> TrainState:
+        """The state at step 0, spread over the mesh."""
+        return init_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
+
+    def abstract_state(self) -> TrainState:
+        """The shapes, types and shardings of `init_state`; nothing is computed."""
+        return abstract_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
+
+    def abstract_parameters(self) -> Any:
+        """The shapes, types and shardings of the parameters alone."""
+        parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
+        return placement.abstract(parameters, placement.shardings(self.mesh, parameters))
+
+    def train_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+        """`make_train_step` of the config, for `jax.set_mesh(mesh)`."""
+        return make_train_step(
+            self.graphdef,
+            self.task.loss,
+            self.optimizer,
+            accumulate_steps=self.config.accumulate_steps,
+            sequences=self.task.sequences,
+            exchange=MeshConfig.from_config(self.config).exchange,
+            **self._options,
+        )
+
+    def evaluate(
+        self, parameters: Any, split: str, max_batches: int | None = None
+    ) -> dict[str, float]:
+        """`Task.evaluate` on the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self.task.evaluate(self.graphdef, parameters, split, max_batches)
