@@ -1,1 +1,1 @@
-"""Speed and memory, with peers where they are installed; README.md has the results."""
+"""Benchmarks of speed and memory, with peers if they are installed; README.md has the results."""

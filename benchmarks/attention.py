@@ -77,7 +77,7 @@ COLUMNS = {
 
 
 class Candidate(NamedTuple):
-    """One row: how to run it, and what it is compared with."""
+    """One row: how to run it, and the peers that it is compared with."""
 
     run: Callable[[], Any]
     flops: float
@@ -113,9 +113,9 @@ OPERATORS: dict[str, Callable[..., jax.Array]] = {
 def flops(name: str, time: int) -> float:
     """Multiply-adds, counted as two, of the products in a forward and a backward pass.
 
-    chunk: what it computes, masked halves included.  Softmax and parallel: 2 products forward and 5
-    backward over the causal half.  Others: k v^T and q^T S forward, and twice that backward; the
-    delta rule has S^T k too.
+    chunk: all that the form computes, masked halves included.  Softmax and parallel: 2 products
+    forward and 5 backward over the causal half.  Others: k v^T and q^T S forward, and twice that
+    backward; the delta rule has S^T k too.
     """
     width = _WIDTH.value
     if "softmax" in name or "SDPA" in name or name in ("parallel", "jax.nn.dot_product_attention"):
@@ -156,7 +156,7 @@ def make_inputs(time: int, dtype: str, name: str = "") -> list[jax.Array]:
 
 
 def candidates(time: int, dtype: str) -> dict[str, Candidate | str]:
-    """What to time at this length, or why not."""
+    """The candidates at this length, or the reason why one is left out."""
     shape = (_BATCH.value, time, _HEADS.value, _WIDTH.value)
     found: dict[str, Candidate | str] = {}
     peer_runs: dict[str, Callable[[], Callable[[], Any]]] = {}

@@ -1,4 +1,4 @@
-"""Decoding: tokens per second of one compiled loop, and what a token costs as the context grows.
+"""Decoding: tokens per second of one compiled loop, and the cost of a token by context length.
 
 python -m benchmarks.decode
 python -m benchmarks.decode --peers=fast-transformers

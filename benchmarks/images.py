@@ -3,8 +3,8 @@
 python -m benchmarks.images
 python -m benchmarks.images --dataset=cifar10 --batches=1
 
-The models of configs/papers/katharopoulos2020, paper size unless --small, with weights as they
-start.  `linear` and `stateful-softmax` decode with their state and are timed from the first pixel
+The models of configs/papers/katharopoulos2020, paper size unless --small, with initial
+weights.  `linear` and `stateful-softmax` decode with their state and are timed from the first pixel
 to the last.  `softmax` and `lsh` compute all earlier pixels again for every pixel, as the paper's
 do: the pass is timed at a few lengths, and the sum over all lengths is that of the quadratic
 through them (least squares), since softmax attention costs a t^2 + b t + c.

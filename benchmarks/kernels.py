@@ -3,8 +3,8 @@
 python -m benchmarks.kernels --topology=v5e:1x1
 python -m benchmarks.kernels --topology=all --lengths=8192 --forms=pallas
 
-No TPU is needed, and none is used: the compiler of the package `libtpu` compiles for the chip that
-is named and says what memory the program will take.  Nothing here says how fast it will be.
+No TPU is needed, and none is used: the compiler of the package `libtpu` compiles for the named chip
+and reports the memory of the program.  It does not tell the speed.
 """
 
 from linear_transformer.runtime import accelerators
@@ -45,7 +45,7 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 
 
 class Sizes(NamedTuple):
-    """What is compiled for."""
+    """Sizes of the compiled program."""
 
     time: int
     batch: int = 1
@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
 
 
 def program(name: str, form: str, sizes: Sizes, backward: bool) -> Callable[..., Any]:
-    """The operator on arrays as projections make them, heads side by side: (B, T, H K).
+    """The operator on arrays in the layout of projections, heads side by side: (B, T, H K).
 
     With `backward` it returns output and state, and the gradients of all inputs for cotangents of
     both, as a training step needs them.

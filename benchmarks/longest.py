@@ -1,4 +1,4 @@
-"""How long a sequence can be: figure 1 of Katharopoulos et al. 2020 (arXiv:2006.16236).
+"""Longest possible sequence: figure 1 of Katharopoulos et al. 2020 (arXiv:2006.16236).
 
 python -m benchmarks.longest --plot=docs/results/figure1.png
 
@@ -104,7 +104,7 @@ def curves() -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    """Both axes logarithmic; a dotted line is where the paper's curve ends."""
+    """Draws time and memory on logarithmic axes; dotted lines mark the ends of the paper's."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

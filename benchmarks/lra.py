@@ -71,7 +71,7 @@ def measure(name: str, length: int) -> dict[str, Any]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Adds the ratios to softmax attention at the same length, where it was measured."""
+    """Adds ratios to softmax attention at the same length, if that was measured."""
     softmax = {row["length"]: row for row in rows if row["name"] == "softmax"}
     for row in rows:
         if row["length"] in softmax:

@@ -41,7 +41,7 @@ COLUMNS = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """A row: the training step of train.py, and decoding with weights as they start."""
+    """A row: the training step of train.py, and decoding with initial weights."""
     config = shakespeare.get_config(name)
     config.data.dataset = _DATASET.value
     step = training_step(config)

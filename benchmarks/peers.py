@@ -21,7 +21,7 @@ Run = Callable[[], Any]
 
 
 def wanted(name: str) -> bool:
-    """Whether --peers names it; raises a UsageError on an unknown or missing one."""
+    """Whether --peers names a peer; raises a UsageError for an unknown or missing one."""
     for peer in PEERS.value:
         if peer not in _MODULES:
             raise app.UsageError(f"--peers={peer}: choose from {', '.join(_MODULES)}")
@@ -101,7 +101,7 @@ def train_step(
 ) -> Run:
     """A step of AdamW on a language model: linear attention, or softmax for TORCH.
 
-    The model has no position embedding, and the step does not clip gradients, which ours does.
+    The model has no position embedding and the step does not clip gradients; ours have both.
     """
     torch = _torch()
     nn, functional = torch.nn, torch.nn.functional

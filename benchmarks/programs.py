@@ -43,7 +43,7 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
 
 
 class Decoder:
-    """A model and its state: each call decodes the next `steps` tokens, on from where it was."""
+    """A model and its state: each call decodes the next `steps` tokens from the last position."""
 
     def __init__(self, config: LanguageModelConfig, batch: int, steps: int, sampler: Draw):
         model = LanguageModel(config, rngs=nnx.Rngs(0))

@@ -1,10 +1,10 @@
-"""The scaling table of docs/scaling.md: what TPUs could do with configs/lm/scale.py, at most.
+"""The scaling table of docs/scaling.md: upper bounds of speed for configs/lm/scale.py on TPUs.
 
     python -m benchmarks.scaling --mechanism=linear --sizes=125m,1b
 
-Each row is a training step that libtpu compiled for TPUs that are not there.  The bounds are of
-arithmetic (matmuls at the chip's bf16 peak) and of memory (the program's HBM traffic at the chip's
-bandwidth); neither networks nor anything else that takes time is in them.
+Each row is a training step that libtpu compiled without a TPU.  One bound is
+arithmetic (matmuls at the chip's bf16 peak), the other memory (the program's HBM traffic at the
+chip's bandwidth).  Networks and other costs are not included.
 """
 
 from linear_transformer.runtime import accelerators

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, memory figures, and reports that say where they ran."""
+"""Shared code of the benchmarks: fair timing, memory figures, and reports with the environment."""
 
 import ctypes
 import gc
@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A jitted function compiled ahead of time, and what that took."""
+    """A jitted function compiled ahead of time, with the time of compilation."""
 
     call: Callable[..., Any]
     compile_seconds: float
@@ -72,7 +72,7 @@ def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict
 
 
 def compile_ahead(function: Callable[..., Any], *args: Any, **jit_options: Any) -> Compiled:
-    """Compiles for these arguments, with the persistent cache out of the way."""
+    """Compiles for these arguments, without the persistent cache."""
     began = time.perf_counter()
     compiled = jax.jit(function, **jit_options).lower(*args).compile()
     seconds = time.perf_counter() - began
@@ -80,7 +80,7 @@ def compile_ahead(function: Callable[..., Any], *args: Any, **jit_options: Any) 
 
 
 def matmul_flops_per_second(size: int = 2048) -> float:
-    """The rate of a large fp32 matrix product: what the machine can do at best."""
+    """The rate of a large fp32 matrix product, as the upper bound of this machine."""
     a = jnp.ones((size, size))
     product = jax.jit(jnp.matmul)
     timing = interleave({"matmul": lambda: product(a, a).block_until_ready()}, rounds=5)["matmul"]
@@ -96,7 +96,7 @@ def resident_bytes(key: str = "VmRSS") -> int:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """How far the resident memory rises above where it was, in one call; None if not on Linux."""
+    """Rise of the resident memory during one call; None if not on Linux."""
     reset = pathlib.Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
@@ -109,7 +109,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a script; a mistake on the command line is one line and exit status 2."""
+    """Runs a script; an error on the command line is one line and exit status 2."""
 
     def guarded(argv: Sequence[str]) -> None:
         try:

@@ -1,1 +1,1 @@
-"""Measurements on models in training."""
+"""Curves, pictures and tables of runs, and measurements during training."""

@@ -30,7 +30,7 @@ def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, A
     """Records of a split by the name of the run's folder.
 
     Raises:
-      ConfigError: a pattern that fits no folder, or a folder without such records.
+      ConfigError: a pattern matches no folder, or a folder has no such records.
     """
     runs = {}
     for folder in run_folders(patterns):
@@ -48,7 +48,7 @@ def run_folders(patterns: Sequence[str]) -> list[epath.Path]:
       patterns: folders, or their last parts with `*` and `?`.
 
     Raises:
-      ConfigError: a pattern that fits no folder.
+      ConfigError: a pattern matches no folder.
     """
     folders = []
     for pattern in patterns:
@@ -81,7 +81,7 @@ def by_option(records: list[dict[str, Any]], metric: str, option: str) -> Points
 
 
 def markdown(curves: dict[str, Points], by: str) -> str:
-    """A row for each run: its last point by step, or every point by length or option."""
+    """A Markdown table with a row for each run: the last step, or all lengths or options."""
     if by == "step":
         rows = [
             (name, f"{points[-1][0]:,}", f"{points[-1][1]:.4f}") for name, points in curves.items()

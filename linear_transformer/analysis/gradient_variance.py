@@ -1,12 +1,12 @@
-"""How much gradients vary from step to step, by attention: table 2 of Qin et al. 2022.
+"""Variation of gradients from step to step, by attention: table 2 of Qin et al. 2022.
 
     python -m linear_transformer.analysis.gradient_variance
     python -m linear_transformer.analysis.gradient_variance --steps=500 --config.data.batch_size=8
 
 Trains the config (configs/default.py:katharopoulos) once for each row of the table with everything
 but the mixer the same, optimizer, data and seed included, and prints two measures of the gradients
-g_t of the mixers' parameters over the steps t after a warm-up.  The paper does not say which it
-took.  Written to build/benchmarks/gradient_variance.json too.
+g_t of the mixers' parameters over the steps t after a warm-up.  The paper does not say which
+measure it used.  The results are also written to build/benchmarks/gradient_variance.json.
 
 - norm: std_t(|g_t|_2) / mean_t(|g_t|_2) of the norm of the whole gradient.
 - entries: std_t(|g_ti|) / mean_t(|g_ti|) for each entry i, then the mean over the entries.  Of
@@ -93,7 +93,7 @@ def _relative(total: Array, total_squared: Array, count: Array) -> Array:
 
 
 def _mixers(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of the mixers alone: the part that the rows of the table differ in."""
+    """The parameters of the mixers, in which alone the rows of the table differ."""
     blocks = parameters["stack"]["blocks"]
     return {str(layer): block["mixer"] for layer, block in blocks.items()}
 

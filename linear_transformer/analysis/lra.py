@@ -1,14 +1,14 @@
-"""The table of Long Range Arena: this project's runs, and beside them what was published.
+"""The table of Long Range Arena: the runs of this project beside published accuracies.
 
     python -m linear_transformer.analysis.lra --runs='runs/lra/*'
 
 Reads `config.json` and `eval-test.json` of each folder (python eval.py --workdir=... --split=test),
 or the last validation record of `metrics.jsonl`, which a note then says.  A folder is named
-`<config>-<model>`, as train.py does it; the image's side is not part of the model's name, so that
+`<config>-<model>`, as by train.py; the image's side is not part of the model's name, so that
 `pathfinder-linear,128` (Path-X) is in the row of `pathfinder-linear`.  Prints Markdown.
 
 Three averages are in use.  Long Range Arena's is over five tasks, without Path-X; S4's is over six,
-where a failed Path-X is 50, chance; HGRN2's is over six, where what is missing is 0.  All are
+where a failed Path-X is 50, chance; HGRN2's is over six, where a missing accuracy is 0.  All are
 computed from the cells, for published rows too.
 """
 
@@ -31,7 +31,7 @@ FAILED = "failed"
 NOT_REPORTED = "-"
 AVERAGES = ("mean of 5", "mean of 6 (failed Path-X = 50)", "mean of 6 (missing = 0)")
 
-_CHANCE = 50.0  # of Path-X, percent
+_CHANCE = 50.0  # percent, of Path-X
 
 # `config.data.dataset` -> column; pathfinder has two.
 _COLUMNS = {
@@ -67,7 +67,7 @@ def column_of(config: Any, folder: epath.Path) -> str:
 
 
 def notes_on(data: Any, column: str) -> list[str]:
-    """What a run's data have to differ from the benchmark's, by its own config."""
+    """Differences between a run's data and the benchmark's, by the run's config."""
     notes = []
     own = _NAMES.get(column, data.dataset)
     if data.dataset != own:
@@ -84,7 +84,7 @@ def notes_on(data: Any, column: str) -> list[str]:
 
 
 def accuracy_of(folder: epath.Path) -> tuple[float, list[str]] | None:
-    """Percent, and notes; None for a run without any evaluation.
+    """The accuracy in percent, and notes; None for a run without any evaluation.
 
     Raises:
       ConfigError: the file of the evaluation can't be read.
@@ -102,10 +102,10 @@ def accuracy_of(folder: epath.Path) -> tuple[float, list[str]] | None:
 
 
 def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
-    """Cells by model.
+    """The cells of the table, by model.
 
     Raises:
-      ConfigError: a folder without a run, of another task, or of a cell that another one has.
+      ConfigError: a folder has no run, is of another task, or is of a cell that is already filled.
     """
     models: dict[str, Cells] = {}
     folders: dict[tuple[str, str], epath.Path] = {}
@@ -123,17 +123,17 @@ def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
 
 
 def model_of(name: str) -> str:
-    """ "linear,small" of "pathfinder-linear,128,small"."""
+    """The model's name: "linear,small" for "pathfinder-linear,128,small"."""
     config, _, variant = name.partition("-")
     return ",".join(part for part in variant.split(",") if not part.isdigit()) or config
 
 
 def averages(accuracies: Sequence[float | None], *, failed: bool) -> list[float | None]:
-    """The three of AVERAGES; None without all of the first five tasks.
+    """The three averages of AVERAGES; None without all of the first five tasks.
 
     Args:
-      accuracies: of TASKS, None where there is none.
-      failed: a missing Path-X was run and is chance, otherwise nobody knows.
+      accuracies: accuracies on TASKS; None if missing.
+      failed: whether a missing Path-X was run and stayed at chance; otherwise it is unknown.
     """
     *five, path_x = accuracies
     if None in five:

@@ -24,12 +24,12 @@ _WAVSPA = "WavSpA (arXiv:2210.01989)"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A model of a publication.
+    """A published row: one model.
 
     Attributes:
-      accuracies: of TASKS; a Path-X that is None failed, or was not reported.
-      source: who published it, and what makes it differ.
-      failed: on Path-X it was no better than chance.
+      accuracies: accuracies on TASKS; None on Path-X if it failed or was not reported.
+      source: the publication, and how its setting differs.
+      failed: whether Path-X was no better than chance.
     """
 
     model: str

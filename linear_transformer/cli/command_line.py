@@ -83,8 +83,8 @@ class CommandLine(NamedTuple):
 
     Attributes:
       path: value of --config.
-      overrides: in their order.
-      rest: all other arguments, for absl.
+      overrides: changes of the config, in the order of the flags.
+      rest: all other arguments, which absl parses.
     """
 
     path: str
@@ -96,7 +96,7 @@ def split(argv: Sequence[str], default: str) -> CommandLine:
     """Sorts the arguments into those of the config and others.
 
     Args:
-      argv: with the program's name in front.
+      argv: the arguments, of which the first is the program's name.
       default: path of the config where there is no --config.
     """
     path, overrides, rest = default, [], list(argv[:1])
@@ -129,7 +129,7 @@ def load(path: str) -> ml_collections.ConfigDict:
     """Runs `get_config` of FILE, or of FILE:VARIANT.
 
     Raises:
-      ConfigError: whatever is wrong with the file, in one line.
+      ConfigError: any error of the file, in one line.
     """
     file, colon, variant = path.partition(":")
     loader = importlib.machinery.SourceFileLoader("_config_file", file)
@@ -146,7 +146,7 @@ def load(path: str) -> ml_collections.ConfigDict:
         config = _get_config(module, file, [variant] if colon else [])
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # any error of the user's code
         raise ConfigError(f"--config={path}: {_reason(error, file)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(
@@ -168,7 +168,7 @@ def _get_config(module: types.ModuleType, file: str, arguments: list[str]) -> An
 
 
 def _reason(error: BaseException, file: str) -> str:
-    """Kind, message and line in the file of what it raises."""
+    """The kind, message and line of an error that a config file raises."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     line, message = (lines or [None])[-1], str(error)
     if isinstance(error, SyntaxError):
@@ -205,7 +205,7 @@ def override(
 
 
 def _drop_options(values: dict[str, Any], keys: Collection[str], changed: Collection[str]) -> None:
-    """Takes out the options in the file that were of another optimizer or generator."""
+    """Removes the file's options for an optimizer or generator that a flag replaces."""
     for decides, section in (("optimizer.name", "optimizer"), ("data.dataset", "data")):
         if decides in changed and "options" in values[section]:
             values[section]["options"] = {
@@ -225,7 +225,7 @@ def _value(key: str, text: str | None, flag: str, keys: dict[str, experiment.Key
 
 
 def _hint(key: str, flag: str, keys: dict[str, experiment.Key]) -> Any:
-    """Type of the value of a key; a dict of anything has any key."""
+    """The type of a key's value; a free dict accepts any key."""
     if key in keys:
         return keys[key].hint
     if children := _children(key, keys):

@@ -31,7 +31,7 @@ def prepare() -> None:
 
 
 def report(program: Literal["training", "decoding"], config: Any) -> None:
-    """Compiles and prints.
+    """Compiles the program and prints its memory, FLOPs and traffic.
 
     Raises:
       UserError: a mistake in flags, config or data.

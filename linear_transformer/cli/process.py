@@ -9,7 +9,7 @@ def prepare(usage: str | None) -> None:
     """Restarts the process with huge pages, and sets what --compile_only needs.
 
     Args:
-      usage: what --help prints for a command that is not a script with a docstring of its own.
+      usage: text of --help for a command that is not a script with its own docstring.
     """
     use_huge_pages()
     main = sys.modules["__main__"]
@@ -20,7 +20,7 @@ def prepare(usage: str | None) -> None:
 
 
 def show_in_help(module: str) -> None:
-    """Makes the flags of a module those that --help lists."""
+    """Makes --help list the flags of a module."""
     from absl import flags
 
     for flag in flags.FLAGS.get_key_flags_for_module(module):

@@ -1,4 +1,4 @@
-"""The program behind train.py: flags, and what they start."""
+"""The program behind train.py: its flags, and its training."""
 
 import ml_collections
 from absl import flags
@@ -40,7 +40,7 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
 
 
 def _default_workdir(line: CommandLine) -> str:
-    """Overrides that a resumed run may change do not make another run."""
+    """The default folder; overrides that a resumed run may change are not part of its name."""
     return run_folder.default(
         line.path,
         {

@@ -1,1 +1,1 @@
-"""Configs: their keys, their files, those that are shipped."""
+"""Configs: keys and their checks, files, and the configs that come with the package."""

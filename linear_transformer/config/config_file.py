@@ -9,8 +9,8 @@ from linear_transformer.config.configuration import plain
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import experiment, run_folder
 
-# What a resumed run may change: how long it goes on, what it reports and where, not what it
-# computes.
+# The keys that a resumed run may change: they decide how long it trains and what it reports, and
+# not what it computes.
 RESUMABLE_KEYS = (
     "num_steps",
     "log_every",
@@ -53,7 +53,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         if before.get(key) != now.get(key) and not may_change(key)
     ]
     if changed:
-        # What changed the others: a section's own key, and not one that follows from it.
+        # The key that changed the others: a section's own key, and not one that follows from it.
         key = min(changed, key=lambda key: (key in experiment.FOLLOWING, key.count(".")))
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
@@ -64,7 +64,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
 
 def _write(path: epath.Path, text: str) -> None:
-    """Whole or not at all, so that a killed run leaves a config that can be read."""
+    """Writes the file in one atomic step, so that a killed run leaves a readable config."""
     partial = path.with_suffix(".json.part")
     partial.write_text(text)
     partial.replace(path)

@@ -15,9 +15,9 @@ def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
     """Makes a config dataclass; an unknown or missing key is an error that names it.
 
     Args:
-      cls: dataclass; `schema.check` of its values is its own.
-      values: of the keys that a config file may set.
-      key: of the section, "" for the experiment itself.
+      cls: dataclass, which calls `schema.check` for its own values.
+      values: values of the keys that a config file may set.
+      key: key of the section, "" for the experiment itself.
       extra: values of other fields.
     """
     prefix = f"config.{key}." if key else "config."
@@ -41,7 +41,7 @@ def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
 
 
 def plain(config: Any) -> Any:
-    """Nested dicts and tuples, as dataclasses and JSON take them."""
+    """The config as nested dicts and tuples, which dataclasses and JSON accept."""
     if isinstance(config, ml_collections.ConfigDict):
         return {name: plain(config[name]) for name in config}
     if isinstance(config, dict):
@@ -52,7 +52,7 @@ def plain(config: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts by dotted key."""
+    """The values of nested dicts by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

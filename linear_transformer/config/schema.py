@@ -21,7 +21,7 @@ from linear_transformer.errors import ConfigError
 DTYPES = ("float32", "bfloat16", "float64")
 _TRUE, _FALSE = ("true", "t", "1", "yes", "on"), ("false", "f", "0", "no", "off")
 _BY_DATA = "given by the data"
-_LONG = 240  # characters of a list that is left out beside a better hint
+_LONG = 240  # longest list of keys, in characters, that is printed beside a suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Range:
         return self.least <= value <= self.most and self.above < value < self.below
 
     def __str__(self) -> str:
-        """What a value must be."""
+        """The condition in words, to follow "must be"."""
         if self == POSITIVE:
             return "positive"
         if self.most == self.below == math.inf:
@@ -74,7 +74,7 @@ def check(config: Any, key: str) -> None:
 
     Args:
       config: an instance of the dataclass.
-      key: of the dataclass in the experiment, such as "model"; "" for the experiment itself.
+      key: key of the dataclass in the experiment, such as "model"; "" for the experiment itself.
 
     Raises:
       ConfigError: names the key.
@@ -140,12 +140,12 @@ def parse(text: str, hint: Any, flag: str) -> Any:
     """The value that a flag's text stands for.
 
     Args:
-      text: behind the "=".
+      text: the text after the "=".
       hint: type that the value must have.
-      flag: as it was written, for the message.
+      flag: the flag as it was written, for the message.
 
     Raises:
-      ConfigError: the text is no value of this type.
+      ConfigError: the text is not a value of this type.
     """
     for part in _alternatives(hint):
         value = _parse_as(text, part)
@@ -196,8 +196,8 @@ def unknown(key: str, allowed: Collection[str]) -> ConfigError:
     """The error of a key that does not exist; its section is what is before the last dot.
 
     Args:
-      key: dotted, as the message shows it.
-      allowed: names that the section has.
+      key: dotted key, as the message shows it.
+      allowed: names of the keys in the section.
     """
     name = key.rpartition(".")[2]
     near = difflib.get_close_matches(name, allowed, n=1)
@@ -209,7 +209,7 @@ def unknown(key: str, allowed: Collection[str]) -> ConfigError:
 
 
 def meanings(made_by: Any) -> dict[str, str]:
-    """What the docstring says of each attribute or argument, the first sentence in one line.
+    """The first sentence of the docstring about each attribute or argument, in one line.
 
     Args:
       made_by: a class, whose bases count too, or a function.

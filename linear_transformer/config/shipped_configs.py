@@ -16,7 +16,7 @@ FOLDER = next(f for f in (_PACKAGE / NAME, _PACKAGE.parent / NAME) if f.is_dir()
 
 
 def find(path: str) -> str:
-    """The path of a config: in the current folder if it is there, else that of a shipped one.
+    """The path of a config in the current folder if it exists, else of a shipped config.
 
     Args:
       path: a file or folder, with or without `:variant`.
@@ -34,7 +34,7 @@ def find(path: str) -> str:
 
 
 def find_in_arguments(arguments: list[str]) -> list[str]:
-    """A command line whose `--config=PATH` or `--config PATH` is a file that is there."""
+    """The command line with the path of `--config=PATH` or `--config PATH` replaced by `find`'s."""
     found = []
     for argument in arguments:
         flag, equals, path = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Mistakes in data."""
+"""Errors about data."""
 
 from linear_transformer.errors import UserError
 

@@ -27,15 +27,15 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields windows that a model sees without what came before them.
+    """Yields windows that a model reads without the text before them.
 
     A window is a row of at most T predictions of one document; its first input is BOS at the
-    document's start and the token before it elsewhere. What is left of the last row and of the
-    last batch is padding of weight 0, so all batches have one shape.
+    document's start and the preceding token elsewhere. The rest of the last row and of the last
+    batch is padding of weight 0, so that all batches have one shape.
 
     Args:
       documents: arrays of token ids, without BOS.
-      tokenizer: the one that made the ids.
+      tokenizer: the tokenizer that made the ids.
       batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
       process_index: which of the processes this is.
@@ -70,13 +70,14 @@ def stateful_batches(
 ) -> Iterator[Batch]:
     """Yields consecutive stretches of documents, for a model that carries its state.
 
-    Each row is a lane that reads its documents one after the other, T predictions a step. The
-    longest document goes first, always to the lane with least to read.
+    Each row of the batches is a lane: it reads its documents one after the other, T predictions a
+    step. Documents are given out from the longest to the shortest, each to the lane with least
+    to read.
 
     Args:
       documents: arrays of token ids, without BOS.
-      tokenizer: the one that made the ids.
-      batch_size: most lanes B of this process.
+      tokenizer: the tokenizer that made the ids.
+      batch_size: largest number of lanes B of this process.
       sequence_length: predictions T of a step.
       multiple: of which the lanes of this process are one; lanes without a document fill it up.
       process_index: which of the processes this is.

@@ -41,11 +41,11 @@ def training_dataset(
     and packs them first-fit into rows (grain's `FirstFitPackIterDataset`); every prediction comes
     exactly once an epoch. Pieces are told apart by `segment_ids`.
 
-    Over all processes the same windows (or pieces) are visited whatever their number, each by
-    exactly one process.
+    All processes together visit the same windows (or pieces), each by exactly one process, however
+    many processes there are.
 
     Args:
-      corpus: whose train split is read.
+      corpus: the documents; its train split is read.
       batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
       seed: 0 to 2^32 - 1; decides order and window borders.
@@ -145,11 +145,11 @@ def _packed(
 
 
 def skip_batches(iterator: grain.DatasetIterator, batches: int) -> None:
-    """Moves a new iterator to where it is after so many batches.
+    """Advances a new iterator by a number of batches.
 
-    For a run that goes on with another number of readers. Where the position is one index, the
-    batches of all readers together stay those that they would have been; packed rows, which each
-    fills by itself, are read over.
+    A run that continues with another number of readers needs it. If the position is one index, all
+    readers together go on with the batches of the uninterrupted run. Packed rows, which each
+    reader fills by itself, are read and dropped.
     """
     if not batches:
         return

@@ -27,7 +27,7 @@ class SequenceSource(Protocol):
         grey levels of pixels are 256 and have no padding.
       num_classes: labels are from 0 to below this.
       towers: sequences of an example: 1, or 2 that are compared.
-      num_threads: that reading is worth; 0 reads in the thread that asks.
+      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     name: str
@@ -38,7 +38,7 @@ class SequenceSource(Protocol):
     num_threads: int
 
     def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
-        """What `read` takes, and the labels; an unknown name is a DataError."""
+        """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 
     def read(self, item: Any) -> tuple[Integer[np.ndarray, " T"], ...]:
@@ -98,10 +98,10 @@ def training_sequences(
 ) -> grain.IterDataset:
     """Makes the endless dataset of sequences, shuffled anew every epoch.
 
-    All processes together see the same examples whatever their number.
+    All processes together see the same examples, however many processes there are.
 
     Args:
-      source: whose train split is read.
+      source: the examples; its train split is read.
       batch_size: examples B of a batch of this process.
       sequence_length: T; longer sequences lose their end.
       seed: 0 to 2^32 - 1; decides the order.

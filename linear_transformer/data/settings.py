@@ -67,8 +67,8 @@ class LabelledData(RowData):
 
     Attributes:
       sequence_length: tokens of a row; None is a whole image of pathfinder, side x side.
-      difficulty: of the images of pathfinder: "easy", "intermediate" or "hard".
-      side: of the images of pathfinder, pixels.
+      difficulty: difficulty of the images of pathfinder: "easy", "intermediate" or "hard".
+      side: side of the images of pathfinder, in pixels.
     """
 
     sequence_length: int | None = None
@@ -91,7 +91,7 @@ class ImageData(DataConfig):
 
     Attributes:
       path: folder of the data set; empty where it can be downloaded.
-      flip: whether left and right change places half of the time.
+      flip: whether half of the images are mirrored, left to right.
       padding: black pixels around an image, out of which one of its size is cut.
       image_size: pixels of a side that the images of a folder are scaled to.
     """

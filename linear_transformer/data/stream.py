@@ -21,9 +21,9 @@ class Sequences(NamedTuple):
     """Which arrays of a batch run along time, so that devices may share their rows.
 
     Attributes:
-      names: of those that the batch may have; none where an example is no sequence.
-      axis: of time in all of them.
-      in_front: tokens that the model puts in front of a row.
+      names: keys of the arrays with a time axis; empty if an example is not a sequence.
+      axis: index of the time axis in these arrays.
+      in_front: tokens that the model adds in front of a row.
     """
 
     names: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Sequences(NamedTuple):
 
 
 NO_SEQUENCES = Sequences()
-# Rows of tokens with what is known of each.
+# Tokens, and the arrays that describe each token.
 TOKENS = Sequences(("inputs", "targets", "weights", "segment_ids", "positions"))
 
 

@@ -1,1 +1,1 @@
-"""Published tables, and beside each number what this project has measured."""
+"""Published tables, with the number that this project measured beside each published one."""

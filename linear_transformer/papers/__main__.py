@@ -1,4 +1,4 @@
-"""Published tables beside what was measured here.
+"""Published tables beside the numbers that were measured here.
 
     python -m linear_transformer.papers --list
     python -m linear_transformer.papers --table=katharopoulos2020/table1
@@ -27,9 +27,9 @@ Only at the paper's scale is a difference from the published number printed.  Of
 compare the order of the rows.
 
 `--launch` first runs what the table lacks, one after the other: the reduced twins, or the paper's
-settings with `--scale=paper`.  It resumes what was stopped.  What fails is one line, and the next
-one goes on; the exit status is then 1.  Data that must be the user's own are named with
-`--files=NAME=PATH`; the message of a run without them says the name.
+settings with `--scale=paper`.  It resumes what was stopped.  A failure is printed in
+one line, the next run starts, and the exit status is 1 at the end.  Data that the user must supply
+are named with `--files=NAME=PATH`; a run without them prints the NAME.
 """
 
 import pathlib
@@ -53,7 +53,7 @@ def _find(folder: pathlib.Path) -> Found:
 
 
 def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str, str]) -> list[str]:
-    """Runs what the table lacks, and returns a line for each failure."""
+    """Runs the experiments that the table lacks, and returns a line for each failure."""
     jobs = launch.plan(table, scale, _find(folder), folder)
     if not jobs:
         print("nothing is missing", flush=True)

@@ -1,4 +1,4 @@
-"""The cells of a table: what was published, and what was measured, by whom and how."""
+"""The cells of a table: published and measured numbers, with the command and machine of each."""
 
 import dataclasses
 import statistics
@@ -21,10 +21,10 @@ class Cell:
 
     Attributes:
       scale: PAPER or REDUCED; None if it was not run.
-      values: of repetitions with other seeds, in the column's unit.
-      sources: where each value is from, as Markdown.
-      runs: that the values are from.
-      remark: what else to know of the values; how to get them, or why not, where there are none.
+      values: values of repetitions with other seeds, in the column's unit.
+      sources: origin of each value, as Markdown.
+      runs: runs that the values are from.
+      remark: a note on the values; if there are none, how to get them or why they cannot be got.
     """
 
     row: Row
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published, or over it for benchmarks; None unless at paper scale."""
+        """Measured minus published, or their ratio for benchmarks; None unless at paper scale."""
         if self.scale != PAPER or not isinstance(self.published, int | float):
             return None
         if self.column.benchmark:
@@ -60,7 +60,7 @@ def fill(table: Table, found: Found) -> list[Cell]:
 
 
 def experiments(table: Table, scale: str) -> list[tuple[Row, Column, Experiment]]:
-    """Every cell that runs of this scale fill."""
+    """The row, column and experiment of every cell that runs of this scale fill."""
     return [
         (row, column, experiment)
         for row in table.rows
@@ -114,7 +114,7 @@ def _how_to_run(row: Row, number: int, column: Column) -> str:
 
 
 def _from_benchmarks(empty: Cell, found: Found) -> Cell:
-    """From the newest file, and the best of its rows: batches differ."""
+    """The cell from the newest file, with the best of its rows, which differ in batch size."""
     benchmark, candidate = empty.column.benchmark, empty.row.candidate
     if candidate is None:
         return empty

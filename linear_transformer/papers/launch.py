@@ -1,4 +1,4 @@
-"""Runs what a table lacks, one after the other, with train.py and eval.py."""
+"""Runs the experiments that a table lacks, one after the other, with train.py and eval.py."""
 
 import dataclasses
 import pathlib
@@ -16,11 +16,11 @@ class Job:
     """An experiment, and the splits that it has to be evaluated on.
 
     Attributes:
-      rows: names of the rows it is of.
-      measures: (split, metric), of which some are missing.
-      workdir: of the run, made or to be made.
+      rows: names of the table's rows that it fills.
+      measures: pairs of (split, metric), some of them not measured yet.
+      workdir: folder of the run, which may not exist yet.
       finished: whether it needs no more training.
-      seconds: an estimate of training, from earlier runs of the config; None without any.
+      seconds: estimated training time, from earlier runs of the config; None without any.
     """
 
     experiment: Experiment
@@ -47,10 +47,10 @@ def duration(seconds: float | None) -> str:
 
 
 def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[Job]:
-    """What is missing; experiments that several cells share are one job.
+    """The missing jobs; an experiment that several cells share is one job.
 
     Args:
-      folder: of runs to be made.
+      folder: parent folder of new runs.
     """
     wanted: list[tuple[Experiment, list[str], list[tuple[str, str]]]] = []
     for row, column, experiment in cells.experiments(table, scale):
@@ -75,7 +75,7 @@ def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[J
 
 
 def launch(job: Job, files: dict[str, str]) -> str | None:
-    """Trains and evaluates; the scripts write to this terminal.  Says what failed, if anything.
+    """Trains and evaluates, with output to this terminal; returns a description of a failure.
 
     Args:
       files: paths of the user's own files, by `Experiment.files`.

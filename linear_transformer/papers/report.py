@@ -19,7 +19,7 @@ _LOGARITHMIC = 50  # a panel whose values differ by more than this factor
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
-    """Cells by how they were measured, and those without a published number, which overlap."""
+    """Number of cells by scale, and of cells without a published number; these groups overlap."""
     return {
         "cells": len(cells),
         PAPER: sum(cell.scale == PAPER for cell in cells),
@@ -40,7 +40,7 @@ def listing(tables: dict[str, list[Cell]]) -> str:
 
 
 def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
-    """Published beside measured, one line a cell, and under it where each value is from.
+    """The table as Markdown: published and measured in one line per cell, then the sources.
 
     Args:
       part: name of the table where it is one of several in a document.
@@ -79,7 +79,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
 
 
 def number(value: Published, digits: int | None = None) -> str:
-    """With so many digits; without, a published number as it is, and a word as it is."""
+    """A number with so many digits; without digits, a published number or word as it is."""
     if value is None:
         return "-"
     if isinstance(value, str) or digits is None:
@@ -104,7 +104,7 @@ def _four_digits(value: float, column: Column) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    """A ratio for benchmarks, else a difference, and what is thought of it."""
+    """A ratio for benchmarks, else a difference and a verdict on it."""
     if cell.difference is None:
         return ""
     if cell.column.benchmark:
@@ -123,7 +123,7 @@ def _how(cell: Cell) -> str:
 
 
 def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
-    """For each column: how many pairs of its rows are in the published order."""
+    """For each column, the number of pairs of rows that are in the published order."""
     sentences = []
     for column in table.columns:
         measured = [

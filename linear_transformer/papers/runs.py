@@ -1,4 +1,4 @@
-"""Finding what can fill a table: folders of runs, and files that the benchmarks wrote."""
+"""Search for runs and benchmark files that can fill a table."""
 
 import dataclasses
 import datetime
@@ -19,18 +19,17 @@ from linear_transformer.runtime import environment
 from linear_transformer.training.experiment import flat
 from linear_transformer.training.metrics import read_metrics
 
-# With other values of these it is the same experiment: what a run reports, keeps, and reads from
-# where, and a repetition.
+# Keys whose values do not make another experiment: reports, checkpoints, the mesh, the seed.
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
 _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write them
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """A config with all its keys by dotted names, as it is after a way through JSON."""
+    """A config with all its keys by dotted names and values as JSON has them."""
     try:
         values = flat(config)
-    except ConfigError:  # of another version of the code: a run of no experiment of this one
+    except ConfigError:  # from another version of the code: a run of no current experiment
         values = configuration.flatten(configuration.plain(config))
     return json.loads(json.dumps(values))
 
@@ -40,9 +39,9 @@ class Run:
     """A folder that train.py wrote.
 
     Attributes:
-      config: flat.
-      records: of `metrics.jsonl`.
-      environment: of `environment.json`; empty where an older run has none.
+      config: the config by dotted keys.
+      records: lines of `metrics.jsonl`.
+      environment: content of `environment.json`; empty for an older run without it.
     """
 
     folder: pathlib.Path
@@ -83,7 +82,7 @@ class Run:
         """The metric over the whole split after the last step, and whether eval.py computed it.
 
         Raises:
-          ConfigError: a file of eval.py that can't be read.
+          ConfigError: a file of eval.py cannot be read.
         """
         path = self.folder / f"eval-{split}.json"
         if path.exists():
@@ -100,7 +99,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of training steps, without evaluations."""
+        """Seconds of the training steps, without evaluations."""
         total, before = 0.0, 0
         for record in self.records:
             if record["split"] == "train" and record.get("steps_per_second"):
@@ -109,7 +108,7 @@ class Run:
         return total
 
     def made(self) -> str:
-        """Date of its last record, hardware and commit."""
+        """Date of the last record, hardware and commit."""
         seconds = self.records[-1].get("time") if self.records else None
         date = "no date"
         if seconds is not None:
@@ -171,7 +170,7 @@ class BenchmarkFile:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """All that lies in some folders."""
+    """The runs and benchmark files of some folders."""
 
     runs: list[Run]
     benchmarks: list[BenchmarkFile]
@@ -194,7 +193,7 @@ class Found:
 
 
 def find(folders: Sequence[pathlib.Path]) -> Found:
-    """Looks through folders and all below them.
+    """Searches folders and all folders below them.
 
     Raises:
       ConfigError: a folder has a run that can't be read.
@@ -214,7 +213,7 @@ def find(folders: Sequence[pathlib.Path]) -> Found:
 
 
 def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:
-    """None for any other JSON."""
+    """The content of a benchmark file; None for any other JSON."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a paper's table says, and which experiments measure it; `configs/papers/` has the tables."""
+"""Classes for a published table and its experiments; `configs/papers/` has the tables."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ Published = float | int | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config and what is changed in it.
+    """A config and changes of some of its values.
 
     Attributes:
-      config: as `train.py --config` takes it.
-      changes: other values, by key: {"data.dataset": "cifar10"}.
+      config: value of train.py's --config.
+      changes: changed values by key: {"data.dataset": "cifar10"}.
       files: keys whose values are the user's own files, by what these are: {"data.path": "wsj"}.
         A run with other files is the same experiment, one with the config's default is not.
     """
@@ -39,7 +39,7 @@ class Experiment:
         """The config.
 
         Raises:
-          ConfigError: there is no such config, or it has no key of a change.
+          ConfigError: there is no such config, or it lacks a key that is changed.
         """
         path, _, variant = self.config.partition(":")
         module = _import(path)
@@ -58,7 +58,7 @@ class Experiment:
         return [f"--config={self.config}", *changes]
 
     def folder(self) -> str:
-        """Where its run goes, below the folder of all runs."""
+        """The folder of its run, below the folder of all runs."""
         path, _, variant = self.config.partition(":")
         changes = (f"{key.rpartition('.')[2]}={value}" for key, value in self.changes.items())
         parts = pathlib.Path(path).with_suffix("").parts[1:]
@@ -71,15 +71,15 @@ Experiments = Experiment | tuple[Experiment | None, ...] | None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Where a JSON file that `benchmarks/` wrote has a number.
+    """The place of a number in a JSON file that `benchmarks/` wrote.
 
     Attributes:
-      command: that writes it.
+      command: command that writes the file.
       results: name of the list of results.
       candidate: key that `Row.candidate` is a value of.
       value: key of the number.
-      facts: what the file has to say of itself: {"dataset": "mnist"}.
-      where: what the result has to be: {"batch": 1}.
+      facts: entries that the file must have: {"dataset": "mnist"}.
+      where: entries that the result must have: {"batch": 1}.
       devices: "cpu", or "accelerator" for any other; None for all.
     """
 
@@ -94,20 +94,20 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One measure.
+    """A column: one measure.
 
     Attributes:
-      metric: of the evaluation of a run; None if no run has it.
-      reduced_metric: of the reduced twin, where it is another one.
-      split: that the metric is of.
+      metric: metric of a run's evaluation; None if no run has it.
+      reduced_metric: metric of the reduced twin, if it is another one.
+      split: split that is evaluated.
       better: "lower" or "higher".
       scale: the column is `scale` times the metric: 100 for percent.
-      digits: after the point.
-      benchmark: has the column, instead of runs.
-      mean_of: names of columns that this one is the mean of.
+      digits: digits after the decimal point.
+      benchmark: benchmark that measures the column, instead of runs.
+      mean_of: names of the columns whose mean this one is.
       tolerance: how far a repetition may be from the published number; a judgement, since the
         papers have one run each.
-      reason: why nothing measures it.
+      reason: why nothing measures the column.
     """
 
     name: str
@@ -129,12 +129,12 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model.
+    """A row: one model.
 
     Attributes:
       published: a value for each column.
       paper, reduced: experiments in the paper's setting, and in one for small machines.
-      candidate: of benchmarks.
+      candidate: name of the model in benchmarks.
       reason: why there is no experiment in the paper's setting.
     """
 
@@ -146,7 +146,7 @@ class Row:
     reason: str = ""
 
     def experiment(self, column: int, scale: str) -> Experiment | None:
-        """The one that fills a column, by its number."""
+        """The experiment that fills the column of a number."""
         experiments = self.paper if scale == PAPER else self.reduced
         return experiments[column] if isinstance(experiments, tuple) else experiments
 
@@ -157,9 +157,9 @@ class Table:
 
     Attributes:
       source: paper and number of the table.
-      note: what a reader must know of it.
+      note: remark for the reader.
       curves: the picture shows the first column by step instead of bars.
-      pictures: that other commands drew beside the document of all tables: file, what it shows.
+      pictures: files drawn by other commands beside the document of all tables, with captions.
     """
 
     title: str
@@ -178,7 +178,7 @@ class Table:
 
 
 def table_names() -> list[str]:
-    """All tables, as `katharopoulos2020/table1`."""
+    """The names of all tables, such as `katharopoulos2020/table1`."""
     folder = pathlib.Path(shipped_configs.find(FOLDER))
     files = [*folder.glob("*/table*.py"), *folder.glob("*/figure*.py")]
     names = (str(file.relative_to(folder).with_suffix("")) for file in files)
@@ -186,7 +186,7 @@ def table_names() -> list[str]:
 
 
 def load_table(name: str) -> Table:
-    """One table.
+    """Loads a table by its name.
 
     Raises:
       ConfigError: there is no such table.
@@ -198,7 +198,7 @@ def load_table(name: str) -> Table:
 
 
 def _parts(name: str) -> list[str]:
-    """Words and numbers in turn, so that table 10 comes after table 9."""
+    """Words and numbers in turn, as a sort key by which table 10 comes after table 9."""
     return re.split(r"(\d+)", name)
 
 

@@ -1,1 +1,1 @@
-"""The process: start of several, accelerators, environment, caches."""
+"""The process: distributed start, accelerators, environment record, caches."""

@@ -1,4 +1,4 @@
-"""What is known of accelerators: peak arithmetic, memory, and the topologies of TPU slices.
+"""Accelerators: peak FLOPs, memory and bandwidth, and the topologies of TPU slices.
 
 Figures are of one device as JAX counts them, in bf16 without sparsity.  Sources: the pages of the
 TPU versions at docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and NVIDIA's data sheets
@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """A device.
+    """Peak figures of one device.
 
     Attributes:
       flops: per second, multiply-adds counted as two.
@@ -36,7 +36,7 @@ class Accelerator:
 
 _V5E = Accelerator("TPU v5e", 197e12, 16 * GIB, 819e9)
 _V6E = Accelerator("TPU v6e", 918e12, 32 * GIB, 1600e9)
-# By the start of `jax.Device.device_kind`; the longer name first.
+# Keyed by the beginning of `jax.Device.device_kind`; the longer name comes first.
 _KINDS = {
     "TPU v4": Accelerator("TPU v4", 275e12, 32 * GIB, 1228e9),
     "TPU v5 lite": _V5E,
@@ -64,7 +64,7 @@ def find(device_kind: str) -> Accelerator | None:
 
 
 def prepare_environment() -> None:
-    """What libtpu reads on a machine without a TPU; call it before JAX is imported."""
+    """Sets what libtpu needs on a machine without a TPU; call it before importing JAX."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
@@ -76,7 +76,7 @@ def prepare_environment() -> None:
 
 
 def leave_out_absent_tpu() -> None:
-    """Has JAX leave out libtpu, which prints errors, where it is installed without a TPU.
+    """Makes JAX ignore libtpu on a machine without a TPU, where libtpu prints errors.
 
     Call it before JAX looks for devices. Does nothing where the user has chosen platforms, where
     anything points to a TPU, and where another accelerator or its plugin is there.

@@ -1,4 +1,4 @@
-"""Compiled programs, kept from run to run, so that a second start compiles nothing.
+"""The cache of compiled programs, which lets a second start compile nothing.
 
 JAX keys a program by its HLO, the compiler's version and flags, and the devices. What is read from
 the folder is run, so only a folder that nobody else can write to is used.
@@ -34,7 +34,7 @@ def enable() -> str:
     A folder that JAX_COMPILATION_CACHE_DIR names is left as it is.
 
     Returns:
-      What the log says of it.
+      The text about the cache for the log.
 
     Raises:
       ConfigError: --compile_cache names a folder that can't be used.
@@ -77,7 +77,7 @@ def _open(folder: pathlib.Path) -> None:
 
 
 def _clean(folder: pathlib.Path) -> None:
-    """Removes entries that a killed process left half written, and the oldest beyond a size.
+    """Removes entries that a killed process left half written, and the oldest above a total size.
 
     JAX writes entries in place and never writes one again that is there.
     """

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, agree, and end.
+"""Distributed processes that train one model: start, agreement, collectives, end.
 
 Nothing is guessed: a process is alone unless a flag says otherwise. Every process runs the same
 program on its own devices and rows; process 0 alone writes files and prints.
@@ -124,7 +124,7 @@ def _given_flags() -> dict[str, str]:
 
 
 def check_joined() -> None:
-    """Raises a ConfigError in a process that has neighbours it was not told of, as on a slice."""
+    """Raises a ConfigError if JAX sees processes that no flag announced, as on a TPU slice."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ConfigError(
             f"this is one of {jax.process_count()} processes; start all with --distributed=auto"
@@ -136,10 +136,10 @@ def has_others() -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends a process that failed and has others, without the farewell that would wait for them.
+    """Ends a process that failed while others run, without waiting for them.
 
-    Process 0, whose end would end the others at once, gives them time to fail by themselves: most
-    mistakes are the same everywhere.
+    The end of process 0 ends the others at once, so it first gives them time to report their own
+    errors: most mistakes are the same in all processes.
     """
     if is_first():
         time.sleep(_LAST_WORDS_SECONDS)
@@ -154,7 +154,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """A value of JSON from every process, in their order, in every process."""
+    """All-gather of one JSON value per process, in the order of the processes."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -165,7 +165,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Raises a ConfigError in every process where they differ in a fact; the line names it.
+    """Raises a ConfigError in every process if the processes differ in a fact, and names the fact.
 
     Args:
       facts: values of JSON by name; every process calls this at the same point.
@@ -182,12 +182,12 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """In which equal values are equal, NaN included."""
+    """The facts as JSON texts, so that equal values compare equal, also NaN."""
     return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
 
 
 def run_together(function: Callable[[], _Result]) -> _Result:
-    """Runs it in every process; a UserError in one of them is one in every process."""
+    """Runs a function in every process; a UserError in one process is raised in all."""
     result = error = None
     try:
         result = function()
@@ -203,7 +203,7 @@ def run_together(function: Callable[[], _Result]) -> _Result:
 
 
 def run_on_first(function: Callable[[], None]) -> None:
-    """Runs it in process 0 alone; a UserError there is one in every process."""
+    """Runs a function in process 0 only; a UserError there is raised in all processes."""
     error = None
     if is_first():
         try:

@@ -1,4 +1,4 @@
-"""Where numbers come from: machine, versions, command, date and commit."""
+"""The environment of a run: machine, versions, command, date and commit."""
 
 import datetime
 import hashlib
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what is computed."""
+    """Versions of Python and of the packages that decide what is computed."""
     found = {
         "python": platform.python_version(),
         "linear_transformer": linear_transformer.__version__,
@@ -57,7 +57,7 @@ def sources() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """What a reader has to know to make a number again."""
+    """The facts that are needed to reproduce a number."""
     orig = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
     return {
         "command": shlex.join(orig),
@@ -88,7 +88,7 @@ def save(path: epath.Path, **facts: Any) -> None:
 
 
 def _cores() -> int | None:
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
@@ -102,7 +102,7 @@ def _cpu_model() -> str:
 
 
 def _git(*args: str) -> str | None:
-    """Of the clone; None where the package is installed, whatever repository it is inside of."""
+    """Output of git in the clone; None if the package is installed, also in another repository."""
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -24,7 +24,7 @@ def use_huge_pages() -> None:
     """Restarts the process with huge pages where Linux offers them on request; call it first.
 
     Does nothing on other systems, where the kernel does it anyway or never, and where the user has
-    set the tunable.  LINEAR_TRANSFORMER_HUGE_PAGES=0 leaves the process alone.
+    set the tunable.  LINEAR_TRANSFORMER_HUGE_PAGES=0 prevents the restart.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in tunables or os.environ.get("LINEAR_TRANSFORMER_HUGE_PAGES") == "0":

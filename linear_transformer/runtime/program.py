@@ -1,4 +1,4 @@
-"""The frame of every command: flags, and mistakes in one line."""
+"""Start of every command: flags, exit status, and errors in one line."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ from linear_transformer.runtime import accelerators, distributed
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; anything else is a mistake.
+    """Parses the flags; any other argument is an error.
 
     Raises:
       ConfigError: an unknown flag or argument, or a value that a flag does not take.
@@ -37,7 +37,7 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = pars
 
     Args:
       main: called without arguments.
-      parse: of the arguments, the program's name in front.
+      parse: parses the arguments, of which the first is the program's name.
     """
     accelerators.leave_out_absent_tpu()
 

@@ -1,4 +1,4 @@
-"""The folder for what a user need not fetch or compile twice."""
+"""The cache folder of the user, for fetched data and compiled programs."""
 
 import os
 import pathlib
@@ -13,6 +13,6 @@ def cache_dir() -> pathlib.Path:
     if configured := os.environ.get("LINEAR_TRANSFORMER_CACHE"):
         return pathlib.Path(configured).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
+    # By the XDG specification, relative paths are ignored.
     folder = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path.home() / ".cache"
     return folder / "linear_transformer"

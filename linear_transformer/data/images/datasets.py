@@ -66,7 +66,7 @@ class ImageSet:
     def read(
         self, image: UInt8[np.ndarray, "Y X C"], rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "Y X C"]:
-        """The image itself, for training too: it has no more to choose a view from."""
+        """The image itself, also for training: a small image has no other views."""
         del rng
         return image
 

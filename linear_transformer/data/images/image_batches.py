@@ -27,7 +27,7 @@ class ImageSource(Protocol):
       name, licence: of the data set.
       shape: rows Y, columns X and channels C of every image.
       num_classes: labels are from 0 to below this.
-      num_threads: that reading is worth; 0 reads in the thread that asks.
+      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ImageSource(Protocol):
     num_threads: int
 
     def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
-        """What `read` takes, and the labels; an unknown name is a DataError."""
+        """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 
     def read(self, item: Any, rng: np.random.Generator | None = None) -> Image:
@@ -47,10 +47,10 @@ class ImageSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What changes an image at random and leaves its class.
+    """Random changes of an image that keep its class.
 
     Attributes:
-      flip: left and right change places half of the time.
+      flip: mirror half of the images, left to right.
       padding: black pixels around the image, out of which one of its size is cut (He et al. 2016,
         arXiv:1512.03385, section 4.2: 4 for CIFAR-10).
     """
@@ -97,11 +97,11 @@ def training_images(
 ) -> grain.IterDataset:
     """Makes the endless dataset of augmented images, shuffled anew every epoch.
 
-    All processes together see the same views of the same images whatever their number.
+    All processes together see the same views of the same images, however many processes there are.
 
     Args:
-      source: whose train split is read.
-      augmentation: of the view that the source gives for training.
+      source: the images; its train split is read.
+      augmentation: random changes of each view that the source gives for training.
       batch_size: images B of a batch of this process.
       seed: 0 to 2^32 - 1; decides order and views.
       process_index: which of the processes this is.

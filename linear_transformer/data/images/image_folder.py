@@ -1,10 +1,12 @@
 """Photographs in folders, one a class: DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG (ImageNet).
 
-A file that links lead to twice is one image, and where it is in both splits, one to validate on.
+A file that is reached by two links counts as one image; if it is in both splits, it is used for
+validation only.
 
-The views are those of ResNets' training.  For training, a box of 8 % to 100 % of the area and with
-sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015, arXiv:1409.4842, section 6);
-else the shorter side is scaled to 256/224 of the square, which is cut out of the middle.
+The views are those with which ResNets are trained.  A training view is a random box with 8 % to
+100 % of the area and sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015,
+arXiv:1409.4842, section 6).  An evaluation view is the central square of the image, whose shorter
+side is scaled to 256/224 of the square.
 """
 
 import dataclasses
@@ -37,7 +39,7 @@ _AREA = (0.08, 1.0)
 _LOG_RATIO = math.log(4 / 3)
 _ATTEMPTS = 10
 _MARGIN = 256 / 224
-# What Pillow raises on files that are no images, or broken ones.
+# The errors of Pillow for a file that is not an image or is damaged.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -145,7 +147,7 @@ def central_box(width: int, height: int) -> Box:
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """A box of random area, ratio and place, or the middle if none of ten fits."""
+    """A box of random area, ratio and position; the central box if none of ten tries fits."""
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*_AREA)
         ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))

@@ -1,4 +1,4 @@
-"""Arrays that take long to make, kept in the cache folder."""
+"""Arrays that take long to compute, kept in the cache folder."""
 
 import io
 import os
@@ -15,10 +15,10 @@ from linear_transformer.data.io.reading import parse_npy, unzip
 
 
 def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Returns what `make` returns; it is called where the cache has no such file, or a damaged one.
+    """Returns the arrays from the cache, or calls `make` if the file is missing or damaged.
 
     Args:
-      filename: in the cache, with a number that counts up when `make` changes.
+      filename: name in the cache, with a version number that rises when `make` changes.
       make: makes the arrays.
 
     Raises:

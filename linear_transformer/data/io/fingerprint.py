@@ -11,12 +11,12 @@ from linear_transformer.data.io.reading import files_below
 from linear_transformer.data.text.corpus import Corpus
 from linear_transformer.runtime import environment
 
-# Of larger sets of files the names and sizes alone are read: ImageNet has 150 GB.
+# For larger sets of files only names and sizes are hashed: ImageNet has 150 GB.
 _MOST_BYTES = 2**32
 
 
 def fingerprints(config: Any, task: Any) -> dict[str, str]:
-    """SHA-256 of what a run reads, by the config's key that names it.
+    """SHA-256 of the data that a run reads, by the config key that names them.
 
     - `data.path` and `data.tokenizer`: the files. Contents, names and sizes; where the files have
       more than 4 GiB together, names and sizes.

@@ -1,4 +1,4 @@
-"""Work for several processes, with results in order."""
+"""Parallel map over processes, with results in order."""
 
 import collections
 import concurrent.futures
@@ -13,15 +13,15 @@ from linear_transformer.data.errors import DataError
 def ordered_map(
     function: Callable[[Any], Any], arguments: Iterable[Any], processes: int
 ) -> Iterator[Any]:
-    """Yields `function` of each argument, in order; with one process in this one.
+    """Yields `function` of each argument, in order; one process means the calling one.
 
     Args:
       function: can be pickled, like its arguments and results.
-      arguments: may be endless; a few more are taken than results.
-      processes: that work at a time.
+      arguments: may be endless; a few more are taken than results are yielded.
+      processes: number of processes that work at a time.
 
     Raises:
-      DataError: there are less than 1 processes; and what `function` raises.
+      DataError: `processes` is less than 1. Errors of `function` are raised too.
     """
     if processes < 1:
         raise DataError(f"--processes={processes}: must be at least 1")

@@ -16,7 +16,7 @@ from etils import epath
 
 from linear_transformer.data.errors import DataError
 
-# Of a compressed file when it is inflated; the largest one here, of WikiText-103, has 0.5 GB.
+# Bytes of an inflated file; the largest one in use, of WikiText-103, has 0.5 GB.
 MOST_BYTES = 2**31
 
 
@@ -38,7 +38,7 @@ def read_zip_member(path: epath.Path, member: str, most_bytes: int = MOST_BYTES)
     Args:
       path: the archive.
       member: the file's name without its folder.
-      most_bytes: of the file; a larger one is refused before it is inflated.
+      most_bytes: largest size of the file; a larger one is refused before it is inflated.
 
     Raises:
       DataError: the archive is missing, damaged or encrypted, has no such member, or a larger one.
@@ -59,10 +59,10 @@ def unzip(
     """Inflates a member of an open archive.
 
     Args:
-      archive: that has the member.
-      member: in its directory.
-      name: of the archive, for messages.
-      most_bytes: of the member; a larger one is refused before it is inflated.
+      archive: open archive with the member.
+      member: entry of the archive's directory.
+      name: name of the archive, for messages.
+      most_bytes: largest size of the member; a larger one is refused before it is inflated.
 
     Raises:
       DataError: the member is damaged, encrypted, empty or larger.
@@ -87,11 +87,11 @@ def gunzip(data: bytes, name: str, most_bytes: int = MOST_BYTES) -> bytes:
 
     Args:
       data: content of the file.
-      name: of the file, for messages.
-      most_bytes: that are inflated.
+      name: name of the file, for messages.
+      most_bytes: number of bytes that are inflated at most.
 
     Raises:
-      DataError: it is damaged, or has more bytes.
+      DataError: the file is damaged, or has more bytes.
     """
     parts, size = [], 0
     try:
@@ -189,7 +189,7 @@ def entries(folder: epath.Path) -> list[epath.Path]:
 
 
 def identity(path: epath.Path) -> Hashable:
-    """Equal for two paths of one file or folder, whatever links lead to it."""
+    """A key that is equal for two paths of one file or folder, also through links."""
     if "://" in str(path):  # cloud storage has no links
         return str(path)
     try:
@@ -200,7 +200,7 @@ def identity(path: epath.Path) -> Hashable:
 
 
 def distinct(paths: Iterable[epath.Path], seen: set[Hashable] | None = None) -> list[epath.Path]:
-    """The first path of each file or folder; `seen` has those that are known, and learns more."""
+    """The first path of each file or folder that is not in `seen`; the new ones are added to it."""
     seen = set() if seen is None else seen
     kept = []
     for path in paths:
@@ -214,13 +214,13 @@ def distinct(paths: Iterable[epath.Path], seen: set[Hashable] | None = None) -> 
 
 
 def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Path]:
-    """The files of a folder and of all folders in it, each once, whatever links lead to it.
+    """The files of a folder and of all folders in it, each file once even if links lead to it.
 
-    Symbolic links come last, so that a file keeps its own path beside a link to it.
+    Symbolic links come last, so that a file is listed by its own path and not by a link.
 
     Args:
-      folder: to begin with.
-      hidden: also files and folders whose names begin with a dot.
+      folder: top of the search.
+      hidden: whether to list files and folders whose names begin with a dot.
 
     Raises:
       DataError: a folder cannot be read.
@@ -238,7 +238,7 @@ def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Pa
 
 
 def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
-    """Each content once, where it first comes."""
+    """The contents without repetitions, each at its first position."""
     kept: dict[bytes, bytes] = {}
     for content in contents:
         kept.setdefault(hashlib.sha256(content).digest(), content)
@@ -246,10 +246,10 @@ def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
 
 
 def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
-    """Raises a DataError where a file is in two splits, by whatever links.
+    """Raises a DataError if a file is in two splits, also through links.
 
     Args:
-      files: paths by split; those that do not exist are left to their readers.
+      files: paths by split; a path that does not exist is ignored here, and reported on reading.
     """
     first: dict[Hashable, tuple[str, epath.Path]] = {}
     for split, paths in files.items():

@@ -13,10 +13,10 @@ from linear_transformer.data.stream import Batch, check_shape, row_numbers
 
 @runtime_checkable
 class LabelledSource(Protocol):
-    """What sources of images and of sequences have in common.
+    """The interface that sources of images and of sequences share.
 
     Attributes:
-      num_threads: that reading is worth; 0 reads in the thread that asks.
+      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     num_threads: int
@@ -37,10 +37,10 @@ def training_batches(
 ) -> grain.IterDataset:
     """Makes the endless dataset of the train split, shuffled anew every epoch.
 
-    All processes together see the same examples whatever their number.
+    All processes together see the same examples, however many processes there are.
 
     Args:
-      source: whose train split is read.
+      source: the examples; its train split is read.
       read: an item of the split and a generator of random views -> the arrays of an example.
       batch_size: examples B of a batch of this process.
       seed: 0 to 2^32 - 1; decides order and views.
@@ -111,7 +111,7 @@ def _with_label(arrays: Batch, label: np.integer) -> Batch:
 
 
 def _read_options(source: LabelledSource, batch_size: int) -> grain.ReadOptions:
-    """Two batches ahead where there are threads to read them."""
+    """Grain's options: two batches are read ahead if there are reader threads."""
     threads = source.num_threads
     ahead = max(2 * batch_size, threads) if threads else 0
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

@@ -1,8 +1,8 @@
 """Sets of labelled texts: IMDb reviews, 20 Newsgroups, SpamAssassin's mail.
 
-Neighbours in a set are often about one film, or of one thread or campaign.  So parts that no one
-published as splits are cut as blocks of each class, not at random, and a text that is in two
-splits, white space aside, is taken out of one of them.
+Neighbours in a set are often about one film, or belong to one thread or campaign.  Where no splits
+are published, each class is therefore cut into blocks and not at random.  A text that is in two
+splits, up to white space, is removed from one of them.
 """
 
 import csv
@@ -25,7 +25,7 @@ from linear_transformer.data.text.corpus import SPLITS
 
 NUM_NEWSGROUPS = 20
 
-# Where the set itself has train and test: those are the splits, and the end of train is held out.
+# For sets with published train and test splits: the end of train is held out for validation.
 _HELD_OUT = {"train": 90, "validation": 10}
 _OFFICIAL_KEEPERS = ("test", "validation", "train")
 
@@ -108,7 +108,7 @@ def load_spam(config: Any) -> ByteTexts:
 
 
 def mail_body(mail: bytes) -> bytes:
-    """What follows the headers, which end at the first empty line."""
+    """The text after the headers, which end at the first empty line."""
     return mail.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 

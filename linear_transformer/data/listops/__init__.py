@@ -1,1 +1,1 @@
-"""ListOps: its data set and the trees of it."""
+"""ListOps: the data set, and the trees that it is made of."""

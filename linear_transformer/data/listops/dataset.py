@@ -1,4 +1,4 @@
-"""ListOps: nested lists of digits with operators; the class is the digit that a list comes to.
+"""ListOps: nested lists of digits with operators; the class is the digit that a list evaluates to.
 
     python -m linear_transformer.data.listops --out=DIR
 
@@ -44,11 +44,11 @@ for _token, _id in _IDS.items():
 
 @dataclasses.dataclass(frozen=True)
 class Sequences(Sequence):
-    """Sequences of ids, one behind the other in memory.
+    """Sequences of ids, concatenated in memory.
 
     Attributes:
-      ids: (M,), of all.
-      ends: (N,), where each ends.
+      ids: (M,), the tokens of all sequences.
+      ends: (N,), the index behind the last token of each sequence.
     """
 
     ids: UInt8[np.ndarray, " M"]

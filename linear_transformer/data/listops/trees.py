@@ -1,4 +1,4 @@
-"""Trees of ListOps: nested lists of digits with operators, and the digit each tree comes to.
+"""Trees of ListOps: nested lists of digits with operators, and the value of each tree.
 
 The task is Nangia and Bowman 2018 (arXiv:1804.06028); the trees have the distribution of Long Range
 Arena (Tay et al. 2021, arXiv:2011.04006, section 2.2.1).
@@ -23,7 +23,7 @@ _CHUNK = 200  # trees that a process makes at a time
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Which trees there are.
+    """Limits of the size of a tree.
 
     Attributes:
       min_length, max_length: tokens, both excluded; parentheses don't count.
@@ -52,7 +52,7 @@ class _TooLongError(Exception):
 
 
 def make_tree(shape: Shape, seed: int, index: int) -> tuple[str, int]:
-    """The text of tree `index` and the digit it comes to.
+    """The text of tree `index` and its value, a digit.
 
     Raises:
       DataError: no tree of this shape turned up.
@@ -110,7 +110,7 @@ def _make_chunk(shape: Shape, seed: int, first: int) -> list[tuple[str, int]]:
 def distinct_trees(shape: Shape, seed: int, processes: int) -> Iterator[tuple[str, int]]:
     """Yields trees without end, in the order of their indices, each only once.
 
-    They are the same whatever the number of processes.
+    The trees do not depend on the number of processes.
 
     Raises:
       DataError: no tree of this shape turns up any more.

@@ -51,7 +51,7 @@ def encode(pitches: np.ndarray) -> Int[np.ndarray, "N 4"]:
 
 
 def augment(pitches: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4"]:
-    """Transposes all voices alike, as far as they stay in the range of the chorales."""
+    """Transposes all voices by one interval, within the range of the chorales."""
     sounding = pitches[pitches > 0]
     low, high = -_MAX_TRANSPOSITION, _MAX_TRANSPOSITION
     if sounding.size:

@@ -2,8 +2,8 @@
 
 Hadjeres and Crestel 2021 (The Piano Inpainting Application, arXiv:2107.05944).  A note is pitch,
 velocity, duration and time shift (the time to the next note's onset, 0 in a chord), in this order.
-Times live on a grid that is fine where the ear is: steps of 0.02 s up to 1 s, of 0.1 s up to 5 s
-and of 1 s up to 19 s.  The sustain pedal is folded into the durations.
+Times are on a grid that is finer for short times, as hearing is: steps of 0.02 s up to 1 s, of
+0.1 s up to 5 s and of 1 s up to 19 s.  The sustain pedal is folded into the durations.
 
 Notes in seconds are structured arrays of type NOTE, sorted by onset; events are integers of shape
 (N, 4).  `encode` is idempotent: what comes back from a file that `write_notes` wrote of decoded
@@ -68,7 +68,7 @@ def parse_notes(data: bytes, name: str) -> np.ndarray:
 
 
 def _mido() -> types.ModuleType:
-    """Imported on use: who trains on text does without."""
+    """The module mido, imported on use: training on text does not need it."""
     try:
         import mido
     except ImportError as error:

@@ -16,7 +16,7 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape, row_numbers
 from linear_transformer.data.text.corpus import split_documents
 
-# What follows the values of a channel.
+# Special tokens, whose ids follow the values of a channel.
 PAD, START, END = range(3)
 NUM_SPECIAL = 3
 _MAX_HOP = 10  # events between the starts of training windows
@@ -30,7 +30,7 @@ Window = Int[np.ndarray, "M C"]
 
 @dataclasses.dataclass(frozen=True)
 class EventCorpus:
-    """Pieces of music and how they become events.
+    """Pieces of music, and the functions that turn them into events.
 
     Attributes:
       name, licence: of the data set.
@@ -91,7 +91,7 @@ def training_events(
     1 - p.
 
     Args:
-      corpus: whose train split is read.
+      corpus: the pieces; its train split is read.
       batch_size: windows B of a batch of this process.
       num_events: events N of a window.
       seed: 0 to 2^32 - 1.

@@ -1,1 +1,1 @@
-"""Pathfinder: its data set and the images of it."""
+"""Pathfinder: the data set, and the images that it is made of."""

@@ -49,7 +49,7 @@ _COLUMNS = 11
 _BATCH = 1000  # images
 # In the published easy images of 32 pixels this file has no content.
 _EMPTY = "imgs/0/sample_172.png"
-# What Pillow raises on files that are no images, or broken ones.
+# The errors of Pillow for a file that is not an image or is damaged.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -58,7 +58,7 @@ class Pathfinder:
     """Files and labels by split; a file is read when its image is asked for.
 
     Attributes:
-      folder: that the files are relative to.
+      folder: parent of the files, whose names are relative to it.
       size: side of the square images, pixels.
       files: (N,) by "train", "validation" and "test".
       labels: (N,) by split.
@@ -172,7 +172,7 @@ def _read_metadata(path: epath.Path) -> list[tuple[str, int]]:
 
 
 def _without_empty(folder: epath.Path, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Leaves the published file without content out; own images of that name stay."""
+    """Leaves out the published file that has no content; a new image of the same name stays."""
     if (folder / _EMPTY).exists() and not (folder / _EMPTY).stat().length:
         logging.info("%s is skipped: it was published without content", folder / _EMPTY)
         return [row for row in rows if row[0] != _EMPTY]

@@ -19,7 +19,7 @@ _GROUP = 100  # images that are drawn side by side
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """N images and what is in them.
+    """N images, and the contours and discs in them.
 
     Attributes:
       images: (N, S, S), grey levels.

@@ -1,8 +1,8 @@
 """Grows the contours of Pathfinder images, many images side by side: one in each lane.
 
-Hundreds to thousands of pairs of contours get stuck for one that does not, so that tries are cheap
-only together.  All follow the published program (Linsley et al. 2018, arXiv:1805.08315): a try that
-gets stuck is thrown away as a whole, and begins anew.
+Of hundreds or thousands of pairs of contours only one can be drawn to its end, so many
+tries are made at once.  All follow the published program (Linsley et al. 2018, arXiv:1805.08315): a
+try that gets stuck is discarded as a whole, and the next one starts from the beginning.
 """
 
 import numpy as np
@@ -68,7 +68,7 @@ class Lanes:
 
     @classmethod
     def empty(cls, setting: Setting, paddles: Paddles) -> "Lanes":
-        """As many as fit into memory at a time."""
+        """Empty lanes, as many as fit into memory at a time."""
         side = setting.size + 2 * paddles.pad
         count = _BYTES // (2 * side**2)
         fields = np.full((2, count, side, side), 255, np.uint8)
@@ -78,7 +78,7 @@ class Lanes:
         return cls(setting, paddles, *fields)
 
     def grow_pairs(self, length: int, rng: np.random.Generator) -> tuple["Lanes", Contours]:
-        """Tries one pair of contours of `length` paddles in each lane; the lanes that have one."""
+        """Tries a pair of contours of `length` paddles in each lane; returns lanes with a pair."""
         count = len(self.masks.values)
         contours = np.zeros((count, 2, length, 3), int)
         alive = np.arange(count)
@@ -162,7 +162,7 @@ class Lanes:
         return heads, shifted(heads, self.paddles.backs[direction])
 
     def _grow(self, alive: np.ndarray, contours: Contours, rng: np.random.Generator) -> np.ndarray:
-        """Extends contours in turn from their first paddles; the lanes in which none got stuck.
+        """Extends contours in turn from their first paddles; returns lanes that did not get stuck.
 
         What a paddle keeps free counts only after the next one, which it would block.  Of the
         first of two contours the last paddle is never counted, as in the published program.

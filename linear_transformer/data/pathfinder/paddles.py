@@ -1,4 +1,4 @@
-"""What the contours of Pathfinder are made of: the settings by size, and paddles on a pixel grid.
+"""Settings of Pathfinder by image size, and the paddles that contours are made of.
 
 A contour is a row of short lines, its paddles.  Their directions come from a small set, so that
 every drawing is made once and looked up afterwards.

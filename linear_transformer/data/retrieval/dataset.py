@@ -198,7 +198,7 @@ class _File:
 def _open(
     path: epath.Path,
 ) -> tuple[_File, Int64[np.ndarray, "N 2 2"], Int32[np.ndarray, " N"]]:
-    """The file; first byte, and the one behind the last, of both texts; labels."""
+    """The file; the first byte of both texts and the byte behind the last; the labels."""
     try:
         status = os.stat(path)
         if not status.st_size:

@@ -27,7 +27,7 @@ _SMALLEST_DEVIATION = 1e-5  # of a filter that hears nothing
 
 
 def count_frames(num_samples: int, sample_rate: int) -> int:
-    """Windows that lie in the sound as a whole."""
+    """Number of windows that lie completely inside the sound."""
     window, shift = (sample_rate * ms // 1000 for ms in (WINDOW_MS, SHIFT_MS))
     return max(1 + (num_samples - window) // shift, 0)
 
@@ -87,8 +87,8 @@ def read_samples(file: BinaryIO, name: str, sample_rate: int) -> Samples:
     """The samples of a sound: WAV, FLAC, Ogg, NIST SPHERE without compression, ...
 
     Args:
-      name: of the file, for messages.
-      sample_rate: that it must have, samples a second.
+      name: name of the file, for messages.
+      sample_rate: required rate, samples a second.
 
     Raises:
       DataError: no sound, a damaged one or one cut short, one of several channels, or of another

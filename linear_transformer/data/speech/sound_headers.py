@@ -1,6 +1,6 @@
-"""Sound files that were cut short: their headers say how long they were.
+"""Detection of truncated sound files, by the length that their headers state.
 
-libsndfile reads what is there of a WAV file, so that a transcript no longer fits its sound.
+libsndfile reads a truncated WAV file without an error, and the transcript would no longer fit.
 """
 
 import math
@@ -44,7 +44,7 @@ def require_whole(file: BinaryIO, name: str) -> None:
 
 
 def _end_of_sound(file: BinaryIO, end: int) -> int | None:
-    """Where the samples end by the header of their chunk; None if it does not say."""
+    """The end of the samples by the header of their chunk; None if the header does not state it."""
     kind = file.read(12)[:4]
     size_of = ">I" if kind in (b"RIFX", b"FORM") else "<I"
     wide = None  # size of the samples beyond 4 GiB
@@ -63,7 +63,7 @@ def _end_of_sound(file: BinaryIO, end: int) -> int | None:
 
 
 def _end_of_nist(head: bytes) -> int | None:
-    """Where the samples end; None for those that are compressed."""
+    """The end of the samples; None for compressed ones."""
     values = {key: int(value) for key, value in _NIST.findall(head)}
     size = _NIST_SIZE.match(head)
     compressed = b"sample_coding -s" in head and b"pcm\n" not in head
@@ -73,7 +73,7 @@ def _end_of_nist(head: bytes) -> int | None:
 
 
 def _end_of_ogg(tail: bytes, end: int) -> int:
-    """Beyond the end if the last page is not whole, or not marked as the last one."""
+    """The end of the last page; beyond the file if that page is cut or not marked as the last."""
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:
         return end + 1

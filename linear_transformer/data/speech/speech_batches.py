@@ -58,7 +58,7 @@ class SpeechSource:
         return examples, np.arange(len(examples), dtype=np.int32)
 
     def left_out(self, name: str) -> int:
-        """How many utterances of a split are not in it."""
+        """Number of utterances of a split that are left out."""
         return self._load(name)[1]
 
     def read(self, example: Example) -> Batch:
@@ -101,7 +101,7 @@ class SpeechSource:
 
 
 def load_source(config: Any) -> SpeechSource:
-    """Of `config.dataset`, in `config.units`, in rows of `config.max_frames` and `.max_units`.
+    """The source of `config.dataset`, spelled in `config.units`, in rows of the configured sizes.
 
     Raises:
       DataError: a value that is unknown or out of range.
@@ -120,10 +120,10 @@ def training_utterances(
 ) -> grain.IterDataset:
     """Makes the endless dataset of utterances, shuffled anew every epoch.
 
-    All processes together see the same examples whatever their number.
+    All processes together see the same examples, however many processes there are.
 
     Args:
-      source: whose train split is read.
+      source: the utterances; its train split is read.
       batch_size: utterances B of a batch of this process.
       seed: 0 to 2^32 - 1; decides the order.
       process_index: which of the processes this is.

@@ -1,4 +1,4 @@
-"""What speech is written in: characters, or phonemes by a dictionary."""
+"""Output units of speech recognition: characters, or phonemes by a dictionary."""
 
 import re
 import string
@@ -42,7 +42,7 @@ class Units(Protocol):
         ...
 
     def write(self, ids: Integer[np.ndarray, " _"]) -> str:
-        """What the ids say."""
+        """The text of ids."""
         ...
 
 
@@ -112,7 +112,7 @@ def load_phonemes() -> Phonemes:
 
 
 def parse_phonemes(dictionary: list[str], phones: list[str]) -> Phonemes:
-    """Of the lines of CMUdict's two tables; READ(1) and its like are other pronunciations."""
+    """The phonemes of CMUdict's two tables; second pronunciations such as READ(1) are left out."""
     pronunciations: dict[str, list[str]] = {}
     for line in dictionary:
         word, *phonemes = line.split()

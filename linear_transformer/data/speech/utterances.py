@@ -1,4 +1,4 @@
-"""Utterances with transcripts: Asterisk's voice prompts, LibriSpeech, folders as Kaldi's recipes.
+"""Utterances with transcripts: Asterisk's voice prompts, LibriSpeech, folders of Kaldi recipes.
 
 `config.data.subsets` says which folders of LibriSpeech or of a Kaldi recipe each split is:
 
@@ -48,7 +48,7 @@ _KEYS = {"*": " star ", "#": " pound "}
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """A sound and what is said.
+    """A sound and its transcript.
 
     Attributes:
       name: of the file, for messages.
@@ -69,7 +69,7 @@ class SpeechCorpus:
 
     Attributes:
       name, licence: of the data set.
-      num_threads: that reading is worth; 0 reads in the thread that asks.
+      num_threads: threads for reading; 0 reads in the calling thread.
       load: lists the utterances of a split; a broken file is a DataError.
     """
 
@@ -257,7 +257,7 @@ def _of_folders(
         for other, names in config.subsets.items():
             try:
                 listed[other] = [pair for name in names for pair in subset(folder / name, other)]
-            except DataError:  # the others are only compared with this split
+            except DataError:  # the other splits are only compared with this one
                 if other == split:
                     raise
         require_distinct({other: [path for path, _ in pairs] for other, pairs in listed.items()})

@@ -1,1 +1,1 @@
-"""Made sequences: recall, state tracking, MAD."""
+"""Synthetic sequences: recall, state tracking, MAD."""

@@ -1,4 +1,4 @@
-"""Sequences made to be learned exactly: generators, and their batches.
+"""Synthetic sequences: generators, and their batches.
 
 Each example is a pure function of (seed, index): training never repeats one, and a split of the
 evaluation is the same every time.

@@ -28,7 +28,7 @@ def _require_symbols(generator: "InContextRecall | FuzzyRecall", keys: int, need
 
 @dataclasses.dataclass(frozen=True)
 class InContextRecall:
-    """Pairs `k1 v1 k2 v2 ...`: wherever a key comes again, its value is to be named.
+    """Pairs `k1 v1 k2 v2 ...`: where a key occurs again, the target is its value.
 
     Keys are the lower half of the symbols and values the upper; each sequence has a map of its own,
     in which keys may share a value.  The key of the last pair has been seen.
@@ -72,7 +72,7 @@ class InContextRecall:
 
 
 def _first_of_its_kind(keys: Int[np.ndarray, " N"], counted: Bool[np.ndarray, " N"]):
-    """True at the first counted place of every key."""
+    """True at the first counted position of every key."""
     first = np.zeros(keys.size, bool)
     _, places = np.unique(keys[counted], return_index=True)
     first[np.flatnonzero(counted)[places]] = True
@@ -173,7 +173,7 @@ class Memorization:
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """Random symbols and one last token, all of which are to be told from the last output vector.
+    """Random symbols and one last token; all are to be reconstructed from the last output vector.
 
     The model is `models.compressor.Compressor`.  As in MAD the last token, always the same, counts.
     """

@@ -48,7 +48,7 @@ class Copying:
 
 @dataclasses.dataclass(frozen=True)
 class MultiQueryRecall:
-    """Key-value pairs, and later some keys again: the value is to be named (MQAR).
+    """Key-value pairs, then some keys again, whose targets are their values (MQAR).
 
     Arora et al. 2023 (Zoology, arXiv:2312.04927, appendix): `k1 v1 k2 v2 ...`, then every key once
     more at a distance drawn from a power law (most of them soon); between them token 0.  Keys are

@@ -77,14 +77,14 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class ModularArithmetic:
-    """Digits joined by + - * without brackets, then "=": there the value is to be named.
+    """Digits joined by + - * without brackets, then "=": the target there is the value.
 
     `3 * 2 - 4 =` is 2 modulo 5; multiplication comes first.  Deletang et al. 2022
     (arXiv:2207.02098), and Grazzi et al. 2024 (arXiv:2411.12537, section 5.1) for linear
     recurrences.  Tokens from 0 are the residues, then "+", "-", "*" and "=".
 
     Attributes:
-      modulus: of the arithmetic.
+      modulus: the modulus of the arithmetic.
       shortest: expressions have an odd number of tokens, `shortest` to T - 1; 0 for always the
         most.  What follows "=" is 0, and does not count.
     """

@@ -26,7 +26,7 @@ class ByteTexts:
       spans: (N, towers, 3) by "train", "validation" and "test": which buffer a text is in, its
         first byte there, and the one behind its last.
       labels: (N,) by split.
-      num_threads: that reading is worth; 0 reads in the thread that asks.
+      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     name: str
@@ -94,9 +94,9 @@ def cut(examples: Sequence[Example], percent: Mapping[str, int]) -> dict[str, li
 def drop_repeats(
     examples: Mapping[str, Iterable[Example]], keepers: Sequence[str]
 ) -> dict[str, list[Example]]:
-    """Takes out what is in two splits: the first of `keepers` that has a text keeps it.
+    """Removes texts that are in two splits: the first of `keepers` that has a text keeps it.
 
-    Texts that differ in white space only count as one.  Repeats within a split stay.
+    Texts that differ only in white space count as one.  Repeats within a split stay.
     """
     seen: set[bytes] = set()
     kept = {}

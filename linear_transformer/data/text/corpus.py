@@ -23,7 +23,7 @@ class Corpus:
     Attributes:
       name: the data set's name, as in `config.data.dataset`.
       licence: the licence of the text.
-      tokenizer: what made the ids, and makes text of them again.
+      tokenizer: the tokenizer of the ids, in both directions.
       splits: for "train", "validation" and "test" the documents, each an array of ids of shape
         (T,), without BOS, in the smallest unsigned dtype.
       num_bytes: UTF-8 bytes of each split, for bits per byte with any tokenizer.

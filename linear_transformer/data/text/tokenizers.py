@@ -18,7 +18,7 @@ from linear_transformer.data.io.reading import decode_utf8, read_file
 
 EOS_WORD = "<eos>"
 UNKNOWN_WORD = "<unk>"
-# What the published tokenizers call their first token; GPT-2 starts with its separator.
+# Names of the first token in published tokenizers; GPT-2 starts with its separator.
 _BOS_NAMES = ("<s>", "<bos>", "[BOS]", "<|bos|>", "<|begin_of_text|>", "<|startoftext|>")
 _BOS_NAMES += ("<|endoftext|>",)
 
@@ -38,7 +38,7 @@ class StreamDecoder(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the pipelines and the decoding loop need of a tokenizer.
+    """The interface of a tokenizer that the pipelines and the decoding loop use.
 
     Attributes:
       vocab_size: number of ids, BOS included.
@@ -182,7 +182,7 @@ class HuggingFaceTokenizer:
         # The batch call is the one that does not compute character offsets.
         try:
             encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
-        except Exception as error:  # of a vocabulary without its own unknown token, for one
+        except Exception as error:  # for example, a vocabulary without its own unknown token
             reason = " ".join(str(error).split())
             raise DataError(f"{self._path}: the tokenizer cannot encode ({reason})") from error
         return np.array(encoding.ids, self._dtype)
