@@ -153,7 +153,7 @@ def main() -> None:
     values = flags.FLAGS
     folder = pathlib.Path(values.runs)
     if values.list + values["all"].value + bool(values.table) != 1:
-        raise ConfigError("--list, --all, or --table=NAME")
+        raise ConfigError("nothing to do; give --list, --all, or --table=NAME")
     if values.output and pathlib.Path(values.output).suffix != ".md":
         raise ConfigError(f"--output={values.output}: the name must end in .md")
     if values["runs"].present and not values.launch and not folder.is_dir():

@@ -286,7 +286,7 @@ def test_broken_folders(folder):
     with pytest.raises(DataError, match=r"val/cat: no \.jpeg, \.jpg, \.png file in it"):
         load_source(folder_config(folder))
     Image.new("RGB", (9, 9)).save(folder / "val" / "cat" / "1.jpg")
-    with pytest.raises(DataError, match="class cat is in one of train and val only"):
+    with pytest.raises(DataError, match="class cat is in only one of train and val"):
         load_source(folder_config(folder))
     with pytest.raises(DataError, match=r"config\.data\.image_size = 0"):
         load_source(folder_config(folder, size=0))

@@ -112,7 +112,7 @@ def load(config: Any) -> ImageFolder:
     listed = {split: _list(folder / FOLDERS[split], seen) for split in ("validation", "train")}
     classes = tuple(listed["train"])
     if other := set(classes) ^ set(listed["validation"]):
-        raise DataError(f"{folder}: class {min(other)} is in one of train and val only")
+        raise DataError(f"{folder}: class {min(other)} is in only one of train and val")
     files = {split: [*itertools.chain(*listed[split].values())] for split in FOLDERS}
     labels = {
         split: np.repeat(

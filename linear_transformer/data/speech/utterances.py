@@ -243,7 +243,7 @@ def _of_folders(
 
     def subset(folder: epath.Path, split: str) -> Iterator[tuple[epath.Path, str]]:
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; config.data.subsets.{split}")
+            raise DataError(f"{folder}: no such folder; config.data.subsets.{split} names it")
         return list_subset(folder)
 
     def load(split: str) -> list[Utterance]:
