@@ -57,6 +57,37 @@ def test_stateful_visits_every_token_once(batch_size, sequence_length):
     assert len(batches) <= 4 / 3 * max(max(steps), -(-sum(steps) // num_lanes))
 
 
+def _joined(read, processes, **options):
+    """The batches of all processes, the rows of one process behind those of the one before."""
+    parts = [
+        list(read(DOCUMENTS, TOKENIZER, process_index=index, process_count=processes, **options))
+        for index in range(processes)
+    ]
+    for batches in zip(*parts, strict=True):
+        yield {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("sequence_length", [7, 64])
+def test_processes_share_the_rows(sequence_length):
+    """Three processes with 4 rows each have the batches of one with 12."""
+    options = {"batch_size": 4, "sequence_length": sequence_length}
+    whole = evaluation_batches(DOCUMENTS, TOKENIZER, **(options | {"batch_size": 12}))
+    joined = _joined(evaluation_batches, 3, **options)
+    for batch, expected in zip(joined, whole, strict=True):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(batch[name], array)
+
+
+def test_processes_share_the_lanes():
+    """12 documents in 3 x 6 lanes, the last of which have none."""
+    options = {"batch_size": 6, "sequence_length": 16, "multiple": 2}
+    batches = list(_joined(stateful_batches, 3, **options))
+    _check(batches, 12, 16)
+    batches = list(_joined(stateful_batches, 3, **(options | {"multiple": 3})))
+    _check(batches, 18, 16)
+    assert not any(batch["weights"][12:].any() for batch in batches)
+
+
 def test_stateful_lanes_read_in_order():
     position = np.full(4, -1)
     for batch in stateful_batches(DOCUMENTS, TOKENIZER, batch_size=4, sequence_length=16):

@@ -69,6 +69,18 @@ def test_cut_and_padded(towers):
             np.testing.assert_array_equal(inputs[n, tower], [n + 1] * length + [0] * (T - length))
 
 
+def test_processes_share_the_rows():
+    """Two processes with 5 rows each have the batches of one with 10; the second ends in zeros."""
+    options = {"sequence_length": T}
+    whole = list(evaluation_sequences(Words(), "test", batch_size=10, **options))
+    options |= {"batch_size": 5, "process_count": 2}
+    parts = [evaluation_sequences(Words(), "test", process_index=i, **options) for i in range(2)]
+    for batches, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        for name, array in expected.items():
+            joined = np.concatenate([batch[name] for batch in batches])
+            np.testing.assert_array_equal(joined, array)
+
+
 def epochs_of(batches, **more):
     options = {"batch_size": 4, "sequence_length": T, "seed": 0} | more
     dataset = iter(training_sequences(Words(), **options))

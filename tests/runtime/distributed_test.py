@@ -87,6 +87,11 @@ def wait_for_checkpoint(workdir, process, seconds=120):
 def assert_same_curves(workdir, expected):
     for split in ("train", "validation"):
         np.testing.assert_allclose(losses(workdir, split), losses(expected, split), TOLERANCE)
+    counted, every = (
+        [record["tokens"] for record in runs.curve(path, "validation")]
+        for path in (workdir, expected)
+    )
+    assert counted == every  # each token once, whichever process reads it
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +182,7 @@ def test_each_process_resumes_its_own_rows(text, tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_and_samples_are_those_of_one_process(text, tmp_path):
-    """Every process evaluates everything, on the parameters of all of them."""
+    """The processes share the rows, on the parameters of all of them."""
     config = make_config(text, (1, 4), num_steps=4, sample=True, final_evaluation=True)
     workdir = tmp_path / "run"
     assert "--- sample" in execute(runs.arguments(config, workdir))
