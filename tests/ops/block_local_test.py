@@ -1,4 +1,4 @@
-"""Attention within blocks: against one query at a time in NumPy float64."""
+"""Attention within blocks, against its definition."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Efficient attention: every direction and form against plain NumPy, with keys of any size."""
+"""Efficient attention: every direction and form against the definition, with keys of any size."""
 
 import functools
 
@@ -114,7 +114,7 @@ def test_gradients_are_those_of_the_definition():
         def loss(f):
             return lambda a: jnp.sum(f(**a) * cotangent)
 
-        expected = jax.jit(jax.grad(loss(lambda **a: definition(*a.values(), visible_BTS=pairs))))(
+        expected = jax.jit(jax.grad(loss(lambda q, k, v: definition(q, k, v, visible_BTS=pairs))))(
             arrays
         )
         packed = functools.partial(op("chunk"), segment_ids_BT=jnp.asarray(ids))

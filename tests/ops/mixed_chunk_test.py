@@ -1,4 +1,4 @@
-"""Mixed chunk attention against its definition, one token at a time in NumPy float64."""
+"""Mixed chunk attention against its definition, in float64."""
 
 import functools
 

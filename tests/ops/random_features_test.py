@@ -98,7 +98,7 @@ def test_gradients_are_those_of_the_definition():
         def gradient(f):
             return jax.jit(jax.grad(lambda a: jnp.sum(f(**a) * cotangent)))(arrays)
 
-        expected = gradient(lambda **a: definition(*a.values(), visible_BTS=pairs))
+        expected = gradient(lambda q, k, v: definition(q, k, v, visible_BTS=pairs))
         contract.assert_agree(gradient(lambda **a: op("chunk")(**a)[0]), expected, 1e-11)
         contract.assert_agree(gradient(in_two_parts), expected, 1e-11)
 

@@ -1,4 +1,4 @@
-"""Rectified attention against its definition, one query at a time in NumPy float64."""
+"""Rectified attention against its definition, in float64."""
 
 import functools
 import itertools
