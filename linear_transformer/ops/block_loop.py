@@ -6,7 +6,7 @@ every block's border, and goes through the blocks backwards for the gradients.
 """
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Cut(NamedTuple):
         return -self.time % self.block
 
 
+@runtime_checkable
 class Family(Protocol):
     """The mathematics of one block; hashable, and without arrays.
 
