@@ -50,7 +50,7 @@ def training_dataset(
       sequence_length: predictions T of a row.
       seed: 0 to 2^32 - 1; decides order and window borders.
       packing: "contiguous" or "packed".
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

@@ -22,7 +22,7 @@ class SequenceSource(Protocol):
     """Labelled sequences by split: "train", "validation" and "test".
 
     Attributes:
-      name, licence: of the data set.
+      name, licence: name and licence of the data set.
       vocab_size: ids are from 0 to below this.  In text 0 is padding and byte b is b + 1; the
         grey levels of pixels are 256 and have no padding.
       num_classes: labels are from 0 to below this.
@@ -105,7 +105,7 @@ def training_sequences(
       batch_size: examples B of a batch of this process.
       sequence_length: T; longer sequences lose their end.
       seed: 0 to 2^32 - 1; decides the order.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

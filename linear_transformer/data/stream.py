@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Sequences(NamedTuple):
-    """Which arrays of a batch run along time, so that devices may share their rows.
+    """The arrays of a batch that have a time axis, so that devices may split their sequences.
 
     Attributes:
       names: keys of the arrays with a time axis; empty if an example is not a sequence.

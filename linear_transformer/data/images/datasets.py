@@ -40,7 +40,7 @@ class ImageSet:
 
     Attributes:
       name: as in `config.data.dataset`.
-      licence: of the images.
+      licence: licence of the images.
       images: (N, height, width, channels) by "train", "validation" and "test".
       labels: (N,), from 0, by split.
     """

@@ -24,7 +24,7 @@ class ImageSource(Protocol):
     """Labelled images by split, in memory or in files.
 
     Attributes:
-      name, licence: of the data set.
+      name, licence: name and licence of the data set.
       shape: rows Y, columns X and channels C of every image.
       num_classes: labels are from 0 to below this.
       num_threads: threads for reading; 0 reads in the calling thread.
@@ -104,7 +104,7 @@ def training_images(
       augmentation: random changes of each view that the source gives for training.
       batch_size: images B of a batch of this process.
       seed: 0 to 2^32 - 1; decides order and views.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

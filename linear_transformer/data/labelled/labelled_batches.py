@@ -44,7 +44,7 @@ def training_batches(
       read: an item of the split and a generator of random views -> the arrays of an example.
       batch_size: examples B of a batch of this process.
       seed: 0 to 2^32 - 1; decides order and views.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

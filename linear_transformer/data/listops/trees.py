@@ -28,7 +28,7 @@ class Shape:
     Attributes:
       min_length, max_length: tokens, both excluded; parentheses don't count.
       max_depth: operators on a path, plus one for the digit.
-      max_args: of an operator, which has at least 2.
+      max_args: largest number of arguments of an operator, which has at least 2.
     """
 
     min_length: int = 500

@@ -33,7 +33,7 @@ class EventCorpus:
     """Pieces of music, and the functions that turn them into events.
 
     Attributes:
-      name, licence: of the data set.
+      name, licence: name and licence of the data set.
       channels: names of the tokens of an event.
       num_values: values of each channel, special tokens apart.
       time_shift: for each value of the last channel the time to the next event, in hundredths of a
@@ -95,7 +95,7 @@ def training_events(
       batch_size: windows B of a batch of this process.
       num_events: events N of a window.
       seed: 0 to 2^32 - 1.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

@@ -24,13 +24,13 @@ class Setting:
     Attributes:
       size: side S of the square images.
       border: width of the margin of the image that contours keep free.
-      length, thickness: of a paddle.
+      length, thickness: length and thickness of a paddle.
       gaps: half of the distance between paddles of a contour; an image has one of these.
       seed_distance: between the first ends of the two long contours.
-      marker_radius: of the two discs.
+      marker_radius: radius of the two discs.
       continuity: the larger, the straighter.
-      distractor_paddles: in all distractors of an image together, at most.
-      contrast, distractor_contrast: of the long contours, and of the others; discs have 1.
+      distractor_paddles: largest number of paddles in all distractors of an image.
+      contrast, distractor_contrast: contrast of the long contours and of the others; discs have 1.
     """
 
     size: int

@@ -23,8 +23,8 @@ def require_whole(file: BinaryIO, name: str) -> None:
     Other formats are checked when they are decoded.
 
     Args:
-      file: at its start, where it is left.
-      name: of the file, for the message.
+      file: open file at its start; it is at its start again afterwards.
+      name: name of the file, for the message.
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(0)

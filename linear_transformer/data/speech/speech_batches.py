@@ -126,7 +126,7 @@ def training_utterances(
       source: the utterances; its train split is read.
       batch_size: utterances B of a batch of this process.
       seed: 0 to 2^32 - 1; decides the order.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:

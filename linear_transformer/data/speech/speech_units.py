@@ -28,7 +28,7 @@ class Units(Protocol):
     """Symbols that stand for speech.
 
     Attributes:
-      name: in the plural.
+      name: name of the units, in the plural.
       size: number of them, without the blank; their ids are 1 to `size`.
       has_words: whether `write` gives words that can be told apart.
     """

@@ -51,7 +51,7 @@ class Utterance:
     """A sound and its transcript.
 
     Attributes:
-      name: of the file, for messages.
+      name: name of the file, for messages.
       transcript: as the data set writes it.
       num_frames: T.
       read: gives the frames; a broken file is a DataError.
@@ -68,7 +68,7 @@ class SpeechCorpus:
     """Utterances by split: "train", "validation" and "test".
 
     Attributes:
-      name, licence: of the data set.
+      name, licence: name and licence of the data set.
       num_threads: threads for reading; 0 reads in the calling thread.
       load: lists the utterances of a split; a broken file is a DataError.
     """
@@ -143,7 +143,7 @@ def _asterisk_utterances() -> Iterator[Utterance]:
 
 
 def prompts(text: str) -> dict[str, str]:
-    """What is said in each clip: keys and single digits in words, without [sounds] and (remarks).
+    """The spoken text of each clip: keys and digits in words, without [sounds] and (remarks).
 
     Args:
       text: lines `name: transcript`.

@@ -20,7 +20,7 @@ class ByteTexts:
 
     Attributes:
       name: as in `config.data.dataset`.
-      licence: of the texts.
+      licence: licence of the texts.
       num_classes: labels are from 0 to below this.
       buffers: arrays of bytes that the texts are parts of, or files that slices are read from.
       spans: (N, towers, 3) by "train", "validation" and "test": which buffer a text is in, its

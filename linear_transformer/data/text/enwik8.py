@@ -60,7 +60,7 @@ def load(config: Any, benchmark: Benchmark = ENWIK8) -> Corpus:
     Args:
       config: `path` is a folder with the file or its zip archive, or the file or archive itself,
         or empty to download the archive; `tokenizer`.
-      benchmark: which of the files.
+      benchmark: description of the file.
 
     Raises:
       FetchError: `config.path` is empty and the archive can be neither found nor downloaded.
