@@ -1,49 +1,22 @@
 """The mechanisms by name: what `config.model` says of each, at any size.
 
     python train.py --config=configs/default.py:performer
+    python -m linear_transformer.cli.mechanisms
 
-A language-model config takes one of these names after the colon.  Positions, feed-forward and
-depth go with the mechanism: a unit that gates itself has no feed-forward and twice the layers.
-What is None or "auto" here follows from the mixers, the width and the data when the model is made,
-and so from what the command line changes.
+The second command lists them: every mixer of linear_transformer/nn/mixers, and the models of this
+file that are made of mixers.  Positions, feed-forward and depth go with the mechanism: a unit that
+gates itself has no feed-forward and twice the layers.  What is None or "auto" here follows from the
+mixers, the width and the data when the model is made, and so from what the command line changes.
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.registry import MIXERS
 
-# Mixer and its options.  Softmax attention, FLASH-quad and LSH decode from a cache, whose capacity
-# training ignores.
-_MIXERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # A short convolution knows the local order, and then no positions are needed.
-    "linear": ("linear", {"feature_map": "elu_plus_one", "convolution": 4}),
-    "katharopoulos": ("linear", {"feature_map": "elu_plus_one"}),
-    "softmax": ("softmax", {"cache_capacity": 1024}),
-    "efficient": ("efficient", {}),
-    "performer": ("performer", {"kernel": "softmax", "features": 64}),
-    "cosformer": ("cosformer", {"max_length": 1024}),
-    "rfa": ("rfa", {"features": 64, "gate": True}),
-    "rela": ("rela", {"window": 64}),
-    "lsh": ("lsh", {"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024}),
-    "flash": ("flash", {"chunk_size": 64, "key_width": 64}),
-    "flash_quad": ("flash_quad", {"divisor": None, "key_width": 64, "cache_capacity": 1024}),
-    "mamba": ("mamba", {}),
-    "mamba2": ("mamba2", {}),
-    "retnet": ("retnet", {}),
-    "mlstm": ("mlstm", {}),
-    "gla": ("gla", {}),
-    "hgrn2": ("hgrn2", {}),
-    "rwkv6": ("rwkv6", {}),
-    "lion": ("lion", {}),
-    "delta_net": ("delta_net", {"negative_eigenvalues": False}),
-    "gated_delta_net": ("gated_delta_net", {"negative_eigenvalues": False}),
-    "delta_product": ("delta_product", {}),
-    "kda": ("kda", {"negative_eigenvalues": False}),
-    "rwkv7": ("rwkv7", {}),
-    "lru": ("lru", {}),
-}
-# Without a feed-forward a model has twice the layers.
-_TWICE_THE_LAYERS = ("flash", "flash_quad", "mamba", "mamba2")
 DIAG = {
     "t1": {"scores": "relu", "output_norm": "simplermsnorm", "block_size": 64, "lrpe": True},
     "t2": {"scores": "softmax", "output_norm": None, "block_size": 64, "lrpe": True},
@@ -52,21 +25,6 @@ NORM = {
     "t1": {"feature_map": "elu", "output_norm": "simplermsnorm", "lrpe": True},
     "t2": {"feature_map": "elu_plus_one", "output_norm": "simplermsnorm", "lrpe": True},
 }
-# Three layers with a state of constant size, then one that sees a window exactly.
-HYBRID = {
-    "pattern": ("gated_delta_net",) * 3 + ("softmax",),
-    "mixers": {"gated_delta_net": {}, "softmax": {"window": 64}},
-}
-# TransNormerLLM (Qin et al. 2024, arXiv:2405.17381): decays, and LRPE in the first layer.
-TRANSNORMER_LLM = {
-    "pattern": ("lightning_lrpe", "lightning"),
-    "pattern_fill": "last",
-    "mixers": {"lightning_lrpe": {}, "lightning": {}},
-    "gated": True,
-    "activation": "identity",
-    "norm": "simplermsnorm",
-}
-NAMES = (*_MIXERS, "transnormer_t1", "transnormer_t2", "lightning", "hybrid")
 
 
 def transnormer(kind: str) -> dict[str, Any]:
@@ -81,20 +39,77 @@ def transnormer(kind: str) -> dict[str, Any]:
     }
 
 
-def model(name: str, *, num_layers: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A model made of mixers that have names of their own.
+
+    Attributes:
+      meaning, source: see `Mechanism`.
+      model: entries of `config.model`.
+    """
+
+    meaning: str
+    source: str
+    model: Mapping[str, Any]
+    causal: ClassVar[bool] = True
+
+
+COMPOSITIONS = {
+    "katharopoulos": Composition(
+        meaning="linear attention without a convolution, as published",
+        source="Katharopoulos et al. 2020, arXiv:2006.16236",
+        model={"pattern": ("linear",), "mixers": {"linear": {"feature_map": "elu_plus_one"}}},
+    ),
+    **{
+        f"transnormer_{kind}": Composition(
+            meaning=f"TransNormer {kind.upper()}: half of the layers diag, the other half norm",
+            source="Qin et al. 2022, arXiv:2210.10340, section 4",
+            model=transnormer(kind),
+        )
+        for kind in ("t1", "t2")
+    },
+    "lightning": Composition(
+        meaning="TransNormerLLM: lightning attention, with LRPE in the first layer",
+        source="Qin et al. 2024, arXiv:2405.17381",
+        model={
+            "pattern": ("lightning_lrpe", "lightning"),
+            "pattern_fill": "last",
+            "mixers": {"lightning_lrpe": {}, "lightning": {}},
+            "gated": True,
+            "activation": "identity",
+            "norm": "simplermsnorm",
+        },
+    ),
+    "hybrid": Composition(
+        meaning="three layers of gated_delta_net, then one of softmax over a window of 64 tokens",
+        source="this project",
+        model={
+            "pattern": ("gated_delta_net",) * 3 + ("softmax",),
+            "mixers": {"gated_delta_net": {}, "softmax": {"window": 64}},
+        },
+    ),
+}
+# A composition goes before a mixer of the same name.
+TABLE: dict[str, Mechanism | Composition] = dict(sorted({**MIXERS, **COMPOSITIONS}.items()))
+NAMES = tuple(name for name, row in TABLE.items() if row.causal)
+
+
+def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict[str, Any]:
     """The entries of `config.model` that a mechanism decides.
 
+    Args:
+      name: a name in `TABLE`.
+      num_layers: layers of a model of attention and feed-forward.
+      names: the names that are allowed; those of causal mechanisms.
+
     Raises:
-      ConfigError: there is no such mechanism.
+      ConfigError: the name is not allowed.
     """
-    if name not in NAMES:
-        raise ConfigError(f"--config=...:{name}: the variants are {', '.join(NAMES)}")
-    mixer, options = _MIXERS.get(name, (name, {}))
+    if name not in names:
+        raise ConfigError(f"--config=...:{name}: the variants are {', '.join(names)}")
     choices = {
-        "pattern": (mixer,),
+        "num_layers": num_layers,
         "pattern_fill": "repeat",
-        "mixers": {mixer: options},
-        "num_layers": num_layers * (2 if name in _TWICE_THE_LAYERS else 1),
         "feed_forward_width": None,
         "feed_forward_ratio": None,
         "gated": False,
@@ -102,10 +117,10 @@ def model(name: str, *, num_layers: int) -> dict[str, Any]:
         "norm": "layernorm",
         "positions": "auto",
     }
-    if name == "hybrid":
-        return choices | HYBRID
-    if name == "lightning":
-        return choices | TRANSNORMER_LLM
-    if name.startswith("transnormer"):
-        return choices | transnormer(name[-2:])
-    return choices
+    if name in COMPOSITIONS:
+        return {**choices, **COMPOSITIONS[name].model}
+    return choices | {
+        "num_layers": num_layers * MIXERS[name].layers,
+        "pattern": (name,),
+        "mixers": {name: dict(MIXERS[name].options)},
+    }

@@ -1,11 +1,8 @@
 """What the Long Range Arena configs share: mechanisms by name, and the settings they train in.
 
-A variant is a name, alone or with ",small" behind it.  The names are those of
-configs/mechanisms.py, and two more:
-
-    convolution   a depthwise convolution of 61 tokens instead of a mixer of the whole sequence:
-                  the control that tells how local a task is
-    lion_s        LION-S, in the setting of its paper
+A variant is a name, alone or with ",small" behind it.  The names are those that
+`python -m linear_transformer.cli.mechanisms` lists, and lion_s: LION-S in the setting of its paper.
+The name convolution is the control that tells how local a task is.
 
 Mechanisms that can look both ways do; the others are causal and pool by the mean.  A name alone
 trains in the setting of Long Range Arena's released code, except TransNormer and LION-S, which have
@@ -21,21 +18,14 @@ import ml_collections
 
 from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
-from linear_transformer.nn.mixers.registry import (
-    OF_LENGTH,
-    feed_forward_ratio,
-    knows_order,
-    mixer_options,
-)
+from linear_transformer.nn.mixers.registry import MIXERS, feed_forward_ratio
 
-NAMES = (*mechanisms.NAMES, "lion_s", "convolution")
+# Names of settings -> the mechanism.
+_SAME_AS = {"lion_s": "lion"}
+NAMES = (*mechanisms.TABLE, *_SAME_AS)
 
-# Names here -> names there, where "linear" has a causal convolution.
-_SAME_AS = {"linear": "katharopoulos", "lion_s": "lion", "convolution": "katharopoulos"}
 # Settings of all mechanisms besides those of the papers.
 SCALES = ("small", "quick")
-# Options of mixers that only look back.
-_CAUSAL_ONLY = ("window", "gate", "cache_capacity")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,16 +178,16 @@ def parse(
 
 def model(name: str, setting: Setting) -> dict[str, Any]:
     """The entries of `config.model` that differ from those of configs/default.py."""
-    layers = setting.num_layers
-    if name == "hybrid":  # whole repetitions of its four layers
-        layers = -(-layers // 4) * 4
-    choices = mechanisms.model(_SAME_AS.get(name, name), num_layers=layers)
-    if name == "convolution":
-        choices |= {"pattern": ("convolution",), "mixers": {"convolution": {"size": 61}}}
+    choices = mechanisms.model(
+        _SAME_AS.get(name, name), num_layers=setting.num_layers, names=mechanisms.TABLE
+    )
+    if choices["pattern_fill"] == "repeat":  # whole repetitions of the pattern
+        period = len(choices["pattern"])
+        choices["num_layers"] = -(-choices["num_layers"] // period) * period
     mixers = {mixer: _fit(mixer, options) for mixer, options in choices["mixers"].items()}
     usual = feed_forward_ratio(choices["pattern"], choices["gated"])
     choices["feed_forward_ratio"] = usual * setting.feed_forward / (4 * setting.width)
-    if not any(knows_order(mixer, options) for mixer, options in mixers.items()):
+    if not any(MIXERS[mixer].needs_no_positions(given) for mixer, given in mixers.items()):
         choices["positions"] = setting.positions
     if setting.norm is not None:
         choices["norm"] = setting.norm
@@ -213,12 +203,8 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
 
 def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options of a mixer made bidirectional, if it can be, and for the length of the data."""
-    if "direction" in mixer_options(mixer):
-        options = {key: value for key, value in options.items() if key not in _CAUSAL_ONLY}
-        options["direction"] = "bidirectional"
-    if mixer == "lsh":
-        options = options | {"chunking": "sorted"}
-    follows = OF_LENGTH.get(mixer)
+    follows = MIXERS[mixer].length_option
+    options = MIXERS[mixer].both_ways(options)
     return options if follows is None else options | {follows: None}
 
 

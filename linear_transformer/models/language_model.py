@@ -23,13 +23,10 @@ from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.registry import (
     MIXERS,
-    OF_LENGTH,
     check_options,
     feed_forward_ratio,
-    knows_order,
     longest_input,
     make_mixer,
-    mixer_options,
     of_default,
 )
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
@@ -135,7 +132,7 @@ class LanguageModelConfig:
             )
         if self.positions == "rotary":
             for name in self.pattern:
-                if "rotary" not in mixer_options(name):
+                if not MIXERS[name].rotary:
                     raise ConfigError(
                         f"config.model.positions is 'rotary', and the mixer {name!r} has no "
                         "rotary positions"
@@ -167,9 +164,8 @@ class LanguageModelConfig:
                         f"config.model.{key} names {name!r}; the mixers are {', '.join(MIXERS)}"
                     )
         for name, options in self.mixers.items():
-            # What follows the data may be None.
-            given = {k: v for k, v in options.items() if (k, v) != (OF_LENGTH.get(name), None)}
-            check_options(name, given)
+            follows = MIXERS[name].length_option, None  # the data, and so it may be None
+            check_options(name, {k: v for k, v in options.items() if (k, v) != follows})
 
     def _following(self) -> dict[str, Any]:
         """The values that follow from others, by name."""
@@ -178,7 +174,7 @@ class LanguageModelConfig:
         ratio = self.feed_forward_ratio
         if ratio is None:
             ratio = feed_forward_ratio(pattern, self.gated)
-        ordered = any(knows_order(name, options) for name, options in mixers.items())
+        ordered = any(MIXERS[name].needs_no_positions(given) for name, given in mixers.items())
         share = fractions.Fraction(ratio).limit_denominator(1000)  # 8/3, exactly
         follows = {
             "pattern": pattern,
@@ -199,12 +195,12 @@ class LanguageModelConfig:
     def _options_of(self, mixer: str) -> dict[str, Any]:
         """The options of a mixer that are given; those that follow the data have their value."""
         options = dict(self.mixers.get(mixer, {}))
-        follows = OF_LENGTH.get(mixer)
+        follows = MIXERS[mixer].length_option
         if follows is None or options.get(follows, of_default(mixer, follows)) is not None:
             return options
         options.pop(follows, None)
         if self.length is not None:
-            bounds = longest_input(mixer, {}) is not None
+            bounds = MIXERS[mixer].limits_length
             options[follows] = self.length + (self._in_front if bounds else 0)
         elif of_default(mixer, follows) is None:
             raise ConfigError(f"config.model.mixers.{mixer}.{follows} is missing")

@@ -1,5 +1,7 @@
 """Every name of the table is a language model, of about the size of the others."""
 
+import functools
+
 import jax
 import pytest
 from flax import nnx
@@ -11,6 +13,7 @@ from linear_transformer.models.language_model import LanguageModel, LanguageMode
 from linear_transformer.nn.rngs import ParameterRngs
 
 
+@functools.cache
 def model_of(name):
     config = configuration.build(
         LanguageModelConfig, default.get_config(name).model, "model", vocab_size=257

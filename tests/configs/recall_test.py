@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from configs import mechanisms
 from configs.recall import (
     induction_heads,
     mad,
@@ -16,8 +17,10 @@ from configs.recall import (
     parity,
     selective_copying,
 )
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.models.compressor import Compressor
+from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.experiment import make_task
 
@@ -45,6 +48,16 @@ def test_task_and_batch(name):
     assert "parameters" in task.describe(model)
     loss = nnx.eval_shape(lambda model, batch: task.loss(model, batch, None), model, batch)
     assert loss.keys() == {"loss", "accuracy", "sequences"}
+
+
+def test_every_mechanism_is_a_variant():
+    for name in mechanisms.NAMES:
+        config = mqar.get_config(name)
+        model = configuration.build(
+            LanguageModelConfig, config.model, "model", vocab_size=256, length=64
+        )
+        assert set(model.pattern) == set(config.model.mixers)
+        assert model.feed_forward_width == 0
 
 
 def small(config, **data):

@@ -1,6 +1,6 @@
 """Every mixer of the table: one function whether called whole, in parts, or token by token.
 
-A mixer that is added to `MIXERS` is tested here with its default options; options worth a test of
+Every causal mechanism of `MIXERS` is tested here with its default options; options worth a test of
 their own go in OPTIONS.  Compiling is all that these tests cost, so a case has few programs that
 each prove as much as they can.  Data are of one shape: segment ids are always given, except where
 their absence is what is tested.
@@ -129,9 +129,9 @@ OPTIONS = {
 }
 CASES = [
     (name, label)
-    for name in MIXERS
+    for name, mechanism in MIXERS.items()
     for label in OPTIONS.get(name, {"default": {}})
-    if name not in ("linformer", "convolution")  # look ahead whatever their options
+    if mechanism.causal
 ]
 # The options that change how a state is kept; the others are pointwise or only change the form.
 CORE = [
@@ -155,10 +155,14 @@ ONE_SEGMENT = np.zeros((B, T), np.int32)  # as a state without a token has it
 POSITIONS = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 
 
+def options_of(name, label):
+    return OPTIONS.get(name, {}).get(label, {})
+
+
 @functools.cache
 def build(name, label):
     """The mixer with every parameter, biases too, away from its initial value, and one jit."""
-    options = OPTIONS.get(name, {}).get(label, {})
+    options = options_of(name, label)
     graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(
@@ -410,6 +414,20 @@ def test_what_a_token_sees(name, label, packed):
             assert np.array_equal(reach, visible)
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [case for case in CORE if MIXERS[case[0]].needs_no_positions(options_of(*case))],
+)
+def test_the_order_of_tokens_counts_without_positions(name, label):
+    """The last output depends on the order of the tokens before, all at position 0."""
+    x, ids, positions = inputs()
+    turned = np.concatenate([x[:, -2::-1], x[:, -1:]], axis=1)
+    last, other = (
+        whole_program(name, label)(a, ids, np.zeros_like(positions))[0][:, -1] for a in (x, turned)
+    )
+    assert relative_rms(last, other) > 1e-3
+
+
 @functools.cache
 def decoding(name, label):
     """(x, positions, state) -> outputs of tokens without ids, one at a time."""
@@ -553,7 +571,7 @@ def test_equations(name, label, oracle, packed):
 @pytest.mark.parametrize(("name", "label"), CORE)
 def test_bfloat16_and_float64_states(name, label):
     """The state that comes out has the type of the one that goes in, so a scan can carry it."""
-    options = OPTIONS.get(name, {}).get(label, {})
+    options = options_of(name, label)
 
     def run(x):
         mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0), dtype=x.dtype, **options)

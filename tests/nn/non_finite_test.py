@@ -29,7 +29,6 @@ OPTIONS = {
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh", "efficient", "mamba", "lru")
 CACHES = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh")
-BIDIRECTIONAL = ("linformer", "convolution")  # only
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is
@@ -43,7 +42,7 @@ def names(chosen):
     return [name if name in QUICKER else pytest.param(name, marks=slow) for name in chosen]
 
 
-CAUSAL = [name for name in MIXERS if name not in BIDIRECTIONAL]
+CAUSAL = [name for name, mechanism in MIXERS.items() if mechanism.causal]
 
 
 @functools.cache
@@ -51,8 +50,8 @@ def build(name, **options):
     options = OPTIONS.get(name, {}) | options
     if "chunk_size" in mixer_options(name):
         options["chunk_size"] = CHUNK
-    if name in BIDIRECTIONAL:
-        options["direction"] = "bidirectional"
+    if not MIXERS[name].causal:
+        options = MIXERS[name].both_ways(options)
     return MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
 
 
@@ -120,7 +119,7 @@ def check_contained(name, documents, value, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", [name for name in MIXERS if name not in CAUSAL])
 def test_padding_may_be_anything(name):
     """The tokens behind the first document are padding."""
     padded = DOCUMENTS != 7
@@ -216,7 +215,7 @@ def test_no_tokens(name, shape):
     for ids in (None, positions):
         y, _ = mixer(x, segment_ids=ids, positions=positions)
         assert y.shape == x.shape
-        if name not in BIDIRECTIONAL:
+        if MIXERS[name].causal:
             state = jax.tree.map(lambda a: a + 1, mixer.init_state(shape[0]))
             y, after = mixer(x, state, segment_ids=ids, positions=positions)
             assert y.shape == x.shape
@@ -236,7 +235,7 @@ def test_misuse_names_the_argument(name):
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    if name not in BIDIRECTIONAL:
+    if MIXERS[name].causal:
         with pytest.raises(ValueError, match=r"state.*is \(3,.*init_state\(2\)"):
             mixer(x, mixer.init_state(3))
         with pytest.raises(ValueError, match="state is PyTreeDef"):

@@ -1,7 +1,7 @@
 """Every mixer on a sequence over several devices is the mixer on one.
 
-`tests/ops/sequence_parallel_test.py` runs this where there are 8 devices.  A mixer that is added to
-`MIXERS` is tested here.
+`tests/ops/sequence_parallel_test.py` runs this where there are 8 devices.  Every mechanism of
+`MIXERS` is tested here, in all directions that it has.
 """
 
 import functools
@@ -13,31 +13,15 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from linear_transformer.nn.mixers.registry import MIXERS, mixer_options
+from linear_transformer.nn.mixers.registry import MIXERS
 from linear_transformer.ops import sequence_parallel
 from tests.ops import contract
 
 B, T, D, H, SHARDS = 2, 24, 8, 2, 4
 TOLERANCE = 1e-8  # fp64, relative RMS: sums in another order, some of them divided by small ones
 QUICK = {"xla_backend_optimization_level": 0}
-BIDIRECTIONAL = (
-    "linear",
-    "softmax",
-    "diag",
-    "norm",
-    "lion",
-    "cosformer",
-    "efficient",
-    "performer",
-    "rfa",
-    "convolution",
-    "flash",
-    "flash_quad",
-    "rela",
-    "linformer",
-)
-CASES = [(name, "causal") for name in MIXERS if name not in ("convolution", "linformer")]
-CASES += [(name, "bidirectional") for name in BIDIRECTIONAL]
+CASES = [(name, "causal") for name, mechanism in MIXERS.items() if mechanism.causal]
+CASES += [(n, "bidirectional") for n, m in MIXERS.items() if m.bidirectional is not None]
 # Besides their defaults; blocks that lie across shards.
 OPTIONS = {
     "flash": {"chunk_size": 4, "key_width": 4},
@@ -52,8 +36,8 @@ QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectiona
 @functools.cache
 def build(name, direction):
     options = {"dtype": jnp.dtype("float64"), **OPTIONS.get(name, {})}
-    if "direction" in mixer_options(name):
-        options["direction"] = direction
+    if direction == "bidirectional":
+        options = MIXERS[name].both_ways(options)
     graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape), parameters)

@@ -1,1 +1,1 @@
-"""Token mixers: base.py has the protocol, registry.py the table, each other file a mechanism."""
+"""Token mixers: base.py has the protocol, registry.py the table, the others their mechanisms."""

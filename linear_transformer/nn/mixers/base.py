@@ -1,4 +1,4 @@
-"""What every token mixer is, and the table of mixers by name.
+"""What every token mixer is.
 
     y_BTD, state = mixer(x_BTD, state=None, *, segment_ids=None, positions=None)
 

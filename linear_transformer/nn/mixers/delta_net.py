@@ -1,6 +1,7 @@
 """DeltaNet (Schlag et al. 2021, arXiv:2102.11174; Yang et al. 2024, arXiv:2406.06484)."""
 
 from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
+from linear_transformer.nn.mixers.mechanism import Mechanism
 
 
 class DeltaNet(DeltaMixer):
@@ -8,3 +9,15 @@ class DeltaNet(DeltaMixer):
 
     With several steps per token it is DeltaProduct.  The options are those of `DeltaMixer`.
     """
+
+
+MECHANISMS = (
+    Mechanism(
+        name="delta_net",
+        mixer=DeltaNet,
+        meaning="delta rule: a token replaces the value that the state has for its key",
+        source="Yang et al. 2024, arXiv:2406.06484, section 3.3",
+        options={"negative_eigenvalues": False},
+        knows_order=True,
+    ),
+)

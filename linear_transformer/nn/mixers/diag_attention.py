@@ -11,6 +11,7 @@ from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -176,3 +177,14 @@ class DiagAttention(nnx.Module):
 
         kept = {name: keep(row) for name, row in rows.items()}
         return o, kept | {"filled": filled_B, "segment": segment_ids[:, -1]}
+
+
+MECHANISMS = (
+    Mechanism(
+        name="diag",
+        mixer=DiagAttention,
+        meaning="DiagAttention: attention inside blocks of tokens that do not overlap",
+        source="Qin et al. 2022, arXiv:2210.10340, section 4",
+        bidirectional={},
+    ),
+)

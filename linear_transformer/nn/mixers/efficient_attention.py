@@ -5,6 +5,7 @@ from flax import nnx
 
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops.efficient import (
     check_normalization,
     efficient_attention,
@@ -71,3 +72,14 @@ class EfficientAttention(KernelAttention):
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
+
+
+MECHANISMS = (
+    Mechanism(
+        name="efficient",
+        mixer=EfficientAttention,
+        meaning="softmax of queries over features and of keys over tokens",
+        source="Shen et al. 2021, arXiv:1812.01243, E(Q, K, V)",
+        bidirectional={},
+    ),
+)

@@ -14,6 +14,7 @@ from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
@@ -260,3 +261,31 @@ class Flash(GatedAttentionUnit):
 def _count(batch: int, time: int, start_B: Array | None = None) -> Positions:
     first = sequence_parallel.offset(time) if start_B is None else start_B[:, None]
     return jnp.broadcast_to(first + jnp.arange(time), (batch, time))
+
+
+MECHANISMS = (
+    Mechanism(
+        name="flash",
+        mixer=Flash,
+        meaning="gated attention unit: quadratic inside chunks, linear attention between chunks",
+        source="Hua et al. 2022, arXiv:2202.10447, section 3",
+        options={"chunk_size": 64, "key_width": 64},
+        rotary=True,
+        feed_forward_ratio=0,
+        layers=2,
+        bidirectional={},
+    ),
+    Mechanism(
+        name="flash_quad",
+        mixer=FlashQuad,
+        meaning="gated attention unit: attention with squared ReLU scores over all tokens",
+        source="Hua et al. 2022, arXiv:2202.10447, section 3",
+        options={"divisor": None, "key_width": 64, "cache_capacity": 1024},
+        rotary=True,
+        feed_forward_ratio=0,
+        layers=2,
+        length_option="divisor",
+        bidirectional={},
+        causal_only=("cache_capacity",),
+    ),
+)

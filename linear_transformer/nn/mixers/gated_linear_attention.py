@@ -7,6 +7,7 @@ from flax import nnx
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.ops.decay import decayed_attention
 
@@ -76,3 +77,14 @@ class GatedLinearAttention(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         return jax.nn.silu(self.gate(x)) * merge_heads(self.norm(o)), sums, past
+
+
+MECHANISMS = (
+    Mechanism(
+        name="gla",
+        mixer=GatedLinearAttention,
+        meaning="linear attention with a forget gate for every key feature, from the token",
+        source="Yang et al. 2023, arXiv:2312.06635, section 4.4",
+        knows_order=True,
+    ),
+)

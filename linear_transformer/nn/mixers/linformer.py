@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Activations, Keys, Positions, SegmentIds
@@ -116,3 +117,17 @@ class Linformer(nnx.Module):
         """Forward multiply-adds counted as two, projections apart: E K, F V and the attention."""
         del context
         return 8 * self.heads * self.key_width * self.compressed
+
+
+MECHANISMS = (
+    Mechanism(
+        name="linformer",
+        mixer=Linformer,
+        meaning="softmax attention to learned combinations of the keys",
+        source="Wang et al. 2020, arXiv:2006.04768, equation 7",
+        length_option="length",
+        limits_length=True,
+        causal=False,
+        bidirectional={},
+    ),
+)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -109,3 +110,16 @@ def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Floa
     y_BDT = jnp.fft.irfft(x_BDF * taps_DF, padded)
     y_BDT = jax.lax.slice_in_dim(y_BDT, size // 2, size // 2 + time, axis=2)
     return spoil(reached_BT, jnp.swapaxes(y_BDT, 1, 2)).astype(x_BTD.dtype)
+
+
+MECHANISMS = (
+    Mechanism(
+        name="convolution",
+        mixer=LocalConvolution,
+        meaning="a depthwise convolution of 61 tokens: the control that tells how local a task is",
+        source="Miralles-Gonzalez et al. 2025, arXiv:2501.14850",
+        options={"size": 61},
+        causal=False,
+        bidirectional={},
+    ),
+)

@@ -7,6 +7,7 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
 
@@ -119,3 +120,16 @@ class LSHAttention(nnx.Module):
         seen = min(2 * self.chunk_size, context)
         width = self.heads * self.key_width
         return self.rounds * width * (self.buckets + 4 * seen)
+
+
+MECHANISMS = (
+    Mechanism(
+        name="lsh",
+        mixer=LSHAttention,
+        meaning="Reformer: softmax attention among the tokens of the same hash",
+        source="Kitaev et al. 2020, arXiv:2001.04451, section 2",
+        options={"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024},
+        bidirectional={"chunking": "sorted"},
+        causal_only=("cache_capacity",),
+    ),
+)

@@ -10,6 +10,7 @@ from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
@@ -118,3 +119,16 @@ class Mamba2(RecurrentMixer):
         )
         o = o + v * self.skip[...].astype(v.dtype)[:, None]
         return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past
+
+
+MECHANISMS = (
+    Mechanism(
+        name="mamba2",
+        mixer=Mamba2,
+        meaning="state space duality: one decay for each head and token",
+        source="Dao and Gu 2024, arXiv:2405.21060, section 7",
+        knows_order=True,
+        feed_forward_ratio=0,
+        layers=2,
+    ),
+)

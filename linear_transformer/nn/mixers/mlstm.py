@@ -11,6 +11,7 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
@@ -164,3 +165,14 @@ def running_maximum(
         maximum = apply(a, maximum, before_BH2[:, None, :, 1])
     shifted = sequence_parallel.halo(maximum, before=1)[:, :-1]
     return jnp.where(starts, first, shifted), maximum
+
+
+MECHANISMS = (
+    Mechanism(
+        name="mlstm",
+        mixer=MLSTM,
+        meaning="matrix memory of xLSTM, with exponential input gates and sigmoid forget gates",
+        source="Beck et al. 2024, arXiv:2405.04517, equations 19-27",
+        knows_order=True,
+    ),
+)

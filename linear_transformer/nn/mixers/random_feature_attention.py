@@ -6,6 +6,7 @@ from flax import nnx
 
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.normalizer import divide, with_ones
@@ -105,3 +106,16 @@ class RandomFeatureAttention(KernelAttention):
             k *= jax.nn.sigmoid(-logits_BTH)[..., None].astype(k.dtype)
             o, sums = decayed_attention(q, k, v_and_ones, jax.nn.log_sigmoid(logits_BTH), **options)
         return divide(o, self.epsilon).astype(v.dtype), sums
+
+
+MECHANISMS = (
+    Mechanism(
+        name="rfa",
+        mixer=RandomFeatureAttention,
+        meaning="softmax attention by random Fourier features, with a gate that forgets",
+        source="Peng et al. 2021, arXiv:2103.02143, equations 3-7",
+        options={"features": 64, "gate": True},
+        bidirectional={},
+        causal_only=("gate",),
+    ),
+)

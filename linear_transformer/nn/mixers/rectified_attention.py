@@ -9,6 +9,7 @@ from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -128,3 +129,17 @@ class RectifiedAttention(nnx.Module):
         whole = context if self.direction == "bidirectional" else (context + 1) / 2
         seen = whole if self.window is None else min(self.window, whole)
         return int(4 * self.heads * self.key_width * seen)
+
+
+MECHANISMS = (
+    Mechanism(
+        name="rela",
+        mixer=RectifiedAttention,
+        meaning="attention with ReLU in place of softmax, and a gated norm; configs set a window",
+        source="Zhang et al. 2021, arXiv:2104.07012, equation 5",
+        options={"window": 64},
+        rotary=True,
+        bidirectional={},
+        causal_only=("window", "cache_capacity"),
+    ),
+)

@@ -1,8 +1,9 @@
-"""The table of mixers: the names that a layer pattern may use."""
+"""The mixers by name: all that the files of this folder list in `MECHANISMS`."""
 
-import functools
+import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,36 +19,19 @@ from linear_transformer.config.schema import (
     meanings,
     unknown,
 )
-from linear_transformer.nn.mixers.cosformer import CosFormer
-from linear_transformer.nn.mixers.delta_net import DeltaNet
-from linear_transformer.nn.mixers.diag_attention import DiagAttention
-from linear_transformer.nn.mixers.efficient_attention import EfficientAttention
-from linear_transformer.nn.mixers.gated_attention_unit import Flash, FlashQuad
-from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet
-from linear_transformer.nn.mixers.gated_linear_attention import GatedLinearAttention
-from linear_transformer.nn.mixers.hgrn2 import HGRN2
-from linear_transformer.nn.mixers.kimi_delta_attention import KimiDeltaAttention
-from linear_transformer.nn.mixers.lightning import LightningAttention
-from linear_transformer.nn.mixers.linear_attention import LinearAttention
-from linear_transformer.nn.mixers.linformer import Linformer
-from linear_transformer.nn.mixers.lion import Lion
-from linear_transformer.nn.mixers.local_convolution import LocalConvolution
-from linear_transformer.nn.mixers.lru import LRU
-from linear_transformer.nn.mixers.lsh_attention import LSHAttention
-from linear_transformer.nn.mixers.mamba import Mamba
-from linear_transformer.nn.mixers.mamba2 import Mamba2
-from linear_transformer.nn.mixers.mlstm import MLSTM
+from linear_transformer.nn import mixers
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.parallel import Parallel
-from linear_transformer.nn.mixers.performer import Performer
-from linear_transformer.nn.mixers.random_feature_attention import RandomFeatureAttention
-from linear_transformer.nn.mixers.rectified_attention import RectifiedAttention
-from linear_transformer.nn.mixers.retnet import Retention
-from linear_transformer.nn.mixers.rwkv6 import RWKV6
-from linear_transformer.nn.mixers.rwkv7 import RWKV7
-from linear_transformer.nn.mixers.softmax_attention import SoftmaxAttention
 
 # Arguments of every mixer that the model sets itself.
 RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")
+
+
+def _listed() -> Iterator[Mechanism]:
+    """The mechanisms of all files of this folder, file by file."""
+    for module in pkgutil.iter_modules(mixers.__path__, f"{mixers.__name__}."):
+        if module.name != __name__:
+            yield from getattr(importlib.import_module(module.name), "MECHANISMS", ())
 
 
 def _parallel(
@@ -66,68 +50,24 @@ def _parallel(
     """
     branches = {"diag": {}, "norm": {}} if branches is None else branches
     given = {"output_scale": output_scale, "dtype": jnp.dtype(dtype), "rngs": rngs}
-    mixers = {}
+    parts = {}
     for name, options in branches.items():
         check_options(name, options, "config.model.mixers.parallel.branches")
-        mixers[name] = MIXERS[name](width, heads, **given, **options)
-    return Parallel(mixers)
+        parts[name] = MIXERS[name](width, heads, **given, **options)
+    return Parallel(parts)
 
 
-MIXERS: dict[str, Callable[..., nnx.Module]] = {
-    "linear": LinearAttention,
-    "softmax": SoftmaxAttention,
-    "diag": DiagAttention,
-    "norm": functools.partial(  # NormAttention (Qin et al. 2022), as in TransNormer T1
-        LinearAttention,
-        feature_map="elu",
-        normalize=False,
-        output_norm="simplermsnorm",
-        lrpe=True,
-    ),
-    "parallel": _parallel,
-    "flash": Flash,
-    "flash_quad": FlashQuad,
-    "rela": RectifiedAttention,
-    "lsh": LSHAttention,
-    "linformer": Linformer,  # bidirectional only
-    "convolution": LocalConvolution,  # bidirectional only
-    "efficient": EfficientAttention,
-    "performer": Performer,
-    "cosformer": CosFormer,
-    "rfa": RandomFeatureAttention,
-    "retnet": Retention,
-    "lightning": LightningAttention,
-    "lightning_lrpe": functools.partial(LightningAttention, lrpe=True),  # of the first layer
-    "mamba2": Mamba2,
-    "mlstm": MLSTM,
-    "gla": GatedLinearAttention,
-    "hgrn2": HGRN2,
-    "rwkv6": RWKV6,
-    "lion": Lion,
-    "mamba": Mamba,
-    "lru": LRU,
-    "delta_net": DeltaNet,
-    "gated_delta_net": GatedDeltaNet,
-    "delta_product": functools.partial(GatedDeltaNet, steps=2, negative_eigenvalues=True),
-    "kda": KimiDeltaAttention,
-    "rwkv7": RWKV7,
-}
-
-
-# Options that bound the length of an input, and one that is that length.
-_LONGEST = {"cosformer": "max_length", "linformer": "length"}
-OF_LENGTH = _LONGEST | {"flash_quad": "divisor"}
-
-# Mixers that know the order of the tokens by a decay or a convolution, and need no positions.
-_ORDERED = frozenset(
-    (
-        *("retnet", "lightning", "lightning_lrpe", "mamba", "mamba2", "mlstm", "gla", "hgrn2"),
-        *("rwkv6", "rwkv7", "lion", "lru", "delta_net", "gated_delta_net", "delta_product", "kda"),
-    )
+PARALLEL = Mechanism(
+    name="parallel",
+    mixer=_parallel,
+    meaning="mixers side by side: the sum of their outputs",
+    source="Qin et al. 2022, arXiv:2210.10340, table 12",
 )
-# Width of the feed-forward over the model's where it is not 4 (or 8/3 with a gate): units that gate
-# themselves have none, and values of twice the width take parameters from it.
-_FEED_FORWARD = {"flash": 0, "flash_quad": 0, "mamba": 0, "mamba2": 0, "retnet": 2}
+MIXERS: dict[str, Mechanism] = {}
+for _mechanism in (*_listed(), PARALLEL):
+    if _mechanism.name in MIXERS:
+        raise ValueError(f"two mechanisms have the name {_mechanism.name!r}")
+    MIXERS[_mechanism.name] = _mechanism
 
 # Numbers that the options of all mixers may have, by their names.
 _POSITIVE = (
@@ -158,44 +98,43 @@ _MEANINGS = {
 
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
     """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
-    if "depth" in _arguments(name):
+    mechanism = MIXERS[name]
+    if mechanism.knows_depth:
         given["depth"] = depth
-    return MIXERS[name](width, heads, **given)
+    return mechanism(width, heads, **given)
 
 
 def mixer_options(name: str) -> dict[str, inspect.Parameter]:
     """The options of a mixer of the table, with their types and defaults in it."""
-    given = getattr(MIXERS[name], "keywords", {})
+    make, defaults = MIXERS[name].mixer, MIXERS[name].defaults
+    if isinstance(make, type):  # a module's own signature is its metaclass's
+        make = make.__init__
     return {
-        option: parameter.replace(default=given.get(option, parameter.default))
-        for option, parameter in _arguments(name).items()
+        option: parameter.replace(default=defaults.get(option, parameter.default))
+        for option, parameter in inspect.signature(make).parameters.items()
         if option not in ("self", *RESERVED)
     }
 
 
 def option_meanings(name: str) -> dict[str, str]:
     """What the docstring of a mixer says of its options, by their names."""
-    make = MIXERS[name]
-    return _MEANINGS | meanings(make.func if isinstance(make, functools.partial) else make)
-
-
-def knows_order(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a mixer with these options needs no positions."""
-    return name in _ORDERED or (name == "linear" and bool(options.get("convolution")))
+    return _MEANINGS | meanings(MIXERS[name].mixer)
 
 
 def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
     """Width of the feed-forward over the model's that goes with the mixers of a pattern."""
     usual = 8 / 3 if gated else 4
-    ratios = {_FEED_FORWARD.get(name, usual) for name in pattern}
-    return ratios.pop() if len(ratios) == 1 else usual
+    ratios = {MIXERS[name].feed_forward_ratio for name in pattern}
+    ratio = ratios.pop() if len(ratios) == 1 else None
+    return usual if ratio is None else ratio
 
 
 def longest_input(name: str, options: Mapping[str, Any]) -> tuple[str, int] | None:
     """The option of a mixer that bounds the length of its input, and its value; None without."""
-    option = _LONGEST.get(name)
-    if option is None:
+    mechanism = MIXERS[name]
+    if not mechanism.limits_length:
         return None
+    option = mechanism.length_option
     return option, options.get(option, of_default(name, option))
 
 
@@ -203,15 +142,6 @@ def of_default(name: str, option: str) -> Any:
     """The default of an option of a mixer; None where it has to be given."""
     default = mixer_options(name)[option].default
     return None if default is inspect.Parameter.empty else default
-
-
-def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
-    make = MIXERS[name]
-    if isinstance(make, functools.partial):
-        make = make.func
-    if isinstance(make, type):  # a module's own signature is its metaclass's
-        make = make.__init__
-    return inspect.signature(make).parameters
 
 
 def check_options(name: str, options: Mapping[str, Any], key: str = "config.model.mixers") -> None:

@@ -11,6 +11,7 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.delta_mixer import unit_length
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
@@ -136,3 +137,15 @@ class RWKV7(RecurrentMixer):
         )
         bonus = jnp.sum(r * k * self.bonus[...].astype(dtype), axis=-1, keepdims=True)
         return gate * merge_heads(self.norm(o) + bonus.astype(v.dtype) * v), sums, past
+
+
+MECHANISMS = (
+    Mechanism(
+        name="rwkv7",
+        mixer=RWKV7,
+        meaning="generalised delta rule with a decay for every key feature, and token shift",
+        source="Peng et al. 2025, arXiv:2503.14456, section 4",
+        knows_order=True,
+        knows_depth=True,
+    ),
+)

@@ -10,6 +10,7 @@ from jax import lax
 from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops import segments
 from linear_transformer.ops.softmax import Direction, Form, softmax_attention
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -165,3 +166,17 @@ class SoftmaxAttention(nnx.Module):
             form=self.form,
         )
         return o, kept | {"length": state["length"] + time, "segment": segment_ids[:, -1]}
+
+
+MECHANISMS = (
+    Mechanism(
+        name="softmax",
+        mixer=SoftmaxAttention,
+        meaning="softmax attention with a key-value cache, or over a sliding window",
+        source="Vaswani et al. 2017, arXiv:1706.03762, equation 1",
+        options={"cache_capacity": 1024},
+        rotary=True,
+        bidirectional={},
+        causal_only=("window", "cache_capacity"),
+    ),
+)

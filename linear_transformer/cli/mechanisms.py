@@ -1,0 +1,44 @@
+"""Lists the mechanisms: python -m linear_transformer.cli.mechanisms
+
+A line for each name that may stand after the colon of `--config=configs/default.py:NAME`: what it
+computes, its source, and the state that decoding keeps for a sequence in the model of
+configs/default.py.  Names without a state look both ways; `configs/lra/text.py:NAME` takes them.
+"""
+
+import jax
+from flax import nnx
+
+from linear_transformer.config import configuration, shipped_configs
+from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.runtime import program
+
+_BYTES = 256  # symbols of the model's text
+
+
+def state_of(name: str) -> str:
+    """Bytes of a state, and the number of tokens after which it is full."""
+    from configs import default, mechanisms
+
+    if name not in mechanisms.NAMES:
+        return "none"
+    config = configuration.build(
+        LanguageModelConfig, default.get_config(name).model, "model", vocab_size=_BYTES
+    )
+    model = nnx.eval_shape(lambda: LanguageModel(config, rngs=ParameterRngs(0)))
+    state = jax.eval_shape(lambda: model.init_state(1))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    limit = "" if model.capacity is None else f", for {model.capacity:,} tokens"
+    return f"{size:,} bytes{limit}"
+
+
+def main() -> None:
+    shipped_configs.make_importable()
+    from configs import mechanisms
+
+    for name, mechanism in mechanisms.TABLE.items():
+        print(f"{name:16} {mechanism.meaning}; {mechanism.source}; state: {state_of(name)}")
+
+
+if __name__ == "__main__":
+    program.run(main)
