@@ -91,7 +91,7 @@ COMPOSITIONS = {
 }
 # A composition goes before a mixer of the same name.
 TABLE: dict[str, Mechanism | Composition] = dict(sorted({**MIXERS, **COMPOSITIONS}.items()))
-NAMES = tuple(name for name, row in TABLE.items() if row.causal)
+NAMES = tuple(name for name, mechanism in TABLE.items() if mechanism.causal)
 
 
 def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict[str, Any]:
