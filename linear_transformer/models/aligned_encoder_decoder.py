@@ -27,6 +27,7 @@ from linear_transformer.nn.layers.norms import NORMS, make_norm
 from linear_transformer.nn.layers.positions import sinusoidal
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.mixers.linear_attention import LinearAttention
+from linear_transformer.nn.parameters import embedding, vector
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
@@ -132,15 +133,26 @@ class EventEmbedding(nnx.Module):
         self.mask_tokens = c.vocab_sizes
         init = nnx.initializers.normal(1.0)
         self.tokens = nnx.Embed(
-            int(sizes.sum()), c.token_width, dtype=dtype, embedding_init=init, rngs=rngs
+            int(sizes.sum()),
+            c.token_width,
+            embedding_metadata=embedding("vocabulary", "embed"),
+            dtype=dtype,
+            embedding_init=init,
+            rngs=rngs,
         )
         self.channels = nnx.Embed(
-            len(sizes), c.channel_width, dtype=dtype, embedding_init=init, rngs=rngs
+            len(sizes),
+            c.channel_width,
+            embedding_metadata=embedding(None, "embed"),
+            dtype=dtype,
+            embedding_init=init,
+            rngs=rngs,
         )
         if masks and c.elapsed_width:
-            self.masked_time = nnx.Param(init(rngs.params(), (c.elapsed_width,)))
+            masked_time = init(rngs.params(), (c.elapsed_width,))
+            self.masked_time = nnx.Param(masked_time, **vector(None))
         width = c.token_width + c.index_width + c.channel_width + c.elapsed_width
-        self.projection = Linear(width, c.width, dtype=dtype, rngs=rngs)
+        self.projection = Linear(width, c.width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -215,11 +227,22 @@ class AlignedEncoderDecoder(nnx.Module):
         self.encoder = stack(c.encoder_layers, "anticausal", memory=False)
         self.encoder_norm = make_norm(c.norm, c.width, dtype, rngs)
         self.target = EventEmbedding(c, masks=False, rngs=rngs)
-        self.start = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (c.width,)))
+        start = nnx.initializers.normal(1.0)(rngs.params(), (c.width,))
+        self.start = nnx.Param(start, **vector("embed"))
         self.decoder = stack(c.decoder_layers, "causal", memory=True)
         self.decoder_norm = make_norm(c.norm, c.width, dtype, rngs)
         self.heads = nnx.List(
-            [Linear(c.width, size, dtype=dtype, rngs=rngs) for size in c.vocab_sizes]
+            [
+                Linear(
+                    c.width,
+                    size,
+                    axes=("embed", "vocabulary"),
+                    group="head",
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for size in c.vocab_sizes
+            ]
         )
         self.dropout = nnx.Dropout(c.dropout)
 

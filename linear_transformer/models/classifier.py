@@ -16,6 +16,7 @@ from linear_transformer.models.language_model import LanguageModelConfig
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
+from linear_transformer.nn.parameters import embedding, vector
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import PRNGKey, Tokens
 
@@ -80,13 +81,18 @@ class Encoder(nnx.Module):
                 token_width,
                 dtype=dtype,
                 embedding_init=nnx.initializers.normal(1.0),
+                embedding_metadata=embedding("vocabulary", "embed"),
                 rngs=rngs,
             )
             if c.input == "tokens"
-            else Linear(1, token_width, dtype=dtype, rngs=rngs)
+            else Linear(
+                1, token_width, axes=(None, "embed"), group="embedding", dtype=dtype, rngs=rngs
+            )
         )
         self.cls = (
-            nnx.Param(jax.random.normal(rngs.params(), (token_width,), jnp.float32))
+            nnx.Param(
+                jax.random.normal(rngs.params(), (token_width,), jnp.float32), **vector("embed")
+            )
             if c.pooling == "cls"
             else None
         )
@@ -166,7 +172,14 @@ class Classifier(nnx.Module):
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         dtype = jnp.dtype(config.dtype)
-        self.head = Linear(config.width, config.num_classes, dtype=dtype, rngs=rngs)
+        self.head = Linear(
+            config.width,
+            config.num_classes,
+            axes=("embed", "vocabulary"),
+            group="head",
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     @property
     def num_parameters(self) -> int:

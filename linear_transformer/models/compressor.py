@@ -29,8 +29,18 @@ class Compressor(nnx.Module):
         )
         self.positions = PositionEmbedding("sinusoidal", c.width, c.max_positions, rngs=rngs)
         self.norms = nnx.List([make_stream_norm(c.norm, c.width, dtype, rngs) for _ in range(3)])
-        self.hidden = nnx.List([Linear(c.width, c.width, dtype=dtype, rngs=rngs) for _ in range(2)])
-        self.head = Linear(c.width, c.vocab_size, dtype=dtype, rngs=rngs)
+        axes = ("embed", "feed_forward")
+        self.hidden = nnx.List(
+            [Linear(c.width, c.width, axes=axes, dtype=dtype, rngs=rngs) for _ in range(2)]
+        )
+        self.head = Linear(
+            c.width,
+            c.vocab_size,
+            axes=("embed", "vocabulary"),
+            group="head",
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     @property
     def num_parameters(self) -> int:

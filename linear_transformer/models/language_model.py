@@ -29,6 +29,7 @@ from linear_transformer.nn.mixers.registry import (
     make_mixer,
     of_default,
 )
+from linear_transformer.nn.parameters import embedding
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
@@ -320,6 +321,7 @@ class LanguageModel(nnx.Module):
             token_width,
             dtype=dtype,
             embedding_init=nnx.initializers.normal(token_width**-0.5),
+            embedding_metadata=embedding("vocabulary", "embed"),
             rngs=rngs,
         )
         self.positions = PositionEmbedding(c.positions, token_width, c.max_positions, rngs=rngs)
@@ -336,7 +338,13 @@ class LanguageModel(nnx.Module):
             None
             if c.tied and token_width == c.width
             else Linear(
-                c.width, c.num_outputs or c.vocab_size, use_bias=False, dtype=dtype, rngs=rngs
+                c.width,
+                c.num_outputs or c.vocab_size,
+                axes=("embed", "vocabulary"),
+                group="head",
+                use_bias=False,
+                dtype=dtype,
+                rngs=rngs,
             )
         )
         self.dropout = nnx.Dropout(c.dropout)

@@ -21,8 +21,17 @@ class Matcher(nnx.Module):
         c = config
         dtype = jnp.dtype(c.dtype)
         self.encoder = Encoder(c, rngs=rngs)
-        self.hidden = Linear(4 * c.width, c.width, dtype=dtype, rngs=rngs)
-        self.head = Linear(c.width, c.num_classes, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(
+            4 * c.width, c.width, axes=("embed", "feed_forward"), dtype=dtype, rngs=rngs
+        )
+        self.head = Linear(
+            c.width,
+            c.num_classes,
+            axes=("embed", "vocabulary"),
+            group="head",
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     @property
     def num_parameters(self) -> int:

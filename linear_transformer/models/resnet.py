@@ -24,6 +24,7 @@ from linear_transformer.config.schema import POSITIVE, Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.parameters import kernel, vector
 
 Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
 Size = tuple[int, int]  # rows and columns of an image
@@ -133,16 +134,24 @@ class ConvNorm(nnx.Module):
         self.stride = stride
         self.step = stride if size == 1 else 1  # a product of matrices has no stride of its own
         if size == 1:
-            self.conv = Linear(inputs, outputs, **given)
+            self.conv = Linear(inputs, outputs, axes=(None, None), **given)
         else:
             self.conv = nnx.Conv(
-                inputs, outputs, (size, size), strides=stride, padding=size // 2, **given
+                inputs,
+                outputs,
+                (size, size),
+                strides=stride,
+                padding=size // 2,
+                kernel_metadata=kernel(None, None, None, None),
+                **given,
             )
         self.norm = nnx.GroupNorm(
             outputs,
             config.norm_groups,
             epsilon=_EPSILON,
             scale_init=nnx.initializers.constant(scale),
+            scale_metadata=vector(None),
+            bias_metadata=vector(None),
             dtype=dtype,
             rngs=rngs,
         )
@@ -228,6 +237,8 @@ class ResNet(nnx.Module):
         self.head = Linear(
             inputs,
             c.num_classes,
+            axes=("embed", "vocabulary"),
+            group="head",
             kernel_init=nnx.initializers.normal(0.01),  # as in Goyal et al. 2017
             dtype=dtype,
             rngs=rngs,

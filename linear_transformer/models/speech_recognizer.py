@@ -74,7 +74,9 @@ class FrameEncoder(nnx.Module):
         c = config
         dtype = jnp.dtype(c.dtype)
         frame_width = PositionEmbedding.token_width(c.positions, c.width)
-        self.embedding = Linear(features, frame_width, dtype=dtype, rngs=rngs)
+        self.embedding = Linear(
+            features, frame_width, axes=(None, "embed"), group="embedding", dtype=dtype, rngs=rngs
+        )
         self.trunk = Trunk(c, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
@@ -108,7 +110,9 @@ class SpeechRecognizer(nnx.Module):
         else:
             self.encoder = FrameEncoder(c, features, rngs=rngs)
             width = c.width
-        self.head = Linear(width, c.vocab_size, dtype=dtype, rngs=rngs)
+        self.head = Linear(
+            width, c.vocab_size, axes=("embed", "vocabulary"), group="head", dtype=dtype, rngs=rngs
+        )
 
     @property
     def num_parameters(self) -> int:

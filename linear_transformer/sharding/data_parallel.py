@@ -11,22 +11,28 @@ from jax.sharding import PartitionSpec
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import Split, gathered, scatter
+from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.sharding.mesh import AXES, FSDP, SEQUENCE
-from linear_transformer.sharding.placement import batch_spec, in_blocks, specs
+from linear_transformer.sharding.placement import batch_spec, specs
 
 
 def sum_over_devices(
-    sums: Callable[..., Any], sequences: Sequences = NO_SEQUENCES, exchange: str = "scan"
+    sums: Callable[..., Any],
+    declared: Any,
+    sequences: Sequences = NO_SEQUENCES,
+    exchange: str = "scan",
 ) -> Callable[..., Any]:
     """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
 
-    They are those of the mesh of the context; without one it is `sums`.  Gradients are sums over
-    tokens, split as the parameters are.  Each part of the rows has a key of its own, so that
-    dropout depends on their number.
+    The devices are those of the mesh of the context; without a mesh the result is `sums`.
+    Gradients are sums over tokens, split as the parameters are.  Each part of the rows has a key of
+    its own, so that dropout depends on the number of parts.
 
     Args:
-      sequences: as of `put_batch`.
+      sums: the function of one device and its tokens.
+      declared: `nn.parameters.declarations` of the parameters.
+      sequences: as of `placement.put_batch`.
       exchange: as of `MeshConfig`.
     """
 
@@ -42,7 +48,7 @@ def sum_over_devices(
         # It does not know sums over axes of one device among those that it has to split itself.
         manual = spread if mesh.shape["tensor"] > 1 else AXES
         row_axes = tuple(axis for axis in spread if axis in rows)
-        axes = specs(mesh, parameters)
+        axes = specs(mesh, parameters, declared)
         split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
 
         def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
@@ -97,13 +103,15 @@ def _marked(parameters: Any, axes: Any) -> Any:
         if FSDP not in spec:
             return x
         x = Split(x, tuple(spec))
-        return x if in_blocks(path) else gathered(x)
+        return x if any(entry.key == BLOCKS for entry in path) else gathered(x)
 
     return jax.tree_util.tree_map_with_path(mark, parameters, axes)
 
 
 def over_devices(
-    function: Callable[[Any, Any], tuple[Any, Any]], sequences: Sequences = NO_SEQUENCES
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    declared: Any,
+    sequences: Sequences = NO_SEQUENCES,
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """`function(parameters, batch) -> (sums, rows)` of the rows of all devices, without gradients.
 
@@ -111,6 +119,7 @@ def over_devices(
 
     Args:
       function: computes sums over the rows of a batch, and arrays with the rows in front.
+      declared: `nn.parameters.declarations` of the parameters.
       sequences: the arrays of the batch that devices share along time; with NO_SEQUENCES the
         devices along "sequence" all compute whole rows.
 
@@ -126,7 +135,7 @@ def over_devices(
             return function(parameters, batch)
         others = set(AXES) - set(spread)
         manual = spread if any(mesh.shape[axis] > 1 for axis in others) else AXES
-        axes = specs(mesh, parameters)
+        axes = specs(mesh, parameters, declared)
 
         def of_one(parameters: Any, batch: Any) -> tuple[Any, Any]:
             sums, rows = function(_marked(parameters, axes), batch)

@@ -1,7 +1,6 @@
 """Placement: which device of a mesh holds which part of an array."""
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -11,75 +10,58 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.logical_axes import RULES
-from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.sharding.mesh import FSDP, SEQUENCE
 
 _SMALLEST = 2**12  # numbers of an array that are worth splitting
 
-# What the last axes of a parameter are, by the end of its name; others have no names.
-LOGICAL_AXES = (
-    (r"embedding/embedding$", ("vocabulary", "embed")),
-    (r"\bhead/kernel$", ("embed", "vocabulary")),
-    (r"feed_forward/(up|gate)/kernel$", ("embed", "feed_forward")),
-    (r"feed_forward/(up|gate)/bias$", ("feed_forward",)),
-    (r"feed_forward/down/kernel$", ("feed_forward", "embed")),
-    (r"\b(query|key|value|gate|receptance|forget|decay)/kernel$", ("embed", "heads")),
-    (r"\b(gate|forget|decay|rate|dt)/up/kernel$", (None, "heads")),
-    (r"\bdt/kernel$", (None, "heads")),
-    (r"\bselection/kernel$", ("heads", None)),
-    (r"\b(query|key|value|gate|receptance|forget|decay|dt)(/up)?/bias$", ("heads",)),
-    (r"\boutput/kernel$", ("heads", "embed")),
-)
 
+def specs(mesh: Mesh | AbstractMesh, tree: Any, declared: Any) -> Any:
+    """The PartitionSpec of each array of a tree, over "fsdp" and "tensor".
 
-def specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """How each array is split over "fsdp" and "tensor".
+    The axes that a parameter declares are split as RULES say.  A large array that has none over
+    "fsdp" is split over it along the longest axis that can be; the axis of layers, which a scanned
+    stack has in front, stays whole.  Small arrays stay whole over "fsdp".
 
-    As RULES say of its axes, and over "fsdp" along the longest one that can be where they say
-    nothing; the first axis of what is in blocks may be that of layers, and stays.  Over "fsdp"
-    small arrays stay whole.  Optimizers keep arrays under the names of the parameters.
+    Args:
+      mesh: which has the axes of `sharding.mesh`.
+      tree: of arrays or their shapes: parameters, an optimizer's state, or both.
+      declared: `nn.parameters.declarations` of the parameters.
     """
+    by_path = dict(jax.tree.leaves_with_path(declared))
 
-    def spec(path: Any, x: Any) -> PartitionSpec:
+    def axes_of(path: tuple[Any, ...], dimensions: int) -> tuple[str | None, ...]:
+        """What a parameter declares; its moments lie under the same path inside of others."""
+        for start in range(len(path)):
+            found = by_path.get(path[start:])
+            if found is not None and len(found.axes) <= dimensions:
+                return found.axes
+        return (None,) * dimensions
+
+    def spec(path: tuple[Any, ...], x: Any) -> PartitionSpec:
+        axes = axes_of(path, len(x.shape))
+        layers = len(x.shape) - len(axes)
         large = x.size >= _SMALLEST
-        split: list[str | None] = [None] * len(x.shape)
-        for place, name in _logical_axes(path, len(x.shape)):
-            axis = RULES[name]
-            fits = x.shape[place] % mesh.shape[axis] == 0
-            if mesh.shape[axis] > 1 and fits and (large or axis == "tensor"):
+        split: list[Any] = [None] * len(x.shape)
+        for place, name in enumerate(axes, layers):
+            axis = RULES[name] if name else None
+            if axis is None or mesh.shape[axis] == 1 or x.shape[place] % mesh.shape[axis]:
+                continue
+            if large or axis == "tensor":
                 split[place] = axis
         parts = mesh.shape[FSDP]
         if large and parts > 1 and FSDP not in split:
-            first = 1 if in_blocks(path) else 0
-            free = [
-                i
-                for i, n in enumerate(x.shape)
-                if i >= first and split[i] is None and n % parts == 0
-            ]
+            places = range(layers, len(x.shape))
+            free = [i for i in places if split[i] is None and x.shape[i] % parts == 0]
             if free:
                 split[max(free, key=lambda i: x.shape[i])] = FSDP
         return PartitionSpec(*split)
 
-    return jax.tree_util.tree_map_with_path(spec, tree)
+    return jax.tree.map_with_path(spec, tree)
 
 
-def _logical_axes(path: Any, dimensions: int) -> list[tuple[int, str]]:
-    """(place, logical name) of the axes that have one; layers that are scanned have one more."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    for pattern, axes in LOGICAL_AXES:
-        if re.search(pattern, name) and dimensions >= len(axes):
-            places = range(dimensions - len(axes), dimensions)
-            return [(i, axis) for i, axis in zip(places, axes, strict=True) if axis]
-    return []
-
-
-def in_blocks(path: Any) -> bool:
-    return BLOCKS in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-
-
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def shardings(mesh: Mesh, tree: Any, declared: Any) -> Any:
     """`specs` with the mesh, as `jax.jit` and checkpoints take them."""
-    return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree))
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree, declared))
 
 
 def readers(mesh: Mesh) -> tuple[int, int]:

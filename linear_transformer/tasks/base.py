@@ -15,6 +15,7 @@ from flax import nnx
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.sharding import data_parallel
 from linear_transformer.tasks import evaluation
 from linear_transformer.types import Metrics, PRNGKey
@@ -144,7 +145,9 @@ class Task(abc.ABC):
         def measure(parameters, batch):
             return self.measure(nnx.merge(graphdef, parameters), batch)
 
-        return data_parallel.over_devices(measure, self.sequences)(parameters, batch)
+        declared = declarations(nnx.merge(graphdef, parameters))
+        measured = data_parallel.over_devices(measure, declared, self.sequences)
+        return measured(parameters, batch)
 
     def measure(self, model: Any, batch: dict[str, jax.Array]) -> tuple[Metrics, Any]:
         """Sums and counts of an evaluation's batch, and what the host needs of each row."""

@@ -25,6 +25,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.sharding.data_parallel import over_devices
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.base import Task
@@ -167,7 +168,8 @@ class LanguageModelling(Task):
             nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
             return (jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()), state
 
-        sums, state = over_devices(step)(parameters, batch | {"state": state})
+        declared = declarations(nnx.merge(graphdef, parameters))
+        sums, state = over_devices(step, declared)(parameters, batch | {"state": state})
         return state, *sums
 
     def describe(self, model: LanguageModel) -> dict[str, str]:

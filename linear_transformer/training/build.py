@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from linear_transformer.compile import capacity
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
@@ -51,11 +52,12 @@ class Experiment:
 
     Attributes:
       config: resolved.
-      optimizer: the optimizer with its schedule.
       mesh: the devices.
       task: the model, its data and its loss.
       model: the model with shapes for arrays.
       graphdef: the model without its parameters.
+      declared: `nn.parameters.declarations` of the parameters.
+      optimizer: the optimizer with its schedule.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
@@ -69,8 +71,6 @@ class Experiment:
           UserError: a mistake in config or data, or a mesh that the devices cannot make.
         """
         self.config = config = resolve(config)
-        optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-        self.optimizer = make_optimizer(optimizer, config.num_steps)
         self.mesh = training_mesh(config) if mesh is None else mesh
         capacity.check(config, self.mesh.devices.ravel().tolist())
         self.task = make_task(config)
@@ -81,6 +81,9 @@ class Experiment:
             )
         self.model = nnx.eval_shape(lambda: self.task.make_model(ParameterRngs(config.seed)))
         self.graphdef = nnx.graphdef(self.model)
+        self.declared = declarations(self.model)
+        optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+        self.optimizer = make_optimizer(optimizer, config.num_steps, self.declared)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -97,7 +100,9 @@ class Experiment:
     def abstract_parameters(self) -> Any:
         """The shapes, types and shardings of the parameters alone."""
         parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
-        return placement.abstract(parameters, placement.shardings(self.mesh, parameters))
+        return placement.abstract(
+            parameters, placement.shardings(self.mesh, parameters, self.declared)
+        )
 
     def train_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
         """`make_train_step` of the config, for `jax.set_mesh(mesh)`."""

@@ -1,7 +1,6 @@
 """Optimizers and learning-rate schedules by config."""
 
 import dataclasses
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import optax.contrib
 from linear_transformer.config import schema
 from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, Range
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.parameters import Declaration
 
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 _WITH_END = ("cosine", "linear")
@@ -38,9 +38,10 @@ class OptimizerConfig:
 
     Attributes:
       name: any optimizer of optax or optax.contrib that takes a learning rate, such as "adamw",
-        "adam", "radam", "lion" or "muon" (kernels by Muon, the rest by Adam).
+        "adam", "radam", "lion" or "muon" (the group "matrix" by Muon, the rest by Adam).
       learning_rate: the peak.
-      weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of matrices only.
+      weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of the parameters that
+        declare it (`nn.parameters`): kernels and embeddings.
       options: other arguments of the optimizer, such as {"b2": 0.95}.
       schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
         `final_fraction` of the peak at its last step; "rsqrt", with the inverse square root of
@@ -162,19 +163,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def _is_matrix(path: tuple[Any, ...]) -> bool:
-    """Kernels and embeddings decay, biases and norm scales do not, stacked or not."""
-    return path[-1].key in ("kernel", "embedding")
-
-
-def _muon_axes(path: tuple[Any, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-    """Muon orthogonalises kernels, each layer of a stack by itself; Adam takes the rest."""
-    is_kernel = path[-1].key == "kernel"
-    return optax.contrib.MuonDimensionNumbers(-2, -1) if is_kernel else None
-
-
-def _by_path(choose: Callable[[tuple[Any, ...]], Any], parameters: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: choose(path), parameters)
+def _muon_axes(declaration: Declaration) -> optax.contrib.MuonDimensionNumbers | None:
+    """Muon orthogonalises matrices, each layer of a stack by itself; Adam takes the rest."""
+    is_matrix = declaration.group == "matrix"
+    return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
 
 
 def find_optimizer(name: str) -> Callable[..., optax.GradientTransformation] | None:
@@ -182,7 +174,20 @@ def find_optimizer(name: str) -> Callable[..., optax.GradientTransformation] | N
     return getattr(optax, name, None) or getattr(optax.contrib, name, None)
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, declared: Any
+) -> optax.GradientTransformation:
+    """The optimizer of a config, for parameters of one structure.
+
+    Args:
+      config: which one, with its schedule, weight decay and clipping.
+      num_steps: length of the run, where the schedule depends on it.
+      declared: `nn.parameters.declarations` of the parameters.
+
+    Raises:
+      ConfigError: the optimizer does not take the options.
+    """
+    decayed = jax.tree.map(lambda declaration: declaration.weight_decay, declared)
     schedule = make_schedule(config, num_steps)
     make = find_optimizer(config.name)
     arguments = inspect.signature(make).parameters
@@ -190,20 +195,19 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     decay = None
     if config.weight_decay and "weight_decay" not in arguments:
         # Decoupled, as in AdamW: updates at rate 1, decayed, then both scaled by the schedule.
-        mask = functools.partial(_by_path, _is_matrix)
         decay = optax.chain(
-            optax.add_decayed_weights(-config.weight_decay, mask),
+            optax.add_decayed_weights(-config.weight_decay, decayed),
             optax.scale_by_schedule(schedule),
         )
         schedule = 1.0
     elif config.weight_decay:
         mask = "weight_decay_mask" if "weight_decay_mask" in arguments else "mask"
         options["weight_decay"] = config.weight_decay
-        options[mask] = functools.partial(_by_path, _is_matrix)
+        options[mask] = decayed
     elif "weight_decay" in arguments:
         options["weight_decay"] = 0.0  # optax's own default isn't 0 everywhere
     if "muon_weight_dimension_numbers" in arguments:
-        options["muon_weight_dimension_numbers"] = functools.partial(_by_path, _muon_axes)
+        options["muon_weight_dimension_numbers"] = jax.tree.map(_muon_axes, declared)
     try:
         optimizer = make(schedule, **options)
     except TypeError as error:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.layers.batch_norm import update_moments, without_moments
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.data_parallel import sum_over_devices
@@ -45,13 +46,23 @@ def _initializer(
     optimizer: optax.GradientTransformation,
     seed: int,
     ema_decay: float,
-) -> Callable[[], TrainState]:
-    def init() -> TrainState:
-        parameters = nnx.to_pure_dict(nnx.state(make_model(ParameterRngs(seed)), nnx.Param))
+) -> Callable[[], tuple[TrainState, nnx.Module]]:
+    """Returns a function that makes the state, and the model that it is the state of."""
+
+    def init() -> tuple[TrainState, nnx.Module]:
+        model = make_model(ParameterRngs(seed))
+        parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+        state = TrainState(
+            jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average
+        )
+        return state, model
 
     return init
+
+
+def _shardings(mesh: Mesh, state: TrainState, model: nnx.Module) -> Any:
+    return placement.shardings(mesh, state, declarations(model))
 
 
 def init_state(
@@ -65,12 +76,12 @@ def init_state(
     """Initialises in one compiled call, the same on every backend and device count.
 
     Args:
-      mesh: that the state is spread over (`sharding.mesh`); the default device alone if None.
+      mesh: that the state is spread over (`sharding.placement`); the default device alone if
+        None.
     """
     init = _initializer(make_model, optimizer, seed, ema_decay)
-    if mesh is None:
-        return jax.jit(init)()
-    return jax.jit(init, out_shardings=placement.shardings(mesh, jax.eval_shape(init)))()
+    shardings = None if mesh is None else _shardings(mesh, *nnx.eval_shape(init))
+    return jax.jit(lambda: init()[0], out_shardings=shardings)()
 
 
 def abstract_state(
@@ -82,8 +93,8 @@ def abstract_state(
     mesh: Mesh,
 ) -> TrainState:
     """The shapes, types and shardings of `init_state`; nothing is computed."""
-    state = jax.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
-    return placement.abstract(state, placement.shardings(mesh, state))
+    state, model = nnx.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
+    return placement.abstract(state, _shardings(mesh, state, model))
 
 
 def make_train_step(
@@ -126,9 +137,9 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
-    sums_of_all = sum_over_devices(sums, sequences, exchange)
-
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        declared = declarations(nnx.merge(graphdef, state.parameters))
+        sums_of_all = sum_over_devices(sums, declared, sequences, exchange)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         sums_of_batch, metrics = sums_of_all(state.parameters, batch, key)
         gradients = without_moments(sums_of_batch)
@@ -145,7 +156,7 @@ def make_train_step(
         state = TrainState(state.step + 1, parameters, optimizer_state, average)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1:  # it leaves as it came in
-            state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state))
+            state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state, declared))
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)

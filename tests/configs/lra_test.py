@@ -11,6 +11,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
 from linear_transformer.nn.mixers.registry import MIXERS
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training import experiment
 from linear_transformer.training.optimizers import (
@@ -80,9 +81,8 @@ def test_every_variant_is_a_model(task, variant):
         ClassifierConfig, config.model, "model", vocab_size=20, num_classes=3, length=length
     )
     assert made.max_positions == length + 1
-    make_optimizer(
-        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
-    )
+    optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+    make_optimizer(optimizer, config.num_steps, declarations(model))
 
 
 def test_sizes_of_the_released_code():

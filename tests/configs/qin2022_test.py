@@ -11,6 +11,7 @@ from configs.papers.qin2022 import ablations, wikitext103_ar, wikitext103_bidire
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 
@@ -80,9 +81,8 @@ def test_every_variant_is_a_model(get_config, variant):
     tokens = jnp.zeros((1, 130), jnp.int32)
     logits = jax.eval_shape(lambda p, t: nnx.merge(graphdef, p)(t)[0], parameters, tokens)
     assert logits.shape == (1, 130, 100)
-    make_optimizer(
-        configuration.build(OptimizerConfig, config.optimizer, "optimizer"), config.num_steps
-    )
+    optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
+    make_optimizer(optimizer, config.num_steps, declarations(model))
 
 
 def test_ablations_change_what_they_say():

@@ -13,6 +13,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models import resnet
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from tests.ops.contract import relative_rms
@@ -97,7 +98,7 @@ def test_rows_of_the_paper(name, modules):
     logits = jax.eval_shape(lambda p, x: nnx.merge(graphdef, p)(x), parameters, image)
     assert logits.shape == (2, 1000)
     optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-    make_optimizer(optimizer, config.num_steps)
+    make_optimizer(optimizer, config.num_steps, declarations(model))
 
 
 @pytest.mark.parametrize("attention", [EfficientAttention2D, NonLocal2D])

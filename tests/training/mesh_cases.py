@@ -41,6 +41,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 TOLERANCE = 2e-5  # relative, of fp32 losses and norms of gradients: sums in another order
 AXES = ("data", "fsdp", "tensor", "sequence")
 MECHANISMS = ("softmax", "linear", "gla", "gated_delta_net", "transnormer_t2")
+JOINED = ("lru", "flash", "rela")  # a projection's features cross devices that share heads
 MESHES = [m for m in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(m) == 8]
 SMALL = {
     "data__batch_size": 8,
@@ -129,6 +130,7 @@ def images():
 
 CONFIGS = {
     **{name: functools.partial(language, name) for name in MECHANISMS},
+    **{name: functools.partial(language, name) for name in JOINED},
     # 30 tokens, and documents that begin anywhere.
     "packed": functools.partial(
         language, "gated_delta_net", data__packing="packed", data__sequence_length=30
@@ -231,6 +233,7 @@ def test_all_meshes(name, mesh):
 TASKS = [name for name in CONFIGS if name not in MECHANISMS]
 # The masks of a row are drawn with a key of its part of the rows, so all rows are in one part.
 MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))) | {
+    **dict.fromkeys(JOINED, ((1, 2, 4, 1),)),
     "masked": ((1, 1, 1, 8), (1, 1, 2, 4)),
     "inpainting": ((8, 1, 1, 1), (1, 4, 2, 1), (2, 1, 1, 4)),
     "inpainting, scanned": ((2, 4, 1, 1),),

@@ -9,9 +9,13 @@ import optax
 import pytest
 
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.parameters import Declaration
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
 PEAK, STEPS, FINAL = 0.3, 100, 0.2
+KERNEL = Declaration((None, None), "matrix", weight_decay=True, per_token=True)
+EMBEDDING = Declaration((None, None), "embedding", weight_decay=True, per_token=False)
+VECTOR = Declaration((None,), "vector", weight_decay=False, per_token=False)
 
 
 def cosine(progress):
@@ -57,8 +61,15 @@ def parameters():
     }
 
 
+DECLARED = {
+    "dense": {"kernel": KERNEL, "bias": VECTOR},
+    "norm": {"scale": VECTOR},
+    "embed": {"embedding": EMBEDDING},
+}
+
+
 def update(config, gradients):
-    optimizer = make_optimizer(config, STEPS)
+    optimizer = make_optimizer(config, STEPS, DECLARED)
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters()), parameters())
     return updates
 
@@ -91,7 +102,7 @@ def test_every_optimizer_descends(name):
     """On |p - 1|^2 from p = 2, every parameter moves towards 1."""
     config = OptimizerConfig(name=name, schedule="constant", learning_rate=0.01)
     gradients = jax.grad(lambda p: sum(jnp.sum((x - 1) ** 2) for x in jax.tree.leaves(p)))
-    optimizer = make_optimizer(config, STEPS)
+    optimizer = make_optimizer(config, STEPS, DECLARED)
 
     @jax.jit
     def step(values, state):
@@ -133,7 +144,7 @@ def test_clipping(scale):
 )
 def test_mistakes_name_the_key(values, message):
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(OptimizerConfig(**values), STEPS)
+        make_optimizer(OptimizerConfig(**values), STEPS, DECLARED)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import Mesh
 
 from linear_transformer.data.stream import Sequences
 from linear_transformer.errors import ConfigError
@@ -161,36 +161,6 @@ def test_what_cannot_be_shared_says_so(text, tmp_path, monkeypatch):
     assert message == "config.mesh.sequence is 2; an example of image_classification is no sequence"
     message = mistake(make_config(text, {"data": 1, "tensor": 4}), tmp_path)
     assert message == "config.model.num_heads (2) is not a multiple of config.mesh.tensor (4)"
-
-
-def test_which_axis_is_split_over_what():
-    mesh = Mesh(np.array(jax.devices() * 8).reshape(1, 2, 1, 4), AXES)
-    shapes = {
-        "embedding": {"embedding": (256, 64)},
-        "stack": {
-            "mixer": {"query": {"kernel": (2, 64, 128), "bias": (2, 128)}},
-            "feed_forward": {"down": {"kernel": (256, 64)}},
-            "other": (64, 100),
-            "small": (8, 8),
-            "odd": {"output": {"kernel": (66, 63)}},
-        },
-    }
-    tree = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    specs = placement.specs(mesh, {"mu": tree})["mu"]
-    stack = specs["stack"]
-    assert specs["embedding"]["embedding"] == P("tensor", "fsdp")
-    assert stack["mixer"]["query"] == {
-        "kernel": P(None, "fsdp", "tensor"),
-        "bias": P(None, "tensor"),
-    }
-    assert stack["feed_forward"]["down"]["kernel"] == P("tensor", "fsdp")
-    assert stack["other"] == P(None, "fsdp")
-    assert stack["small"] == P(None, None)
-    assert stack["odd"]["output"]["kernel"] == P("fsdp", None)
 
 
 def test_padding_is_a_segment_of_its_own():

@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.state import init_state, make_train_step
 
@@ -16,7 +17,7 @@ ROWS, WIDTH = 8, 5
 
 class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(WIDTH, 1, rngs=rngs)
+        self.dense = Linear(WIDTH, 1, axes=(None, None), rngs=rngs)
 
 
 def loss(model, batch, key):

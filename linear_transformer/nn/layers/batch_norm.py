@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import sequence_parallel
 
 MOMENTS = "moments"
@@ -52,9 +53,9 @@ class BatchNorm(nnx.Module):
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         del rngs
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.moments = nnx.Param(jnp.zeros((3, width), jnp.float32))
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), **vector("embed"))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), **vector("embed"))
+        self.moments = nnx.Param(jnp.zeros((3, width), jnp.float32), **vector(None, "embed"))
 
     def __call__(
         self, x: Float[Array, "*rows D"], *, training: bool = False

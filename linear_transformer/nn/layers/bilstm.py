@@ -36,14 +36,12 @@ class LSTM(nnx.Module):
     ):
         self.hidden = hidden
         self.reverse = reverse
-        self.input = Linear(features, 4 * hidden, dtype=dtype, rngs=rngs)  # of i, f, g, o
+        # A token needs all hidden features of the one before, so that devices which shared them
+        # would exchange them at each token.
+        options = {"axes": (None, None), "dtype": dtype, "rngs": rngs}
+        self.input = Linear(features, 4 * hidden, **options)  # of i, f, g, o
         self.recurrent = Linear(
-            hidden,
-            4 * hidden,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=_orthogonal_gates,
-            rngs=rngs,
+            hidden, 4 * hidden, use_bias=False, kernel_init=_orthogonal_gates, **options
         )
 
     def __call__(

@@ -53,10 +53,12 @@ class EfficientAttention2D(nnx.Module):
                 raise ValueError(f"{name} is {size}, not a multiple of heads ({heads})")
         self.heads = heads
         self.normalization = normalization
-        self.query = Linear(channels, keys, dtype=dtype, rngs=rngs)
-        self.key = Linear(channels, keys, dtype=dtype, rngs=rngs)
-        self.value = Linear(channels, values, dtype=dtype, rngs=rngs)
-        self.reprojection = Linear(values, channels, dtype=dtype, rngs=rngs)
+        self.query = Linear(channels, keys, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.key = Linear(channels, keys, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.value = Linear(channels, values, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.reprojection = Linear(
+            values, channels, axes=("heads", "embed"), dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x_BYXD: Image) -> Image:
         x_BTD = x_BYXD.reshape(x_BYXD.shape[0], -1, x_BYXD.shape[-1])

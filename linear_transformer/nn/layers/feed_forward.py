@@ -35,10 +35,11 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.gate = Linear(width, hidden, dtype=dtype, rngs=rngs) if gated else None
+        axes = ("embed", "feed_forward")
+        self.up = Linear(width, hidden, axes=axes, dtype=dtype, rngs=rngs)
+        self.gate = Linear(width, hidden, axes=axes, dtype=dtype, rngs=rngs) if gated else None
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.down = Linear(hidden, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.down = Linear(hidden, width, axes=axes[::-1], dtype=dtype, kernel_init=init, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x_BTD: Activations, dropout_key: PRNGKey | None = None) -> Activations:

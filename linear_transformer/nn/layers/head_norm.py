@@ -6,6 +6,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.parameters import vector
+
 
 class HeadNorm(nnx.Module):
     """RMS norm or layer norm over the features of a head, with parameters for every feature.
@@ -28,8 +30,9 @@ class HeadNorm(nnx.Module):
         self.center = center
         self.epsilon = epsilon
         self.dtype = jnp.dtype(dtype)
-        self.scale = nnx.Param(jnp.ones((heads, width))) if affine else None
-        self.bias = nnx.Param(jnp.zeros((heads, width))) if affine and center else None
+        shape, metadata = (heads, width), vector("heads", None)
+        self.scale = nnx.Param(jnp.ones(shape), **metadata) if affine else None
+        self.bias = nnx.Param(jnp.zeros(shape), **metadata) if affine and center else None
 
     def __call__(self, x_BTHV: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
         x = x_BTHV.astype(jnp.promote_types(x_BTHV.dtype, jnp.float32))

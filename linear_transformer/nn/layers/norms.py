@@ -1,5 +1,6 @@
 """Normalisation layers by name."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.batch_norm import BatchNorm
+from linear_transformer.nn.parameters import vector
 
 
 def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
@@ -45,15 +47,17 @@ class ScaleNorm(nnx.Module):
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         del width, rngs
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((), jnp.float32))
+        self.scale = nnx.Param(jnp.ones((), jnp.float32), **vector())
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         return (_over_rms(x, 1e-6) * self.scale[...]).astype(self.dtype)
 
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {
-    "layernorm": nnx.LayerNorm,
-    "rmsnorm": nnx.RMSNorm,
+    "layernorm": functools.partial(
+        nnx.LayerNorm, scale_metadata=vector("embed"), bias_metadata=vector("embed")
+    ),
+    "rmsnorm": functools.partial(nnx.RMSNorm, scale_metadata=vector("embed")),
     "simplermsnorm": SimpleRMSNorm,
     "scalenorm": ScaleNorm,
 }

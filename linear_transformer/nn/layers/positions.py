@@ -5,6 +5,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.parameters import embedding, vector
 from linear_transformer.types import Positions
 
 MAX_WAVELENGTH = 10_000.0
@@ -63,8 +64,9 @@ class LRPE(nnx.Module):
         if key_width % 2:
             raise ValueError(f"lrpe needs an even key width, not {key_width}")
         # A parameter, so that it is saved with the rest, that no gradient reaches.
-        self.reflection = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (key_width,)))
-        self.frequencies = nnx.Param(_frequencies(key_width))
+        reflection = nnx.initializers.normal(1.0)(rngs.params(), (key_width,))
+        self.reflection = nnx.Param(reflection, **vector(None))
+        self.frequencies = nnx.Param(_frequencies(key_width), **vector(None))
 
     def __call__(
         self, x_BTHK: Float[Array, "B T H K"], positions_BT: Positions
@@ -89,7 +91,11 @@ class PositionEmbedding(nnx.Module):
         self.capacity = max_positions if kind == "learned" else None  # None is any number
         if kind == "learned":
             self.table = nnx.Embed(
-                max_positions, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
+                max_positions,
+                width,
+                embedding_init=nnx.initializers.normal(0.02),
+                embedding_metadata=embedding(None, "embed"),
+                rngs=rngs,
             )
 
     @staticmethod

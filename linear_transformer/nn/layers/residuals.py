@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.nn.parameters import vector
 from linear_transformer.types import Activations, PRNGKey
 
 
@@ -32,11 +33,12 @@ class GRUResidual(nnx.Module):
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        axes = ("embed", "feed_forward")
+        options = {"axes": axes, "use_bias": False, "dtype": dtype, "rngs": rngs}
         self.from_output = Linear(width, 3 * width, **options)  # W_r, W_z, W_h
         self.from_stream = Linear(width, 2 * width, **options)  # U_r, U_z
         self.from_reset = Linear(width, width, **options)  # U_h
-        self.bias = nnx.Param(_bias(rngs.params(), (width,)))
+        self.bias = nnx.Param(_bias(rngs.params(), (width,)), **vector("feed_forward"))
 
     def __call__(self, x_BTD: Activations, y_BTD: Activations) -> Activations:
         output_r, output_z, output_h = jnp.split(self.from_output(y_BTD), 3, axis=-1)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixers.base import MixerState
+from linear_transformer.nn.parameters import taps
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import PRNGKey, SegmentIds
@@ -48,7 +49,9 @@ class ShortConvolution(nnx.Module):
         self.features = features
         self.size = size
         self.dtype = dtype
-        self.taps = nnx.Param(_current_token(rngs.params(), (size, features)))
+        weights = _current_token(rngs.params(), (size, features))
+        # Features of several projections side by side are no axis that devices could share.
+        self.taps = nnx.Param(weights, **taps(None, None))
 
     def init_state(self, batch_size: int) -> MixerState:
         past = self.size - 1

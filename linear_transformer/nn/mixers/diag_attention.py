@@ -60,11 +60,13 @@ class DiagAttention(nnx.Module):
         self.scores = scores
         self.direction = direction
         self.dtype = jnp.dtype(dtype)
-        self.query = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.query = Linear(width, width, axes=axes, **options)
+        self.key = Linear(width, width, axes=axes, **options)
+        self.value = Linear(width, width, axes=axes, **options)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
         self.lrpe = LRPE(self.head_width, rngs=rngs) if lrpe else None
         self.output_norm = (
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)

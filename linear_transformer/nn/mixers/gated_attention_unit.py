@@ -15,6 +15,7 @@ from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
@@ -58,17 +59,27 @@ class GatedAttentionUnit(nnx.Module):
         self.rotary = rotary
         self.dtype = dtype
         features = 2 * self.value_width + key_width
-        self.projection = Linear(width, features, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.projection = Linear(
+            width, features, axes=("embed", "heads"), use_bias=bias, dtype=dtype, rngs=rngs
+        )
         small = nnx.initializers.normal(0.02)
         # Around 1, not around 0 as in the released code: a squared score of two factors of 0.02
         # leaves next to nothing, and a short run no gradient to grow it with.
         scales = 1 + small(rngs.params(), (len(self.uses), key_width), jnp.float32)
-        self.scales = nnx.Param(scales)
-        self.offsets = nnx.Param(jnp.zeros((len(self.uses), key_width), jnp.float32))
-        self.relative = nnx.Param(small(rngs.params(), (2, key_width), jnp.float32))
+        self.scales = nnx.Param(scales, **vector(None, None))
+        offsets = jnp.zeros((len(self.uses), key_width), jnp.float32)
+        self.offsets = nnx.Param(offsets, **vector(None, None))
+        relative = small(rngs.params(), (2, key_width), jnp.float32)
+        self.relative = nnx.Param(relative, **vector(None, None))
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
         self.output = Linear(
-            self.value_width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
+            self.value_width,
+            width,
+            axes=("heads", "embed"),
+            use_bias=bias,
+            dtype=dtype,
+            kernel_init=init,
+            rngs=rngs,
         )
 
     def _project(

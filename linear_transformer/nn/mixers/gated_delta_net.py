@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import vector
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -52,9 +53,9 @@ class GatedDeltaNet(DeltaMixer):
             rngs=rngs,
         )
         self.dt = self._linear(heads, rngs)
-        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)))
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)), **vector("heads"))
         decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
-        self.log_decay = nnx.Param(jnp.log(decay))  # A
+        self.log_decay = nnx.Param(jnp.log(decay), **vector("heads"))  # A
         self.gate = self._linear(heads * self.value_width, rngs)
 
     def _log_decay(self, x_BTD):

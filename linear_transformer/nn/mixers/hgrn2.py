@@ -11,6 +11,7 @@ from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
 
@@ -63,7 +64,8 @@ class HGRN2(RecurrentMixer):
         self.norm = make_norm("rmsnorm", width, self.dtype, rngs)
         bound = min(max(depth, 0.01), 0.99)
         logit = math.log(bound / (1 - bound))
-        self.lower_bound = nnx.Param(jnp.full((heads, self.key_width), logit))
+        lower_bound = jnp.full((heads, self.key_width), logit)
+        self.lower_bound = nnx.Param(lower_bound, **vector("heads", None))
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions

@@ -71,11 +71,13 @@ class KernelAttention(nnx.Module):
         self.chunk_size = chunk_size
         self.dtype = jnp.dtype(dtype)
         keys = heads * self.key_width
-        self.query = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.query = Linear(width, keys, axes=axes, **options)
+        self.key = Linear(width, keys, axes=axes, **options)
+        self.value = Linear(width, width, axes=axes, **options)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
 
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)

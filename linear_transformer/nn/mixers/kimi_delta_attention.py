@@ -10,6 +10,7 @@ from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank
+from linear_transformer.nn.parameters import vector
 
 
 class KimiDeltaAttention(DeltaMixer):
@@ -54,9 +55,9 @@ class KimiDeltaAttention(DeltaMixer):
         )
         rank, keys, values = self.value_width, heads * self.key_width, heads * self.value_width
         self.dt = LowRank(width, rank, keys, dtype=self.dtype, rngs=rngs)
-        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (keys,)))
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (keys,)), **vector("heads"))
         decay = jax.random.uniform(rngs.params(), (heads, 1), minval=1.0, maxval=16.0)
-        self.log_decay = nnx.Param(jnp.log(decay))  # A
+        self.log_decay = nnx.Param(jnp.log(decay), **vector("heads", None))  # A
         self.gate = LowRank(width, rank, values, use_bias=True, dtype=self.dtype, rngs=rngs)
 
     def _log_decay(self, x_BTD):

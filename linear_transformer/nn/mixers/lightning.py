@@ -11,6 +11,7 @@ from linear_transformer.nn.layers.positions import LRPE
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 
 
@@ -60,7 +61,8 @@ class LightningAttention(RecurrentMixer):
         self.norm = make_norm("simplermsnorm", width, self.dtype, rngs)
         self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
         # A parameter, so that layers of a scanned stack differ in it, that no gradient reaches.
-        self.log_decay = nnx.Param(-8 * jnp.arange(1, heads + 1) / heads * (1 - depth))
+        log_decay = -8 * jnp.arange(1, heads + 1) / heads * (1 - depth)
+        self.log_decay = nnx.Param(log_decay, **vector("heads"))
 
     def _mix(self, x, sums, past, segment_ids, positions):
         q, k, v = (

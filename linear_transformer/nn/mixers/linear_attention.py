@@ -87,16 +87,18 @@ class LinearAttention(nnx.Module):
         self.form = form
         self.chunk_size = chunk_size
         keys = heads * self.key_width
-        self.query = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.query = Linear(width, keys, axes=axes, **options)
+        self.key = Linear(width, keys, axes=axes, **options)
+        self.value = Linear(width, width, axes=axes, **options)
         self.convolution = (
             ShortConvolution(2 * keys + width, convolution, dtype=self.dtype, rngs=rngs)
             if convolution
             else None
         )
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
         self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
         self.output_norm = (
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Activations, Keys, Positions, SegmentIds
@@ -48,16 +49,19 @@ class Linformer(nnx.Module):
         self.capacity = self.length = length
         self.compressed = compressed
         self.dtype = jnp.dtype(dtype)
-        self.projection = Linear(width, 3 * width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.projection = Linear(width, 3 * width, axes=axes, **options)
 
         def combinations() -> nnx.Param:
             init = nnx.initializers.normal(length**-0.5)
-            return nnx.Param(init(rngs.params(), (compressed, length), jnp.float32))
+            weights = init(rngs.params(), (compressed, length), jnp.float32)
+            return nnx.Param(weights, **vector(None, None))
 
         self.combine_keys = combinations()
         self.combine_values = None if share else combinations()
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
 
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)

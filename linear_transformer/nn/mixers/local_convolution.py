@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import taps
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -45,11 +46,14 @@ class LocalConvolution(nnx.Module):
             raise ValueError(f"size is {size}; it must be odd and positive")
         self.direction = direction
         self.size = size
-        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.value = Linear(width, width, axes=axes, **options)
         init = nnx.initializers.normal(size**-0.5)
-        self.taps = nnx.Param(init(rngs.params(), (size, width), jnp.float32))
+        weights = init(rngs.params(), (size, width), jnp.float32)
+        self.taps = nnx.Param(weights, **taps(None, "heads"))
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
         self.width = width
         self.dtype = jnp.dtype(dtype)
 

@@ -10,6 +10,7 @@ from jax import lax
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 
 
@@ -65,20 +66,27 @@ class LRU(RecurrentMixer):
             dtype=dtype,
             rngs=rngs,
         )
-        self.output_gate = self._linear(width, rngs)
+        self.output_gate = self._linear(width, rngs, axes=("heads", "embed"))
         # Real and imaginary rows of B and C, with variances 1 / 2D and 1 / N.
         half = nnx.initializers.variance_scaling(0.5, "fan_in", "normal")
         double = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
         self.input = self._linear(2 * state_width, rngs, kernel_init=half)
         self.read = Linear(
-            2 * state_width, width, use_bias=False, dtype=dtype, kernel_init=double, rngs=rngs
+            2 * state_width,
+            width,
+            axes=("heads", "embed"),
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=double,
+            rngs=rngs,
         )
-        self.skip = nnx.Param(jax.random.normal(rngs.params(), (width,), jnp.float32))
+        skip = jax.random.normal(rngs.params(), (width,), jnp.float32)
+        self.skip = nnx.Param(skip, **vector("embed"))
         radius, phase = jax.random.uniform(rngs.params(), (2, state_width), jnp.float32, 1e-6)
         square = radius * (r_max**2 - r_min**2) + r_min**2  # of |lambda|
-        self.nu = nnx.Param(jnp.log(-0.5 * jnp.log(square)))
-        self.theta = nnx.Param(jnp.log(max_phase * phase))
-        self.log_gamma = nnx.Param(0.5 * jnp.log1p(-square))
+        self.nu = nnx.Param(jnp.log(-0.5 * jnp.log(square)), **vector("heads"))
+        self.theta = nnx.Param(jnp.log(max_phase * phase), **vector("heads"))
+        self.log_gamma = nnx.Param(0.5 * jnp.log1p(-square), **vector("heads"))
 
     def _init_sums(self, batch_size):
         return jnp.zeros((batch_size, self.key_width, 2), self._state_dtype)

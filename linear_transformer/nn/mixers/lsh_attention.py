@@ -65,10 +65,12 @@ class LSHAttention(nnx.Module):
         self.seed = seed
         self.capacity = self.cache_capacity = cache_capacity
         self.dtype = jnp.dtype(dtype)
-        self.query = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.query = Linear(width, width, axes=axes, **options)
+        self.value = Linear(width, width, axes=axes, **options)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
 
     @property
     def rotations(self) -> jax.Array:

@@ -12,6 +12,7 @@ from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
 
@@ -74,21 +75,28 @@ class Mamba(RecurrentMixer):
         self.value = self._linear(inner, rngs)
         self.gate = self._linear(inner, rngs)
         self.local = ShortConvolution(inner, convolution, dtype=self.dtype, rngs=rngs)
-        self.convolution_bias = nnx.Param(jnp.zeros((inner,)))
+        self.convolution_bias = nnx.Param(jnp.zeros((inner,)), **vector("heads"))
         self.selection = Linear(
-            inner, self.dt_rank + 2 * state_width, use_bias=False, dtype=self.dtype, rngs=rngs
+            inner,
+            self.dt_rank + 2 * state_width,
+            axes=("heads", None),
+            use_bias=False,
+            dtype=self.dtype,
+            rngs=rngs,
         )
         self.dt = Linear(
             self.dt_rank,
             inner,
+            axes=(None, "heads"),
             dtype=self.dtype,
             kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
             bias_init=lambda key, shape, dtype: inverse_softplus_dt(key, shape).astype(dtype),
             rngs=rngs,
         )
         poles = jnp.arange(1, state_width + 1, dtype=jnp.float32)  # S4D-Real
-        self.log_decay = nnx.Param(jnp.tile(jnp.log(poles)[:, None], inner))  # of -A
-        self.skip = nnx.Param(jnp.ones((inner,)))
+        log_decay = jnp.tile(jnp.log(poles)[:, None], inner)
+        self.log_decay = nnx.Param(log_decay, **vector(None, "heads"))  # of -A
+        self.skip = nnx.Param(jnp.ones((inner,)), **vector("heads"))
 
     def _init_sums(self, batch_size):
         return jnp.zeros((batch_size, self.key_width, self.value_width), self._state_dtype)

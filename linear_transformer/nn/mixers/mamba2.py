@@ -12,6 +12,7 @@ from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
 
@@ -81,15 +82,22 @@ class Mamba2(RecurrentMixer):
         mixed = self.inner + 2 * groups * state_width
         self.gate = self._linear(self.inner, rngs)
         self.value = self._linear(self.inner, rngs)
-        self.shared = self._linear(2 * groups * state_width, rngs)  # B and C
+        # B and C, which heads share.
+        self.shared = self._linear(2 * groups * state_width, rngs, axes=("embed", None))
         self.dt = self._linear(heads, rngs)
         self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
-        self.convolution_bias = nnx.Param(jnp.zeros((mixed,)))
-        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)))
+        self.convolution_bias = nnx.Param(jnp.zeros((mixed,)), **vector(None))
+        self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)), **vector("heads"))
         decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
-        self.log_decay = nnx.Param(jnp.log(decay))  # of -A
-        self.skip = nnx.Param(jnp.ones((heads,)))
-        self.norm = nnx.RMSNorm(self.inner, epsilon=1e-5, dtype=self.dtype, rngs=rngs)
+        self.log_decay = nnx.Param(jnp.log(decay), **vector("heads"))  # of -A
+        self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
+        self.norm = nnx.RMSNorm(
+            self.inner,
+            epsilon=1e-5,
+            scale_metadata=vector("heads"),
+            dtype=self.dtype,
+            rngs=rngs,
+        )
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions

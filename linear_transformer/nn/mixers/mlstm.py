@@ -13,6 +13,7 @@ from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
@@ -67,7 +68,7 @@ class MLSTM(RecurrentMixer):
         )
         self.epsilon = epsilon
         self.local = ShortConvolution(width, convolution, dtype=self.dtype, rngs=rngs)
-        self.convolution_bias = nnx.Param(jnp.zeros((width,)))
+        self.convolution_bias = nnx.Param(jnp.zeros((width,)), **vector("embed"))
         self.query = self._linear(heads * self.key_width, rngs)
         self.key = self._linear(heads * self.key_width, rngs)
         self.value = self._linear(width, rngs)

@@ -7,6 +7,7 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.normalizer import divide, with_ones
@@ -76,8 +77,11 @@ class RandomFeatureAttention(KernelAttention):
             dtype=dtype,
             rngs=rngs,
         )
-        self.gate = Linear(width, heads, dtype=dtype, rngs=rngs) if gate else None
-        self.sigma_HK = nnx.Param(jnp.full((heads, self.key_width), scale)) if learn_scale else None
+        self.gate = (
+            Linear(width, heads, axes=("embed", "heads"), dtype=dtype, rngs=rngs) if gate else None
+        )
+        sigma_HK = jnp.full((heads, self.key_width), scale)
+        self.sigma_HK = nnx.Param(sigma_HK, **vector("heads", None)) if learn_scale else None
 
     @property
     def _features(self) -> int:

@@ -10,6 +10,7 @@ from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -21,8 +22,8 @@ class GatedRMSNorm(nnx.Module):
     def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: jnp.dtype):
         self.epsilon = epsilon
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.gate = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), **vector("heads"))
+        self.gate = nnx.Param(jnp.zeros((width,), jnp.float32), **vector("heads"))
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x = x.astype(accumulation_dtype(x))
@@ -73,10 +74,12 @@ class RectifiedAttention(nnx.Module):
         self.cache_capacity = cache_capacity
         self.rotary = rotary
         self.dtype = jnp.dtype(dtype)
-        self.projection = Linear(width, 3 * width, use_bias=bias, dtype=dtype, rngs=rngs)
+        axes = ("embed", "heads")
+        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
+        self.projection = Linear(width, 3 * width, axes=axes, **options)
         self.norm = GatedRMSNorm(width, dtype=self.dtype)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
 
     @property
     def capacity(self) -> int | None:

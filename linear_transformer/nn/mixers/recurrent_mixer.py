@@ -64,7 +64,13 @@ class RecurrentMixer(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
         self.output = Linear(
-            heads * value_width, width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
+            heads * value_width,
+            width,
+            axes=("heads", "embed"),
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=init,
+            rngs=rngs,
         )
 
     def init_state(self, batch_size: int) -> MixerState:
@@ -123,8 +129,8 @@ class RecurrentMixer(nnx.Module):
         return {"segment_ids_BT": segment_ids, "form": self.form, "chunk_size": self.chunk_size}
 
     def _linear(self, features: int, rngs: nnx.Rngs, **options) -> Linear:
-        """A projection of the input; without bias unless `use_bias`."""
-        options = {"use_bias": False} | options
+        """A projection of the input to the heads; without bias unless `use_bias`."""
+        options = {"axes": ("embed", "heads"), "use_bias": False} | options
         return Linear(self.width, features, dtype=self.dtype, rngs=rngs, **options)
 
     def _project(self, o_BTI: Float[Array, "B T I"]) -> Activations:
@@ -142,7 +148,11 @@ class RecurrentMixer(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """`W2 act(W1 x)` through a few features, for gates that would cost too many parameters."""
+    """`W2 act(W1 x)` through a few features, for gates that would cost too many parameters.
+
+    Attributes:
+      axis: what the output is, see `nn.parameters.Declaration`.
+    """
 
     def __init__(
         self,
@@ -150,14 +160,19 @@ class LowRank(nnx.Module):
         rank: int,
         features: int,
         *,
+        axis: str = "heads",
         activation=None,
         use_bias: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.down = Linear(width, rank, use_bias=False, dtype=dtype, rngs=rngs)
-        self.up = Linear(rank, features, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.down = Linear(
+            width, rank, axes=("embed", None), use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.up = Linear(
+            rank, features, axes=(None, axis), use_bias=use_bias, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows E"]:
         h = self.down(x)

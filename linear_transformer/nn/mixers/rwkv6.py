@@ -10,6 +10,7 @@ from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 
 INPUTS = ("receptance", "key", "value", "gate", "decay")
@@ -66,7 +67,9 @@ class RWKV6(RecurrentMixer):
         self.value = self._linear(width, rngs)
         self.gate = self._linear(width, rngs)
         low_rank = {"activation": jnp.tanh, "dtype": self.dtype, "rngs": rngs}
-        self.mix = nnx.List([LowRank(width, mix_rank, width, **low_rank) for _ in INPUTS])
+        self.mix = nnx.List(
+            [LowRank(width, mix_rank, width, axis="embed", **low_rank) for _ in INPUTS]
+        )
         self.decay = LowRank(width, decay_rank, width, **low_rank)
         # Head norms of the released code: 1e-5 times the square of its divisor 8.
         self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
@@ -81,12 +84,14 @@ class RWKV6(RecurrentMixer):
             "gate": 1 - feature ** ((1 - depth) / 2),
             "decay": early,
         }
-        self.shift_of_mix = nnx.Param(early)
-        self.shift = nnx.Param(jnp.stack([powers[name] for name in INPUTS]))
-        self.log_log_decay = nnx.Param(-6 + 5 * last ** (0.7 + 1.3 * depth))
+        self.shift_of_mix = nnx.Param(early, **vector("embed"))
+        shift = jnp.stack([powers[name] for name in INPUTS])
+        self.shift = nnx.Param(shift, **vector(None, "embed"))
+        log_log_decay = -6 + 5 * last ** (0.7 + 1.3 * depth)
+        self.log_log_decay = nnx.Param(log_log_decay, **vector("heads"))
         zigzag = ((jnp.arange(width) + 1) % 3 - 1) * 0.1
         bonus = depth * (1 - last) + zigzag
-        self.bonus = nnx.Param(bonus.reshape(heads, self.key_width))
+        self.bonus = nnx.Param(bonus.reshape(heads, self.key_width), **vector("heads", None))
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions

@@ -13,6 +13,7 @@ from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.delta_mixer import unit_length
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 
@@ -86,14 +87,16 @@ class RWKV7(RecurrentMixer):
         last = jnp.arange(width) / max(width - 1, 1)
         zigzag = 2 * jnp.arange(self.key_width) / max(self.key_width - 1, 1) - 1
         zigzag = jnp.tile(zigzag * jnp.abs(zigzag), heads)
-        self.shift = nnx.Param(
-            jnp.stack([1 - feature ** (power * (1 - depth)) for power in POWERS.values()])
-        )
-        self.decay_bias = nnx.Param(-5.5 + 6 * last ** (1 + depth**0.3) + 2.5 * zigzag)
-        self.rate_bias = nnx.Param(-0.19 + 0.3 * zigzag + 0.4 * (last - 0.5))
-        self.removal_scale = nnx.Param(0.71 - 0.1 * (last - 0.5))  # xi
-        self.replacement = nnx.Param(jnp.full((width,), 1.02))  # alpha
-        self.bonus = nnx.Param(jnp.full((heads, self.key_width), -0.04))  # rho
+        shift = jnp.stack([1 - feature ** (power * (1 - depth)) for power in POWERS.values()])
+        self.shift = nnx.Param(shift, **vector(None, "embed"))
+        decay_bias = -5.5 + 6 * last ** (1 + depth**0.3) + 2.5 * zigzag
+        self.decay_bias = nnx.Param(decay_bias, **vector("heads"))
+        rate_bias = -0.19 + 0.3 * zigzag + 0.4 * (last - 0.5)
+        self.rate_bias = nnx.Param(rate_bias, **vector("heads"))
+        self.removal_scale = nnx.Param(0.71 - 0.1 * (last - 0.5), **vector("heads"))  # xi
+        self.replacement = nnx.Param(jnp.full((width,), 1.02), **vector("heads"))  # alpha
+        bonus = jnp.full((heads, self.key_width), -0.04)
+        self.bonus = nnx.Param(bonus, **vector("heads", None))  # rho
 
     def flops_per_token(self, context: int) -> int:
         """Forward multiply-adds counted as two: S^T kappa, its rank one, k~ v^T and S^T r."""
