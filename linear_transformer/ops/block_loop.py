@@ -54,27 +54,15 @@ class Family(Protocol):
     saved: DTypeLike | None
     reads_outputs: bool
 
-    def forward(
-        self, tokens: Tokens, state: State, masks: Masks, n: Array
-    ) -> tuple[State, Array, Array | None]:
+    def forward(self, tokens, state, masks, n) -> tuple[State, Array, Array | None]:
         """Leaving state, outputs and (B, H, G, C, 1) to save, of block n and its entering state."""
 
-    def backward(
-        self,
-        tokens: Tokens,
-        state: State,
-        masks: Masks,
-        n: Array,
-        outputs: Array | None,
-        saved: Array | None,
-        do: Array,
-        dstate: State,
-    ) -> tuple[State, Tokens]:
+    def backward(self, tokens, state, masks, n, outputs, saved, do, dstate) -> tuple[State, Tokens]:
         """Gradients of the entering state and of the tokens.
 
         Args:
           tokens, state, masks, n: those of `forward`.
-          outputs, saved: what `forward` returned.
+          outputs, saved: what `forward` returned; None where it is not kept.
           do, dstate: gradients of the outputs and of the leaving state.
         """
 
