@@ -16,12 +16,17 @@ __version__ = "0.1.0"
 def _declared() -> dict[str, str]:
     """The module of each public name, by the stub."""
     tree = ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text())
-    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
-    return {alias.name: node.module for node in imports for alias in node.names}
+    return {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
 
 
 _MODULES = _declared()
-__all__ = ["__version__", *_MODULES]
+# Type checkers have the names from the stub.
+__all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

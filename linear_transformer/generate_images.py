@@ -10,6 +10,7 @@ it, and its completions.  Prints images a second, compilation left out.
 """
 
 import dataclasses
+import io
 import math
 import time
 from typing import Any
@@ -22,6 +23,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from linear_transformer.data.images.image_batches import ImageSource
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.inference.evaluation import Run
 from linear_transformer.inference.generation import decode, prefill
@@ -82,21 +84,33 @@ def write_grid(path: epath.Path, rows: list[Pixels]) -> None:
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in padded])
     grid = grid.repeat(2, axis=0).repeat(2, axis=1)
     grid = np.broadcast_to(grid, (*grid.shape[:2], 3))
+    encoded = io.BytesIO()
+    image.imsave(encoded, grid, format="png")
     try:
-        with path.open("wb") as file:
-            image.imsave(file, grid, format="png")
+        path.write_bytes(encoded.getvalue())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def _source(run: Run) -> ImageSource:
+    """The images of a run.
+
+    Raises:
+      ConfigError: the run has another task.
+    """
+    if not isinstance(run.task, ImageGeneration):
+        raise ConfigError(f"--workdir={run.workdir}: not a run of image_generation")
+    return run.task.source
+
+
 def unconditional(run: Run, count: int, seed: int) -> list[Pixels]:
     """Rows of a square grid; each image starts with the first value of a training image."""
-    shape = run.task.source.shape
-    images, _ = run.task.source.split("train")
+    source = _source(run)
+    images, _ = source.split("train")
     chosen = np.random.default_rng(seed).integers(len(images), size=count)
-    first = np.stack([run.task.source.read(images[i]).ravel()[:1] for i in chosen])
-    drawn = continue_pixels(run.graphdef, run.parameters, first, math.prod(shape), seed)
-    return np.array_split(drawn.reshape(-1, *shape), math.isqrt(count))
+    first = np.stack([source.read(images[i]).ravel()[:1] for i in chosen])
+    drawn = continue_pixels(run.graphdef, run.parameters, first, math.prod(source.shape), seed)
+    return np.array_split(drawn.reshape(-1, *source.shape), math.isqrt(count))
 
 
 def completions(run: Run, count: int, given_rows: int, seed: int) -> list[Pixels]:
@@ -105,11 +119,12 @@ def completions(run: Run, count: int, given_rows: int, seed: int) -> list[Pixels
     Raises:
       ConfigError: --given_rows is not below the image's height.
     """
-    shape = run.task.source.shape
+    source = _source(run)
+    shape = source.shape
     if not 0 < given_rows < shape[0]:
         raise ConfigError(f"--given_rows={given_rows}: an image has {shape[0]} rows")
-    items, _ = run.task.source.split("test")
-    images = np.stack([run.task.source.read(item) for item in items[:count]])
+    items, _ = source.split("test")
+    images = np.stack([source.read(item) for item in items[:count]])
     given = np.repeat(images[:, :given_rows].reshape(len(images), -1), 4, axis=0)
     drawn = continue_pixels(run.graphdef, run.parameters, given, math.prod(shape), seed)
     drawn = drawn.reshape(len(images), 4, *shape)
@@ -128,8 +143,6 @@ def _define_flags() -> None:
 def main() -> None:
     values = flags.FLAGS
     run = Run.load(epath.Path(values.workdir))
-    if not isinstance(run.task, ImageGeneration):
-        raise ConfigError(f"--workdir={values.workdir}: not a run of image_generation")
 
     def draw() -> list[Pixels]:
         if values.given_rows:

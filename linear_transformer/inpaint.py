@@ -76,10 +76,13 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
     The model reads a window of its training length, with the gap in the middle.
 
     Raises:
-      ConfigError: the gap does not fit into the window.
+      ConfigError: the run has another task or other music, or the gap does not fit into the
+        window.
     """
     task = run.task
-    corpus, num_events = task.corpus, task.num_events
+    if not isinstance(task, Inpainting) or task.corpus.time_shift is None:
+        raise ConfigError(f"--workdir={run.workdir}: not a run of inpainting piano notes")
+    corpus, num_events, time_shift = task.corpus, task.num_events, task.corpus.time_shift
     if gap.num_notes > num_events // 2:
         raise ConfigError(
             f"the gap has {gap.num_notes} notes, and this model fills at most {num_events // 2} "
@@ -109,7 +112,7 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
         num_before,
         stop,
         num_values=corpus.num_values,
-        time_shift=tuple(corpus.time_shift.tolist()),
+        time_shift=tuple(time_shift.tolist()),
         time_left=int(100 * gap.seconds),
         sampler=sampler,
         seed=seed,
@@ -163,8 +166,6 @@ def main() -> None:
     notes = midi.read_notes(epath.Path(values.midi))
     gap = cut(notes, values.start, values.end, values.num_notes)
     run = Run.load(epath.Path(values.workdir))
-    if not isinstance(run.task, Inpainting) or run.task.corpus.channels != midi.CHANNELS:
-        raise ConfigError(f"--workdir={values.workdir}: not a run of inpainting piano notes")
     began = time.perf_counter()
     new = fill(run, gap, sampler, values.seed)
     seconds = time.perf_counter() - began

@@ -42,6 +42,8 @@ tile in `ops/softmax.py`, and the shards in `ops/sequence_parallel.py`; E is hal
 The aliases below are for signatures, where they are checked at run time in the tests.
 """
 
+from typing import Any, Protocol, runtime_checkable
+
 from jaxtyping import Array, Bool, Float, Int
 
 Activations = Float[Array, "B T D"]
@@ -57,3 +59,23 @@ Positions = Int[Array, "B T"]
 KeyMask = Bool[Array, "B S"]
 PRNGKey = Array
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count), so that averages are exact
+
+
+@runtime_checkable
+class Device(Protocol):
+    """A `jax.Device`, whose own class is compiled and unknown to type checkers.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      device_kind: the name of the model, as "TPU v4".
+    """
+
+    @property
+    def platform(self) -> str: ...
+
+    @property
+    def device_kind(self) -> str: ...
+
+    def memory_stats(self) -> dict[str, Any] | None:
+        """Bytes by name; None where the device does not count them."""
+        ...

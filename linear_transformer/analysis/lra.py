@@ -136,9 +136,10 @@ def averages(accuracies: Sequence[float | None], *, failed: bool) -> list[float 
       failed: whether a missing Path-X was run and stayed at chance; otherwise it is unknown.
     """
     *five, path_x = accuracies
-    if None in five:
+    measured = [accuracy for accuracy in five if accuracy is not None]
+    if len(measured) < len(five):
         return [None] * len(AVERAGES)
-    total = sum(five)
+    total = sum(measured)
     known = path_x is not None or failed
     with_chance = total + (_CHANCE if path_x is None else path_x)
     return [total / 5, with_chance / 6 if known else None, (total + (path_x or 0)) / 6]

@@ -133,7 +133,8 @@ def load(path: str) -> ml_collections.ConfigDict:
     """
     file, colon, variant = path.partition(":")
     loader = importlib.machinery.SourceFileLoader("_config_file", file)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    spec = importlib.machinery.ModuleSpec(loader.name, loader, origin=file)
+    module = importlib.util.module_from_spec(spec)
     module.__file__ = file
     sys.modules[loader.name] = module
     try:

@@ -7,7 +7,7 @@ numbers and speed are not known before it runs.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,8 @@ class Report:
     @property
     def least_seconds(self) -> tuple[float, float]:
         """No call can be faster: by matmuls at the device's peak, and by its HBM traffic."""
+        if self.cost is None:
+            raise ValueError(f"{self.program}: nothing was compiled")
         chip = self.accelerator
         return self.cost.flops / chip.flops, self.cost.hbm_bytes / chip.bandwidth
 
@@ -116,6 +118,13 @@ def _count(number: float) -> str:
     return f"{number:.4g} "
 
 
+@runtime_checkable
+class _Decoder(Protocol):
+    """A model that reads a token at a time."""
+
+    def init_state(self, batch_size: int) -> Any: ...
+
+
 class TrainingStep(NamedTuple):
     """The step that training would run on a mesh, and what it would be called with.
 
@@ -131,7 +140,7 @@ class TrainingStep(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
 
 
-def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> TrainingStep:
+def training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> TrainingStep:
     """Makes the very step that training would run; computes and compiles nothing.
 
     The data is read for the shapes of its first batch and for its vocabulary.
@@ -149,18 +158,14 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     return TrainingStep(built.mesh, built.train_step(), built.abstract_state(), batch)
 
 
-def compile_training_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
-) -> Report:
+def compile_training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
     """Compiles what `training_step` makes, whose arguments and errors it has."""
     mesh, step, state, batch = training_step(config, devices)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 
 
-def compile_decoding_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
-) -> Report:
+def compile_decoding_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
     """Compiles the loop that samples `generate.SEGMENT` tokens of `config.data.batch_size` rows.
 
     Parameters are spread as in training; each device has its rows.
@@ -220,7 +225,7 @@ def _compile(
     analysis = compiled.memory_analysis()
     return report(
         memory={name: getattr(analysis, f"{name}_size_in_bytes") for name in MEMORY},
-        cost=compiled_program.cost(compiled.as_text()),
+        cost=compiled_program.cost(compiled.as_text() or ""),
         counted_once=compiled.cost_analysis(),
     )
 

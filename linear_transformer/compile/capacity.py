@@ -15,6 +15,7 @@ import ml_collections
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import accelerators
+from linear_transformer.types import Device
 
 _GIB = 2**30
 _BLOCK = 10_000  # bytes of the Python objects of a layer, whatever its width
@@ -31,7 +32,7 @@ class Need(NamedTuple):
     size: int
 
 
-def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> None:
+def check(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> None:
     """Compares what a config needs with the memory of the devices and of this machine.
 
     Args:
@@ -94,7 +95,7 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
     return config
 
 
-def _memory(device: jax.Device) -> int | float:
+def _memory(device: Device) -> int | float:
     """Bytes of a device; infinite where it does not say."""
     if device.platform == "cpu":
         return _host_memory() / jax.device_count()

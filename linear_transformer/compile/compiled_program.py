@@ -74,9 +74,10 @@ class Instruction:
     def hbm_bytes(self) -> int:
         return sum(a.bytes for a in self.arrays if a.in_hbm)
 
-    def attribute(self, name: str) -> str | None:
+    def attribute(self, name: str) -> str:
+        """The text of an attribute; empty where the instruction has none of this name."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
-        return None if found is None else found[1]
+        return "" if found is None else found[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def cost(text: str) -> Cost:
                 chains.add(chain[0])
             collectives[kind][0] += times
             collectives[kind][1] += times * program.sent(computation, instruction)
-    found = {kind: tuple(pair) for kind, pair in collectives.items() if pair[0]}
+    found = {kind: (runs, sent) for kind, (runs, sent) in collectives.items() if runs}
     return Cost(flops, hbm_bytes, found, kernels, program.unknown_loops)
 
 
@@ -161,7 +162,7 @@ class _Program:
                 continue  # what it applies to each element is no matmul
             elif instruction.opcode in COLLECTIVES or instruction.opcode.endswith("-start"):
                 if instruction.opcode == "async-start":
-                    self._count(_CALLED.search(instruction.attributes)[1], times)
+                    self._count(_called(instruction)[0], times)
             else:
                 for called in _called(instruction):
                     if instruction.opcode == "fusion" or computation in self.fused:
@@ -178,7 +179,7 @@ class _Program:
         bounds = [condition[name] for name in root.operands if name in condition]
         constants = [i for i in bounds if i.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.attributes and constants:
-            return int(re.match(r"\d+", constants[0].attributes)[0])
+            return int(constants[0].attributes.partition(")")[0])
         self.unknown_loops += 1
         return 1
 
@@ -298,7 +299,7 @@ def _called(instruction: Instruction) -> list[str]:
 
 def _array(kind: str, sizes: str, layout: str) -> Array:
     shape = tuple(int(n) for n in sizes.split(",")) if sizes else ()
-    bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+    bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
     space = re.search(r"S\((\d+)\)", layout)
     return Array(shape, math.prod(shape) * bits // 8, space is None or space[1] == "0")
 
@@ -333,7 +334,7 @@ def _closing(text: str, opening: int) -> int:
 
 def _window(instruction: Instruction, dimensions: int) -> Iterator[dict[str, list[int]]]:
     """Size, stride, padding and dilation of each spatial dimension."""
-    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window") or ""))
+    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window")))
     default = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
     for i in range(dimensions):
         yield {

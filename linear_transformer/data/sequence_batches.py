@@ -30,18 +30,14 @@ class SequenceSource(Protocol):
       num_threads: threads for reading; 0 reads in the calling thread.
     """
 
-    name: str
-    licence: str
-    vocab_size: int
-    num_classes: int
-    towers: int
-    num_threads: int
+    @property
+    def name(self) -> str: ...
 
     def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
         """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 
-    def read(self, item: Any) -> tuple[Integer[np.ndarray, " T"], ...]:
+    def read(self, item: Any, /) -> tuple[Integer[np.ndarray, " T"], ...]:
         """The ids of each tower, uncut."""
         ...
 

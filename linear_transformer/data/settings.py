@@ -45,7 +45,10 @@ class RowData(DataConfig):
     path: str = ""
     sequence_length: int
 
-    RANGES: ClassVar[Mapping[str, Range]] = DataConfig.RANGES | {"sequence_length": POSITIVE}
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **DataConfig.RANGES,
+        "sequence_length": POSITIVE,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class LabelledData(RowData):
     difficulty: str = "hard"
     side: int | None = None
 
-    RANGES: ClassVar[Mapping[str, Range]] = RowData.RANGES | {"side": POSITIVE}
+    RANGES: ClassVar[Mapping[str, Range]] = {**RowData.RANGES, "side": POSITIVE}
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,7 +104,8 @@ class ImageData(DataConfig):
     padding: int = 0
     image_size: int = 224
 
-    RANGES: ClassVar[Mapping[str, Range]] = DataConfig.RANGES | {
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **DataConfig.RANGES,
         "padding": NOT_NEGATIVE,
         "image_size": POSITIVE,
     }
@@ -125,9 +129,12 @@ class SyntheticData(DataConfig):
     evaluation_lengths: tuple[int, ...] = ()
     evaluation_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    RANGES: ClassVar[Mapping[str, Range]] = DataConfig.RANGES | dict.fromkeys(
-        ("sequence_length", "evaluation_examples", "evaluation_lengths"), POSITIVE
-    )
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **DataConfig.RANGES,
+        "sequence_length": POSITIVE,
+        "evaluation_examples": POSITIVE,
+        "evaluation_lengths": POSITIVE,
+    }
 
     @property
     def longest(self) -> int:
@@ -162,9 +169,12 @@ class SpeechData(DataConfig):
     max_frames: int
     max_units: int
 
-    RANGES: ClassVar[Mapping[str, Range]] = DataConfig.RANGES | dict.fromkeys(
-        ("sample_rate", "max_frames", "max_units"), POSITIVE
-    )
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **DataConfig.RANGES,
+        "sample_rate": POSITIVE,
+        "max_frames": POSITIVE,
+        "max_units": POSITIVE,
+    }
 
     @property
     def longest(self) -> int:

@@ -45,9 +45,7 @@ class Cell:
         """Measured minus published, or their ratio for benchmarks; None unless at paper scale."""
         if self.scale != PAPER or not isinstance(self.published, int | float):
             return None
-        if self.column.benchmark:
-            return self.value / self.published
-        return self.value - self.published
+        return value / self.published if self.column.benchmark else value - self.published
 
 
 def fill(table: Table, found: Found) -> list[Cell]:
@@ -116,7 +114,7 @@ def _how_to_run(row: Row, number: int, column: Column) -> str:
 def _from_benchmarks(empty: Cell, found: Found) -> Cell:
     """The cell from the newest file, with the best of its rows, which differ in batch size."""
     benchmark, candidate = empty.column.benchmark, empty.row.candidate
-    if candidate is None:
+    if benchmark is None or candidate is None:
         return empty
     best = max if empty.column.better == "higher" else min
     for scale in (PAPER, REDUCED):
@@ -143,5 +141,5 @@ def _mean(cell: Cell, row: list[Cell]) -> Cell:
     scales = {part.scale for part in parts}
     if len(scales) != 1 or None in scales:
         return cell
-    mean = statistics.fmean(part.value for part in parts)
+    mean = statistics.fmean(part.value for part in parts if part.value is not None)
     return dataclasses.replace(cell, scale=scales.pop(), values=(mean,), remark="of this row")

@@ -58,10 +58,11 @@ def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[J
         if known is None:
             known = (experiment, [], [])
             wanted.append(known)
-        measure = (column.split, column.metric_at(scale))
-        for value, values in ((row.name, known[1]), (measure, known[2])):
-            if value not in values:
-                values.append(value)
+        _, rows, measures = known
+        if row.name not in rows:
+            rows.append(row.name)
+        if (metric := column.metric_at(scale)) and (column.split, metric) not in measures:
+            measures.append((column.split, metric))
     jobs = []
     for experiment, rows, measures in wanted:
         runs = found.of(experiment)

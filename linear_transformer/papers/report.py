@@ -127,17 +127,21 @@ def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
     sentences = []
     for column in table.columns:
         measured = [
-            cell
+            (cell.scale, cell.value, cell.published)
             for cell in cells
-            if cell.column is column and cell.scale and isinstance(cell.published, int | float)
+            if cell.column is column
+            and cell.value is not None
+            and isinstance(cell.published, int | float)
         ]
         pairs = [
-            (a, b)
-            for a, b in itertools.combinations(measured, 2)
-            if a.scale == b.scale and a.published != b.published
+            (value < other_value) == (published < other_published)
+            for (scale, value, published), (other_scale, other_value, other_published) in (
+                itertools.combinations(measured, 2)
+            )
+            if scale == other_scale and published != other_published
         ]
         if pairs:
-            same = sum((a.value < b.value) == (a.published < b.published) for a, b in pairs)
+            same = sum(pairs)
             sentences.append(
                 f"{column.name}: {same} of {len(pairs)} pairs of measured rows are in the "
                 "published order."
@@ -168,9 +172,10 @@ def _plot_curves(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> b
         for run in cell.runs if cell.column is column else ():
             records = [r for r in run.records if r["split"] == column.split]
             name = f"{cell.row.name}, {cell.scale}, {run.folder.name}"
-            if points := curves.by_step(records, column.metric_at(cell.scale)):
+            metric = column.metric_at(cell.scale) if cell.scale else None
+            if metric and (points := curves.by_step(records, metric)):
                 drawn[name] = points
-    if drawn:
+    if drawn and column.metric:
         curves.plot(drawn, "step", column.metric, epath.Path(output))
     return bool(drawn)
 
@@ -180,6 +185,7 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     bars = {
         column.name: _bars([c for c in cells if c.column is column]) for column in table.columns
@@ -211,7 +217,7 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
     panels[0, 0].set_yticks(range(len(names)), names, fontsize="small")
     panels[0, 0].invert_yaxis()
     kinds = {kind for found in bars.values() for _, kind, _ in found}
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for k, c in _COLORS.items() if k in kinds]
+    handles = [Rectangle((0, 0), 1, 1, color=c) for k, c in _COLORS.items() if k in kinds]
     figure.legend(
         handles,
         [kind for kind in _COLORS if kind in kinds],
@@ -229,7 +235,8 @@ def _bars(cells: Sequence[Cell]) -> list[tuple[str, str, float]]:
     for cell in cells:
         if isinstance(cell.published, int | float):
             bars.append((cell.row.name, "published", float(cell.published)))
-        same_unit = cell.scale and cell.column.metric_at(cell.scale) == cell.column.metric
-        if same_unit and math.isfinite(cell.value):
+        if cell.scale is None or cell.value is None or not math.isfinite(cell.value):
+            continue
+        if cell.column.metric_at(cell.scale) == cell.column.metric:
             bars.append((cell.row.name, cell.scale, cell.value))
     return bars

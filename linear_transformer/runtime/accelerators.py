@@ -83,7 +83,7 @@ def leave_out_absent_tpu() -> None:
     """
     import jax
 
-    chosen = jax.config.jax_platforms or "JAX_PLATFORMS" in os.environ
+    chosen = jax.config.values["jax_platforms"] or "JAX_PLATFORMS" in os.environ
     if chosen or importlib.util.find_spec("libtpu") is None:
         return
     patterns = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")

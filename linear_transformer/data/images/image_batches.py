@@ -1,7 +1,7 @@
 """Batches of labelled images: for training with Grain, and for evaluation."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -15,9 +15,6 @@ from linear_transformer.data.stream import Batch
 
 Image = UInt8[np.ndarray, "Y X C"]
 
-_LOADERS = dict.fromkeys(images.DATASETS, images.load_images)
-_LOADERS[image_folder.NAME] = image_folder.load
-
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -30,19 +27,22 @@ class ImageSource(Protocol):
       num_threads: threads for reading; 0 reads in the calling thread.
     """
 
-    name: str
-    licence: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    num_threads: int
+    @property
+    def name(self) -> str: ...
 
     def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
         """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 
-    def read(self, item: Any, rng: np.random.Generator | None = None) -> Image:
+    def read(self, item: Any, /, rng: np.random.Generator | None = None) -> Image:
         """The image, or with `rng` a random view of it for training."""
         ...
+
+
+_LOADERS: dict[str, Callable[[Any], ImageSource]] = {
+    **dict.fromkeys(images.DATASETS, images.load_images),
+    image_folder.NAME: image_folder.load,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import io
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -58,9 +58,9 @@ class ImageFolder:
     size: int
     files: Mapping[str, Sequence[epath.Path]]
     labels: Mapping[str, Int[np.ndarray, " N"]]
-    name: ClassVar[str] = NAME
-    licence: ClassVar[str] = "unknown"
-    num_threads: ClassVar[int] = 16  # Pillow decodes and scales without the interpreter's lock
+    name = NAME
+    licence = "unknown"
+    num_threads = 16  # Pillow decodes and scales without the interpreter's lock
 
     @property
     def num_classes(self) -> int:

@@ -1,6 +1,6 @@
 """Images as sequences of grey levels, row by row: the input of Long Range Arena's image task."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -16,9 +16,9 @@ _LUMA = np.array([0.2989, 0.5870, 0.1140])  # of red, green and blue (ITU-R BT.6
 class GreyImages:
     """A set of `data.images.datasets` with one token for each of 32 x 32 pixels."""
 
-    vocab_size: ClassVar[int] = GREY_LEVELS
-    towers: ClassVar[int] = 1
-    num_threads: ClassVar[int] = 0  # the images are in memory
+    vocab_size = GREY_LEVELS
+    towers = 1
+    num_threads = 0  # the images are in memory
 
     def __init__(self, source: images.ImageSet):
         self.source = source

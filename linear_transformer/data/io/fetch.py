@@ -110,6 +110,19 @@ def open_debian_data(package: pathlib.Path) -> tarfile.TarFile:
     raise DataError(f"{package}: the Debian package has no data.tar")
 
 
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
+    """Read a file of an archive.
+
+    Raises:
+      DataError: the member is not a file.
+    """
+    file = archive.extractfile(member)
+    if file is None:
+        name = member if isinstance(member, str) else member.name
+        raise DataError(f"{archive.name}: {name} is not a file")
+    return file.read()
+
+
 def _check_sha256(path: pathlib.Path, sha256: str, name: str, remedy: str) -> None:
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()

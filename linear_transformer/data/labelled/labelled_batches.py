@@ -19,9 +19,10 @@ class LabelledSource(Protocol):
       num_threads: threads for reading; 0 reads in the calling thread.
     """
 
-    num_threads: int
+    @property
+    def num_threads(self) -> int: ...
 
-    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+    def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
         """Items to be read, and the labels; an unknown name is a DataError."""
         ...
 

@@ -169,7 +169,7 @@ def _spam(archive: pathlib.Path) -> ByteTexts:
     with tarfile.open(archive) as members:
         for member in members:
             if found := _MAIL.search(member.name):
-                mails[member.name] = (found[1], members.extractfile(member).read())
+                mails[member.name] = (found[1], fetch.read_member(members, member))
     by_folder: dict[str, list[Example]] = {}
     for name in sorted(mails):
         folder, mail = mails[name]

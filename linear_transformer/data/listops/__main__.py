@@ -25,7 +25,7 @@ def _define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
-    counts = {split: values[split].value for split in FILES}
+    counts = {split: getattr(values, split) for split in FILES}
     for split, count in counts.items():
         if count < 1:
             raise DataError(f"--{split}={count}: must be at least 1")

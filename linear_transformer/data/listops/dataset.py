@@ -16,7 +16,7 @@ Range Arena's first version.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -68,12 +68,12 @@ class ListOps:
 
     sequences: Mapping[str, Sequences]
     labels: Mapping[str, Int[np.ndarray, " N"]]
-    name: ClassVar[str] = NAME
-    licence: ClassVar[str] = "Apache-2.0"
-    vocab_size: ClassVar[int] = 1 + len(TOKENS)
-    num_classes: ClassVar[int] = 10
-    towers: ClassVar[int] = 1
-    num_threads: ClassVar[int] = 0  # the rows are in memory
+    name = NAME
+    licence = "Apache-2.0"
+    vocab_size = 1 + len(TOKENS)
+    num_classes = 10
+    towers = 1
+    num_threads = 0  # the rows are in memory
 
     def split(self, name: str) -> tuple[Sequences, Int[np.ndarray, " N"]]:
         """Returns rows and labels of a split; an unknown name is a DataError."""

@@ -66,7 +66,7 @@ def _read_music21() -> list[np.ndarray]:
         raise DataError(
             'config.data.dataset = "chorales" needs music21: pip install -r requirements-music.txt'
         )
-    from music21 import corpus
+    from music21 import corpus  # pyright: ignore[reportMissingImports] - of requirements-music.txt
 
     pieces = []
     for name in corpus.chorales.Iterator(returnType="filename"):

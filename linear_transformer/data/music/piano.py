@@ -109,7 +109,7 @@ def _read_archive() -> list[np.ndarray]:
     with tarfile.open(path) as archive:
         for member in archive:
             if found := _PIECE.search(member.name):
-                data = archive.extractfile(member).read()
+                data = fetch.read_member(archive, member)
                 pieces[int(found[1])] = midi.parse_notes(data, f"{path}: {member.name}")
     notes = tuple(pieces[number].size for number in sorted(pieces))
     if notes != _NUM_NOTES:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -68,12 +68,12 @@ class Pathfinder:
     size: int
     files: Mapping[str, Sequence[str]]
     labels: Mapping[str, Int[np.ndarray, " N"]]
-    name: ClassVar[str] = NAME
-    licence: ClassVar[str] = "Apache-2.0"
-    vocab_size: ClassVar[int] = 256
-    num_classes: ClassVar[int] = 2
-    towers: ClassVar[int] = 1
-    num_threads: ClassVar[int] = 16
+    name = NAME
+    licence = "Apache-2.0"
+    vocab_size = 256
+    num_classes = 2
+    towers = 1
+    num_threads = 16
 
     def split(self, name: str) -> tuple[Sequence[str], Int[np.ndarray, " N"]]:
         """Returns files and labels of a split; an unknown name is a DataError."""

@@ -117,7 +117,7 @@ class Lanes:
     def _inside(self, seeds: Int[np.ndarray, "n 3"]) -> np.ndarray:
         """(n,): head and pivot of a first paddle are in the image."""
         corners = np.concatenate(self._heads_and_pivots(seeds), axis=1)
-        return ((corners >= 0) & (corners < self.setting.size)).all(1)
+        return np.all((corners >= 0) & (corners < self.setting.size), axis=1)
 
     def add_distractor(self, length: int, rng: np.random.Generator):
         """Adds a contour of `length` paddles to each lane where one finds room.

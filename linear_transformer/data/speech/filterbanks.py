@@ -46,7 +46,8 @@ def log_mel(samples: Samples, sample_rate: int) -> Frames:
     options.frame_opts.dither = 0  # random
     options.mel_opts.num_bins = NUM_FILTERS
     computer = kaldi_native_fbank.OnlineFbank(options)
-    computer.accept_waveform(sample_rate, samples * _FULL_SCALE)
+    # Its types ask for a sequence, and the function takes arrays.
+    computer.accept_waveform(sample_rate, samples * _FULL_SCALE)  # pyright: ignore[reportArgumentType]
     computer.input_finished()
     frames = np.empty((computer.num_frames_ready, NUM_FILTERS), np.float32)
     for n in range(len(frames)):
@@ -106,7 +107,7 @@ def read_samples(file: BinaryIO, name: str, sample_rate: int) -> Samples:
 
 def _opened(path: epath.Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return path.open("rb")  # pyright: ignore[reportReturnType] - etils types no modes
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason})") from error

@@ -74,16 +74,18 @@ class SpeechSource:
         ids[: len(example.ids)] = example.ids
         return {
             "frames": frames,
-            "num_frames": np.int32(len(features)),
+            "num_frames": np.array(len(features), np.int32),
             "units": ids,
-            "num_units": np.int32(len(example.ids)),
+            "num_units": np.array(len(example.ids), np.int32),
         }
 
     def _load(self, name: str) -> tuple[list[Example], int]:
         if name not in self._splits:
             utterances = self.corpus.load(name)
             spelled = ((u, self.units.spell(u.transcript)) for u in utterances)
-            fitting = [Example(u, ids) for u, ids in spelled if self._fits(u, ids)]
+            fitting = [
+                Example(u, ids) for u, ids in spelled if ids is not None and self._fits(u, ids)
+            ]
             if not fitting:
                 raise DataError(
                     f"{self.corpus.name}: none of the {len(utterances)} utterances of its "
@@ -93,8 +95,8 @@ class SpeechSource:
             self._splits[name] = fitting, len(utterances) - len(fitting)
         return self._splits[name]
 
-    def _fits(self, utterance: Utterance, ids: Ids | None) -> bool:
-        if ids is None or len(ids) > self.max_units:
+    def _fits(self, utterance: Utterance, ids: Ids) -> bool:
+        if len(ids) > self.max_units:
             return False
         repeats = int(np.count_nonzero(ids[1:] == ids[:-1]))  # CTC puts a blank between them
         return len(ids) + repeats <= utterance.num_frames <= self.max_frames

@@ -82,10 +82,11 @@ class Phonemes:
         self._ids = {name: n + 1 for n, name in enumerate(names)}
 
     def spell(self, transcript: str) -> Ids | None:
-        words = [self._pronunciations.get(word) for word in normalize(transcript).split()]
-        if not words or None in words:
+        words = normalize(transcript).split()
+        if not words or not all(word in self._pronunciations for word in words):
             return None
-        return np.array([self._ids[phoneme] for word in words for phoneme in word], np.int32)
+        phonemes = [phoneme for word in words for phoneme in self._pronunciations[word]]
+        return np.array([self._ids[phoneme] for phoneme in phonemes], np.int32)
 
     def write(self, ids: Integer[np.ndarray, " _"]) -> str:
         return " ".join(self.names[n - 1] for n in ids)
@@ -105,7 +106,7 @@ def load_phonemes() -> Phonemes:
     )
     with tarfile.open(path) as archive:
         dictionary, phones = (
-            archive.extractfile(name).read().decode("latin-1").splitlines()
+            fetch.read_member(archive, name).decode("latin-1").splitlines()
             for name in (_DICTIONARY, _PHONES)
         )
     return parse_phonemes(dictionary, phones)

@@ -133,7 +133,7 @@ def _asterisk_utterances() -> Iterator[Utterance]:
         "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
     )
     with fetch.open_debian_data(package) as members:
-        text = gzip.decompress(members.extractfile(_ASTERISK_TEXTS).read()).decode()
+        text = gzip.decompress(fetch.read_member(members, _ASTERISK_TEXTS)).decode()
     transcripts = prompts(text)
     starts = np.cumsum(lengths) - lengths
     for name, start, length in zip(names.tolist(), starts.tolist(), lengths.tolist(), strict=True):
@@ -172,7 +172,7 @@ def _asterisk_features() -> list[np.ndarray]:
         for member in members:
             name = member.name.partition(_ASTERISK_FOLDER)[2]
             if name.endswith(".wav"):
-                file = io.BytesIO(members.extractfile(member).read())
+                file = io.BytesIO(fetch.read_member(members, member))
                 samples = filterbanks.read_samples(file, member.name, _ASTERISK_RATE)
                 clip = filterbanks.log_mel(samples, _ASTERISK_RATE)
                 features[name.removesuffix(".wav")] = clip

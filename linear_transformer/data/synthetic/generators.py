@@ -30,7 +30,8 @@ class Generator(Protocol):
       vocab_size: number of tokens.
     """
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     def __call__(self, rng: np.random.Generator, length: int) -> recall.Example:
         """Inputs, targets and weights of T = `length` tokens; only weighted targets count."""

