@@ -64,7 +64,7 @@ class _Step(NamedTuple):
     def __call__(
         self,
         tokens: tuple[Array, ...],
-        gates: tuple[()],
+        gates: tuple[Array, ...],
         state: tuple[Array, ...],
         masks: Masks,
     ) -> tuple[Array, tuple[Array, ...]]:

@@ -5,20 +5,20 @@ sums over earlier tokens are products with triangles, and a row becomes a column
 Everything here is differentiated inside the backward kernels.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from linear_transformer.ops.custom_vjp import custom_vjp
 
 ROWS_BY_COLUMNS = (1, 0)  # a @ b
 ROWS_BY_ROWS = (1, 1)  # a @ b^T
 COLUMNS_BY_COLUMNS = (0, 0)  # a^T @ b
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@custom_vjp(2, 3, 4)
 def matmul(
     a: Array,
     b: Array,
@@ -133,15 +133,17 @@ class Masks(NamedTuple):
 
     def reads(self, rows_C: Array) -> Array:
         """Rows of tokens in the segment of the entering state."""
-        return self._in_segment(0, rows_C) if self.packed else rows_C
+        return rows_C if self.runs_1C is None else _in_segment(self.runs_1C, 0, rows_C)
 
     def reaches(self, rows_C: Array) -> Array:
         """Rows of tokens in the segment of the leaving state."""
-        return self._in_segment(self._last(), rows_C) if self.packed else rows_C
+        if self.runs_1C is None:
+            return rows_C
+        return _in_segment(self.runs_1C, _last(self.runs_1C), rows_C)
 
     def carried(self, state: Array) -> Array:
         """The entering state, if its segment goes on to the end of the chunk."""
-        return jnp.where(self._last() == 0, state, 0) if self.packed else state
+        return state if self.runs_1C is None else jnp.where(_last(self.runs_1C) == 0, state, 0)
 
     def exist(self, x_CK: Array) -> Array:
         """Zeros in place of what is read beyond the end of the sequence, which may be anything."""
@@ -149,8 +151,10 @@ class Masks(NamedTuple):
             return x_CK
         return jnp.where(lax.broadcasted_iota(jnp.int32, x_CK.shape, 0) < self.tokens, x_CK, 0)
 
-    def _last(self):
-        return jnp.max(self.runs_1C, axis=1, keepdims=True)
 
-    def _in_segment(self, run, rows_C):
-        return jnp.where(jnp.broadcast_to(column(self.runs_1C), rows_C.shape) == run, rows_C, 0)
+def _last(runs_1C):
+    return jnp.max(runs_1C, axis=1, keepdims=True)
+
+
+def _in_segment(runs_1C, run, rows_C):
+    return jnp.where(jnp.broadcast_to(column(runs_1C), rows_C.shape) == run, rows_C, 0)

@@ -33,6 +33,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, segments
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.ops.pallas.arithmetic import Masks, any_of
 from linear_transformer.types import SegmentIds
 
@@ -213,7 +214,7 @@ class _Layout(NamedTuple):
                     ref[h, :, self.lanes(c, self.chunk)] = row[h, c]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def _scan(step, layout, tokens, gates, state, runs):
     o, state, _ = _run_forward(step, layout, tokens, gates, state, runs, save=False)
     return o, state

@@ -14,11 +14,11 @@ size: what a half adds to its sibling is the sibling's total.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.ops.pallas.arithmetic import (
     ROWS_BY_ROWS,
     column,
@@ -122,7 +122,7 @@ def meet(chunk, half):
     return (i > j) & (apart >= half) & (apart < 2 * half)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@custom_vjp(1)
 def shifted(x: Array, rows: int) -> Array:
     """Row i is row i - rows, around the ends."""
     cut = -rows % x.shape[0]

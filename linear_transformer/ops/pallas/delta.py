@@ -109,7 +109,7 @@ class _Step(NamedTuple):
         update = unrounded(masks.reaches(w * decays.reach), u, COLUMNS_BY_COLUMNS)
         leaving = masks.carried(decays.total * entering) + update
         if masks.packed:
-            o, leaving = _spoiled(o, leaving, written, tokens, gates, *state, masks)
+            o, leaving = _spoiled(o, leaving, written, tokens, gates, state[0], masks)
         return o, (leaving,)
 
 
