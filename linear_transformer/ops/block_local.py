@@ -125,7 +125,7 @@ def attend(
     """All of one block at once: `sum_s f(a q_t.k_s) v_s` over the keys that are visible."""
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
-    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale
     q, k, v, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHTS = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
     scores_BHTS = scores_BHTS * scale

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Sizes = dict[str, int]
@@ -76,7 +77,7 @@ def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
 
 def is_known(x: ArrayLike) -> bool:
     """Whether the values of an array can be looked at: not inside `jax.jit`."""
-    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:

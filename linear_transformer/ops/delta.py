@@ -287,7 +287,7 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
         with checks.reverse_mode(form):
-            o, state = pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
+            o, state = pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
         return opaque(o), state
     starts = None
     if segment_ids_BT is not None:

@@ -96,12 +96,11 @@ def efficient_attention(
     log_sum = jnp.where(held_B[:, None, None], log_sum, EMPTY)
     weights_BTHK = jax.nn.softmax(keep(queries_BT, q_BTHK).astype(dtype), axis=-1).astype(narrow)
     keys = jnp.where(keys_BS[:, :, None, None], k_BSHK.astype(dtype), EMPTY)
-    packed = {"segment_ids_BT": segment_ids_BT}
     if direction == "bidirectional" and segment_ids_BT is None:
         total = jnp.logaddexp(log_sum, log_space.log_sum(keys))[:, None]
     else:
         total = log_space.running_log_sum(keys, log_sum, segment_ids_BT)
-        if direction == "bidirectional":
+        if direction == "bidirectional" and segment_ids_BT is not None:
             total = log_space.at_segment_ends(total, segment_ids_BT)
     arrays = (weights_BTHK, keep(keys_BS, jnp.exp(keys - total)).astype(narrow))
     arrays = (*arrays, keep(keys_BS, v_BSHV))
@@ -112,7 +111,7 @@ def efficient_attention(
             initial_state=context,
             form=form,
             chunk_size=chunk_size,
-            **packed,
+            segment_ids_BT=segment_ids_BT,
         )
     else:
         o, context = linear_attention(
@@ -121,7 +120,7 @@ def efficient_attention(
             feature_map=None,
             normalize=False,
             initial_state=jnp.exp(log_sum - total[:, 0])[..., None] * context,
-            **packed,
+            segment_ids_BT=segment_ids_BT,
         )
     context = spoil(spoiled_BT[:, -1:], context[:, None])[:, 0]
     state = ScaledState(jnp.pad(context, _LAST_COLUMN, constant_values=1), total[:, -1])

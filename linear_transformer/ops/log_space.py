@@ -74,7 +74,7 @@ def seen(
         any_B = sequence_parallel.largest(jnp.max(marks_BS, axis=1))
         return jnp.maximum(any_B, before)[:, None] > 0
     running_BT = running_maximum(marks_BS, before, segment_ids_BT)
-    if direction == "bidirectional":
+    if direction == "bidirectional" and segment_ids_BT is not None:
         running_BT = at_segment_ends(running_BT, segment_ids_BT)
     return running_BT > 0
 

@@ -112,8 +112,8 @@ def mixed_chunk_attention(
             raise ValueError(f"a state with direction {direction!r}: it is for causal attention")
         if 0 in (B, T):
             return jnp.zeros_like(v_BTV), None
-        arrays = (x.astype(narrow) for x in arrays)
-        o_BTV = _bidirectional(*arrays, bias_E, C, segment_ids_BT)
+        q, k, linear_q, linear_k, v = (x.astype(narrow) for x in arrays)
+        o_BTV = _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT)
         return o_BTV.astype(v_BTV.dtype), None
     shards = sequence_parallel.shards()
     start = state is None and shards == 1
@@ -146,9 +146,9 @@ def mixed_chunk_attention(
     if T == 1 and not start:
         o_BTV, sums = _one_token(q_BTK, linear_q_BTK, grid, bias_E, state.sums, offset_B)
     else:
-        queries = [to_grid(x, jnp.zeros_like(state.keys)) for x in (q_BTK, linear_q_BTK)]
+        q, linear_q = (to_grid(x, jnp.zeros_like(state.keys)) for x in (q_BTK, linear_q_BTK))
         finished_B = (offset_B + T) // C
-        o_BTV, sums = _chunks(*queries, grid, bias_E, state.sums, finished_B)
+        o_BTV, sums = _chunks(q, linear_q, grid, bias_E, state.sums, finished_B)
         cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, T, 0))
         o_BTV = cut(o_BTV, offset_B)
 

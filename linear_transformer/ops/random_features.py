@@ -165,12 +165,11 @@ def log_feature_attention(
         sums, scale = (x.astype(dtype) for x in initial_state)
         scale = jnp.where(jnp.any(sums[..., -1] > 0, axis=-1), scale, EMPTY)
         scale = lax.stop_gradient(scale)
-    packed = {"segment_ids_BT": segment_ids_BT}
     if direction == "bidirectional" and segment_ids_BT is None:
         largest = jnp.maximum(scale, sequence_parallel.largest(jnp.max(k, axis=(1, 3))))[:, None]
     else:
         largest = log_space.running_maximum(jnp.max(k, axis=-1), scale, segment_ids_BT)
-        if direction == "bidirectional":
+        if direction == "bidirectional" and segment_ids_BT is not None:
             largest = log_space.at_segment_ends(largest, segment_ids_BT)
     k = jnp.exp(k - largest[..., None])
     if key_mask_BS is not None:
@@ -185,7 +184,7 @@ def log_feature_attention(
             initial_state=sums,
             form=form,
             chunk_size=chunk_size,
-            **packed,
+            segment_ids_BT=segment_ids_BT,
         )
     else:
         o, sums = linear_attention(
@@ -194,6 +193,6 @@ def log_feature_attention(
             feature_map=None,
             normalize=False,
             initial_state=jnp.exp(scale - largest[:, 0])[..., None, None] * sums,
-            **packed,
+            segment_ids_BT=segment_ids_BT,
         )
     return divide(o, FLOOR).astype(narrow), ScaledState(sums, largest[:, -1])

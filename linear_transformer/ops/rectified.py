@@ -116,20 +116,21 @@ def rectified_attention(
         seen = window - 1 + block
         keys = [_pad(x, max(window - 1 - before, 0), num_blocks * block - T) for x in keys]
 
-    scale = K**-0.5 if scale is None else scale
+    scale = float(K**-0.5) if scale is None else scale
+    reach = window or S
 
     @jax.checkpoint
     def attend(n):
         start_q = n * block
         # In padded coordinates; without a cut every block sees all keys.
-        start_k = start_q + max(before - ((window or S) - 1), 0) if seen < S else 0
+        start_k = start_q + max(before - (reach - 1), 0) if seen < S else 0
         q, query_run = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
         k, v, key_run, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
-        at_q = jnp.arange(block) + (window - 1 if seen < S else first + start_q)
+        at_q = jnp.arange(block) + (reach - 1 if seen < S else first + start_q)
         distance_CS = at_q[:, None] - jnp.arange(seen)
         visible_BCS = (query_run[:, :, None] == key_run[:, None]) & mask[:, None]
         if causal:
-            visible_BCS &= (distance_CS >= 0) & (distance_CS < (window or S))
+            visible_BCS &= (distance_CS >= 0) & (distance_CS < reach)
         q, k, v, spoiled_BC = contained(q, k, v, visible_BCS)
         scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
         if bias_E is not None:

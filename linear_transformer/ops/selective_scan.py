@@ -299,7 +299,7 @@ def _stepwise(a: Array, b: Array, state: Array) -> Array:
     return lax.scan(step, state, (a, b))[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def _states(scan: Callable[..., Array], a: Array, b: Array, state: Array) -> Array:
     """All states (T, ...) by one of the scans above, which is also that of the backward pass."""
     return scan(a, b, state)

@@ -10,7 +10,9 @@ of one map, O(K V) numbers a head whatever T, by a prefix scan (Hillis and Steel
 parallel algorithms"), or one gathering of all D maps.
 """
 
+import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from linear_transformer.types import PRNGKey, SegmentIds
 
 AXIS = "sequence"
 EXCHANGES = ("scan", "gather")
+_Arrays = TypeVar("_Arrays", bound=tuple[Array | None, ...])
 
 # How maps are exchanged: "scan" sends 1 + log2(D) maps one after the other, "gather" D at once.
 exchange = jax.make_user_context("scan")
@@ -174,9 +177,7 @@ def blocks(
     return tuple(None if x is None else from_block_start(x) for x in arrays), place
 
 
-def keys_in_reach(
-    arrays: tuple[Array | None, ...], window: int | None
-) -> tuple[tuple[Array | None, ...], Int[Array, " S"]]:
+def keys_in_reach(arrays: _Arrays, window: int | None) -> tuple[_Arrays, Int[Array, " S"]]:
     """The tokens that a shard's queries may see, and their places in the row.
 
     Args:
@@ -189,10 +190,10 @@ def keys_in_reach(
     time = next(x for x in arrays if x is not None).shape[1]
     if window is None:
         places_S = jnp.arange(shards() * time)
-        return tuple(None if x is None else gathered(x) for x in arrays), places_S
+        return jax.tree.map(gathered, arrays), places_S
     before = window - 1
     places_S = offset(time) - before + jnp.arange(before + time)
-    return tuple(None if x is None else halo(x, before=before) for x in arrays), places_S
+    return jax.tree.map(functools.partial(halo, before=before), arrays), places_S
 
 
 def continues(segment_ids_BT: SegmentIds, *, reverse: bool = False) -> Bool[Array, " B"]:

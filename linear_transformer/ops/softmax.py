@@ -26,6 +26,7 @@ from jax import Array, lax
 from jaxtyping import Int
 
 from linear_transformer.ops import checks, sequence_parallel
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.ops.non_finite import contained, finite_tokens, keep, spoil
 from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
 
@@ -66,7 +67,7 @@ def softmax_attention(
     k_BSHK: Keys,
     v_BSHV: Values,
     *,
-    direction: Direction = "causal",
+    direction: str = "causal",
     scale: float | None = None,
     window: int | None = None,
     segment_ids_BT: SegmentIds | None = None,
@@ -74,7 +75,7 @@ def softmax_attention(
     key_mask_BS: KeyMask | None = None,
     query_positions_BT: Positions | None = None,
     key_positions_BS: Int[Array, "B S"] | None = None,
-    form: Form = "auto",
+    form: str = "auto",
     block_size: int | None = None,
 ) -> Outputs:
     """Softmax attention, computed exactly.
@@ -123,7 +124,7 @@ def softmax_attention(
     B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None
-    scale = K**-0.5 if scale is None else float(scale)
+    scale = float(K**-0.5 if scale is None else scale)
     packed, keys_packed = segment_ids_BT is not None, key_segment_ids_BS is not None
     for wrong, message in (
         (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
@@ -137,7 +138,7 @@ def softmax_attention(
             raise ValueError(f"softmax_attention: {message}.")
     if 0 in (B, T, S):  # no rows, no queries, or no keys that one could see
         return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
-    if packed and not keys_packed:
+    if segment_ids_BT is not None and not keys_packed:
         segment_ids_BT = key_segment_ids_BS = sequence_parallel.run_index(segment_ids_BT)
     if sequence_parallel.shards() > 1 and query_positions_BT is None:
         ordered = False
@@ -170,13 +171,13 @@ def softmax_attention(
         short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear as it is.
         form = "fused" if covered else "parallel" if short else "blockwise"
     dtype = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
-    arrays = tuple(x.astype(dtype) for x in (q_BTHK, k_BSHK, v_BSHV))
+    q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSHK, v_BSHV))
     if form == "parallel":
-        return _parallel(*arrays, tags, spec).astype(v_BSHV.dtype)
+        return _parallel(q, k, v, tags, spec).astype(v_BSHV.dtype)
     if form == "blockwise":
         has = "it has one derivative, in reverse mode; form 'parallel' has all in any mode"
         with checks.no_forward_mode("form 'blockwise'", has):
-            return _blockwise(*_vary_alike((*arrays, tags)), spec).astype(v_BSHV.dtype)
+            return _blockwise(*_vary_alike((q, k, v, tags)), spec).astype(v_BSHV.dtype)
     if not covered:
         needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
@@ -407,7 +408,7 @@ def _by_platform(function: Callable[..., Any], spec: _Spec, *args: Any) -> Any:
     return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@custom_vjp(4)
 def _blockwise(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Array:
     return _by_platform(_forward, spec, q, k, v, tags)[0]
 
