@@ -8,7 +8,7 @@ from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
-from linear_transformer.nn.mixers.base import MixerState
+from linear_transformer.nn.mixers.base import Mixer, MixerState
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
 
@@ -26,7 +26,7 @@ class Block(nnx.Module):
 
     def __init__(
         self,
-        mixer: nnx.Module,
+        mixer: Mixer,
         feed_forward: FeedForward | None,
         *,
         width: int,

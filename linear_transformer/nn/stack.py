@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.mixers.base import MixerState
@@ -92,7 +93,7 @@ class Stack(nnx.Module):
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             apply = jax.checkpoint(apply, policy=policy, static_argnums=(0,))
-        if isinstance(x_BTD, jax.core.Tracer):
+        if isinstance(x_BTD, Tracer):
             apply = jax.jit(apply, static_argnums=(0,))  # blocks that are equal are traced once
 
         def run(parameters, x_BTD, states, keys):

@@ -28,7 +28,7 @@ def sinusoidal(positions_BT: Positions, width: int) -> Float[Array, "B T D"]:
 
 def rotate(
     x_BTHK: Float[Array, "B T H K"],
-    positions_BT: Positions,
+    positions_BT: Positions | None,
     frequencies_W: Float[Array, " W"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Rotary positions: feature pairs (i, i + K/2) turned by position times frequency.
@@ -86,10 +86,12 @@ class PositionEmbedding(nnx.Module):
         2020) or "learned" (added; a table of `max_positions` rows).
     """
 
-    def __init__(self, kind: str, width: int, max_positions: int, *, rngs: nnx.Rngs):
+    def __init__(self, kind: str, width: int, max_positions: int | None, *, rngs: nnx.Rngs):
         self.kind = kind
         self.capacity = max_positions if kind == "learned" else None  # None is any number
         if kind == "learned":
+            if max_positions is None:
+                raise ValueError("max_positions is None; a learned table needs its rows")
             self.table = nnx.Embed(
                 max_positions,
                 width,

@@ -108,7 +108,7 @@ class ShortConvolution(nnx.Module):
                     term = jnp.where((run[:, window] == run[:, past:])[..., None], term, 0)
                 y_BTD = y_BTD + term
             outputs.append(y_BTD)
-        if state is None:
+        if state is None or ids is None:
             return tuple(outputs), None
         return tuple(outputs), {
             "inputs": jnp.concatenate([x[:, time:] for x in inputs], axis=-1).astype(self.dtype),

@@ -9,15 +9,45 @@ pytree of arrays with the batch in front, all zeros, so a row is reset by zeroin
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from linear_transformer.ops import checks
+from linear_transformer.types import Activations, Positions, SegmentIds
 
 MixerState = Any
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """A token mixer, as the docstring of this file says.
+
+    Attributes:
+      capacity: tokens that the state can follow; None is any number.
+    """
+
+    @property
+    def capacity(self) -> int | None: ...
+
+    def init_state(self, batch_size: int) -> MixerState:
+        """The state before the first token."""
+        ...
+
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]: ...
+
+    def flops_per_token(self, context: int) -> int:
+        """Forward multiply-adds counted as two, projections apart."""
+        ...
 
 
 def checked(call: Callable) -> Callable:

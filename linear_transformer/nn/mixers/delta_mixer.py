@@ -42,6 +42,8 @@ class DeltaMixer(RecurrentMixer):
       form, chunk_size: see `ops.delta.delta_product`.
     """
 
+    local: ShortConvolution
+
     def __init__(
         self,
         width: int,

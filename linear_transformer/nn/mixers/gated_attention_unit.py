@@ -247,10 +247,14 @@ class Flash(GatedAttentionUnit):
         if state is not None:
             require_causal(self.direction)
         if positions is None:
-            positions = _count(*x_BTD.shape[:2], None if state is None else state.length)
-        u_BTV, v_BTV, queries_and_keys = self._project(x_BTD, positions)
+            batch, time = x_BTD.shape[:2]
+            positions = _count(batch, time, None if state is None else state.length)
+        u_BTV, v_BTV, (q, k, linear_q, linear_k) = self._project(x_BTD, positions)
         o_BTV, new_state = mixed_chunk_attention(
-            *queries_and_keys,
+            q,
+            k,
+            linear_q,
+            linear_k,
             v_BTV,
             self._bias(self.chunk_size),
             chunk_size=self.chunk_size,

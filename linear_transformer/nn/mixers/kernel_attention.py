@@ -101,7 +101,7 @@ class KernelAttention(nnx.Module):
         k_BTHK = split_heads(self.key(x_BTD), self.heads)
         v_BTHV = split_heads(self.value(x_BTD), self.heads)
         sums = None if state is None else state["sums"]
-        if sums is not None and segment_ids is not None:
+        if state is not None and segment_ids is not None:
             sums = reset_rows(sums, ~segments.continues(state["segment"], segment_ids))
         o_BTHV, sums = self._attend(x_BTD, q_BTHK, k_BTHK, v_BTHV, sums, segment_ids, positions)
         y_BTD = self.output(merge_heads(o_BTHV))

@@ -138,9 +138,9 @@ class LinearAttention(nnx.Module):
             new_state["convolution"] = past
         q_BTHK, k_BTHK, v_BTHV = (split_heads(x, self.heads) for x in (q, k, v))
         sums = None if state is None else state["sums"]
-        if sums is not None and segment_ids is not None:
+        if state is not None and segment_ids is not None:
             kept = segments.continues(state["segment"], segment_ids)
-            sums = jnp.where(kept[:, None, None, None], sums, 0)
+            sums = jnp.where(kept[:, None, None, None], state["sums"], 0)
         o_BTHV, sums = self._attend(q_BTHK, k_BTHK, v_BTHV, sums, segment_ids, positions)
         o_BTD = merge_heads(o_BTHV)
         if self.output_norm is not None:

@@ -33,6 +33,8 @@ class Mamba(RecurrentMixer):
       form, chunk_size: see `ops.selective_scan.selective_scan`.
     """
 
+    local: ShortConvolution
+
     def __init__(
         self,
         width: int,

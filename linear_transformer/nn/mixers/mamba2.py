@@ -43,6 +43,8 @@ class Mamba2(RecurrentMixer):
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
+    local: ShortConvolution
+
     def __init__(
         self,
         width: int,

@@ -37,6 +37,8 @@ class MLSTM(RecurrentMixer):
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
+    local: ShortConvolution
+
     def __init__(
         self,
         width: int,

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.mixers.base import MixerState, checked
+from linear_transformer.nn.mixers.base import Mixer, MixerState, checked
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 
@@ -14,7 +14,7 @@ class Parallel(nnx.Module):
     12), at twice the cost of one mixer.
     """
 
-    def __init__(self, branches: dict[str, nnx.Module]):
+    def __init__(self, branches: dict[str, Mixer]):
         if not branches:
             raise ValueError("branches is empty; name a mixer")
         self.names = tuple(branches)

@@ -96,7 +96,7 @@ _MEANINGS = {
 }
 
 
-def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> nnx.Module:
+def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> Mixer:
     """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
     mechanism = MIXERS[name]
     if mechanism.knows_depth:

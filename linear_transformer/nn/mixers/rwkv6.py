@@ -33,6 +33,8 @@ class RWKV6(RecurrentMixer):
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
+    local: TokenShift
+
     def __init__(
         self,
         width: int,

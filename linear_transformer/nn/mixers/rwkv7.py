@@ -41,6 +41,8 @@ class RWKV7(RecurrentMixer):
       form, chunk_size: see `ops.delta.low_rank_delta_attention`.
     """
 
+    local: TokenShift
+
     def __init__(
         self,
         width: int,
