@@ -189,6 +189,7 @@ class AlignedEncoderDecoder(nnx.Module):
             # Gates begin close to the identity by themselves; sums need small branches for that.
             output_scale = (2 * num_layers) ** -0.5 if c.residual == "sum" else 1.0
             options = {"output_scale": output_scale, "dtype": dtype}
+            assert c.feed_forward_width is not None  # __post_init__ has set it
 
             def make_block(_: int, rngs: nnx.Rngs) -> Block:
                 return Block(

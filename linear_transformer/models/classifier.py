@@ -41,12 +41,14 @@ class ClassifierConfig(LanguageModelConfig):
     pooling: str = "mean"
     input: str = "tokens"
 
-    CHOICES: ClassVar[Mapping[str, Any]] = LanguageModelConfig.CHOICES | {
+    CHOICES: ClassVar[Mapping[str, Any]] = {
+        **LanguageModelConfig.CHOICES,
         "pooling": ("auto", *POOLINGS),
         "input": INPUTS,
     }
-    RANGES: ClassVar[Mapping[str, Range]] = LanguageModelConfig.RANGES | {
-        "num_classes": Range(least=2)
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **LanguageModelConfig.RANGES,
+        "num_classes": Range(least=2),
     }
 
     def __post_init__(self):

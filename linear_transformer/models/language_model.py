@@ -229,10 +229,9 @@ class LanguageModelConfig:
 
     def require_positions(self, key: str, length: int) -> None:
         """Raises a ConfigError where `key`, a length of the data, is beyond what a part can see."""
-        if self.positions == "learned" and self.max_positions < length:
-            raise ConfigError(
-                f"config.model.max_positions ({self.max_positions}) is less than {key} ({length})"
-            )
+        rows = self.max_positions if self.positions == "learned" else None
+        if rows is not None and rows < length:
+            raise ConfigError(f"config.model.max_positions ({rows}) is less than {key} ({length})")
         for name in self.pattern:
             bound = longest_input(name, self.mixers.get(name, {}))
             if bound is not None and bound[1] < length:
@@ -303,7 +302,7 @@ def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
         make_block,
         c.num_layers,
         period=len(c.pattern),
-        scan=c.scan_layers,
+        scan=bool(c.scan_layers),
         remat=c.remat,
         rngs=rngs,
     )

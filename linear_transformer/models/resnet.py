@@ -262,7 +262,8 @@ class ResNet(nnx.Module):
         """Logits (B, E) in fp32, of images of any size with values of about unit variance."""
         x_BYXD = jax.nn.relu(self.stem(images_BYXC))
         if self.pools:
-            x_BYXD = nnx.max_pool(x_BYXD, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            padding = ((1, 1), (1, 1))  # Flax types only the names of paddings
+            x_BYXD = nnx.max_pool(x_BYXD, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
         for layer in self.layers:
             x_BYXD = layer(x_BYXD)
         logits_BE = self.head(jnp.mean(x_BYXD, axis=(1, 2)))
