@@ -80,7 +80,7 @@ class MeshConfig:
         return made
 
 
-def make_mesh(config: MeshConfig, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, rows: int, devices: Sequence[Device] | None = None) -> Mesh:
     """The mesh of all processes' devices, or of the first ones where `data` asks for fewer.
 
     Args:
