@@ -88,14 +88,14 @@ def _extended(prefixes: list[tuple[int, ...]], number: int, num_symbols: int) ->
 def edit_distance(found: Sequence[Hashable], expected: Sequence[Hashable]) -> int:
     """Fewest insertions, deletions and substitutions that turn one into the other (Levenshtein)."""
     numbers: dict[Hashable, int] = {}
-    found, expected = (
+    ours, theirs = (
         np.array([numbers.setdefault(x, len(numbers)) for x in items], np.int64)
         for items in (found, expected)
     )
-    steps = np.arange(len(expected) + 1)
+    steps = np.arange(len(theirs) + 1)
     costs = steps
-    for n, item in enumerate(found, 1):
-        changed = np.minimum(costs[1:] + 1, costs[:-1] + (expected != item))
+    for n, item in enumerate(ours, 1):
+        changed = np.minimum(costs[1:] + 1, costs[:-1] + (theirs != item))
         changed = np.concatenate([[n], changed])
         # Insertions: the least of all costs to the left, each plus its distance.
         costs = np.minimum.accumulate(changed - steps) + steps

@@ -102,7 +102,7 @@ class Synthetic(TokenTask):
         self, split: str, generator: Generator | None = None, length: int | None = None
     ) -> Iterator[Batch]:
         """Beyond the length of training a batch has fewer rows, about the same tokens."""
-        trained = self.data.sequence_length
+        trained: int = self.data.sequence_length
         length = trained if length is None else length
         rows, examples = self.data.batch_size, self.data.evaluation_examples
         if length > trained:
