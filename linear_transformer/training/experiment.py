@@ -163,7 +163,7 @@ def classes(config: Mapping[str, Any]) -> dict[str, type]:
     task, encoder = config.get("task"), config.get("encoder", "transformer")
     schema.check_choice(task, TASKS, "config.task")
     schema.check_choice(encoder, ENCODERS, "config.encoder")
-    data, model = TASKS[task]
+    data, model = TASKS[config["task"]]
     if task == "speech_recognition":
         model = ENCODERS[encoder]
     return {"data": data, "model": model, "optimizer": OptimizerConfig, "mesh": MeshConfig}

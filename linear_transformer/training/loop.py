@@ -287,7 +287,8 @@ class _Loop:
     def _log(self) -> None:
         speeds, text = self.speed.report(self.config.num_steps - self.step)
         self.speed.restart()
-        values = self.task.summarize({n: tuple(p) for n, p in self.sums.items()}, "train")
+        sums = {name: (total, count) for name, (total, count) in self.sums.items()}
+        values = self.task.summarize(sums, "train")
         self.sums = {}
         self._write("train", values | speeds)
         headline = self.task.headline

@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.analysis.pictures import save_figure
 
 LN2 = math.log(2)
+_EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
 
 class MetricWriter:
@@ -40,7 +41,7 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         # Not SummaryWriter: its thread would fail by itself, and then its queue waits for ever.
         self._tensorboard = EventsWriter(str(folder / "events"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
         self._add_event(resumed_step + 1, session_log=start)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -71,7 +72,7 @@ class MetricWriter:
         self._tensorboard.flush()
 
     def _add_event(self, step: int, **content: Any) -> None:
-        self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+        self._tensorboard.write_event(_EVENTS.Event(wall_time=time.time(), step=step, **content))
 
     def _move_aside(self, lines: set[str]) -> None:
         """Takes these lines out; at no moment are they in neither file."""

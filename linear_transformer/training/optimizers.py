@@ -151,8 +151,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     elif config.schedule == "rsqrt":
         start = max(warmup, 1)
 
-        def decay(step):
+        def rsqrt(step):
             return peak * (start / (start + jnp.maximum(step, 0))) ** 0.5
+
+        decay = rsqrt
     elif config.schedule == "step":
         boundaries = {b - warmup: config.step_factor for b in config.step_boundaries}
         decay = optax.piecewise_constant_schedule(peak, boundaries)
@@ -190,6 +192,8 @@ def make_optimizer(
     decayed = jax.tree.map(lambda declaration: declaration.weight_decay, declared)
     schedule = make_schedule(config, num_steps)
     make = find_optimizer(config.name)
+    if make is None:
+        raise ConfigError(f"config.optimizer.name is {config.name!r}; optax has no such optimizer")
     arguments = inspect.signature(make).parameters
     options = dict(config.options)
     decay = None

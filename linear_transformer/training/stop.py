@@ -162,8 +162,10 @@ class Stop:
                     self._receive(number)
             if self.received is None or self._saving:
                 continue
-            if self._is_due():  # a handler runs when the main thread itself gets a signal
-                signal.pthread_kill(self._main.ident, signal.SIGTERM)
+            main = self._main.ident
+            if main is not None and self._is_due():
+                # A handler runs when the main thread itself gets a signal.
+                signal.pthread_kill(main, signal.SIGTERM)
             waited = time.monotonic() - self._at
             together = distributed.has_others()
             if not self._unsaved and waited > (_TOGETHER_SECONDS if together else _UNWIND_SECONDS):
