@@ -26,7 +26,7 @@ from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.training import experiment
 from linear_transformer.training.build import Experiment, training_mesh
 from linear_transformer.training.state import TrainState
-from linear_transformer.types import Metrics
+from linear_transformer.types import Device, Metrics
 
 MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
@@ -177,7 +177,7 @@ def compile_decoding_step(config: ml_collections.ConfigDict, devices: Sequence[D
     mesh = make_mesh(MeshConfig.from_config(config), rows, devices)
     built = Experiment(config, mesh)
     model = built.model
-    if not hasattr(model, "init_state"):
+    if not isinstance(model, _Decoder):
         raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
     by_row = placement.rows_of(mesh)
     state = jax.eval_shape(lambda: model.init_state(rows))

@@ -33,7 +33,22 @@ class SequenceSource(Protocol):
     @property
     def name(self) -> str: ...
 
-    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+    @property
+    def licence(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def towers(self) -> int: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
         """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 

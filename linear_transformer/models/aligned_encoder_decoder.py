@@ -189,7 +189,8 @@ class AlignedEncoderDecoder(nnx.Module):
             # Gates begin close to the identity by themselves; sums need small branches for that.
             output_scale = (2 * num_layers) ** -0.5 if c.residual == "sum" else 1.0
             options = {"output_scale": output_scale, "dtype": dtype}
-            assert c.feed_forward_width is not None  # __post_init__ has set it
+            hidden = c.feed_forward_width
+            assert hidden is not None  # __post_init__ has set it
 
             def make_block(_: int, rngs: nnx.Rngs) -> Block:
                 return Block(
@@ -203,7 +204,7 @@ class AlignedEncoderDecoder(nnx.Module):
                     ),
                     FeedForward(
                         c.width,
-                        c.feed_forward_width,
+                        hidden,
                         gated=False,
                         activation=c.activation,
                         dropout=c.dropout,

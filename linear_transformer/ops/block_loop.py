@@ -5,10 +5,8 @@ of one block (`Family`); this file pads the tokens, reads and writes the blocks,
 every block's border, and goes through the blocks backwards for the gradients.
 """
 
-import functools
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -16,6 +14,7 @@ from jaxtyping import Array
 
 from linear_transformer.ops import segments
 from linear_transformer.ops.blocks import Masks, read, write
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.types import Outputs, SegmentIds, State
 
 Tokens = tuple[Array, ...]  # (B, T, H, ...) each, the values last; of a block (B, H, G, C, ...)
@@ -51,13 +50,19 @@ class Family(Protocol):
       reads_outputs: whether `backward` needs the outputs.
     """
 
-    saved: DTypeLike | None
-    reads_outputs: bool
+    @property
+    def saved(self) -> DTypeLike | None: ...
 
-    def forward(self, tokens, state, masks, n) -> tuple[State, Array, Array | None]:
+    @property
+    def reads_outputs(self) -> bool: ...
+
+    def forward(self, tokens, state, masks, n, /) -> tuple[State, Array, Array | None]:
         """Leaving state, outputs and (B, H, G, C, 1) to save, of block n and its entering state."""
+        ...
 
-    def backward(self, tokens, state, masks, n, outputs, saved, do, dstate) -> tuple[State, Tokens]:
+    def backward(
+        self, tokens, state, masks, n, outputs, saved, do, dstate, /
+    ) -> tuple[State, Tokens]:
         """Gradients of the entering state and of the tokens.
 
         Args:
@@ -65,6 +70,7 @@ class Family(Protocol):
           outputs, saved: what `forward` returned; None where it is not kept.
           do, dstate: gradients of the outputs and of the leaving state.
         """
+        ...
 
 
 def attend_in_blocks(
@@ -81,8 +87,8 @@ def attend_in_blocks(
     return o[:, : cut.time], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loop(family, cut, tokens, state, run_BT):
+@custom_vjp(0, 1)
+def _loop(family, cut, tokens, state, run_BT) -> tuple[Array, State]:
     return _forward(family, cut, tokens, state, run_BT)[0]
 
 

@@ -16,7 +16,6 @@ No gradient passes through an output that is not finite.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -43,8 +42,8 @@ class _Decay:
     """One block, see `block_loop.Family`; which outputs are finite is saved."""
 
     narrow: jnp.dtype
-    saved: ClassVar[DTypeLike] = bool
-    reads_outputs: ClassVar[bool] = False
+    saved: DTypeLike = bool
+    reads_outputs: bool = False
 
     def forward(self, tokens, state, masks, n):
         q, k, log_decay, v = tokens

@@ -37,7 +37,7 @@ what depends on it.
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ class _Delta:
     """One block, see `block_loop.Family`; nothing is saved."""
 
     narrow: jnp.dtype
-    saved: ClassVar[None] = None
-    reads_outputs: ClassVar[bool] = False
+    saved: None = None
+    reads_outputs: bool = False
 
     def forward(self, tokens, state, masks, n):
         narrow, dtype = self.narrow, state.dtype

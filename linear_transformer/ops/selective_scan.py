@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.ops.non_finite import opaque
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds

@@ -43,7 +43,8 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Measured minus published, or their ratio for benchmarks; None unless at paper scale."""
-        if self.scale != PAPER or not isinstance(self.published, int | float):
+        value = self.value
+        if value is None or self.scale != PAPER or not isinstance(self.published, int | float):
             return None
         return value / self.published if self.column.benchmark else value - self.published
 

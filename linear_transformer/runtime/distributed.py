@@ -185,7 +185,8 @@ def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def run_together(function: Callable[[], _Result]) -> _Result:
     """Runs a function in every process; a UserError in one process is raised in all."""
-    result = error = None
+    results: list[_Result] = []
+    error = None
     try:
         results.append(function())
     except UserError as caught:

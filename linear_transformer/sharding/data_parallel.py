@@ -102,8 +102,8 @@ def _marked(parameters: Any, axes: Any) -> Any:
     def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
         if FSDP not in spec:
             return x
-        x = Split(x, tuple(spec))
-        return x if any(entry.key == BLOCKS for entry in path) else gathered(x)
+        part = Split(x, tuple(spec))
+        return part if any(entry.key == BLOCKS for entry in path) else gathered(part)
 
     return jax.tree_util.tree_map_with_path(mark, parameters, axes)
 

@@ -30,6 +30,7 @@ from linear_transformer.config.schema import NOT_NEGATIVE, Range
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.split import AXIS as FSDP
 from linear_transformer.ops import sequence_parallel
+from linear_transformer.types import Device
 
 SEQUENCE = sequence_parallel.AXIS
 AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most

@@ -23,11 +23,11 @@ from linear_transformer.training.state import (
     init_state,
     make_train_step,
 )
-from linear_transformer.types import Metrics
+from linear_transformer.types import Device, Metrics
 
 
 def training_mesh(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+    config: ml_collections.ConfigDict, devices: Sequence[Device] | None = None
 ) -> Mesh:
     """The mesh of a config for training.
 

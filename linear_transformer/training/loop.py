@@ -152,7 +152,7 @@ class _Loop:
         self.task = built.task
         self.mesh = built.mesh
         self.workdir = workdir
-        self.data = data
+        self.data: Any = data
         self.checkpoints = checkpoints
         self.tracer = tracer if distributed.is_first() else None
         self.step = self.saved = 0

@@ -30,7 +30,19 @@ class ImageSource(Protocol):
     @property
     def name(self) -> str: ...
 
-    def split(self, name: str) -> tuple[Sequence[Any], Int[np.ndarray, " N"]]:
+    @property
+    def licence(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
         """The items that `read` takes, and their labels; an unknown name is a DataError."""
         ...
 

@@ -23,7 +23,7 @@ class Linear(nnx.Linear):
         in_features: int,
         out_features: int,
         *,
-        axes: tuple[str | None, str | None],
+        axes: tuple[str | None, ...],
         group: str = "matrix",
         **options: Any,
     ):

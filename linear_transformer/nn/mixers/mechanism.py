@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import nnx
+from linear_transformer.nn.mixers.base import Mixer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Mechanism:
     """
 
     name: str
-    mixer: Callable[..., nnx.Module]
+    mixer: Callable[..., Mixer]
     meaning: str
     source: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ class Mechanism:
     bidirectional: Mapping[str, Any] | None = None
     causal_only: tuple[str, ...] = ()
 
-    def __call__(self, width: int, heads: int, **options: Any) -> nnx.Module:
+    def __call__(self, width: int, heads: int, **options: Any) -> Mixer:
         """The mixer for a model of this width.
 
         Raises:

@@ -1,7 +1,6 @@
 """What gated recurrent mixers share: checks, a state that stops at a boundary, an output layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

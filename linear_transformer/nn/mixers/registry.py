@@ -20,6 +20,7 @@ from linear_transformer.config.schema import (
     unknown,
 )
 from linear_transformer.nn import mixers
+from linear_transformer.nn.mixers.base import Mixer
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.parallel import Parallel
 
@@ -132,9 +133,9 @@ def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
 def longest_input(name: str, options: Mapping[str, Any]) -> tuple[str, int] | None:
     """The option of a mixer that bounds the length of its input, and its value; None without."""
     mechanism = MIXERS[name]
-    if not mechanism.limits_length:
-        return None
     option = mechanism.length_option
+    if option is None or not mechanism.limits_length:
+        return None
     return option, options.get(option, of_default(name, option))
 
 

@@ -12,8 +12,6 @@ the middle, and the exponents are sums from the middle to either side.  These su
 size: what a half adds to its sibling is the sibling's total.
 """
 
-import functools
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
