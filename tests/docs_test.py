@@ -23,6 +23,6 @@ def test_the_added_mechanism():
     h = np.zeros((B, T + 1, D), np.float32)
     for t in range(T):
         h[:, t + 1] = (1 - z[:, t]) * h[:, t] + z[:, t] * candidate[:, t]
-    np.testing.assert_allclose(y, mixer.output(h[:, 1:]), atol=1e-6)
+    np.testing.assert_allclose(y, mixer.output(jnp.asarray(h[:, 1:])), atol=1e-6)
     _, state = mixer(x[:, :5], mixer.init_state(B))
     np.testing.assert_allclose(mixer(x[:, 5:], state)[0], y[:, 5:], atol=1e-6)
