@@ -49,7 +49,8 @@ def by_name(tree):
 
 def language_model(**options):
     given = {"vocab_size": 64, "width": 32, "num_layers": 2, "num_heads": 4, "pattern": ("gla",)}
-    config = LanguageModelConfig(**given | options, mixers={"gla": {}}, max_positions=16)
+    given |= {"mixers": {"gla": {}}, "feed_forward_width": 64, "max_positions": 16}
+    config = LanguageModelConfig(**given | options)
     return nnx.eval_shape(lambda: LanguageModel(config, rngs=ParameterRngs(0)))
 
 
