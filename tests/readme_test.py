@@ -17,11 +17,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
 PAGES = [README, ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")  # not those with a scheme, as https:
+LINK = re.compile(r"\]\(([^)#:, ]+)(?:#[^)]*)?\)")  # not those with a scheme, as https:
 # A path in the text: two names or more with a slash between them, and a suffix of a file we write.
 PATH = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)+[\w-]+\.(?:py|md|sh|png|toml)\b")
-# What a command of the page writes.
-WRITTEN = {"build/benchmarks/long.png", "docs/figure1.png"}
+# Files that a command of the page, or its reader, writes.
+WRITTEN = {
+    "build/benchmarks/long.png",
+    "docs/figure1.png",
+    "linear_transformer/nn/mixers/min_gru.py",
+}
 QUICK = ["--config.num_steps=26", "--config.eval_every=13", "--config.eval_batches=1"]
 QUICK += ["--config.final_evaluation=False"]
 
