@@ -22,11 +22,11 @@ from absl import flags
 from etils import epath
 
 from benchmarks import timing
-from linear_transformer.analysis.pictures import save_figure
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.hashing import lsh_attention
 from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.runtime.pictures import save_figure
 
 HEADS, WIDTH, BUCKETS = 8, 64, 64
 # The longest of the paper, on a GPU of 11 GB.

@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from linear_transformer.analysis.pictures import save_figure
 from linear_transformer.data.music import midi
 from linear_transformer.data.music.note_pipeline import framed, padded
 from linear_transformer.errors import ConfigError
@@ -23,6 +22,7 @@ from linear_transformer.inference.evaluation import Run
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.inference.inpainting import inpaint
 from linear_transformer.runtime import program
+from linear_transformer.runtime.pictures import save_figure
 from linear_transformer.tasks.inpainting import Inpainting
 
 

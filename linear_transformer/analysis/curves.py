@@ -18,9 +18,9 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from linear_transformer.analysis.pictures import save_figure
 from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import program
+from linear_transformer.runtime.pictures import save_figure
 from linear_transformer.training.metrics import read_metrics
 
 Points = list[tuple[int, float]]

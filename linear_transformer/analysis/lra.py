@@ -21,9 +21,9 @@ from etils import epath
 
 from linear_transformer.analysis.curves import run_folders
 from linear_transformer.analysis.published_lra import ROWS, TASKS
-from linear_transformer.config import config_file
 from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import program
+from linear_transformer.training import config_file
 from linear_transformer.training.metrics import read_metrics
 
 NOT_RUN = "not run"

@@ -6,9 +6,8 @@ from etils import epath
 
 from linear_transformer.cli import command_line, compile_only, process
 from linear_transformer.cli.command_line import CommandLine
-from linear_transformer.config import config_file
 from linear_transformer.runtime import compile_cache, distributed
-from linear_transformer.training import run_folder
+from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.loop import train
 from linear_transformer.training.tracer import Tracer
 

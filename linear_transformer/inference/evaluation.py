@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer.config import config_file
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.runtime import distributed
 from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
+from linear_transformer.training import config_file
 from linear_transformer.training.build import Experiment, one_device
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.folder import check_data, write_json

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from etils import epath
 
 from linear_transformer.analysis import curves
-from linear_transformer.analysis.pictures import save_figure
 from linear_transformer.papers.cells import Cell
 from linear_transformer.papers.tables import PAPER, REDUCED, Column, Published, Table
+from linear_transformer.runtime.pictures import save_figure
 
 NOT_RUN = "not run"
 _HEAD = ("row", "measure", "published", "measured", "difference", "how measured")

@@ -12,10 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from linear_transformer.config import config_file, configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
 from linear_transformer.runtime import environment
+from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
 from linear_transformer.training.metrics import read_metrics
 

@@ -8,13 +8,13 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from linear_transformer.compile import capacity
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
+from linear_transformer.training import capacity
 from linear_transformer.training.experiment import make_task, resolve
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import (

@@ -5,10 +5,10 @@ import json
 import ml_collections
 from etils import epath
 
-from linear_transformer.config import config_file, configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import environment
-from linear_transformer.training import run_folder
+from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import read_metrics

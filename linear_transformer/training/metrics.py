@@ -13,7 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from linear_transformer.analysis.pictures import save_figure
+from linear_transformer.runtime.pictures import save_figure
 
 LN2 = math.log(2)
 _EVENTS: Any = event_pb2  # protobuf makes its classes at import

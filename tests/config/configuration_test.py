@@ -9,9 +9,9 @@ import pytest
 from etils import epath
 
 from configs import default
-from linear_transformer.config import config_file, configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.training import experiment
+from linear_transformer.training import config_file, experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,12 @@ import pytest
 from configs import default
 from configs.lra import image, pathfinder
 from configs.papers.hadjeres2021 import piano
-from linear_transformer.compile import capacity
 from linear_transformer.config import configuration, schema
 from linear_transformer.data import settings
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.speech_recognizer import ENCODERS
 from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings
-from linear_transformer.training import experiment
+from linear_transformer.training import capacity, experiment
 
 DATACLASSES = dict.fromkeys(  # in this order, once each
     [

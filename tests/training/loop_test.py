@@ -11,11 +11,11 @@ from etils import epath
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from linear_transformer.config import config_file, configuration, schema
+from linear_transformer.config import configuration, schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run
 from linear_transformer.runtime import accelerators
-from linear_transformer.training import build, experiment, loop
+from linear_transformer.training import build, config_file, experiment, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 

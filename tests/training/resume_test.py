@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from linear_transformer.config import config_file, configuration
+from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.training import experiment, loop
+from linear_transformer.training import config_file, experiment, loop
 from tests.training import runs
 
 VARIATIONS = {
