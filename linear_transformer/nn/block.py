@@ -1,4 +1,4 @@
-"""A residual block: a mixer and a feed-forward, each with its norm."""
+"""Residual block of a mixer and a feed-forward, each with a norm."""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,16 @@ from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
 
 class Block(nnx.Module):
-    """Pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`, for mixer and feed-forward in turn.
+    """Residual block: pre-norm `x + f(norm(x))` or post-norm `norm(x + f(x))`.
 
-    Post-norm is the block of Vaswani et al. 2017 and Katharopoulos et al. 2020 (equation 1).
+    f is the mixer first and the feed-forward second.  Post-norm is the block of Vaswani et al. 2017
+    and Katharopoulos et al. 2020 (equation 1).
 
     Attributes:
-      feed_forward: None leaves it out (a gated attention unit has its own).
-      residual: name in `nn.layers.residuals.RESIDUALS`: how the sub-layers join the stream.
-      memory: between the two, a position-aligned memory joins the stream through its own norm and
-        residual, without any attention (Hadjeres & Crestel 2021); only with pre-norm.
+      feed_forward: feed-forward layer; None for mixers that include it (gated attention units).
+      residual: residual connection of the sub-layers, a name in `nn.layers.residuals.RESIDUALS`.
+      memory: whether a position-aligned memory joins the stream between mixer and feed-forward,
+        with a norm and a residual connection (Hadjeres & Crestel 2021); pre-norm only.
     """
 
     def __init__(

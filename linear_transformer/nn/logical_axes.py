@@ -1,6 +1,6 @@
-"""Names of what the axes of parameters and activations are, and what devices split them.
+"""Logical axes of parameters and activations, and the mesh axes that shard them.
 
-The mesh is that of the context, `jax.set_mesh`; `sharding.mesh` tells what its axes mean.
+The mesh is set by the context, `jax.set_mesh`; `sharding.mesh` describes its axes.
 """
 
 import math
@@ -13,22 +13,22 @@ from jaxtyping import Array
 from linear_transformer.nn import split
 from linear_transformer.ops import sequence_parallel
 
-# The axis of the mesh, or the axes, that each is split over.
+# Mesh axis (or axes) over which each logical axis is sharded.
 RULES: dict[str, str | tuple[str, ...]] = {
-    "rows": ("data", split.AXIS),  # of a batch
+    "rows": ("data", split.AXIS),  # sequences of a batch
     "time": sequence_parallel.AXIS,
     "vocabulary": "tensor",
     "feed_forward": "tensor",
     "heads": "tensor",
-    "embed": split.AXIS,  # of a parameter: activations have all features of the stream
+    "embed": split.AXIS,  # of parameters only: activations hold all features of the stream
 }
 
 
 def named(x: Array, *names: str | None) -> Array:
-    """The activation, with the axes of these names split as RULES say, where XLA splits arrays.
+    """Constrains the sharding of an activation as RULES say, on mesh axes that XLA controls.
 
-    It does over the axes of the mesh that no `jax.shard_map` around has taken.  An axis without a
-    name is whole; one that the devices do not divide stays as XLA likes it.
+    Mesh axes of an enclosing `jax.shard_map` are left out.  An array axis named None stays whole;
+    XLA chooses the sharding of an axis that the devices do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

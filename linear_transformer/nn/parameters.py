@@ -1,9 +1,9 @@
-"""Declarations of parameters: each says what it is where it is made.
+"""Declarations of parameters: logical axes, optimizer group, weight decay and FLOPs.
 
     self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
 
-The declaration is metadata of the `nnx.Param`, which Flax keeps through split, merge and
-eval_shape.  Optimizers, shardings and counts of FLOPs read it, and no parameter's name.
+A declaration is metadata of the `nnx.Param`, which Flax keeps through split, merge and eval_shape.
+Optimizers, shardings and FLOP counts use the declaration, and never the name of a parameter.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ from flax import nnx
 from linear_transformer.nn.logical_axes import RULES
 
 GROUPS = ("matrix", "vector", "embedding", "head")
-_KEY = "declaration"  # of the metadata
+_KEY = "declaration"  # in the metadata
 
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a parameter is.
+    """Properties of a parameter.
 
     Attributes:
-      axes: a name in `nn.logical_axes.RULES` for each axis of the array, or None.  They are counted
-        from the last axis: a scanned stack of layers adds an axis in front.
-      group: "matrix" for a map between features, which Muon orthogonalises; "vector" for biases,
-        gains, decays and other small tables; "embedding" for what makes features of inputs; "head"
-        for what makes logits of features.
-      weight_decay: whether weight decay shrinks the parameter.
-      per_token: whether each token is multiplied with each number once, which counts as FLOPs.
+      axes: logical axis in `nn.logical_axes.RULES`, or None, for each axis of the array.  Axes are
+        counted from the last one, because a scanned stack of layers adds an axis in front.
+      group: "matrix" for maps between features, which Muon orthogonalises; "vector" for biases,
+        gains, decays and other small tables; "embedding" for maps from inputs to features; "head"
+        for maps from features to logits.
+      weight_decay: whether weight decay applies to the parameter.
+      per_token: whether each token is multiplied by each entry once, which FLOP counts include.
     """
 
     axes: tuple[str | None, ...]
@@ -45,7 +45,7 @@ class Declaration:
 
 
 def kernel(*axes: str | None, group: str = "matrix") -> dict[str, Any]:
-    """Metadata of the kernel of a dense layer or a convolution, whose last axis is the output."""
+    """Metadata of the kernel of a dense layer or a convolution; its last axis is the output."""
     return {_KEY: Declaration(axes, group, weight_decay=True, per_token=True)}
 
 
@@ -60,19 +60,19 @@ def vector(*axes: str | None) -> dict[str, Any]:
 
 
 def taps(*axes: str | None) -> dict[str, Any]:
-    """Metadata of a convolution that keeps features apart."""
+    """Metadata of the taps of a depthwise convolution."""
     return {_KEY: Declaration(axes, "vector", weight_decay=False, per_token=True)}
 
 
 def declaration(parameter: nnx.Param, name: str) -> Declaration:
-    """The declaration of a parameter.
+    """Returns the declaration of a parameter.
 
     Args:
-      parameter: as the module or its state has it.
-      name: of the parameter, for the error.
+      parameter: parameter of a module or of its state.
+      name: name of the parameter, for the error message.
 
     Raises:
-      ValueError: it declares nothing.
+      ValueError: the parameter has no declaration.
     """
     if not parameter.has_metadata(_KEY):
         raise ValueError(f"parameter {name} declares nothing; see linear_transformer.nn.parameters")
@@ -80,13 +80,13 @@ def declaration(parameter: nnx.Param, name: str) -> Declaration:
 
 
 def declarations(model: nnx.Module) -> dict[str, Any]:
-    """The declarations of a model's parameters, in the structure of its `nnx.to_pure_dict`.
+    """Returns the declarations of a model's parameters, in the structure of `nnx.to_pure_dict`.
 
     Args:
-      model: with arrays or their shapes.
+      model: module with arrays, or with their shapes only.
 
     Raises:
-      ValueError: a parameter declares nothing.
+      ValueError: a parameter has no declaration.
     """
     parameters = nnx.state(model, nnx.Param)
     for path, parameter in nnx.to_flat_state(parameters):

@@ -1,15 +1,15 @@
-"""Random keys for the parameters of a model."""
+"""Random keys that initialise the parameters of a model."""
 
 import jax
 from flax import nnx
 
 
 class ParameterRngs(nnx.Rngs):
-    """The keys of `nnx.Rngs(seed)` in the same order, for a model that is made inside a trace.
+    """Replacement of `nnx.Rngs(seed)` with the same keys, for models that are made inside a trace.
 
-    `nnx.Rngs` counts its keys in an array.  Where that array is traced, flax looks through the
-    whole trace after each key, so that tracing takes time quadratic in the number of parameters.
-    This class counts in a Python integer.
+    `nnx.Rngs` counts its keys in an array.  If that array is traced, Flax searches the whole trace
+    after each key, so that tracing takes time quadratic in the number of parameters.  This class
+    counts in a Python integer.
     """
 
     def __init__(self, seed: int):

@@ -1,4 +1,4 @@
-"""Parameters that devices hold a part of each, and gather where a layer computes with them."""
+"""Sharded parameters: a device holds one shard of each, and a layer gathers the whole for use."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ AXIS = "fsdp"  # of the mesh
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["axes"])
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Inside `jax.shard_map`, a device's part of a parameter, in the place of the parameter.
+    """Shard of a parameter on one device, in place of the parameter inside `jax.shard_map`.
 
     Attributes:
       part: consecutive entries of the array along one axis.
-      axes: of the mesh, that each axis of the array is split over, or None.  They are counted from
-        the last one, so that they stand for each layer of a scan too.
+      axes: mesh axis that shards each axis of the array, or None.  Axes are counted from the last
+        one, so that they also hold for one layer of a scan.
     """
 
     part: Any
@@ -29,7 +29,7 @@ class Split:
 
 
 def gathered(parameters: Any) -> Any:
-    """The parameters whole along AXIS; the gradient of a part is the sum over the devices."""
+    """Returns parameters gathered along AXIS; the gradient of a shard is summed over devices."""
 
     def whole(x: Any) -> Any:
         return gather(x.part, x.axes) if isinstance(x, Split) else x
@@ -38,24 +38,24 @@ def gathered(parameters: Any) -> Any:
 
 
 def gather(part: Array, axes: tuple[str | None, ...]) -> Array:
-    """The parts of all devices along AXIS."""
+    """Gathers the shards of all devices along AXIS."""
     axes = axes[-part.ndim :]
     collective = functools.partial(lax.all_gather, axis=axes.index(AXIS), tiled=True)
     return _alone(collective, part, axes)
 
 
 def scatter(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """This device's part of the sum over all devices along AXIS."""
+    """Returns this device's shard of the sum over all devices along AXIS."""
     dimension = axes.index(AXIS)
     collective = functools.partial(lax.psum_scatter, scatter_dimension=dimension, tiled=True)
     return _alone(collective, x, axes)
 
 
 def _alone(collective: Callable[..., Array], x: Array, axes: tuple[str | None, ...]) -> Array:
-    """The collective on each device's own part of the array.
+    """Applies a collective to each device's own shard over the other mesh axes.
 
-    The compiler splits arrays over "tensor"; left to itself it undoes that for a collective over
-    another axis.
+    The compiler shards arrays over "tensor"; without this function it would undo that sharding for
+    a collective over another axis.
     """
     own = PartitionSpec(*(None if axis == AXIS else axis for axis in axes))
     call = functools.partial(collective, axis_name=AXIS)

@@ -1,4 +1,4 @@
-"""A stack of blocks: one after the other, or scanned so that compile time is flat in depth."""
+"""Stack of blocks in a loop, or in a scan, which keeps compile time constant in depth."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.split import gathered
 from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
 
-BLOCKS = "blocks"  # in the names of a stack's parameters, and of no others
+BLOCKS = "blocks"  # in the paths of a stack's parameters, and in no other path
 
-# What the backward pass may keep of a block: everything, nothing, or the results of matmuls.
+# What the backward pass keeps of a block: everything, nothing, or the results of matmuls.
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -24,11 +24,12 @@ REMAT_POLICIES = {
 
 
 class Stack(nnx.Module):
-    """Blocks in a repeated pattern.
+    """Stack of blocks in a repeated layer pattern.
 
     Attributes:
-      period: blocks per repetition of the layer pattern; with `scan`, one step of the scan is one
-        repetition and parameters and states carry a leading axis of repetitions.
+      period: blocks per repetition of the layer pattern.
+      scan: whether repetitions are steps of a scan; parameters then have repetitions as their first
+        axis, and states as their second axis, after the batch.
       remat: name in REMAT_POLICIES.
     """
 
@@ -60,7 +61,7 @@ class Stack(nnx.Module):
         self.repetitions = num_layers // period if scan else 1
 
     def flops_of_mixers(self, context: int) -> int:
-        """Of a token in the forward pass, multiply-adds counted as two, weights apart."""
+        """FLOPs of one token in all mixers, without projections; see `Mixer.flops_per_token`."""
         return self.repetitions * sum(block.mixer.flops_per_token(context) for block in self.blocks)
 
     def init_state(self, batch_size: int) -> MixerState:
@@ -94,7 +95,7 @@ class Stack(nnx.Module):
             policy = REMAT_POLICIES[self.remat]
             apply = jax.checkpoint(apply, policy=policy, static_argnums=(0,))
         if isinstance(x_BTD, Tracer):
-            apply = jax.jit(apply, static_argnums=(0,))  # blocks that are equal are traced once
+            apply = jax.jit(apply, static_argnums=(0,))  # equal blocks are traced once
 
         def run(parameters, x_BTD, states, keys):
             new_states = []
@@ -118,7 +119,7 @@ class Stack(nnx.Module):
                 states = jax.tree.map(lambda x: x, states)
             return run(parameters, x_BTD, states, keys)
 
-        if states is not None:  # the batch comes first outside, the repetition inside the scan
+        if states is not None:  # the scan needs repetitions as the first axis, not the batch
             states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
         x_BTD, states = lax.scan(repetition, x_BTD, (parameters, states, keys))
         if states is not None:

@@ -1,1 +1,1 @@
-"""Layers that models and mixers are made of."""
+"""Layers of models and mixers."""

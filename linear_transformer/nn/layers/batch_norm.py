@@ -1,9 +1,10 @@
-"""Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) in a model that stores nothing.
+"""Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) in a model without mutable state.
 
-A model is parameters, and a call changes none.  The running moments are therefore a parameter whose
-gradient is, by a rule of its own, the moments of the batch; the training step moves the parameter
-towards them and shows the optimizer nothing of it.  That passes through scanned and rematerialised
-layers, adds up over devices and accumulated parts, and is how Flax trains the scales of its fp8.
+A call of a model changes none of its parameters.  The running moments are therefore a parameter
+with a custom gradient, which is the moments of the batch.  The training step moves the parameter
+towards this gradient and gives the optimizer zeros instead.  The method works in scanned and
+rematerialised layers and adds up over devices and accumulated parts of a batch; Flax trains the
+scales of its fp8 layers in the same way.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import sequence_parallel
 
 MOMENTS = "moments"
-_DECAY = 0.9  # of the running moments, each step; the default of torch
+_DECAY = 0.9  # of the running moments per step; the default of PyTorch
 _EPSILON = 1e-5
 
 Moments = Float[Array, "3 D"]  # sums over tokens of 1, x and x^2
@@ -25,7 +26,7 @@ Moments = Float[Array, "3 D"]  # sums over tokens of 1, x and x^2
 
 @jax.custom_vjp
 def _record(x: Array, moments: Moments, of_batch: Moments) -> Array:
-    """`x`; the gradient of `moments` is `of_batch`."""
+    """Returns `x`; the gradient of `moments` is `of_batch`."""
     del moments, of_batch
     return x
 
@@ -43,11 +44,10 @@ _record.defvjp(_record_forward, _record_backward)
 
 
 class BatchNorm(nnx.Module):
-    """`gain (x - mean) / std + bias`, with mean and std of each feature over all tokens of a batch.
+    """Batch norm `gain (x - mean) / std + bias`, with one mean and one std per feature.
 
-    In training they are the batch's, padding included, and each device has those of
-    its own rows; else the running
-    ones, so that a prediction does not depend on what else is in the batch.
+    In training, mean and std are taken over all tokens of a device's rows, padding included.
+    Otherwise they are the running ones, so that a prediction does not depend on the other rows.
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -80,14 +80,14 @@ class BatchNorm(nnx.Module):
 
 
 def without_moments(gradients: Any) -> Any:
-    """The gradients with zeros for what are moments."""
+    """Returns the gradients with zeros in place of the moments."""
     return jax.tree_util.tree_map_with_path(
         lambda path, g: jnp.zeros_like(g) if _is_moments(path) else g, gradients
     )
 
 
 def update_moments(parameters: Any, of_batch: Any) -> Any:
-    """The parameters with their running moments moved towards those of a batch, its "gradients"."""
+    """Returns the parameters with running moments moved towards the "gradients" `of_batch`."""
 
     def update(path, parameter, new):
         if not _is_moments(path):

@@ -16,19 +16,19 @@ from linear_transformer.types import KeyMask, PRNGKey
 
 
 def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
-    """An orthogonal matrix for each of the four gates."""
+    """Returns an orthogonal matrix for each of the four gates, side by side."""
     init = nnx.initializers.orthogonal()
     gates = [init(k, (shape[0], shape[1] // 4), dtype) for k in jax.random.split(key, 4)]
     return jnp.concatenate(gates, axis=1)
 
 
 class LSTM(nnx.Module):
-    """One direction of one layer, without peepholes:
+    """LSTM layer in one direction, without peepholes:
 
         i, f, o = sigmoid(W x_t + U h_{t-1} + b)      g = tanh(W x_t + U h_{t-1} + b)
         c_t = f * c_{t-1} + i * g                     h_t = o * tanh(c_t)
 
-    A masked token leaves c and h as they are, and its output is 0.
+    A masked token leaves c and h unchanged, and its output is 0.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class LSTM(nnx.Module):
     ):
         self.hidden = hidden
         self.reverse = reverse
-        # A token needs all hidden features of the one before, so that devices which shared them
-        # would exchange them at each token.
+        # Every step needs all hidden features of the step before, so sharding them would cost an
+        # exchange per token.
         options = {"axes": (None, None), "dtype": dtype, "rngs": rngs}
         self.input = Linear(features, 4 * hidden, **options)  # of i, f, g, o
         self.recurrent = Linear(
@@ -55,7 +55,7 @@ class LSTM(nnx.Module):
             h, c = carry
             gates, mask = token
             i, f, g, o = jnp.split(gates + h @ kernel, 4, axis=-1)
-            # The cell sums over all of time, so it is kept in fp32.
+            # The cell accumulates over the whole sequence, so it is kept in fp32.
             update = (jax.nn.sigmoid(i) * jnp.tanh(g)).astype(c.dtype)
             c_new = jax.nn.sigmoid(f).astype(c.dtype) * c + update
             h_new = jax.nn.sigmoid(o) * jnp.tanh(c_new).astype(h.dtype)
@@ -71,7 +71,7 @@ class LSTM(nnx.Module):
 
 
 class BiLSTM(nnx.Module):
-    """Layers of two LSTMs, one in each direction, whose outputs are concatenated.
+    """Stack of bidirectional LSTM layers, which concatenate the outputs of both directions.
 
     Attributes:
       hidden: units of each direction; outputs have twice as many features.
@@ -108,16 +108,19 @@ class BiLSTM(nnx.Module):
         mask: KeyMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B T O"]:
-        """(B, T, 2 hidden); padding, False in `mask`, changes no other output, and gets 0.
+        """Returns features (B, T, 2 hidden), which are 0 at padding.
 
-        `dropout_key` turns on dropout between the layers.
+        Args:
+          x_BTI: input features.
+          mask: False for padding, which changes no other output; None if there is no padding.
+          dropout_key: turns on dropout between the layers.
         """
-        # The last token is a function of all before it, one after the other.
+        # The recurrence is not linear, so shards cannot compose it: each one computes whole rows.
         run = functools.partial(self._whole_rows, dropout_key)
         return sequence_parallel.on_whole_rows(run, x_BTI, mask)
 
     def flops_per_token(self, context: int) -> int:
-        """Of the weights, multiply-adds counted as two."""
+        """FLOPs of one token in the forward pass; a multiply-add counts as two."""
         del context
         return flops_of_weights(self)
 

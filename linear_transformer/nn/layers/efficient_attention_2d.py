@@ -1,4 +1,4 @@
-"""Efficient attention over the pixels of an image, and the non-local module it replaces."""
+"""Efficient attention over the pixels of an image, and the non-local module that it replaces."""
 
 import math
 
@@ -20,15 +20,16 @@ Image = Float[Array, "B Y X D"]  # rows Y, columns X
 
 
 class EfficientAttention2D(nnx.Module):
-    """Residual attention of every pixel to all pixels, in memory linear in their number.
+    """Residual attention of every pixel to all pixels, in memory linear in the number of pixels.
 
-    As in the released module of Shen et al. 2021 (arXiv:1812.01243): 1 x 1 projections to queries,
-    keys and values, attention per head, a 1 x 1 reprojection to the input's channels, and the input
-    added.  (Heads are the released code's; the paper's module has one.)
+    The module is the released one of Shen et al. 2021 (arXiv:1812.01243): 1 x 1 projections to
+    queries, keys and values, attention per head, a 1 x 1 reprojection to the channels of the input,
+    and a residual connection.  The paper has one head, the released code has several.
 
     Attributes:
-      channels: D of the input.
-      key_channels, value_channels: over all heads; half of `channels`, and `channels`, if None.
+      channels: channels D of the input.
+      key_channels, value_channels: widths of all heads together; None is `channels` // 2 for keys
+        and `channels` for values.
       normalization: "softmax" or "scaling".
     """
 
@@ -68,7 +69,10 @@ class EfficientAttention2D(nnx.Module):
         return x_BYXD + y_BTD.reshape(x_BYXD.shape)
 
     def flops(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Of an image of this many rows and columns, multiply-adds counted as two; and its size."""
+        """Returns the FLOPs of an image of `size` (rows, columns), and the size of the output.
+
+        A multiply-add counts as two.
+        """
         pixels = math.prod(size)
         return (flops_of_weights(self) + self._flops_per_pixel(pixels)) * pixels, size
 
@@ -83,10 +87,10 @@ class EfficientAttention2D(nnx.Module):
 
 
 class NonLocal2D(EfficientAttention2D):
-    """The same module with dot-product attention, quadratic in the number of pixels.
+    """Non-local module: `EfficientAttention2D` with attention quadratic in the number of pixels.
 
-    Wang et al. 2018 (arXiv:1711.07971): "softmax" is the embedded Gaussian, "scaling" the dot
-    product, for which this is the same function as `EfficientAttention2D`.
+    In Wang et al. 2018 (arXiv:1711.07971), "softmax" is the embedded Gaussian and "scaling" the dot
+    product.  With "scaling" the module computes the same function as `EfficientAttention2D`.
     """
 
     def _flops_per_pixel(self, pixels: int) -> int:

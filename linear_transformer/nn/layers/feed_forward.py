@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class FeedForward(nnx.Module):
-    """`W2 act(W1 x)`, or gated: `W2 (act(W1 x) * W3 x)` (Shazeer 2020, GLU variants)."""
+    """Feed-forward `W2 act(W1 x)`, or gated: `W2 (act(W1 x) * W3 x)` (Shazeer 2020, GLU)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Normalisation of each head by itself, the group norm of RetNet, xLSTM and RWKV."""
+"""Normalisation within each head: the group norm of RetNet, xLSTM and RWKV."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,11 +10,11 @@ from linear_transformer.nn.parameters import vector
 
 
 class HeadNorm(nnx.Module):
-    """RMS norm or layer norm over the features of a head, with parameters for every feature.
+    """RMS norm or layer norm over the features of each head, with parameters (H, V).
 
     Attributes:
-      center: subtract the mean and add a bias (layer norm).
-      affine: with gains, and biases if centred.
+      center: whether the mean is subtracted and a bias added (layer norm).
+      affine: whether there are gains, and biases if `center`.
     """
 
     def __init__(

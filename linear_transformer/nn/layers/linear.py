@@ -1,4 +1,4 @@
-"""Dense layers on flattened rows."""
+"""Dense layers, their FLOPs, and the split of features into heads."""
 
 import math
 from typing import Any
@@ -12,10 +12,10 @@ from linear_transformer.nn.logical_axes import named
 
 
 class Linear(nnx.Linear):
-    """nnx.Linear applied to (rows, features).
+    """`nnx.Linear` that flattens all axes of the input but the last into one.
 
-    With 3-D inputs XLA contracts a weight gradient over two axes, which on CPU falls off its matmul
-    path; one flattened axis keeps every product a plain matmul.
+    With 3-D inputs, the gradient of the kernel contracts two axes, for which XLA on CPU does not
+    use its fast matmul; with one flattened axis every product is a plain matmul.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class Linear(nnx.Linear):
         group: str = "matrix",
         **options: Any,
     ):
-        """Makes kernel and bias.
+        """Creates kernel and bias.
 
         Args:
-          in_features: width of the input.
-          out_features: width of the output.
-          axes: what the input and the output are, see `nn.parameters.Declaration`.
-          group: of the kernel, see `nn.parameters.Declaration`.
+          in_features: width I of the input.
+          out_features: width O of the output.
+          axes: logical axes of the input and the output, see `nn.parameters.Declaration`.
+          group: optimizer group of the kernel, see `nn.parameters.Declaration`.
           **options: other arguments of `nnx.Linear`.
         """
         super().__init__(
@@ -50,9 +50,9 @@ class Linear(nnx.Linear):
 
 
 def flops_of_weights(module: nnx.Module) -> int:
-    """Of a token that meets each weight once, multiply-adds counted as two.
+    """FLOPs of one token that is multiplied by each weight once; a multiply-add counts as two.
 
-    Weights are what declares `per_token`: kernels, and the taps of convolutions.
+    Weights are the parameters that declare `per_token`: kernels, and taps of convolutions.
     """
     weights = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return sum(

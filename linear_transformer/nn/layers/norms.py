@@ -12,22 +12,22 @@ from linear_transformer.nn.parameters import vector
 
 
 def _over_rms(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
-    """`x / (rms(x) + epsilon)`, in fp32 or wider; a row of zeros has no gradient.
+    """Returns `x / (rms(x) + epsilon)` in fp32 or wider; rows of zeros get gradient 0.
 
-    Attention makes such rows, of ReLU scores or of a query of zeros.  The root has no gradient
-    there, and that of x would be 1 / epsilon, 10^8 times any other.
+    Attention returns such rows if no ReLU score is positive or the query is zero.  The square root
+    has no gradient there, and the gradient of x would be 1 / epsilon, 10^8 times any other.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    some = mean_square != 0  # NaN too
+    some = mean_square != 0  # also True for NaN
     rms = jnp.sqrt(jnp.where(some, mean_square, 1))
     return jnp.where(some, x, 0) / (rms + epsilon)
 
 
 class SimpleRMSNorm(nnx.Module):
-    """`x / (||x||_2 / sqrt(D) + 1e-8)` without a gain (Qin et al. 2022, as released).
+    """RMS norm `x / (||x||_2 / sqrt(D) + 1e-8)` without a gain (Qin et al. 2022, as released).
 
-    The published epsilon is as good as none: the norm does not change with the length of x.
+    The published epsilon is negligible: the output does not depend on the length of x.
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -39,9 +39,9 @@ class SimpleRMSNorm(nnx.Module):
 
 
 class ScaleNorm(nnx.Module):
-    """`g x / (||x||_2 / sqrt(D) + 1e-6)` with one gain g (Nguyen & Salazar 2019, equation 5).
+    """RMS norm `g x / (||x||_2 / sqrt(D) + 1e-6)`, one gain g (Nguyen & Salazar 2019, equation 5).
 
-    Their gain is g sqrt(D) here, so that g starts at 1 for any width.
+    The gain of the paper is g sqrt(D); here g starts at 1 for any width.
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -63,12 +63,12 @@ NORMS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-# Norms of the residual stream; a mixer's own norm is of NORMS, of one token alone.
+# Norms of the residual stream.  Norms inside a mixer see one token alone, so they are in NORMS.
 STREAM_NORMS = NORMS | {"batchnorm": BatchNorm}
 
 
 def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """Statistics in fp32 (flax's default), output in `dtype`.
+    """Makes a norm of NORMS, with statistics in fp32 (the default of Flax) and output in `dtype`.
 
     Raises:
       ValueError: no norm has this name.
@@ -77,7 +77,7 @@ def make_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Mo
 
 
 def make_stream_norm(name: str, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """As `make_norm`, of the names in STREAM_NORMS; it is called by `apply_norm`."""
+    """Makes a norm of STREAM_NORMS, as `make_norm` does; `apply_norm` calls the norm."""
     return _make(STREAM_NORMS, name, width, dtype, rngs)
 
 
@@ -90,5 +90,5 @@ def _make(norms, name, width, dtype, rngs):
 def apply_norm(
     norm: nnx.Module, x: Float[Array, "*rows D"], *, training: bool
 ) -> Float[Array, "*rows D"]:
-    """The norm in training or not, which only a batch norm has to know."""
+    """Applies a norm; only batch norms depend on `training`."""
     return norm(x, training=training) if isinstance(norm, BatchNorm) else norm(x)

@@ -1,4 +1,4 @@
-"""Positions: sinusoidal, learned, rotary, and the linearised relative encoding LRPE."""
+"""Positional encodings: sinusoidal, learned, rotary, and the linearised relative encoding LRPE."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,12 +16,12 @@ def _frequencies(width: int) -> Float[Array, " W"]:
 
 
 def _angles(positions_BT: Positions, frequencies_W: Float[Array, " W"]) -> Float[Array, "B T W"]:
-    """Position times frequency, in fp32."""
+    """Products of position and frequency in fp32."""
     return positions_BT[..., None].astype(jnp.float32) * frequencies_W
 
 
 def sinusoidal(positions_BT: Positions, width: int) -> Float[Array, "B T D"]:
-    """[sin, cos] of `width` even features (Vaswani et al. 2017, section 3.5)."""
+    """Sinusoidal features [sin, cos] for an even `width` D (Vaswani et al. 2017, section 3.5)."""
     angles = _angles(positions_BT, _frequencies(width))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -31,15 +31,17 @@ def rotate(
     positions_BT: Positions | None,
     frequencies_W: Float[Array, " W"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Rotary positions: feature pairs (i, i + K/2) turned by position times frequency.
+    """Rotates feature pairs (i, i + K/2) by position times frequency: rotary positions.
 
     Su et al. 2021 (RoFormer), equation 34; inner products depend on position differences only.
 
     Args:
-      frequencies_W: K / 2 of them; 10000^(-2i/K) if None.
+      x_BTHK: queries or keys; K is even.
+      positions_BT: positions of the tokens.
+      frequencies_W: K / 2 frequencies; 10000^(-2i/K) if None.
 
     Raises:
-      ValueError: there are no positions.
+      ValueError: `positions_BT` is None.
     """
     if positions_BT is None:
         raise ValueError("positions is None; queries and keys are rotated by them")
@@ -52,18 +54,18 @@ def rotate(
 
 
 class LRPE(nnx.Module):
-    """Linearised relative positions: rotary with learned frequencies after a fixed reflection.
+    """Linearised relative positional encoding: a fixed reflection, then a learned rotation.
 
-    `x_t -> R(t theta) (I - 2 u u^T) x_t` with a random unit vector u, kept as it is, and theta
-    learned from 10000^(-2i/K) on.  Applied to queries and keys, it makes their inner products
-    depend on position differences, as rotary positions do (Qin et al. 2023, "Linearized Relative
-    Positional Encoding"; the setting that TransNormer was released with).
+    The layer maps x_t to `R(t theta) (I - 2 u u^T) x_t`.  The random unit vector u is not trained;
+    the frequencies theta are, and start at 10000^(-2i/K).  Inner products of queries and keys then
+    depend on position differences, as with rotary positions (Qin et al. 2023, "Linearized Relative
+    Positional Encoding"; the setting is the one of the released TransNormer).
     """
 
     def __init__(self, key_width: int, *, rngs: nnx.Rngs):
         if key_width % 2:
             raise ValueError(f"lrpe needs an even key width, not {key_width}")
-        # A parameter, so that it is saved with the rest, that no gradient reaches.
+        # A parameter, so that checkpoints contain it; `stop_gradient` keeps it constant.
         reflection = nnx.initializers.normal(1.0)(rngs.params(), (key_width,))
         self.reflection = nnx.Param(reflection, **vector(None))
         self.frequencies = nnx.Param(_frequencies(key_width), **vector(None))
@@ -78,7 +80,7 @@ class LRPE(nnx.Module):
 
 
 class PositionEmbedding(nnx.Module):
-    """Adds or concatenates absolute positions to token embeddings.
+    """Absolute positions, added or concatenated to token embeddings.
 
     Attributes:
       kind: "none" (also for rotary, which the mixers apply), "sinusoidal" (added),
@@ -88,7 +90,7 @@ class PositionEmbedding(nnx.Module):
 
     def __init__(self, kind: str, width: int, max_positions: int | None, *, rngs: nnx.Rngs):
         self.kind = kind
-        self.capacity = max_positions if kind == "learned" else None  # None is any number
+        self.capacity = max_positions if kind == "learned" else None  # None is no limit
         if kind == "learned":
             if max_positions is None:
                 raise ValueError("max_positions is None; a learned table needs its rows")
@@ -102,7 +104,7 @@ class PositionEmbedding(nnx.Module):
 
     @staticmethod
     def token_width(kind: str, width: int) -> int:
-        """Width left to the token embedding."""
+        """Width of the token embedding in a model of `width`."""
         return width // 2 if kind == "sinusoidal_concatenated" else width
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Residual connections: how a sub-layer's output joins the stream."""
+"""Residual connections of the stream x and the output y of a sub-layer."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from linear_transformer.types import Activations, PRNGKey
 
 
 class SumResidual(nnx.Module):
-    """x + y."""
+    """Sum `x + y`."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         del width, dtype, rngs
@@ -24,12 +24,12 @@ def _bias(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
 
 
 class GRUResidual(nnx.Module):
-    """The gate of GTrXL (Parisotto et al. 2020, section 3.2): a GRU whose state is the stream.
+    """GRU gate of GTrXL (Parisotto et al. 2020, section 3.2), with the stream as its state.
 
         r = sigmoid(W_r y + U_r x)          z = sigmoid(W_z y + U_z x - b)
         h = tanh(W_h y + U_h (r * x))       g(x, y) = (1 - z) * x + z * h
 
-    The bias b, around 1, keeps the gate near the identity at the start.
+    The bias b starts around 1, which keeps the gate near the identity at first.
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""Short causal convolution: each feature mixes its own last few tokens."""
+"""Short causal depthwise convolution over the last few tokens."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from linear_transformer.types import PRNGKey, SegmentIds
 
 
 def _current_token(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    """Starts close to the identity: the layer learns how much of the past it wants."""
+    """Initialises taps near the identity: 1 for the current token, noise of 0.1 for past tokens."""
     return 0.1 * jax.random.normal(key, shape, jnp.float32).at[0].set(1 / 0.1)
 
 
 @jax.custom_vjp
 def _scale(taps_D: Float[Array, " D"], x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """taps * x; the gradient of the taps is a matmul, which XLA on CPU sums 25 times faster."""
+    """Returns taps * x; the gradient of the taps is a matmul, 25 times faster in XLA on CPU."""
     return taps_D * x_BTD
 
 
@@ -39,10 +39,10 @@ _scale.defvjp(lambda taps_D, x_BTD: (_scale(taps_D, x_BTD), (taps_D, x_BTD)), _s
 
 
 class ShortConvolution(nnx.Module):
-    """`y_t = sum_i w_i * x_{t-i}` for 0 <= i < size, feature by feature, within a segment.
+    """Depthwise convolution `y_t = sum_i w_i * x_{t-i}`, 0 <= i < size, within a segment.
 
-    What a linear-attention layer lacks most is precise local order; a few taps supply it (Fu et al.
-    2023, H3; Yang et al. 2024, GLA).  The state is the last size - 1 inputs.
+    Linear attention is weak at precise local order; a few taps supply it (Fu et al. 2023, H3; Yang
+    et al. 2024, GLA).  The conv state holds the last size - 1 inputs and their segments.
     """
 
     def __init__(self, features: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -50,7 +50,7 @@ class ShortConvolution(nnx.Module):
         self.size = size
         self.dtype = dtype
         weights = _current_token(rngs.params(), (size, features))
-        # Features of several projections side by side are no axis that devices could share.
+        # The features of several projections lie side by side: this axis cannot be sharded.
         self.taps = nnx.Param(weights, **taps(None, None))
 
     def init_state(self, batch_size: int) -> MixerState:
@@ -77,18 +77,18 @@ class ShortConvolution(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
     ) -> tuple[tuple[Float[Array, "B T _"], ...], MixerState | None]:
-        """The features in several arrays: joined, they would cross devices that share heads."""
+        """Convolves features in several arrays; joined, they would cross the shards of heads."""
         past, time = self.size - 1, parts[0].shape[1]
         ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
         ids = run = None
-        if state is None:  # zeros come before a row, and the shard before before a shard
+        if state is None:  # the past is zeros, or tokens of the previous shard
             last = jnp.concatenate([x[:, max(time - past, 0) :] for x in parts], axis=-1)
             before_BPD = sequence_parallel.halo(last, before=past)[:, :past]
             if segment_ids is not None:
                 ids = sequence_parallel.halo(segment_ids, before=past)
         else:
             before_BPD = state["inputs"].astype(parts[0].dtype)
-            if segment_ids is None:  # the last segment goes on
+            if segment_ids is None:  # the tokens continue the last segment
                 shape = (len(before_BPD), time)
                 segment_ids = jnp.broadcast_to(state["segments"][:, -1:], shape)
             ids = jnp.concatenate([state["segments"], segment_ids], axis=1)

@@ -1,4 +1,4 @@
-"""The token before: what RWKV's layers mix with the current one."""
+"""Token shift of RWKV: the previous token as a second input of a layer."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from linear_transformer.types import Activations, SegmentIds
 
 
 class TokenShift(nnx.Module):
-    """`y_t = x_{t-1}`, 0 at the start of a segment.  The state is the last input."""
+    """Shift `y_t = x_{t-1}`, 0 at the start of a segment; the state holds the last input."""
 
     def __init__(self, features: int, *, dtype: jnp.dtype):
         self.features = features
