@@ -1,10 +1,10 @@
-"""What every token mixer is.
+"""Interface of token mixers.
 
     y_BTD, state = mixer(x_BTD, state=None, *, segment_ids=None, positions=None)
 
-One call serves training (no state in, none out), prefill (a state, many tokens) and decoding (a
-state, one token).  Nothing is stored in a module between calls.  `init_state(batch_size)` is a
-pytree of arrays with the batch in front, all zeros, so a row is reset by zeroing it.
+One call serves training (no state in or out), prefill (a state and many tokens) and decoding (a
+state and one token).  A module stores nothing between calls.  `init_state(batch_size)` is a pytree
+of zeros with the batch as first axis, so a row is reset by setting it to zero.
 """
 
 import functools
@@ -23,17 +23,17 @@ MixerState = Any
 
 @runtime_checkable
 class Mixer(Protocol):
-    """A token mixer, as the docstring of this file says.
+    """Protocol of token mixers; see the docstring of this file.
 
     Attributes:
-      capacity: tokens that the state can follow; None is any number.
+      capacity: most tokens that a state can process; None is no limit.
     """
 
     @property
     def capacity(self) -> int | None: ...
 
     def init_state(self, batch_size: int) -> MixerState:
-        """The state before the first token."""
+        """Returns the state before the first token."""
         ...
 
     def __call__(
@@ -46,17 +46,21 @@ class Mixer(Protocol):
     ) -> tuple[Activations, MixerState | None]: ...
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart."""
+        """FLOPs of one token in the forward pass, without projections; a multiply-add is two.
+
+        Args:
+          context: length of the sequence in tokens.
+        """
         ...
 
 
 def checked(call: Callable) -> Callable:
-    """The `__call__` of a mixer, with its arguments checked by name.
+    """Decorates the `__call__` of a mixer with checks of its arguments.
 
-    A batch of no rows, or rows of no tokens, give an empty output and leave the state as it is.
+    An input without rows or tokens gives an empty output and leaves the state unchanged.
 
     Raises:
-      ValueError: an argument is of a wrong type or shape, or the state is not of this mixer and
+      ValueError: an argument has a wrong type or shape, or the state does not fit the mixer or the
         batch size.
     """
 
@@ -93,7 +97,7 @@ def _check_state(mixer, state, batch):
 
 
 def reset_rows(state: MixerState, rows_B: Bool[Array, " B"]) -> MixerState:
-    """The state of a fresh start in the marked rows, unchanged elsewhere."""
+    """Returns the state with the marked rows reset to the state before the first token."""
 
     def reset(x):
         return jnp.where(rows_B.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
@@ -102,16 +106,16 @@ def reset_rows(state: MixerState, rows_B: Bool[Array, " B"]) -> MixerState:
 
 
 def require_causal(direction: str) -> None:
-    """Raises a ValueError where a state is asked of a mixer that looks ahead."""
+    """Raises a ValueError unless the mixer is causal, because only a causal mixer has a state."""
     if direction != "causal":
         raise ValueError(f"direction is {direction!r}: only a causal mixer has a state")
 
 
 def head_width(width: int, heads: int) -> int:
-    """Features of each of the heads that `width` is split into.
+    """Number of features of each head.
 
     Raises:
-      ValueError: the heads cannot be of equal width.
+      ValueError: `width` is not a positive multiple of `heads`.
     """
     if heads < 1 or width < 1 or width % heads:
         raise ValueError(f"width is {width}; it must be a positive multiple of heads ({heads})")

@@ -11,12 +11,12 @@ from linear_transformer.ops.normalizer import divide, with_ones
 
 
 class CosFormer(KernelAttention):
-    """Linear attention with ReLU features whose weight falls off as a cosine of the distance.
+    """Linear attention with ReLU features, weighted by a cosine of the distance between tokens.
 
     Attributes:
-      max_length: M, the distance at which weights reach 0.  Positions must stay below it, which
-        is the caller's to see to; `capacity` tells.
-      epsilon: the denominator is clamped to at least this.
+      max_length: M, the distance at which weights reach 0.  The caller must keep positions below M;
+        `capacity` is M.
+      epsilon: lower bound of the denominator.
     """
 
     def __init__(

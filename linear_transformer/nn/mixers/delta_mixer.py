@@ -1,4 +1,4 @@
-"""What the mixers of the delta rule share: projections, a short convolution, unit keys, steps."""
+"""Base class of delta-rule mixers: projections, a short convolution, unit keys and step sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +19,26 @@ from linear_transformer.types import Activations
 
 
 class DeltaMixer(RecurrentMixer):
-    """Queries and keys of length one, values, and sigmoid steps for each head, token and step.
+    """Delta rule with queries and keys of length one, and sigmoid step sizes b_t per head.
 
         [q, k, v]_t = silu(convolution([W_Q, W_K, W_V] x)_t)       b_t = sigmoid(W_b x_t)
         S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T     y_t = W_O norm(S_t^T q_t)
 
-    A subclass may have a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
+    A subclass may add a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
 
-    Whatever the dtype of the activations, keys, steps and decays are fp32 or wider (`ops.delta`
-    says why).  A query or key x becomes x / sqrt(|x|^2 + 1e-6), as in the released code (fla's
-    `l2norm`).  The direction of a vector near 0 changes fast, so the gradient of a token whose
-    features are all zeros, such as padding, is large: 1000 = 1 / sqrt(1e-6) by this normalisation,
-    times 300 by that of the output.  A larger epsilon would be another function than the one that
-    published weights were trained with.
+    Keys, step sizes and decays are fp32 or wider for any dtype of the activations (`ops.delta`
+    explains why).  A query or key x becomes x / sqrt(|x|^2 + 1e-6), as in the released code (fla's
+    `l2norm`).  The direction of a vector near 0 changes fast, so the gradient of a token with
+    features of zeros, such as padding, is large: a factor of 1000 = 1 / sqrt(1e-6) from this
+    normalisation, times 300 from the norm of the output.  A larger epsilon would not compute the
+    function that published weights were trained with.
 
     Attributes:
-      key_width: that of the values, width / heads, if None.
-      convolution: tokens that the convolution sees.
-      negative_eigenvalues: steps up to 2, so that the state can change its sign along a key, which
-        tracking a parity needs (Grazzi et al. 2024, arXiv:2411.12537).
-      steps: keys, values and steps per token, one after the other (Siems et al. 2025).
+      key_width: features of queries and keys per head; None is width / heads, as for values.
+      convolution: tokens in the window of the short convolution.
+      negative_eigenvalues: whether step sizes go up to 2, so that the state can change its sign
+        along a key, which parity needs (Grazzi et al. 2024, arXiv:2411.12537).
+      steps: updates per token, each with a key, a value and a step size (Siems et al. 2025).
       form, chunk_size: see `ops.delta.delta_product`.
     """
 
@@ -87,7 +87,7 @@ class DeltaMixer(RecurrentMixer):
         self.norm = HeadNorm(heads, self.value_width, dtype=self.dtype)
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: S^T k and k u^T, and S^T q."""
+        """FLOPs of one token for S^T k, k u^T and S^T q; see `Mixer.flops_per_token`."""
         del context  # the cost of a token does not depend on its position
         return (4 * self.steps + 2) * self.heads * self.key_width * self.value_width
 
@@ -112,13 +112,13 @@ class DeltaMixer(RecurrentMixer):
         return self._gated(merge_heads(self.norm(o_BTHV)), x), sums, past
 
     def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
-        """The steps of a head are next to each other, on the device that has the head."""
+        """Splits features into steps and heads; the steps of a head are on the head's device."""
         width = x_BTD.shape[-1] // (self.heads * self.steps)
         x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, width)
         return jnp.swapaxes(named(x_BTHNK, "rows", "time", "heads", None, None), 2, 3)
 
     def _log_decay(self, x_BTD: Activations) -> Array | None:
-        """(B, T, H), (B, T, H, K), or None for no decay."""
+        """Returns log decays, (B, T, H) or (B, T, H, K), or None for no decay."""
         return None
 
     def _gated(self, o_BTD: Activations, x_BTD: Activations) -> Activations:
@@ -126,6 +126,6 @@ class DeltaMixer(RecurrentMixer):
 
 
 def unit_length(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
-    """`x / sqrt(|x|^2 + 1e-6)`, in fp32 or wider: never longer than 1, by more than a rounding."""
+    """Returns `x / sqrt(|x|^2 + 1e-6)` in fp32 or wider, of length 1 or less up to rounding."""
     x = x.astype(accumulation_dtype(x))
     return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

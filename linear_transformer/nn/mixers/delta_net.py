@@ -5,9 +5,9 @@ from linear_transformer.nn.mixers.mechanism import Mechanism
 
 
 class DeltaNet(DeltaMixer):
-    """The delta rule without decay and without a gate, as in the second paper (section 3.3).
+    """Delta rule without decay and without a gate, as in the second paper (section 3.3).
 
-    With several steps per token it is DeltaProduct.  The options are those of `DeltaMixer`.
+    With several steps per token, the mixer is DeltaProduct.  `DeltaMixer` documents the options.
     """
 
 

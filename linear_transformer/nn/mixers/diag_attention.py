@@ -18,16 +18,16 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class DiagAttention(nnx.Module):
-    """Projections, attention within non-overlapping blocks, a projection (section 4.2).
+    """DiagAttention: attention within non-overlapping blocks of tokens (section 4.2).
 
-    Blocks are counted from the first token that the mixer sees, in every row, packed or not; see
-    `ops.block_local`.  The state is the block that is being filled.
+    Blocks are counted from the first token that the mixer sees in a row, even if the row is packed;
+    see `ops.block_local`.  The state holds the tokens of the current, incomplete block.
 
     Attributes:
       block_size: tokens w of a block.
       scores: "relu" (no normaliser: TransNormer T1) or "softmax" (T2).
       output_norm: norm over the merged heads before the output projection; None for no norm.
-      lrpe: `nn.layers.positions.LRPE` on queries and keys, by the place within the block.
+      lrpe: whether queries and keys get `nn.layers.positions.LRPE` of the place in the block.
       direction: "causal" or "bidirectional"; only a causal mixer has a state.
     """
 
@@ -72,7 +72,7 @@ class DiagAttention(nnx.Module):
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
         )
 
-    capacity = None  # tokens that the state can follow: any number
+    capacity = None  # no limit
 
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)
@@ -94,7 +94,7 @@ class DiagAttention(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        del positions  # what counts is the place within the block
+        del positions  # only the place within the block matters
         q_BTHK = split_heads(self.query(x_BTD), self.heads)
         k_BTHK = split_heads(self.key(x_BTD), self.heads)
         v_BTHV = split_heads(self.value(x_BTD), self.heads)
@@ -125,17 +125,17 @@ class DiagAttention(nnx.Module):
         return self.output(o_BTD), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean place of a block."""
+        """FLOPs of one token, averaged over a block; see `Mixer.flops_per_token`."""
         size = min(self.block_size, context)
         seen = size if self.direction == "bidirectional" else (size + 1) / 2
         return int(4 * self.heads * self.head_width * seen)
 
     def _attend_from_state(self, q, k, v, segment_ids, state):
-        """The tokens after the `filled` ones of the state's block, in every row its own number."""
+        """Attends from new tokens, which follow the `filled` tokens of the block in each row."""
         time, size, filled_B = q.shape[1], self.block_size, state["filled"]
         if segment_ids is None:
             segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
-        # Whole blocks: that of the state, and as many as the new tokens may reach.
+        # Whole blocks: the block of the state, and all blocks that the new tokens may reach.
         blocks = (size - 1 + time) // size + (time > 1)
         place = jax.vmap(lambda row, x, start: lax.dynamic_update_slice_in_dim(row, x, start, 0))
         slots_M = jnp.arange(blocks * size)
@@ -166,7 +166,7 @@ class DiagAttention(nnx.Module):
             take = jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, time, 0))
             o = take(o, filled_B)
         end_B = filled_B + time
-        # The block that the next token is in; a block that has just been completed is dropped.
+        # The next state holds the block of the next token; a complete block is dropped.
         start_B, filled_B = end_B // size * size, end_B % size
         if time == 1:
             start_B = jnp.zeros_like(start_B)

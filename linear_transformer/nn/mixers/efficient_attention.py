@@ -15,7 +15,7 @@ from linear_transformer.ops.log_space import ScaledState
 
 
 class EfficientAttention(KernelAttention):
-    """Queries softmaxed over features read contexts that are softmaxed over positions.
+    """Efficient attention: a softmax of queries over features and of keys over positions.
 
     Attributes:
       normalization: "softmax", or "scaling" (bidirectional only), which is exactly dot-product

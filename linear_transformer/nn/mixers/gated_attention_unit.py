@@ -1,8 +1,8 @@
-"""The gated attention unit, quadratic and in mixed chunks (Hua et al. 2022, GAU and FLASH).
+"""Gated attention unit, quadratic or in mixed chunks (Hua et al. 2022, GAU and FLASH).
 
-One layer that is attention and feed-forward at once: `O = (U * A V) W_o`, with U, V = silu(x W) of
-`expansion` times the width and one narrow head, whose queries and keys are scaled and shifted
-copies of one Z = silu(x W_z).  The models of the paper have no feed-forward besides.
+The unit is attention and feed-forward in one layer: `O = (U * A V) W_o`, with U, V = silu(x W) of
+`expansion` times the width.  The only head is narrow; its queries and keys are scaled and shifted
+copies of one Z = silu(x W_z).  The models of the paper have no other feed-forward.
 """
 
 import jax
@@ -23,12 +23,12 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class GatedAttentionUnit(nnx.Module):
-    """What both variants share: projections, gate, positions.
+    """Base class of both variants: projections, gate and positions.
 
     Attributes:
       uses: names of the scaled and shifted copies of Z.
       direction: "causal" or "bidirectional"; only a causal mixer has a state.
-      rotary: rotate queries and keys by position.
+      rotary: whether queries and keys are rotated by position.
     """
 
     uses: tuple[str, ...]
@@ -63,8 +63,8 @@ class GatedAttentionUnit(nnx.Module):
             width, features, axes=("embed", "heads"), use_bias=bias, dtype=dtype, rngs=rngs
         )
         small = nnx.initializers.normal(0.02)
-        # Around 1, not around 0 as in the released code: a squared score of two factors of 0.02
-        # leaves next to nothing, and a short run no gradient to grow it with.
+        # Around 1, not around 0 as in the released code: with two factors of 0.02, the squared
+        # scores and their gradients are too small for a short run.
         scales = 1 + small(rngs.params(), (len(self.uses), key_width), jnp.float32)
         self.scales = nnx.Param(scales, **vector(None, None))
         offsets = jnp.zeros((len(self.uses), key_width), jnp.float32)
@@ -85,7 +85,7 @@ class GatedAttentionUnit(nnx.Module):
     def _project(
         self, x_BTD: Activations, positions: Positions
     ) -> tuple[Array, Array, list[Float[Array, "B T K"]]]:
-        """U, V, and the queries and keys in the order of `uses`."""
+        """Returns U, V, and the queries and keys in the order of `uses`."""
         uvz = jax.nn.silu(self.projection(x_BTD))
         u, v, z = jnp.split(uvz, [self.value_width, 2 * self.value_width], axis=-1)
         scales, offsets = (p[...].astype(self.dtype) for p in (self.scales, self.offsets))
@@ -95,7 +95,7 @@ class GatedAttentionUnit(nnx.Module):
         return u, v, [z_BTUK[:, :, i] for i in range(len(self.uses))]
 
     def _bias(self, length: int) -> Float[Array, " E"]:
-        """b by distance d: <R_d a, b> with rotary R, the paper's form for inputs of any length."""
+        """Bias by distance d: <R_d a, b> with rotary R, the paper's form for any input length."""
         query, key = self.relative[...]
         first = 0 if self.direction == "causal" else 1 - length
         distances = jnp.arange(first, length)[None]
@@ -104,11 +104,11 @@ class GatedAttentionUnit(nnx.Module):
 
 
 class FlashQuad(GatedAttentionUnit):
-    """A = max(Q K^T / n + b, 0)^2 over all tokens: quadratic, with a cache to decode from.
+    """Quadratic unit: weights A = max(Q K^T / n + b, 0)^2 over all tokens, and a cache in decoding.
 
     Attributes:
-      divisor: n, a constant so that outputs do not depend on the length; the training length.
-      cache_capacity: tokens that the decoding state can hold; beyond them the oldest are forgotten.
+      divisor: n, the training length; a constant, so that outputs do not depend on the length.
+      cache_capacity: tokens that the decoding state can hold; older tokens are dropped.
     """
 
     uses = ("query", "key")
@@ -188,16 +188,16 @@ class FlashQuad(GatedAttentionUnit):
         return self.output(u_BTV * o_BTHV[:, :, 0]), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        """FLOPs of one token at the mean context; see `Mixer.flops_per_token`."""
         seen = context if self.direction == "bidirectional" else (context + 1) / 2
         return int(2 * (self.key_width + self.value_width) * seen)
 
 
 class Flash(GatedAttentionUnit):
-    """Mixed chunks: quadratic within `chunk_size` tokens, linear attention to earlier chunks."""
+    """Mixed chunks: quadratic attention within `chunk_size` tokens, linear attention between."""
 
     uses = ("query", "key", "linear_query", "linear_key")
-    capacity = None  # tokens that the state can follow: any number
+    capacity = None  # no limit
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class Flash(GatedAttentionUnit):
         return self.output(u_BTV * o_BTV), None if state is None else new_state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart."""
+        """FLOPs of one token at its mean place in a chunk; see `Mixer.flops_per_token`."""
         seen = min(self.chunk_size, context)
         if self.direction == "causal":
             seen = (seen + 1) / 2

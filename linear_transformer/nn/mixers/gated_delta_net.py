@@ -12,14 +12,14 @@ from linear_transformer.nn.parameters import vector
 
 
 class GatedDeltaNet(DeltaMixer):
-    """The delta rule with the decay of Mamba-2, a scalar per head, and a swish gate.
+    """Delta rule with the decay of Mamba-2, a scalar per head and token, and a swish gate.
 
         log a_t = -exp(A) softplus(W_a x_t + b)        y_t = W_O (norm(o_t) * silu(W_G x_t))
 
-    With several steps per token it is Gated DeltaProduct (Siems et al. 2025, arXiv:2502.10297).
+    With several steps per token, it is Gated DeltaProduct (Siems et al. 2025, arXiv:2502.10297).
 
     Attributes:
-      key_width: that of the values, width / heads, if None.
+      key_width: features of queries and keys per head; None is width / heads, as for values.
       convolution, negative_eigenvalues, steps: see `DeltaMixer`.
       form, chunk_size: see `ops.delta.delta_product`.
     """

@@ -13,15 +13,16 @@ from linear_transformer.ops.decay import decayed_attention
 
 
 class GatedLinearAttention(RecurrentMixer):
-    """A forget gate for every key feature, from the token, and a swish gate (section 4.4).
+    """Linear attention with forget gates per token and key feature, and a swish gate (section 4.4).
 
         a_t = sigmoid(W_2 W_1 x_t + b)^(1 / tau)     S_t = diag(a_t) S_{t-1} + k_t v_t^T
         y_t = W_O (swish(W_R x_t) * norm(S_t^T q_t / sqrt(K)))
 
     Attributes:
-      key_width: half of the value width if None, as in the paper.
-      gate_rank: columns of W_1^T.
-      temperature: tau; the greater, the slower is forgetting.
+      key_width: features of queries and keys per head; None is half of the value width, as in the
+        paper.
+      gate_rank: rank of W_2 W_1.
+      temperature: tau; a larger tau forgets more slowly.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 

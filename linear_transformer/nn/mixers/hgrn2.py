@@ -17,20 +17,20 @@ from linear_transformer.ops.log_space import at_most_zero
 
 
 class HGRN2(RecurrentMixer):
-    """The key is what the forget gate leaves; the gate has a lower bound that grows with depth.
+    """Gated linear RNN with key 1 - f_t; the lower bound of the forget gate f_t grows with depth.
 
         f_t = gamma + (1 - gamma) * sigmoid(W_F x_t)     S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T
         y_t = W_O norm(S_t^T swish(W_Q x_t))
 
-    In the paper the bounds of all layers are sums of one softmax.  Here each layer has its own,
-    gamma = sigmoid(parameter), which starts where those start, at l / L (kept within 0.01 to 0.99).
+    In the paper the bounds of all layers are sums of one softmax.  Here each layer has a parameter,
+    gamma = sigmoid(parameter), with the same initial value, l / L (clipped to [0.01, 0.99]).
 
-    An input of zeros is a query of 0 and reads 0.  A norm does not know how long its input is, so
-    the gradient of such a token is up to 1 / sqrt(epsilon) = 1000 times that of others.
+    For an input of zeros, query and output are 0.  A norm does not depend on the length of its
+    input, so the gradient of such a token is up to 1 / sqrt(epsilon) = 1000 times the usual one.
 
     Attributes:
-      key_width: features of the gate per head, the expansion of the state.
-      depth: l / L for layer l of L (from 0), which a model gives.
+      key_width: features of the gate per head, the expansion of the state; None is width / heads.
+      depth: l / L for layer l (from 0) of L, set by the model.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 

@@ -1,4 +1,4 @@
-"""What the kernel-attention mixers share: projections, heads, and sums that stop at a boundary."""
+"""Base class of kernel attention: projections, heads, and sums that are reset between segments."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -28,18 +28,18 @@ DIRECTIONS = ("causal", "bidirectional")
 
 
 class KernelAttention(nnx.Module):
-    """Projections to queries, keys and values, a recurrence with a state of sums, a projection.
+    """Kernel attention: projections to q, k and v, a recurrence over sums, an output projection.
 
-    A subclass gives `_init_sums(batch_size)`, a pytree of zeros with the batch in front, and
+    A subclass defines `_init_sums(batch_size)`, a pytree of zeros with the batch as first axis, and
     `_attend(x, q, k, v, sums, segment_ids, positions) -> (o, sums)`.
 
     Attributes:
-      key_width: width of queries and keys per head; width / heads if None.
+      key_width: features of queries and keys per head; None is width / heads.
       direction: "causal", or "bidirectional", which has no decoding state.
-      form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
+      form, chunk_size: arguments of the causal recurrence, see `ops.decay.decayed_attention`.
     """
 
-    capacity: int | None = None  # tokens that the state can follow; None is any number
+    capacity: int | None = None  # most tokens that a state can process; None is no limit
 
     def __init__(
         self,
@@ -111,13 +111,13 @@ class KernelAttention(nnx.Module):
         return y_BTD, {"sums": sums, "segment": last}
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: k v^T and q^T S."""
+        """FLOPs of one token for k v^T and q^T S; see `Mixer.flops_per_token`."""
         del context  # the cost of a token does not depend on its position
         return 4 * self.heads * self._features * (self.value_width + 1)
 
     @property
     def _features(self) -> int:
-        """Rows of the state."""
+        """Number of rows of a head's state."""
         return self.key_width
 
     @property
@@ -129,7 +129,7 @@ class KernelAttention(nnx.Module):
         return jnp.zeros(shape, self._state_dtype)
 
     def _recurrence(self, segment_ids: SegmentIds | None) -> dict:
-        """Options of every causal recurrence."""
+        """Returns the arguments that every causal recurrence takes."""
         return {"segment_ids_BT": segment_ids, "form": self.form, "chunk_size": self.chunk_size}
 
     def _attend(
@@ -146,6 +146,6 @@ class KernelAttention(nnx.Module):
 
 
 def check_positive(name: str, value: int | float) -> None:
-    """Raises the ValueError of an option that must be above 0."""
+    """Raises a ValueError unless the option `name` is positive."""
     if not value > 0:
         raise ValueError(f"{name} is {value}; it must be positive")

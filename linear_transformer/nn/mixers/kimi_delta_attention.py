@@ -14,15 +14,15 @@ from linear_transformer.nn.parameters import vector
 
 
 class KimiDeltaAttention(DeltaMixer):
-    """The delta rule with a decay for every key feature, and a sigmoid gate, both of low rank.
+    """Delta rule with a decay for every key feature and a sigmoid gate, both of low rank.
 
         log a_t = -exp(A_h) softplus(W_2 W_1 x_t + b)
         y_t = W_O (norm(o_t) * sigmoid(W_4 W_3 x_t + c))
 
-    The columns of W_1^T and W_3^T are as many as the values of a head.
+    The rank of W_2 W_1 and of W_4 W_3 is the value width of a head.
 
     Attributes:
-      key_width: that of the values, width / heads, if None.
+      key_width: features of queries and keys per head; None is width / heads, as for values.
       convolution, negative_eigenvalues: see `DeltaMixer`.
       form, chunk_size: see `ops.delta.delta_attention`.
     """

@@ -16,16 +16,16 @@ from linear_transformer.ops.decay import decayed_attention
 
 
 class LightningAttention(RecurrentMixer):
-    """Decays that are fixed by head and layer, a norm without gain, and a linear gate.
+    """Linear attention with a fixed decay per head and layer, a norm without gain, a linear gate.
 
         S_t = lambda S_{t-1} + k_t v_t^T      y_t = W_O (norm(S_t^T q_t) * W_U x_t)
 
-    with swish on queries and keys and lambda = exp(-8 h / H (1 - l / L)) in head h of H (from 1)
-    and layer l of L (from 0): later heads and earlier layers are local.
+    Queries and keys pass through swish, and lambda = exp(-8 h / H (1 - l / L)) for head h (from 1)
+    of H in layer l (from 0) of L: later heads and earlier layers are more local.
 
     Attributes:
-      depth: l / L, which a model gives.
-      lrpe: learned rotary positions after a reflection, in the paper in the first layer only.
+      depth: l / L, set by the model.
+      lrpe: whether queries and keys get `nn.layers.positions.LRPE`; first layer only in the paper.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
@@ -60,7 +60,7 @@ class LightningAttention(RecurrentMixer):
         self.gate = self._linear(width, rngs)
         self.norm = make_norm("simplermsnorm", width, self.dtype, rngs)
         self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
-        # A parameter, so that layers of a scanned stack differ in it, that no gradient reaches.
+        # A parameter, so that it differs between layers of a scan; `stop_gradient` fixes its value.
         log_decay = -8 * jnp.arange(1, heads + 1) / heads * (1 - depth)
         self.log_decay = nnx.Param(log_decay, **vector("heads"))
 

@@ -19,16 +19,16 @@ DIRECTIONS = ("causal", "anticausal", "bidirectional")
 
 
 class LinearAttention(nnx.Module):
-    """Projections, a feature map on queries and keys, the additive recurrence, a projection.
+    """Linear attention: projections, a feature map of queries and keys, the additive recurrence.
 
     Attributes:
       feature_map: name in `ops.feature_maps.FEATURE_MAPS`.
-      normalize: divide by the sum of the weights (equation 12).
-      rotary: rotate the features in the numerator only, so that the denominator stays positive
-        (Su et al. 2021, RoFormer, equation 19).
-      lrpe: the same with the reflection and the learned frequencies of `nn.layers.positions.LRPE`.
-      output_norm: norm over the merged heads before the output projection.  With `normalize` off it
-        is NormAttention (Qin et al. 2022, equation 14).
+      normalize: whether outputs are divided by the sum of the weights (equation 12).
+      rotary: whether features are rotated by position, in the numerator only, so that the
+        denominator stays positive (Su et al. 2021, RoFormer, equation 19).
+      lrpe: whether `nn.layers.positions.LRPE` rotates the features instead of `rotary`.
+      output_norm: norm over the merged heads before the output projection; None for no norm.
+        Without `normalize` this is NormAttention (Qin et al. 2022, equation 14).
       direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.
       convolution: size of a short causal convolution on queries, keys and values; 0 for none.
       form, chunk_size: see `ops.additive.linear_attention`.
@@ -104,7 +104,7 @@ class LinearAttention(nnx.Module):
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
         )
 
-    capacity = None  # tokens that the state can follow: any number
+    capacity = None  # no limit
 
     def init_state(self, batch_size: int) -> MixerState:
         require_causal(self.direction)
@@ -152,7 +152,7 @@ class LinearAttention(nnx.Module):
         return y_BTD, new_state | {"sums": sums, "segment": last}
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: k v^T and q^T S."""
+        """FLOPs of one token for k v^T and q^T S; see `Mixer.flops_per_token`."""
         del context  # the cost of a token does not depend on its position
         return 4 * self.heads * self.key_width * (self.value_width + self.normalize)
 

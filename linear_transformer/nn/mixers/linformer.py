@@ -15,13 +15,13 @@ from linear_transformer.types import Activations, Keys, Positions, SegmentIds
 
 
 class Linformer(nnx.Module):
-    """`softmax(Q (E K)^T / sqrt(d)) F V` (equation 7): for inputs up to one length.
+    """Attention `softmax(Q (E K)^T / sqrt(d)) F V` (equation 7) for inputs of limited length.
 
     Attributes:
-      direction: "bidirectional" and nothing else, to be given so that a config says it.
-      length: n, the longest input; shorter ones read the first columns of E and F, as if padded.
-      compressed: k, the number of combinations.
-      share: one projection for keys and values, E = F.  The heads always share theirs.
+      direction: "bidirectional"; the default is an error, so that a config states the direction.
+      length: n, the longest input in tokens; shorter inputs use the first columns of E and F.
+      compressed: k, the number of combinations of keys.
+      share: whether keys and values share one projection, E = F; heads share E and F in any case.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Linformer(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        """Attends to the first segment of each row; tokens behind it are padding.
+        """Attends to the first segment of each row; all later tokens are padding.
 
-        A combination sums over tokens, so it cannot keep segments apart: padding is dropped before,
-        and what comes out at its own places means nothing.
+        A combination sums over tokens and cannot separate segments, so padding is set to 0 before.
+        Outputs at padding have no meaning.
 
         Raises:
-          ValueError: on a state, or on more than `length` tokens.
+          ValueError: there is a state, or there are more than `length` tokens.
         """
         del positions
         if state is not None:
@@ -99,7 +99,7 @@ class Linformer(nnx.Module):
             self._combine(weights[...], x)
             for weights, x in ((self.combine_keys, k_BSHK), (combine_values, v_BSHK))
         ]
-        # Shards have all combinations already; softmax gathers keys unless it gets positions.
+        # Every shard has all combinations; positions keep softmax_attention from gathering keys.
         places_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32) if shards > 1 else None
         o_BTHK = softmax_attention(
             q_BTHK, *combined, direction="bidirectional", query_positions_BT=places_BT
@@ -107,10 +107,10 @@ class Linformer(nnx.Module):
         return self.output(merge_heads(o_BTHK)), None
 
     def _combine(self, weights_CN: Float[Array, "C N"], x_BSHK: Keys) -> Float[Array, "B C H K"]:
-        """Of the whole row, which shards know their tokens of."""
+        """Combines the tokens of the whole row; each shard adds the part of its own tokens."""
         time = x_BSHK.shape[1]
         behind = max(sequence_parallel.shards() * time - self.length, 0)
-        weights_CN = jnp.pad(weights_CN, ((0, 0), (0, behind)))  # there is nothing but padding
+        weights_CN = jnp.pad(weights_CN, ((0, 0), (0, behind)))  # for padding behind the row
         weights_CS = lax.dynamic_slice_in_dim(
             weights_CN, sequence_parallel.offset(time), time, axis=1
         )
@@ -118,7 +118,7 @@ class Linformer(nnx.Module):
         return sequence_parallel.total(combined)
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: E K, F V and the attention."""
+        """FLOPs of one token for E K, F V and the attention; see `Mixer.flops_per_token`."""
         del context
         return 8 * self.heads * self.key_width * self.compressed
 

@@ -21,13 +21,13 @@ class Lion(RecurrentMixer):
 
         S_t = diag(a_t) S_{t-1} + k_t [v_t, 1]^T, forward and reverse     a_t = sigmoid(W x_t + b)
 
-    with the feature map phi(x) = (silu(x) + 1/2) / |silu(x) + 1/2|, which is positive.  With a
-    vector gate, as for Long Range Arena, b is that of a state space model of real poles -1, ..., -K
-    (S4D-Real) and step sizes from 0.001 to 0.1 over the heads, W starts small, and keys are scaled
-    as in its zero-order hold, by (a - 1) / log a.
+    Queries and keys have the positive feature map phi(x) = (silu(x) + 1/2) / |silu(x) + 1/2|.  A
+    vector gate, as for Long Range Arena, starts as a state space model with real poles -1, ..., -K
+    (S4D-Real) and step sizes from 0.001 to 0.1 over the heads, so W starts small.  With a vector
+    gate, keys are also scaled by (a - 1) / log a, as in the zero-order hold of such a model.
 
     Attributes:
-      gate: "vector", for every key feature, or "scalar", one per head.
+      gate: "vector", one per key feature, or "scalar", one per head.
       direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
@@ -76,7 +76,7 @@ class Lion(RecurrentMixer):
             self.decay = self._linear(heads, rngs, use_bias=True)
 
     def _real_poles(self, key, shape, dtype):
-        """sigmoid(b) = exp(-dt n) for n = 1, ..., K, and a dt for each head."""
+        """Returns b with sigmoid(b) = exp(-dt n) for n = 1, ..., K and one dt per head."""
         del key
         dt_H = jnp.geomspace(*DT_RANGE, self.heads, dtype=dtype)
         rate_HK = dt_H[:, None] * jnp.arange(1, self.key_width + 1, dtype=dtype)
@@ -110,13 +110,13 @@ class Lion(RecurrentMixer):
 
 
 def bounded_features(x_BTHK: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
-    """Positive vectors of unit length; silu is never below -0.279."""
+    """Returns positive vectors of unit length; silu is never below -0.279."""
     y = jax.nn.silu(x_BTHK) + 0.5
     return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
 
 
 def zero_order_hold(log_decay: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
-    """(a - 1) / log a, by its series near a = 1."""
+    """Returns (a - 1) / log a for log decays log a, by a series near a = 1."""
     near = log_decay > -1e-3
     safe = jnp.where(near, -1.0, log_decay)
     return jnp.where(near, 1 + log_decay / 2 + log_decay**2 / 6, jnp.expm1(safe) / safe)

@@ -1,4 +1,4 @@
-"""A convolution that sees its neighbourhood and nothing else: the control of local benchmarks."""
+"""Convolution over nearby tokens only: the control that shows how local a benchmark is."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class LocalConvolution(nnx.Module):
-    """`y_t = W sum_i w_i * (V x)_{t+i}` for |i| <= size // 2, feature by feature.
+    """Depthwise convolution `y_t = W sum_i w_i * (V x)_{t+i}` for |i| <= size // 2.
 
-    What this reaches on a benchmark is no sign of long-range memory (Miralles-Gonzalez et al. 2025,
-    arXiv:2501.14850, have kernels of 61 and of 5 taps).
+    The score of this mixer on a benchmark needs no long-range memory (Miralles-Gonzalez et al.
+    2025, arXiv:2501.14850, use kernels of 61 and of 5 taps).
 
     Attributes:
-      direction: "bidirectional" and nothing else, to be given so that a config says it.
-      size: taps; odd.
+      direction: "bidirectional"; the default is an error, so that a config states the direction.
+      size: number of taps; odd.
     """
 
-    capacity = None  # tokens that it can follow: any number
+    capacity = None  # no limit
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class LocalConvolution(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del heads  # every feature is on its own
+        del heads  # the convolution is depthwise
         if direction != "bidirectional":
             raise ValueError(f"direction is {direction!r}; convolution is 'bidirectional' only")
         if size < 1 or size % 2 == 0:
@@ -69,10 +69,10 @@ class LocalConvolution(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        """Reads the first segment of each row; tokens behind it are padding.
+        """Convolves the first segment of each row; all later tokens are padding.
 
         Raises:
-          ValueError: on a state.
+          ValueError: there is a state.
         """
         del positions
         if state is not None:
@@ -89,16 +89,16 @@ class LocalConvolution(nnx.Module):
         return self.output(y_BTD), None
 
     def flops_per_token(self, context: int) -> int:
-        """Forward, weights apart: the taps are all there is."""
+        """FLOPs of one token: 0, as the taps count as weights; see `Mixer.flops_per_token`."""
         del context
         return 0
 
 
 def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Float[Array, "B T D"]:
-    """`sum_i w_i * x_{t+i-I//2}`, zeros outside, by FFT in fp32: ten times XLA's speed on CPU.
+    """Computes `sum_i w_i * x_{t+i-I//2}` by FFT in fp32, ten times faster than XLA's on CPU.
 
-    A transform mixes all of a row, so a token that is not finite is taken out before, and marked in
-    the outputs that it reaches, in all of their features.
+    Tokens outside of the row are 0.  A transform mixes all tokens of a row, so a token that is not
+    finite is set to 0 before, and all features of the outputs within its reach become NaN.
     """
     time, size = x_BTD.shape[1], taps_ID.shape[0]
     finite_BT = finite_tokens(x_BTD)

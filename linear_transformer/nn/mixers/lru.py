@@ -15,18 +15,18 @@ from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 
 
 class LRU(RecurrentMixer):
-    """A complex diagonal recurrence with fixed factors, and a gated output (section 3).
+    """Complex diagonal recurrence with decays fixed over time, and a gated output (section 3).
 
         h_t = lambda * h_{t-1} + gamma * B x_t        lambda = exp(-exp(nu) + i exp(theta))
         g_t = gelu(Re(C h_t) + D x_t)                 y_t = W_1 g_t * sigmoid(W_2 g_t)
 
-    The factors start uniform on a ring of the unit disc, gamma at sqrt(1 - |lambda|^2).  The state
-    is kept as real and imaginary parts.  Heads play no part.
+    At initialisation, lambda is uniform on a ring in the unit disc and gamma is
+    sqrt(1 - |lambda|^2).  The state holds real and imaginary parts.  There are no heads.
 
     Attributes:
-      state_width: complex numbers in the state; the model's width if None.
+      state_width: complex numbers in the state; None is the width of the model.
       r_min, r_max: radii of the ring.
-      max_phase: largest angle at the start, radians.
+      max_phase: largest angle of lambda at initialisation, in radians.
       form, chunk_size: see `ops.selective_scan.diagonal_scan`.
     """
 
@@ -83,7 +83,7 @@ class LRU(RecurrentMixer):
         skip = jax.random.normal(rngs.params(), (width,), jnp.float32)
         self.skip = nnx.Param(skip, **vector("embed"))
         radius, phase = jax.random.uniform(rngs.params(), (2, state_width), jnp.float32, 1e-6)
-        square = radius * (r_max**2 - r_min**2) + r_min**2  # of |lambda|
+        square = radius * (r_max**2 - r_min**2) + r_min**2  # |lambda|^2
         self.nu = nnx.Param(jnp.log(-0.5 * jnp.log(square)), **vector("heads"))
         self.theta = nnx.Param(jnp.log(max_phase * phase), **vector("heads"))
         self.log_gamma = nnx.Param(0.5 * jnp.log1p(-square), **vector("heads"))
@@ -92,7 +92,7 @@ class LRU(RecurrentMixer):
         return jnp.zeros((batch_size, self.key_width, 2), self._state_dtype)
 
     def flops_per_token(self, context: int) -> int:
-        """Forward: one complex product and sum per number of the state."""
+        """FLOPs of one token: a complex product and sum for each number of the state."""
         del context
         return 8 * self.key_width
 

@@ -13,17 +13,17 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class LSHAttention(nnx.Module):
-    """Shared queries and keys, hashed by fixed random rotations.
+    """LSH attention: queries serve as keys, and fixed random rotations hash them.
 
     Attributes:
-      rounds: hashes of each token; lsh-X has X.
-      buckets: of each hash; even.
-      chunk_size, chunking: see `ops.hashing.lsh_attention`.  Only "window" can decode: with
-        "sorted", what a token sees depends on how many tokens follow it.
+      rounds: number of hashes of each token; X in lsh-X.
+      buckets: number of buckets of each hash; even.
+      chunk_size, chunking: see `ops.hashing.lsh_attention`.  Only "window" can decode, because the
+        chunks of "sorted" depend on the number of later tokens.
       direction: "causal" or "bidirectional".
-      seed: of the rotations, which all layers share.
-      cache_capacity: tokens that the decoding state can hold; beyond them the oldest are
-        forgotten.  Each call hashes and attends anew over the whole cache.
+      seed: seed of the rotations, which all layers share.
+      cache_capacity: tokens that the decoding state can hold; older tokens are dropped.  Each call
+        hashes the whole cache again.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LSHAttention(nnx.Module):
 
     @property
     def rotations(self) -> jax.Array:
-        """(rounds, K, buckets / 2): constants, so neither trained nor saved."""
+        """Rotations, (rounds, K, buckets / 2): constants, which are neither trained nor saved."""
         shape = (self.rounds, self.key_width, self.buckets // 2)
         return jax.random.normal(jax.random.key(self.seed), shape, jnp.float32)
 
@@ -96,7 +96,7 @@ class LSHAttention(nnx.Module):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
     ) -> tuple[Activations, MixerState | None]:
-        del positions  # the order of the tokens is all that matters
+        del positions  # only the order of the tokens matters
         time, filled_BS = x_BTD.shape[1], None
         q_BTHK = split_heads(self.query(x_BTD), self.heads)
         v_BTHK = split_heads(self.value(x_BTD), self.heads)
@@ -118,7 +118,7 @@ class LSHAttention(nnx.Module):
         return self.output(merge_heads(o_BTHK[:, -time:])), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: hashes, two chunks a round."""
+        """FLOPs of one token for hashes and two chunks per round; see `Mixer.flops_per_token`."""
         seen = min(2 * self.chunk_size, context)
         width = self.heads * self.key_width
         return self.rounds * width * (self.buckets + 4 * seen)

@@ -17,19 +17,19 @@ from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
 
 class Mamba(RecurrentMixer):
-    """A decay for each of D x N numbers of the state (section 3.4, algorithm 2).
+    """Selective state space, with a decay per entry of the D x N state (section 3.4, algorithm 2).
 
-        x, z = W_in u_t                  x through a convolution and silu
+        x, z = W_in u_t                  x = silu(convolution(x))
         dt, B, C = W_x x_t               dt_t = softplus(W_dt dt + b)
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t      y_t = W_O ((C_t^T h_t + D x_t) * silu(z_t))
 
-    Heads play no part: every channel has its own state of N numbers.
+    There are no heads: every channel has its own state of N numbers.
 
     Attributes:
-      expansion: number of channels over the model's width.
-      state_width: N.
-      dt_rank: width of dt before W_dt; width / 16, rounded up, if None.
-      convolution: tokens that the convolution sees.
+      expansion: number of channels over the width of the model.
+      state_width: N, state entries per channel.
+      dt_rank: width of dt before W_dt; None is width / 16, rounded up.
+      convolution: tokens in the window of the short convolution.
       form, chunk_size: see `ops.selective_scan.selective_scan`.
     """
 
@@ -97,7 +97,7 @@ class Mamba(RecurrentMixer):
         )
         poles = jnp.arange(1, state_width + 1, dtype=jnp.float32)  # S4D-Real
         log_decay = jnp.tile(jnp.log(poles)[:, None], inner)
-        self.log_decay = nnx.Param(log_decay, **vector(None, "heads"))  # of -A
+        self.log_decay = nnx.Param(log_decay, **vector(None, "heads"))  # log(-A)
         self.skip = nnx.Param(jnp.ones((inner,)), **vector("heads"))
 
     def _init_sums(self, batch_size):

@@ -16,30 +16,30 @@ from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
 
-DT_RANGE = (1e-3, 1e-1)  # of the step sizes at the start
+DT_RANGE = (1e-3, 1e-1)  # step sizes at initialisation
 
 
 def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
-    """A bias b with softplus(b) uniform in logarithm over DT_RANGE."""
+    """Returns biases b with softplus(b) log-uniform over DT_RANGE."""
     low, high = (math.log(dt) for dt in DT_RANGE)
     dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
 class Mamba2(RecurrentMixer):
-    """A state space model with one decay per head and token (section 7, figure 6).
+    """State space model with one decay per head and token (section 7, figure 6).
 
-        z, [x, B, C], dt = W_in u_t        [x, B, C] through a convolution and silu
+        z, [x, B, C], dt = W_in u_t        [x, B, C] = silu(convolution([x, B, C]))
         dt_t = softplus(dt + b)            S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T
         y_t = W_O norm((S_t^T C_t + D x_t) * silu(z_t))
 
     B and C are keys and queries; the heads of a group share them.
 
     Attributes:
-      expansion: width of all x over the model's.
+      expansion: width of x over the width of the model.
       state_width: N, width of B and C.
-      groups: number of different B and C; a divisor of the heads.
-      convolution: tokens that the convolution sees.
+      groups: number of different B and C per token; a divisor of the heads.
+      convolution: tokens in the window of the short convolution.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
@@ -84,14 +84,14 @@ class Mamba2(RecurrentMixer):
         mixed = self.inner + 2 * groups * state_width
         self.gate = self._linear(self.inner, rngs)
         self.value = self._linear(self.inner, rngs)
-        # B and C, which heads share.
+        # B and C, which the heads of a group share.
         self.shared = self._linear(2 * groups * state_width, rngs, axes=("embed", None))
         self.dt = self._linear(heads, rngs)
         self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
         self.convolution_bias = nnx.Param(jnp.zeros((mixed,)), **vector(None))
         self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)), **vector("heads"))
         decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
-        self.log_decay = nnx.Param(jnp.log(decay), **vector("heads"))  # of -A
+        self.log_decay = nnx.Param(jnp.log(decay), **vector("heads"))  # log(-A)
         self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
         self.norm = nnx.RMSNorm(
             self.inner,

@@ -1,4 +1,4 @@
-"""A mechanism: a mixer by its name, with the facts that the rest of the project reads."""
+"""Mechanism: a mixer by name, with the properties that models and configs use."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,30 +9,30 @@ from linear_transformer.nn.mixers.base import Mixer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """A mixer by its name, called as the mixer's constructor is.
+    """Mixer by name; a call constructs the mixer.
 
-    A file of this folder lists its mechanisms in `MECHANISMS`, and `registry.MIXERS` has those of
-    all files.
+    A file of this folder lists its mechanisms in `MECHANISMS`, and `registry.MIXERS` collects the
+    mechanisms of all files.
 
     Attributes:
-      name: in a layer pattern, and after the colon in `--config=FILE:NAME`.
+      name: name in a layer pattern, and after the colon in `--config=FILE:NAME`.
       mixer: constructor, `mixer(width, heads, *, output_scale, dtype, rngs, **options)`.
-      meaning: what the mechanism computes, in one line.
-      source: authors, year and arXiv number of the paper, and where in the paper it is.
-      defaults: options whose default under this name is not that of the constructor.
-      options: options that a config writes down.
-      knows_order: whether the mixer knows the order of the tokens and needs no positions; or the
-        option of the mixer that has to be set for that.
+      meaning: description of what the mechanism computes, in one line.
+      source: authors, year and arXiv number of the paper, and the place in the paper.
+      defaults: defaults of options that differ from the defaults of the constructor.
+      options: options that configs write out.
+      knows_order: whether the mixer depends on the order of tokens and needs no positions; a string
+        names the option that must be set for this.
       knows_depth: whether the constructor takes `depth`, l / L for layer l (from 0) of L.
       rotary: whether the constructor takes `rotary`, rotary positions of queries and keys.
-      feed_forward_ratio: width of the feed-forward over the model's; None is 4, or 8/3 with a gate.
-      layers: number of layers that take the place of one layer of attention and feed-forward.
-      length_option: option that follows the longest row of the data where it is None.
-      limits_length: whether no input may be longer than `length_option` says.
+      feed_forward_ratio: feed-forward width over model width; None is 4, or 8/3 with a gate.
+      layers: number of layers that replace one layer of attention and feed-forward.
+      length_option: option that is set to the longest row of the data if its value is None.
+      limits_length: whether the value of `length_option` bounds the length of the input.
       causal: whether the mixer can be causal.
-      bidirectional: options besides `direction` of a mixer that looks both ways; None where the
-        mixer only looks back.
-      causal_only: options that a mixer that looks both ways does not take.
+      bidirectional: options besides `direction` that make the mixer bidirectional; None for a mixer
+        that is causal only.
+      causal_only: options that a bidirectional mixer does not take.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Mechanism:
     causal_only: tuple[str, ...] = ()
 
     def __call__(self, width: int, heads: int, **options: Any) -> Mixer:
-        """The mixer for a model of this width.
+        """Returns the mixer for a model of this width.
 
         Raises:
           ValueError: the mixer does not take these options.
@@ -61,13 +61,13 @@ class Mechanism:
         return self.mixer(width, heads, **{**self.defaults, **options})
 
     def needs_no_positions(self, options: Mapping[str, Any]) -> bool:
-        """Whether the mixer with these options knows the order of the tokens."""
+        """Returns whether the mixer with these options depends on the order of tokens by itself."""
         if isinstance(self.knows_order, str):
             return bool(options.get(self.knows_order))
         return self.knows_order
 
     def both_ways(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with which the mixer looks both ways; unchanged where it only looks back."""
+        """Returns the options of the bidirectional mixer; no change if it is causal only."""
         if self.bidirectional is None:
             return dict(options)
         kept = {key: value for key, value in options.items() if key not in self.causal_only}

@@ -22,18 +22,18 @@ from linear_transformer.types import PRNGKey, SegmentIds
 
 
 class MLSTM(RecurrentMixer):
-    """Exponential input gates and sigmoid forget gates, a normaliser, and an output gate.
+    """Matrix memory with exponential input gates, sigmoid forget gates and a normaliser.
 
         C_t = f_t C_{t-1} + i_t k_t v_t^T     n_t = f_t n_{t-1} + i_t k_t     i_t = exp(w_i x_t)
         y_t = W_O (sigmoid(W_G x_t) * norm(C_t^T q_t / max(|n_t^T q_t|, 1)))
 
-    with keys over sqrt(K).  Both sums are kept divided by exp(m_t), m_t = max(log f_t + m_{t-1},
-    log i_t) and m = 0 before the first token, which changes no output.  As in the paper's block,
-    queries and keys see the input through a short convolution and silu.
+    Keys are divided by sqrt(K).  C_t and n_t are stored divided by exp(m_t), which changes no
+    output, with m_t = max(log f_t + m_{t-1}, log i_t) and m = 0 before the first token.  As in the
+    paper's block, the input of queries and keys is silu(convolution(x)).
 
     Attributes:
-      convolution: tokens that the convolution sees.
-      epsilon: least divisor, in units of exp(m_t).
+      convolution: tokens in the window of the short convolution.
+      epsilon: lower bound of the divisor, in units of exp(m_t).
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
@@ -117,7 +117,7 @@ class MLSTM(RecurrentMixer):
 
 
 def _open_gates(key: PRNGKey, shape: tuple[int], dtype: DTypeLike) -> Float[Array, " H"]:
-    """Memories of 20 to 400 tokens, as in the released code."""
+    """Returns biases for memories of 20 to 400 tokens, as in the released code."""
     del key
     return jnp.linspace(3.0, 6.0, *shape, dtype=dtype)
 
@@ -128,9 +128,9 @@ def running_maximum(
     before_BH: Float[Array, "B H"],
     segment_ids_BT: SegmentIds | None,
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """m_{t-1} and m_t = max(log f_t + m_{t-1}, log i_t), with m = 0 before a segment.
+    """Computes m_{t-1} and m_t = max(log f_t + m_{t-1}, log i_t), with m = 0 before a segment.
 
-    Outputs do not depend on m, so it has no gradient.
+    `before_BH` is m in the state.  Outputs do not depend on m, so m has no gradient.
     """
     arrays = (log_forget_BTH, log_input_BTH, before_BH)
     log_forget, log_input, before = (lax.stop_gradient(x) for x in arrays)
@@ -143,7 +143,7 @@ def running_maximum(
         if sequence_parallel.shards() > 1:
             begins_B |= ~sequence_parallel.continues(segment_ids_BT)
     starts = starts.at[:, 0].set(begins_B)[..., None]
-    # The maps m -> max(m + a, b) compose; that of a first token, with a = -inf, is constant.
+    # The maps m -> max(m + a, b) compose; the map of a first token is constant, with a = -inf.
     a = jnp.where(starts, -jnp.inf, log_forget)
     b = jnp.where(starts, jnp.maximum(log_forget + first, log_input), log_input)
 

@@ -1,4 +1,4 @@
-"""Mixers side by side in one block."""
+"""Parallel mixers in one block."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,9 +8,9 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class Parallel(nnx.Module):
-    """The sum of what its branches make of the same input; the state is theirs, by name.
+    """Sum of the outputs of several mixers for the same input; the state is a dict by mixer name.
 
-    Of a local and a global mixer it is the parallel form of TransNormer (Qin et al. 2022, table
+    A local and a global mixer together are the parallel form of TransNormer (Qin et al. 2022, table
     12), at twice the cost of one mixer.
     """
 
@@ -22,7 +22,7 @@ class Parallel(nnx.Module):
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that the state can follow; None is any number."""
+        """Most tokens that a state can process; None is no limit."""
         limits = [mixer.capacity for mixer in self.branches]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -50,5 +50,5 @@ class Parallel(nnx.Module):
         return y_BTD, None if state is None else new_state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart."""
+        """FLOPs of one token in all branches; see `Mixer.flops_per_token`."""
         return sum(mixer.flops_per_token(context) for mixer in self.branches)

@@ -19,16 +19,16 @@ KERNELS = ("softmax", "relu")
 
 
 class Performer(KernelAttention):
-    """Softmax attention estimated with positive random features, or attention with relu features.
+    """Softmax attention estimated with positive random features, or attention with ReLU features.
 
-    The projections are no parameters but a function of `seed`: all layers share them, optimizers
-    and checkpoints do not see them, and a model restored with the same options is the same
-    function.  To redraw them, build the model with another seed; the parameters still fit.
+    The projections are not parameters but a function of `seed`: all layers share them, optimizers
+    and checkpoints do not contain them, and a model restored with the same options computes the
+    same function.  To redraw them, build the model with another seed; the parameters still fit.
 
     Attributes:
       kernel: "softmax" (positive features, an unbiased estimate) or "relu" (generalised attention).
-      features: random projections per head.
-      orthogonal: rows are orthogonal in blocks of the key width.
+      features: number of random projections per head.
+      orthogonal: whether projections are orthogonal in blocks of the key width.
     """
 
     def __init__(

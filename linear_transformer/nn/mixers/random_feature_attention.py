@@ -15,23 +15,23 @@ from linear_transformer.ops.random_features import draw_projections, fourier_fea
 
 
 class RandomFeatureAttention(KernelAttention):
-    """Attention with sin and cos random features of queries and keys of unit length (section 3.1).
+    """Attention with random sin and cos features of queries and keys of unit length (section 3.1).
 
     With the gate g_t = sigmoid(w_g x_t + b_g), a scalar per head (section 3.2):
 
         S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T        z_t = g_t z_{t-1} + (1 - g_t) phi(k_t)
 
-    The estimated denominator phi(q)^T z may be near 0 or negative where its expectation is not: as
-    in the paper's code, it is clamped from below.  The projections are a function of `seed`, as
-    those of `Performer`.
+    The estimate phi(q)^T z of the denominator may be near 0 or negative although its expectation is
+    not, so it is clamped from below, as in the paper's code.  The projections are a function of
+    `seed`, as in `Performer`.
 
     Attributes:
-      features: random projections per head, each with a sine and a cosine.
-      gate: the recency bias; causal only.
+      features: number of random projections per head, each with a sine and a cosine.
+      gate: whether the gate g_t adds a recency bias; causal only.
       scale: sigma, the standard deviation of the projections: the kernel is
         exp(-|sigma (q - k)|^2 / 2).
-      learn_scale: sigma is a parameter for each key feature, which starts at `scale`.
-      epsilon: the least denominator.
+      learn_scale: whether sigma is a parameter, one per key feature, which starts at `scale`.
+      epsilon: lower bound of the denominator.
     """
 
     def __init__(

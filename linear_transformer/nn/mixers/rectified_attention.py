@@ -17,7 +17,7 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class GatedRMSNorm(nnx.Module):
-    """`scale * x / RMS(x) * sigmoid(gate * x)` (equation 8), with statistics in fp32."""
+    """Norm `scale * x / RMS(x) * sigmoid(gate * x)` (equation 8), with statistics in fp32."""
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: jnp.dtype):
         self.epsilon = epsilon
@@ -33,14 +33,14 @@ class GatedRMSNorm(nnx.Module):
 
 
 class RectifiedAttention(nnx.Module):
-    """Attention with weights max(q.k / sqrt(K), 0), which a norm brings to scale.
+    """Attention with weights max(q.k / sqrt(K), 0) and a norm that sets the scale of the output.
 
     Attributes:
       direction: "causal" or "bidirectional"; only a causal mixer has a state.
-      window: a token sees itself and the window - 1 tokens before it; None sees all.
-      cache_capacity: tokens that the decoding state can hold without a window; beyond them the
-        oldest are forgotten.
-      rotary: rotate queries and keys by position.
+      window: number of tokens that a token attends to, itself included; None is all.
+      cache_capacity: tokens that the decoding state can hold if there is no window; older tokens
+        are dropped.
+      rotary: whether queries and keys are rotated by position.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RectifiedAttention(nnx.Module):
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that the state can follow; None is any number."""
+        """Most tokens that a state can process; None is no limit."""
         return self.cache_capacity if self.window is None else None
 
     def init_state(self, batch_size: int) -> MixerState:
@@ -128,7 +128,7 @@ class RectifiedAttention(nnx.Module):
         return self.output(self.norm(merge_heads(o_BTHV))), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        """FLOPs of one token at the mean context; see `Mixer.flops_per_token`."""
         whole = context if self.direction == "bidirectional" else (context + 1) / 2
         seen = whole if self.window is None else min(self.window, whole)
         return int(4 * self.heads * self.key_width * seen)

@@ -1,4 +1,4 @@
-"""What gated recurrent mixers share: checks, a state that stops at a boundary, an output layer."""
+"""Base class of recurrent mixers: checks, a state that is reset between segments, output layer."""
 
 from collections.abc import Sequence
 
@@ -19,18 +19,18 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 
 
 class RecurrentMixer(nnx.Module):
-    """A recurrence with a state of sums, and an output projection.
+    """Recurrence over sums, and an output projection.
 
-    A subclass gives `_mix(x, sums, past, segment_ids, positions) -> (o, sums, past)`, with the
-    heads of o merged.  Its sums are (B, H, K, V) unless it has an `_init_sums` of its own; the past
-    is the state of its `local` layer, if it has one.
+    A subclass defines `_mix(x, sums, past, segment_ids, positions) -> (o, sums, past)`, with the
+    heads of o merged.  The recurrent state `sums` is (B, H, K, V) unless a subclass overrides
+    `_init_sums`; `past` is the state of the `local` layer, or None.
 
     Attributes:
-      key_width, value_width: per head; the state has key_width x value_width numbers a head.
-      form, chunk_size: of the recurrence, see `ops.decay.decayed_attention`.
+      key_width, value_width: features per head; the state has key_width x value_width per head.
+      form, chunk_size: arguments of the recurrence, see `ops.decay.decayed_attention`.
     """
 
-    capacity: int | None = None  # tokens that the state can follow; None is any number
+    capacity: int | None = None  # most tokens that a state can process; None is no limit
     direction = "causal"
     local: ShortConvolution | TokenShift | None = None
 
@@ -107,13 +107,13 @@ class RecurrentMixer(nnx.Module):
         return y_BTD, new_state if past is None else new_state | {"past": past}
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart: k v^T and q^T S."""
+        """FLOPs of one token for k v^T and q^T S; see `Mixer.flops_per_token`."""
         del context  # the cost of a token does not depend on its position
         return 4 * self.heads * self.key_width * self._columns
 
     @property
     def _columns(self) -> int:
-        """Columns of a head's state: one more than the values has a normaliser."""
+        """Number of columns of a head's state: V, or V + 1 with a normaliser."""
         return self.value_width
 
     @property
@@ -125,11 +125,11 @@ class RecurrentMixer(nnx.Module):
         return jnp.zeros(shape, self._state_dtype)
 
     def _recurrence(self, segment_ids: SegmentIds | None) -> dict:
-        """Options of every recurrence."""
+        """Returns the arguments that every recurrence takes."""
         return {"segment_ids_BT": segment_ids, "form": self.form, "chunk_size": self.chunk_size}
 
     def _linear(self, features: int, rngs: nnx.Rngs, **options) -> Linear:
-        """A projection of the input to the heads; without bias unless `use_bias`."""
+        """Makes a projection of the input to the heads, without bias by default."""
         options = {"axes": ("embed", "heads"), "use_bias": False} | options
         return Linear(self.width, features, dtype=self.dtype, rngs=rngs, **options)
 
@@ -148,10 +148,10 @@ class RecurrentMixer(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """`W2 act(W1 x)` through a few features, for gates that would cost too many parameters.
+    """Low-rank map `W2 act(W1 x)`, for gates that would have too many parameters at full rank.
 
     Attributes:
-      axis: what the output is, see `nn.parameters.Declaration`.
+      axis: logical axis of the output, see `nn.parameters.Declaration`.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ def silu_convolution(
     past: MixerState | None,
     segment_ids: SegmentIds | None,
 ) -> tuple[tuple[Float[Array, "B T _"], ...], MixerState | None]:
-    """silu(convolution + bias) of features side by side, as in Mamba."""
+    """Applies silu(convolution + bias) to features in several arrays, as in Mamba."""
     parts, past = convolution.side_by_side(parts, past, segment_ids=segment_ids)
     ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
     biases = jnp.split(bias_D[...].astype(parts[0].dtype), ends)

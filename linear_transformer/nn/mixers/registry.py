@@ -1,4 +1,4 @@
-"""The mixers by name: all that the files of this folder list in `MECHANISMS`."""
+"""Registry of mixers by name: all mechanisms that files of this folder list in `MECHANISMS`."""
 
 import importlib
 import inspect
@@ -24,12 +24,12 @@ from linear_transformer.nn.mixers.base import Mixer
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.parallel import Parallel
 
-# Arguments of every mixer that the model sets itself.
+# Arguments of every mixer that the model sets, not a config.
 RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")
 
 
 def _listed() -> Iterator[Mechanism]:
-    """The mechanisms of all files of this folder, file by file."""
+    """Yields the mechanisms of all files of this folder."""
     for module in pkgutil.iter_modules(mixers.__path__, f"{mixers.__name__}."):
         if module.name != __name__:
             yield from getattr(importlib.import_module(module.name), "MECHANISMS", ())
@@ -44,10 +44,10 @@ def _parallel(
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Parallel:
-    """Mixers of this table side by side.
+    """Makes mixers of this registry that run in parallel.
 
     Args:
-      branches: mixers with their options; None is {"diag": {}, "norm": {}}.
+      branches: options of each mixer by its name; None is {"diag": {}, "norm": {}}.
     """
     branches = {"diag": {}, "norm": {}} if branches is None else branches
     given = {"output_scale": output_scale, "dtype": jnp.dtype(dtype), "rngs": rngs}
@@ -70,7 +70,7 @@ for _mechanism in (*_listed(), PARALLEL):
         raise ValueError(f"two mechanisms have the name {_mechanism.name!r}")
     MIXERS[_mechanism.name] = _mechanism
 
-# Numbers that the options of all mixers may have, by their names.
+# Ranges of numeric options by name, the same in all mixers.
 _POSITIVE = (
     *("key_width", "state_width", "value_expansion", "expansion", "features", "groups", "steps"),
     *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "compressed", "size"),
@@ -83,7 +83,7 @@ _RANGES = {
     **dict.fromkeys(("r_min", "r_max"), UP_TO_ONE),
     "seed": SEED,
 }
-# Options that mean the same in all mixers, where a docstring has no more to say of them.
+# Meanings of options that many mixers share; the docstring of a mixer overrides them.
 _MEANINGS = {
     "bias": "whether the projections have biases",
     "key_width": "features of queries and keys per head; None is width / heads",
@@ -98,7 +98,7 @@ _MEANINGS = {
 
 
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> Mixer:
-    """A mixer of the table in layer l of L; `depth`, l / L, is for those that start by it."""
+    """Makes a mixer by name; `depth`, l / L for layer l of L, goes to mixers that take it."""
     mechanism = MIXERS[name]
     if mechanism.knows_depth:
         given["depth"] = depth
@@ -106,9 +106,9 @@ def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any)
 
 
 def mixer_options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a mixer of the table, with their types and defaults in it."""
+    """Returns the options of a mixer by name, with their types and the mechanism's defaults."""
     make, defaults = MIXERS[name].mixer, MIXERS[name].defaults
-    if isinstance(make, type):  # a module's own signature is its metaclass's
+    if isinstance(make, type):  # the signature of an nnx.Module is the one of its metaclass
         make = make.__init__
     return {
         option: parameter.replace(default=defaults.get(option, parameter.default))
@@ -118,12 +118,12 @@ def mixer_options(name: str) -> dict[str, inspect.Parameter]:
 
 
 def option_meanings(name: str) -> dict[str, str]:
-    """What the docstring of a mixer says of its options, by their names."""
+    """Returns the meanings of a mixer's options by name, from its docstring or `_MEANINGS`."""
     return _MEANINGS | meanings(MIXERS[name].mixer)
 
 
 def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
-    """Width of the feed-forward over the model's that goes with the mixers of a pattern."""
+    """Feed-forward width over model width for the mixers of a layer pattern."""
     usual = 8 / 3 if gated else 4
     ratios = {MIXERS[name].feed_forward_ratio for name in pattern}
     ratio = ratios.pop() if len(ratios) == 1 else None
@@ -131,7 +131,7 @@ def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
 
 
 def longest_input(name: str, options: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The option of a mixer that bounds the length of its input, and its value; None without."""
+    """Returns the option that bounds a mixer's input length, and its value; None if unbounded."""
     mechanism = MIXERS[name]
     option = mechanism.length_option
     if option is None or not mechanism.limits_length:
@@ -140,7 +140,7 @@ def longest_input(name: str, options: Mapping[str, Any]) -> tuple[str, int] | No
 
 
 def of_default(name: str, option: str) -> Any:
-    """The default of an option of a mixer; None where it has to be given."""
+    """Returns the default of a mixer's option; None if the option is required."""
     default = mixer_options(name)[option].default
     return None if default is inspect.Parameter.empty else default
 
@@ -149,12 +149,12 @@ def check_options(name: str, options: Mapping[str, Any], key: str = "config.mode
     """Checks names, types and ranges of a mixer's options.
 
     Args:
-      name: in the table of mixers.
-      options: of the mixer, by name.
-      key: of the table that has the options, for the message.
+      name: name of a mixer.
+      options: options of the mixer by name.
+      key: config key of the section with the options, for the message.
 
     Raises:
-      ConfigError: names the mixer or the option, and says what is allowed.
+      ConfigError: the mixer or an option is unknown, or an option has a wrong type or range.
     """
     if name not in MIXERS:
         raise unknown(f"{key}.{name}", MIXERS)

@@ -14,7 +14,7 @@ from linear_transformer.ops.decay import decayed_attention
 
 
 class Retention(RecurrentMixer):
-    """Fixed decays from 1 - 2^-5 on, one per head, and a swish gate (equations 5-8).
+    """Retention with fixed decays from 1 - 2^-5 on, one per head, and a swish gate (equations 5-8).
 
         S_t = gamma S_{t-1} + k_t v_t^T      o_t = S_t^T q_t / sqrt(K)
         y_t = W_O (swish(W_G x_t) * norm(o_t))
@@ -22,10 +22,10 @@ class Retention(RecurrentMixer):
     Rotary positions and the decay together are what the paper calls xPos.
 
     Attributes:
-      value_expansion: width of all values over the model's; 2 in the paper.
-      normalize: retention scores are divided by the root of the sum of the decays and then by
-        max(|sum of scores|, 1) (section 2.1, "Retention Score Normalization").  The norm of the
-        heads that follows makes this a matter of rounding only.
+      value_expansion: width of all values over the width of the model; 2 in the paper.
+      normalize: whether retention scores are divided by the root of the sum of the decays and then
+        by max(|sum of scores|, 1) (section 2.1, "Retention Score Normalization").  The head norm
+        that follows cancels this factor up to rounding.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 

@@ -17,19 +17,19 @@ INPUTS = ("receptance", "key", "value", "gate", "decay")
 
 
 class RWKV6(RecurrentMixer):
-    """A vector decay from the token, a bonus for the current token, and inputs mixed with the last.
+    """Data-dependent vector decay, a bonus for the current token, and a data-dependent token shift.
 
         x'_t = x_t + (x_{t-1} - x_t) * (mu' + lora'(x_t + (x_{t-1} - x_t) * mu))    for each input '
         r, k, v, g = W' x'_t        w_t = exp(-exp(b + lora_w(x'_t)))
         o_t = (S_{t-1} + diag(u) k_t v_t^T)^T r_t         S_t = diag(w_t) S_{t-1} + k_t v_t^T
         y_t = W_O (silu(g_t) * norm(o_t))
 
-    with lora(z) = W_2 tanh(W_1 z).  Mixing weights, decays and bonuses start as in the released
-    code, a function of feature and depth.
+    Here lora(z) = W_2 tanh(W_1 z).  Mixing weights, decays and bonuses are initialised by feature
+    and depth, as in the released code.
 
     Attributes:
-      mix_rank, decay_rank: columns of W_1^T for the mixing of the inputs and for the decay.
-      depth: l / L for layer l of L (from 0), which a model gives.
+      mix_rank, decay_rank: ranks of W_2 W_1 for the mixing of the inputs and for the decay.
+      depth: l / L for layer l (from 0) of L, set by the model.
       form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
@@ -73,7 +73,7 @@ class RWKV6(RecurrentMixer):
             [LowRank(width, mix_rank, width, axis="embed", **low_rank) for _ in INPUTS]
         )
         self.decay = LowRank(width, decay_rank, width, **low_rank)
-        # Head norms of the released code: 1e-5 times the square of its divisor 8.
+        # Epsilon of the released head norm: 1e-5 times the square of its divisor 8.
         self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
 
         feature = jnp.arange(width) / width

@@ -17,12 +17,12 @@ from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 
-# How fast the mixing with the token before fades from feature to feature, at depth 0.
+# Exponents of the initial token-shift weights over features, at depth 0.
 POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
 
 
 class RWKV7(RecurrentMixer):
-    """A vector decay, and a delta rule whose rate is a vector and whose key is one of its own.
+    """Generalised delta rule with a vector decay w_t, a vector rate a_t and a removal key kappa_t.
 
         x'_t = x_t + (x_{t-1} - x_t) * mu'                              for each input '
         r, k, v = W' x'_t         a_t = sigmoid(a + lora(x'_t))         g_t = W_2 sigmoid(W_1 x'_t)
@@ -31,13 +31,13 @@ class RWKV7(RecurrentMixer):
         S_t = (diag(w_t) - (a_t * kappa_t) kappa_t^T) S_{t-1} + k~_t v_t^T
         o_t = norm(S_t^T r_t) + (r_t . (rho * k~_t)) v_t                  y_t = W_O (g_t * o_t)
 
-    Parameters start as in the released code, a function of feature and depth.  The values of later
-    layers are not mixed with those of the first one: a mixer knows its own layer only.  Whatever
-    the dtype of the activations, w, a, kappa and k~ are fp32 or wider (`ops.delta` says why).
+    Parameters are initialised by feature and depth, as in the released code.  Unlike there, values
+    are not mixed with the values of the first layer, because a mixer has no other layer's values.
+    w, a, kappa and k~ are fp32 or wider for any dtype of the activations (`ops.delta` says why).
 
     Attributes:
-      decay_rank, rate_rank, gate_rank: columns of W_1^T for w, a and g.
-      depth: l / L for layer l of L (from 0), which a model gives.
+      decay_rank, rate_rank, gate_rank: ranks of the low-rank maps for w, a and g.
+      depth: l / L for layer l (from 0) of L, set by the model.
       form, chunk_size: see `ops.delta.low_rank_delta_attention`.
     """
 
@@ -82,7 +82,7 @@ class RWKV7(RecurrentMixer):
         self.decay = LowRank(width, decay_rank, width, activation=jnp.tanh, **options)
         self.rate = LowRank(width, rate_rank, width, **options)
         self.gate = LowRank(width, gate_rank, width, activation=jax.nn.sigmoid, **options)
-        # Head norms of the released code: 1e-5 times its head width of 64.
+        # Epsilon of the released head norm: 1e-5 times its head width of 64.
         self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
 
         feature = jnp.arange(width) / width
@@ -101,7 +101,7 @@ class RWKV7(RecurrentMixer):
         self.bonus = nnx.Param(bonus, **vector("heads", None))  # rho
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two: S^T kappa, its rank one, k~ v^T and S^T r."""
+        """FLOPs of one token for S^T kappa, a rank-one update with it, k~ v^T and S^T r."""
         del context  # the cost of a token does not depend on its position
         return 8 * self.heads * self.key_width * self.value_width
 

@@ -1,4 +1,4 @@
-"""Multi-head softmax attention: the baseline, with a sliding window and a KV cache by option."""
+"""Multi-head softmax attention, the baseline, with a KV cache or a sliding window."""
 
 from typing import get_args
 
@@ -21,10 +21,10 @@ class SoftmaxAttention(nnx.Module):
 
     Attributes:
       direction: "causal" or "bidirectional"; only a causal mixer has a state.
-      window: a token sees itself and the window - 1 tokens before it; None sees all.
-      cache_capacity: tokens that the decoding state can hold without a window.  The caller keeps
-        count: tokens past the capacity would overwrite the last ones.
-      rotary: rotate queries and keys by position.
+      window: number of tokens that a token attends to, itself included; None is all.
+      cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
+        must not exceed it: further tokens would overwrite the last ones.
+      rotary: whether queries and keys are rotated by position.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class SoftmaxAttention(nnx.Module):
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that the state can follow; None is any number."""
+        """Most tokens that a state can process; None is no limit."""
         return self.cache_capacity if self.window is None else None
 
     @property
     def slots(self) -> int:
-        """Keys that the state holds; a window keeps the window - 1 tokens before the next one."""
+        """Number of keys in the state: the capacity, or the window - 1 tokens before the next."""
         return self.cache_capacity if self.window is None else max(self.window - 1, 1)
 
     def init_state(self, batch_size: int) -> MixerState:
@@ -122,7 +122,7 @@ class SoftmaxAttention(nnx.Module):
         return self.output(merge_heads(o_BTHK)), state
 
     def flops_per_token(self, context: int) -> int:
-        """Forward multiply-adds counted as two, projections apart, at the mean context."""
+        """FLOPs of one token at the mean context; see `Mixer.flops_per_token`."""
         whole = context if self.direction == "bidirectional" else (context + 1) / 2
         seen = whole if self.window is None else min(self.window, whole)
         return int(4 * self.heads * self.key_width * seen)
@@ -143,7 +143,7 @@ class SoftmaxAttention(nnx.Module):
             length_B = state["length"] + time
             key_positions = jnp.where(slots_M < length_B[:, None], slots_M, -1)
             kept = held
-        else:  # the last slots before the new tokens, then the new tokens
+        else:  # the cached tokens, then the new tokens
             held = {
                 name: jnp.concatenate([state[name], x.astype(state[name].dtype)], axis=1)
                 for name, x in new.items()
@@ -151,7 +151,7 @@ class SoftmaxAttention(nnx.Module):
             slots_M = jnp.arange(self.slots + time) - self.slots
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
             kept = {name: x[:, -self.slots :] for name, x in held.items()}
-        run_BS = segments.run_index(held["segments"])  # ids may return
+        run_BS = segments.run_index(held["segments"])  # segment ids may repeat
         if self.window is None:
             run_BT = jnp.take_along_axis(run_BS, positions_BT, axis=1, mode="clip")
         else:

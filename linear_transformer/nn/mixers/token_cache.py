@@ -1,7 +1,7 @@
-"""A cache of the last tokens, newest last, for mixers that have to read their keys again.
+"""Cache of the last tokens, newest last, for mixers that attend to the keys of past tokens.
 
 The state is a dict of arrays (B, M, ...) for M slots, with the segment of each slot and the number
-of tokens seen so far; the slots before the first token are not filled.
+of tokens seen so far.  Slots are filled from the end, so the first ones may be empty.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from linear_transformer.types import SegmentIds
 def init_cache(
     batch_size: int, slots: int, features: dict[str, tuple[int, ...]], dtype: jnp.dtype
 ) -> MixerState:
-    """An empty cache of arrays (B, slots, *shape) by name."""
+    """Returns an empty cache: arrays (B, slots, *shape) for each name and shape in `features`."""
     arrays = {n: jnp.zeros((batch_size, slots, *shape), dtype) for n, shape in features.items()}
     segments = jnp.zeros((batch_size, slots), jnp.int32)
     return arrays | {"segments": segments, "length": jnp.zeros((batch_size,), jnp.int32)}
@@ -23,15 +23,15 @@ def init_cache(
 def extend(
     state: MixerState, new: dict[str, Array], segment_ids: SegmentIds | None
 ) -> tuple[dict[str, Array], Int[Array, "B S"], Bool[Array, "B S"], MixerState]:
-    """Appends T tokens; S = M + T.
+    """Appends T tokens to a cache of M slots; S = M + T.
 
     Args:
       state: the cache.
       new: arrays (B, T, ...) of the new tokens by name.
-      segment_ids: of the new tokens; None goes on with the segment of the last one.
+      segment_ids: segments of the new tokens; None continues the segment of the last token.
 
     Returns:
-      The arrays of all S slots, their segments, which of them are filled, and the next state.
+      The arrays of all S slots, their segments, a mask of the filled slots, and the next state.
     """
     slots = state["segments"].shape[1]
     time = next(iter(new.values())).shape[1]
