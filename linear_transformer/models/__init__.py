@@ -1,1 +1,1 @@
-"""Whole networks."""
+"""Models: whole networks, from inputs to logits."""

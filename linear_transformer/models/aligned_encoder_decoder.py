@@ -1,10 +1,10 @@
 """Encoder and decoder of equal length, joined position by position (Hadjeres & Crestel 2021).
 
-An anti-causal encoder reads a sequence in which some events are masked, a causal decoder writes the
-whole sequence.  There is no cross attention: the encoder's output at a position joins the decoder
-at the same position.  The memory at i knows the source from i on and the output at i the target
-before i, so masked events stay unseen until they are written, and both halves are linear
-recurrences: filling a gap costs the gap only.
+An anticausal encoder takes a sequence with masked events; a causal decoder predicts the whole
+sequence.  There is no cross attention: the encoder output at a position, called memory, joins the
+decoder at the same position.  The memory at i depends on the source from i on, and the decoder
+output at i on the target before i, so no prediction depends on masked events that are not generated
+yet.  Both halves are linear recurrences: the cost of filling a gap is the cost of its events.
 """
 
 import dataclasses
@@ -41,25 +41,25 @@ EventMask = Bool[Array, "B N"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignedEncoderDecoderConfig:
-    """Sizes; the paper's are in configs/papers/hadjeres2021/piano.py.
+    """Configuration of `AlignedEncoderDecoder`; see configs/papers/hadjeres2021 for the paper's.
 
     Attributes:
-      vocab_sizes: of each channel; an event is one token per channel.
+      vocab_sizes: vocabulary size of each channel; an event is one token per channel.
       width: features D of a token.
-      encoder_layers, decoder_layers: blocks of each half.
-      num_heads: heads H; a divisor of the width.
-      feed_forward_width: features of the feed-forward; None is two widths.
+      encoder_layers, decoder_layers: number of blocks of each half.
+      num_heads: number of heads H; a divisor of the width.
+      feed_forward_width: features F of the feed-forward; None is 2 * width.
       token_width, index_width, channel_width, elapsed_width: features of the four parts of an
-        embedding: the token, the number of its event, its channel, and the elapsed time in
+        embedding: the token, the index of its event, its channel, and the elapsed time in
         hundredths of a second (0 leaves it out).
-      feature_map: of queries and keys, a name in `ops.feature_maps.FEATURE_MAPS`.
-      residual: how sub-layers and memory join the stream, "gru" or "sum".
-      activation: of the feed-forward, a name in `nn.layers.feed_forward.ACTIVATIONS`.
-      norm: of the sub-layers, a name in `nn.layers.norms.NORMS`.
-      dropout: share of the features that is set to 0 in training.
-      scan_layers: one compiled body for all layers of a half, which compiles faster.
-      remat: what the backward pass computes again: "none", "full", or "dots" for all but matmuls.
-      dtype: type of the activations; parameters are fp32.
+      feature_map: feature map of queries and keys, a name in `ops.feature_maps.FEATURE_MAPS`.
+      residual: residual connection of sub-layers and memory, "gru" or "sum".
+      activation: activation of the feed-forward, in `nn.layers.feed_forward.ACTIVATIONS`.
+      norm: norm of the sub-layers, a name in `nn.layers.norms.NORMS`.
+      dropout: share of the features that are set to 0 in training.
+      scan_layers: whether a scan runs the layers of each half, which compiles faster.
+      remat: values that the backward pass recomputes: "none", "full", "dots" for all but matmuls.
+      dtype: dtype of the activations; parameters are fp32.
     """
 
     vocab_sizes: tuple[int, ...] = schema.by_data()
@@ -116,10 +116,10 @@ class AlignedEncoderDecoderConfig:
 
 
 class EventEmbedding(nnx.Module):
-    """Token, event number, channel and elapsed time side by side, projected to the model's width.
+    """Embedding of token, event index, channel and elapsed time, projected to the model's width.
 
     Attributes:
-      masks: with a mask token in each channel and a learned vector for the time of masked events.
+      masks: whether each channel has a mask token, and masked events a learned vector as time.
     """
 
     def __init__(self, config: AlignedEncoderDecoderConfig, *, masks: bool, rngs: nnx.Rngs):
@@ -128,7 +128,7 @@ class EventEmbedding(nnx.Module):
         sizes = np.array(c.vocab_sizes) + masks
         self.masks = masks
         self.index_width, self.elapsed_width = c.index_width, c.elapsed_width
-        # The channels' tables, one below the other.
+        # The tables of the channels are stacked in one table.
         self.first_rows = tuple((np.cumsum(sizes) - sizes).tolist())
         self.mask_tokens = c.vocab_sizes
         init = nnx.initializers.normal(1.0)
@@ -162,7 +162,7 @@ class EventEmbedding(nnx.Module):
         elapsed_BT: Int[Array, "B T"],
         masked_BT: Bool[Array, "B T"] | None = None,
     ) -> Activations:
-        """Embeds any run of tokens, given the channel, event and time of each."""
+        """Embeds consecutive tokens, given the channel, event index and elapsed time of each."""
         if masked_BT is not None:
             tokens_BT = jnp.where(masked_BT, np.array(self.mask_tokens)[channels_T], tokens_BT)
         token = self.tokens(tokens_BT + np.array(self.first_rows, np.int32)[channels_T])
@@ -178,7 +178,7 @@ class EventEmbedding(nnx.Module):
 
 
 class AlignedEncoderDecoder(nnx.Module):
-    """Masked events in, for every channel of every event the logits of its value out."""
+    """Model that maps masked events to logits of the value of every channel of every event."""
 
     def __init__(self, config: AlignedEncoderDecoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -186,7 +186,7 @@ class AlignedEncoderDecoder(nnx.Module):
         self.num_channels = len(c.vocab_sizes)
 
         def stack(num_layers: int, direction: str, memory: bool) -> Stack:
-            # Gates begin close to the identity by themselves; sums need small branches for that.
+            # GRU gates start near the identity; sums need small branches for that.
             output_scale = (2 * num_layers) ** -0.5 if c.residual == "sum" else 1.0
             options = {"output_scale": output_scale, "dtype": dtype}
             hidden = c.feed_forward_width
@@ -253,27 +253,27 @@ class AlignedEncoderDecoder(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """As of `LanguageModel`, encoder and decoder; a token has the head of one channel."""
+        """FLOPs of one token in both halves and one head; see `LanguageModel.flops_per_token`."""
         heads = flops_of_weights(self.heads)
         weights = flops_of_weights(self) - heads + heads // self.num_channels
         mixers = (stack.flops_of_mixers(context) for stack in (self.encoder, self.decoder))
         return weights + sum(mixers)
 
     def init_state(self, batch_size: int) -> DecoderState:
-        """Of the decoder before its first token."""
+        """Returns the state of the decoder before its first token."""
         return self.decoder.init_state(batch_size)
 
     def first_input(self, batch_size: int) -> Float[Array, "B 1 D"]:
-        """The learned vector that the decoder reads before the first token."""
+        """Returns the learned vector that is the first input of the decoder."""
         vector = self.start[...].astype(self.dtype)
         return jnp.broadcast_to(vector, (batch_size, 1, vector.size))
 
     def embed_source(self, events_BNC: Events, elapsed_BN: Times, masked_BN: EventMask):
-        """(B, N C, D); of a masked event neither its tokens nor its time are seen."""
+        """Embeds the source, (B, N C, D); tokens and times of masked events are hidden."""
         return self._embed(self.source, events_BNC, elapsed_BN, masked_BN)
 
     def embed_target(self, events_BNC: Events, elapsed_BN: Times):
-        """(B, N C, D), not shifted."""
+        """Embeds the target, (B, N C, D), not shifted."""
         return self._embed(self.target, events_BNC, elapsed_BN, None)
 
     def _embed(self, embedding, events_BNC, elapsed_BN, masked_BN):
@@ -298,7 +298,7 @@ class AlignedEncoderDecoder(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
     ) -> Activations:
-        """Memory (B, T, D) of an embedded source; position i depends on positions from i on."""
+        """Encodes an embedded source as memory (B, T, D); position i depends on positions >= i."""
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.dropout(source_BTD, deterministic=keys[0] is None, rngs=keys[0])
         x_BTD, _ = self.encoder(x_BTD, segment_ids=segment_ids, dropout_key=keys[1])
@@ -312,14 +312,14 @@ class AlignedEncoderDecoder(nnx.Module):
         *,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Activations, DecoderState | None]:
-        """Features (B, T, D) for the heads, and the state after the last input.
+        """Computes features (B, T, D) for the heads, and the state after the last input.
 
         Args:
-          inputs_BTD: embedded tokens before those to predict: at position i token i - 1.
-          memory_BTD: the encoder's output at the positions to predict.
-          state: of the decoder before these positions; None for the beginning, and then no state
-            is returned.
-          dropout_key: for training.
+          inputs_BTD: embedded target, shifted by one: position i has token i - 1.
+          memory_BTD: output of the encoder at the positions to predict.
+          state: state of the decoder before these positions; None for the start of a sequence, and
+            then no state is returned.
+          dropout_key: key for training; None turns dropout off.
         """
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.dropout(inputs_BTD, deterministic=keys[0] is None, rngs=keys[0])
@@ -327,7 +327,7 @@ class AlignedEncoderDecoder(nnx.Module):
         return self.decoder_norm(x_BTD), state
 
     def logits(self, h_BD: Float[Array, "*rows D"], channel: int) -> Float[Array, "*rows E"]:
-        """Logits of one channel in fp32 (or wider)."""
+        """Returns the logits of one channel in fp32 or wider."""
         logits = self.heads[channel](h_BD)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
@@ -340,15 +340,15 @@ class AlignedEncoderDecoder(nnx.Module):
         mask_BN: EventMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Float[Array, "B N _"], ...]:
-        """Logits (B, N, E) of each channel, for source and target that are the same events.
+        """Returns logits (B, N, E) of each channel, with the same events as source and target.
 
         Args:
-          events_BNC: the true values; what is masked, the encoder does not see.
-          elapsed_BN: time of each event since the first, in hundredths of a second.  That of events
-            that are not masked is given to the encoder, and tells how long a gap is.
-          masked_BN: True where all channels of an event are masked.
-          mask_BN: False for padding behind the events, which nothing is read from.
-          dropout_key: for training.
+          events_BNC: true values; the encoder does not see masked events.
+          elapsed_BN: time of each event since the first, in hundredths of a second.  The encoder
+            gets the times of events that are not masked, so that it knows the length of a gap.
+          masked_BN: True if all channels of an event are masked.
+          mask_BN: False for padding behind the events, which no other event depends on.
+          dropout_key: key for training; None turns dropout off.
         """
         batch, num_events, num_channels = events_BNC.shape
         dropout_key = sequence_parallel.own_key(dropout_key)

@@ -1,8 +1,8 @@
-"""A trained bidirectional Mamba that labels each byte of a text with its kind of content.
+"""Pretrained bidirectional Mamba that labels each byte of a text with its kind of content.
 
-The weights are those of the Python package typeseg 0.2.7 (Apache 2.0): 6 layers, width 256, 16
-numbers of state a channel, 35 labels.  It checks `ops.selective_scan` on real weights, in both
-directions; `tests/models/bidirectional_mamba_test.py` fetches them.
+The weights are from the Python package typeseg 0.2.7 (Apache 2.0): 6 layers, width 256, 16 state
+entries per channel, 35 labels.  The model checks `ops.selective_scan` on real weights in both
+directions; `tests/models/bidirectional_mamba_test.py` fetches the weights.
 """
 
 import io
@@ -24,7 +24,7 @@ Parameters = Mapping[str, Array]
 
 
 def load(npz: bytes) -> Parameters:
-    """Arrays of the contents of an npz file by their Flax paths: "Dense_0/kernel", ..."""
+    """Loads the arrays of an npz file, given as bytes, by Flax paths such as "Dense_0/kernel"."""
     with np.load(io.BytesIO(npz)) as arrays:
         return {name.replace("__", "/"): jnp.asarray(arrays[name]) for name in arrays}
 
@@ -36,7 +36,7 @@ def content_logits(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> Float[Array, "B T E"]:
-    """Logits of the labels of every byte; `form` and `chunk_size` as in `selective_scan`."""
+    """Returns logits of the labels of every byte; the options are those of `selective_scan`."""
     x_BTD = parameters["Embed_0/embedding"][jnp.minimum(bytes_BT, NOT_ASCII)]
     layers = len({name.split("/")[0] for name in parameters if "MambaBlock" in name})
     for layer in range(layers):
@@ -61,7 +61,7 @@ def _layer_norm(parameters, x):
 
 
 def _block(parameters, x_BTD, **options):
-    """Mamba's block with a centred convolution, and one set of weights for both directions."""
+    """Applies Mamba's block with a centred convolution, and the same weights in both directions."""
     u, z = jnp.split(_dense(parameters, "Dense_0", _layer_norm(parameters, x_BTD)), 2, axis=-1)
     u = lax.conv_general_dilated(
         u,

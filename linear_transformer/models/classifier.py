@@ -1,4 +1,4 @@
-"""A classifier of sequences, of any layer pattern."""
+"""Classifier of sequences with any layer pattern."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ INPUTS = ("tokens", "pixels")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(LanguageModelConfig):
-    """A language model's choices, and those of the output.
+    """Configuration of `Classifier`: the options of a language model, and options of the output.
 
     Attributes:
-      num_classes: classes E.
-      pooling: what the classes are read from: the "mean" of the tokens, the "last" token, or "cls",
-        a learned token that is put in front of them and needs a mixer that looks ahead; "auto" is
-        "cls" where one does, and else "mean".
-      input: "tokens" have a row of an embedding each (as in Long Range Arena); "pixels" are numbers
-        that one linear layer widens (as in S4 and its successors, which are not comparable).
+      num_classes: number of classes E.
+      pooling: input of the head: the "mean" of all tokens, the "last" token, or "cls", a learned
+        token in front of the row, which needs a mixer that attends to later tokens; "auto" is "cls"
+        with such a mixer, and else "mean".
+      input: "tokens" are embedded by a table (as in Long Range Arena); "pixels" are numbers that a
+        linear layer embeds (as in S4 and its successors, whose results are not comparable).
     """
 
     num_classes: int = schema.by_data()
@@ -64,11 +64,11 @@ class ClassifierConfig(LanguageModelConfig):
 
     @property
     def _in_front(self) -> int:
-        return 1  # the token that "cls" may need
+        return 1  # for the token of "cls"
 
 
 class Encoder(nnx.Module):
-    """Embedding, positions, a stack of blocks, pooling: one vector for a sequence."""
+    """Encoder of a sequence as one vector: embedding, positions, a stack of blocks, pooling."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         c = config
@@ -107,11 +107,12 @@ class Encoder(nnx.Module):
         mask_BT: Bool[Array, "B T"] | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B D"]:
-        """What the pooled token or tokens have become.
+        """Returns the pooled hidden state (B, D) of each sequence.
 
         Args:
-          tokens_BT: one sequence a row, from the left.
-          mask_BT: False for the padding behind a sequence, which nothing is read from.
+          tokens_BT: one sequence per row, aligned to the left.
+          mask_BT: False for padding behind a sequence, which the result does not depend on.
+          dropout_key: key for training; None turns dropout off.
         """
         x_BTD = self._embed(tokens_BT)
         if self.cls is not None:
@@ -130,7 +131,7 @@ class Encoder(nnx.Module):
     def _embed(self, tokens_BT: Tokens) -> Float[Array, "B T M"]:
         if self.input == "tokens":
             return self.embedding(tokens_BT)
-        # 0 to the highest value -> -2 to 2: about zero mean and unit variance.
+        # Maps 0 ... highest value to -2 ... 2: about zero mean and unit variance.
         return self.embedding(4 / self.highest * tokens_BT[..., None].astype(jnp.float32) - 2)
 
     def _pool(
@@ -152,14 +153,14 @@ class Encoder(nnx.Module):
 
 
 def _put_in_front(first_Bx: Array, x_BT: Array) -> Array:
-    """One token more; of a sequence over several devices the last one, padding, makes room."""
+    """Adds a first token; a row over several shards drops its last token, which is padding."""
     if sequence_parallel.shards() == 1:
         return jnp.concatenate([first_Bx, x_BT], axis=1)
     return sequence_parallel.delayed(x_BT, first_Bx)
 
 
 def _at(x_BTD: Float[Array, "B T D"], place_B: Int[Array, " B"]) -> Float[Array, "B D"]:
-    """The token at a place of the whole row."""
+    """Returns the token at index `place_B` of the whole row."""
     time = x_BTD.shape[1]
     place_B = place_B - sequence_parallel.offset(time)
     here_B = (place_B >= 0) & (place_B < time)
@@ -169,7 +170,7 @@ def _at(x_BTD: Float[Array, "B T D"], place_B: Int[Array, " B"]) -> Float[Array,
 
 
 class Classifier(nnx.Module):
-    """An encoder, and logits of the classes."""
+    """Encoder with a linear layer to the logits of the classes."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
@@ -188,7 +189,7 @@ class Classifier(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """As of `LanguageModel`; the classes' weights, which see one vector a row, are left out."""
+        """FLOPs of one token without the head, which runs once per row; see `LanguageModel`."""
         return self.encoder.flops_per_token(context)
 
     def __call__(
@@ -198,6 +199,6 @@ class Classifier(nnx.Module):
         mask_BT: Bool[Array, "B T"] | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B E"]:
-        """Logits (B, E) in fp32; the arguments are those of `Encoder`."""
+        """Returns logits (B, E) in fp32; the arguments are the same as for `Encoder`."""
         logits_BE = self.head(self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key))
         return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))

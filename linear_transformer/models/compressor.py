@@ -1,4 +1,4 @@
-"""An autoencoder of sequences: one vector for a sequence, and all of its tokens from the vector."""
+"""Autoencoder of sequences: one vector encodes a sequence, and a decoder predicts all tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from linear_transformer.types import KeyMask, Logits, PRNGKey, Tokens
 
 
 class Compressor(nnx.Module):
-    """An encoder read at its last token, and a decoder that sees that vector and a position.
+    """Encoder pooled at its last token, and a decoder with this vector and a position as input.
 
-    The decoder is that of MAD's compression task (Poli et al. 2024, arXiv:2403.17844): sinusoidal
-    positions are added to the vector, then two layers as wide as the model with a norm before and a
-    GELU after each, and a norm and a linear layer to the logits.
+    The decoder follows MAD's compression task (Poli et al. 2024, arXiv:2403.17844): sinusoidal
+    positions are added to the vector; two dense layers of the model's width follow, with a norm
+    before and a GELU after each, and at last a norm and a linear layer to the logits.
     """
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
@@ -47,7 +47,7 @@ class Compressor(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """As of `LanguageModel`."""
+        """FLOPs of one token; see `LanguageModel.flops_per_token`."""
         decoder = sum(map(flops_of_weights, (*self.hidden, self.head)))
         return self.encoder.flops_per_token(context) + decoder
 
@@ -58,9 +58,9 @@ class Compressor(nnx.Module):
         mask_BT: KeyMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Logits, None]:
-        """Logits (B, T, E) in fp32 of the tokens themselves, and no state.
+        """Returns logits (B, T, E) of the input tokens in fp32, and None as state.
 
-        The arguments are those of `Encoder`.
+        The arguments are the same as for `Encoder`.
         """
         training = dropout_key is not None
         vector_BD = self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key)

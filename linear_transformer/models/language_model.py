@@ -1,4 +1,4 @@
-"""A language model of any layer pattern."""
+"""Language model with any layer pattern."""
 
 import dataclasses
 import fractions
@@ -35,47 +35,44 @@ from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
-_MAX_POSITIONS = 1024  # where the length of the data is not known
+_MAX_POSITIONS = 1024  # if the length of the data is not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """The choices that make a paper's model.
-
-    What is None or "auto" follows from the rest, and has its value in the made config.
+    """Configuration of `LanguageModel`; values of None or "auto" are replaced when it is made.
 
     Attributes:
-      vocab_size: tokens E of the vocabulary.
-      length: longest row of the data, tokens; None where it is not known.
+      vocab_size: number of tokens E of the vocabulary.
+      length: longest row of the data in tokens; None if it is not known.
       width: features D of a token.
-      num_layers: blocks of a mixer and a feed-forward.
-      num_heads: heads H; a divisor of the width.
+      num_layers: number of blocks of a mixer and a feed-forward.
+      num_heads: number of heads H; a divisor of the width.
       pattern: mixer names, such as ("linear",) or ("linear", "softmax").
-      pattern_fill: how the pattern fills the layers: "repeat" takes it again and again, "stretch"
-        gives each name an equal run of layers, "last" fills up with its last name.
-      mixers: options of each mixer by name, passed to its constructor; what sets the length of an
-        input follows the data if it is None.
-      feed_forward_width: features F of the feed-forward, 0 for none; None is feed_forward_ratio
-        widths.
-      feed_forward_ratio: feed-forward width over the model's; None is 4, or 8/3 when gated, or what
-        the mixers need (0 for units that gate themselves).
+      pattern_fill: rule that extends the pattern to all layers: "repeat" repeats it, "stretch"
+        gives each name an equal run of layers, "last" fills up with the last name.
+      mixers: options of each mixer by name, passed to its constructor; an option for the length of
+        the input follows the data if it is None.
+      feed_forward_width: features of the feed-forward, 0 for none; None is width times the ratio.
+      feed_forward_ratio: feed-forward width over model width; None is 4, or 8/3 if gated, or the
+        ratio that the mixers need (0 for gated attention units).
       gated: whether the feed-forward has a gate.
-      activation: of the feed-forward, a name in `nn.layers.feed_forward.ACTIVATIONS`.
-      positions: one of `nn.layers.positions.POSITIONS`; "auto" is "none" where a mixer knows the
-        order of the tokens, and else "sinusoidal".
+      activation: activation of the feed-forward, in `nn.layers.feed_forward.ACTIVATIONS`.
+      positions: one of `nn.layers.positions.POSITIONS`; "auto" is "none" if a mixer depends on the
+        order of tokens by itself, and else "sinusoidal".
       max_positions: rows of a learned table; None is the longest row of the data.
-      norm: of the sub-layers, a name in `nn.layers.norms.STREAM_NORMS`.
+      norm: norm of the sub-layers, a name in `nn.layers.norms.STREAM_NORMS`.
       norm_position: "pre" (with a final norm) or "post".
       embedding_norm: norm of the embeddings, a name in `nn.layers.norms.STREAM_NORMS`, or "none".
-      residual: how sub-layers join the stream, a name in `nn.layers.residuals.RESIDUALS`.
-      dropout: share of the features that is set to 0 in training.
-      tied: the output layer is the transposed embedding.
-      num_outputs: numbers that the untied output layer gives for each token, for a loss of its own;
-        0 for the logits of the vocabulary.
-      scan_layers: one compiled body for all repetitions of the pattern, which compiles faster; None
-        is True where there are several.
-      remat: what the backward pass computes again: "none", "full", or "dots" for all but matmuls.
-      dtype: type of the activations; parameters are fp32.
+      residual: residual connection of the sub-layers, in `nn.layers.residuals.RESIDUALS`.
+      dropout: share of the features that are set to 0 in training.
+      tied: whether the output layer is the transposed embedding.
+      num_outputs: outputs per token of an untied output layer, for losses other than the cross
+        entropy of tokens; 0 for the logits of the vocabulary.
+      scan_layers: whether a scan runs the repetitions of the pattern, which compiles faster; None
+        is True if there are several.
+      remat: values that the backward pass recomputes: "none", "full", "dots" for all but matmuls.
+      dtype: dtype of the activations; parameters are fp32.
     """
 
     vocab_size: int = schema.by_data()
@@ -165,11 +162,11 @@ class LanguageModelConfig:
                         f"config.model.{key} names {name!r}; the mixers are {', '.join(MIXERS)}"
                     )
         for name, options in self.mixers.items():
-            follows = MIXERS[name].length_option, None  # the data, and so it may be None
+            follows = MIXERS[name].length_option, None  # None stands for the length of the data
             check_options(name, {k: v for k, v in options.items() if (k, v) != follows})
 
     def _following(self) -> dict[str, Any]:
-        """The values that follow from others, by name."""
+        """Returns the values of options that follow from other options, by name."""
         pattern = _layers(self.pattern, self.pattern_fill, self.num_layers)
         mixers = {name: self._options_of(name) for name in dict.fromkeys(pattern)}
         ratio = self.feed_forward_ratio
@@ -194,7 +191,7 @@ class LanguageModelConfig:
         }
 
     def _options_of(self, mixer: str) -> dict[str, Any]:
-        """The options of a mixer that are given; those that follow the data have their value."""
+        """Returns the given options of a mixer, with the length option set from the data."""
         options = dict(self.mixers.get(mixer, {}))
         follows = MIXERS[mixer].length_option
         if follows is None or options.get(follows, of_default(mixer, follows)) is not None:
@@ -209,17 +206,17 @@ class LanguageModelConfig:
 
     @property
     def _in_front(self) -> int:
-        """Tokens that the model puts in front of a row."""
+        """Number of tokens that the model adds in front of a row."""
         return 0
 
     def looks_ahead(self, name: str) -> bool:
-        """Whether this mixer of the pattern sees later tokens, by its options."""
+        """Returns whether a mixer of the pattern attends to later tokens, by its options."""
         options = self.mixers.get(name, {})
         parts = options.get("branches", {}).values() if name == "parallel" else [options]
         return any(part.get("direction", "causal") != "causal" for part in parts)
 
     def require_causal(self) -> None:
-        """Raises a ConfigError where a mixer sees the token that a causal model predicts."""
+        """Raises a ConfigError if a mixer attends to the token that the model predicts."""
         for name in self.pattern:
             if self.looks_ahead(name):
                 raise ConfigError(
@@ -228,7 +225,7 @@ class LanguageModelConfig:
                 )
 
     def require_positions(self, key: str, length: int) -> None:
-        """Raises a ConfigError where `key`, a length of the data, is beyond what a part can see."""
+        """Raises a ConfigError if `length`, the value of `key`, exceeds the limit of any layer."""
         rows = self.max_positions if self.positions == "learned" else None
         if rows is not None and rows < length:
             raise ConfigError(f"config.model.max_positions ({rows}) is less than {key} ({length})")
@@ -242,7 +239,7 @@ class LanguageModelConfig:
 
 
 def _layers(pattern: tuple[str, ...], fill: str, num_layers: int) -> tuple[str, ...]:
-    """The pattern as one that is repeated over the layers."""
+    """Returns the pattern whose repetition fills the layers."""
     if len(pattern) == 1 or fill == "repeat":
         return pattern
     if fill == "last":
@@ -253,14 +250,14 @@ def _layers(pattern: tuple[str, ...], fill: str, num_layers: int) -> tuple[str, 
 
 
 def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
-    """The blocks of a model.
+    """Makes the blocks of a model.
 
     Raises:
-      ConfigError: a mixer does not take the options that the config gives it.
+      ConfigError: a mixer does not take its options in the config.
     """
     c = config
     dtype = jnp.dtype(c.dtype)
-    # Residual branches start small, so that depth does not grow the stream (GPT-2).
+    # Residual branches start small, so that the stream does not grow with depth (GPT-2).
     output_scale = (2 * c.num_layers) ** -0.5 if c.norm_position == "pre" else 1.0
 
     def make_block(layer: int, rngs: nnx.Rngs) -> Block:
@@ -309,7 +306,7 @@ def make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
 
 
 class LanguageModel(nnx.Module):
-    """Embedding, positions, a stack of blocks, and logits of the next token."""
+    """Language model: embedding, positions, a stack of blocks, and logits of the next token."""
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
         c = config
@@ -350,7 +347,7 @@ class LanguageModel(nnx.Module):
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that state and positions can follow; None is any number."""
+        """Most tokens that state and positions can process; None is no limit."""
         limits = [block.mixer.capacity for block in self.stack.blocks]
         limits.append(self.positions.capacity)
         return min((limit for limit in limits if limit is not None), default=None)
@@ -360,7 +357,10 @@ class LanguageModel(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """Forward pass, multiply-adds counted as two; lookups, norms and activations left out."""
+        """FLOPs of one token in the forward pass, without lookups, norms and activations.
+
+        A multiply-add counts as two; `context` is the length of the sequence in tokens.
+        """
         tied = 2 * self.embedding.embedding.size if self.head is None else 0
         return flops_of_weights(self) + tied + self.stack.flops_of_mixers(context)
 
@@ -379,9 +379,9 @@ class LanguageModel(nnx.Module):
         positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> tuple[Logits, ModelState | None]:
-        """Logits (B, T, E) in fp32 and the state after the last token.
+        """Returns logits (B, T, E) in fp32, and the state after the last token.
 
-        Without `positions`, tokens are numbered on from the state (from 0 without a state).
+        Without `positions`, tokens are counted on from the state (from 0 without a state).
         """
         if positions is None:
             time = tokens_BT.shape[1]
@@ -389,7 +389,7 @@ class LanguageModel(nnx.Module):
             positions = jnp.broadcast_to(start + jnp.arange(time), tokens_BT.shape)
         dropout_key = sequence_parallel.own_key(dropout_key)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
-        # Tied rows have unit norm as logits need; the stream wants unit variance.
+        # Embeddings have unit norm, which tied logits need; the stream needs unit variance.
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
         x_BTD = self.positions(named(x_BTD, "rows", "time", None), positions)
         if self.embedding_norm is not None:

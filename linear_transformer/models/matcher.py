@@ -1,4 +1,4 @@
-"""A classifier of pairs of sequences that never see each other: the document retrieval of LRA."""
+"""Classifier of pairs of sequences, encoded independently: the document retrieval of LRA."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from linear_transformer.types import PRNGKey
 
 
 class Matcher(nnx.Module):
-    """Two towers with one set of weights, a hidden layer on [a, b, a * b, a - b], and logits.
+    """Two towers with shared weights, a hidden layer on [a, b, a * b, a - b], and logits.
 
-    The features are those of Long Range Arena's paper (Tay et al. 2021, arXiv:2011.04006, section
-    2.2.3); its released code has [a, b] alone.
+    The features follow the paper of Long Range Arena (Tay et al. 2021, arXiv:2011.04006, section
+    2.2.3); the released code of the paper has [a, b] only.
     """
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
@@ -38,7 +38,7 @@ class Matcher(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """As of `Classifier`, of a token of each sequence."""
+        """FLOPs of one token of each sequence; see `Classifier.flops_per_token`."""
         return 2 * self.encoder.flops_per_token(context)
 
     def __call__(
@@ -48,7 +48,7 @@ class Matcher(nnx.Module):
         mask_B2T: Bool[Array, "B 2 T"] | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B E"]:
-        """Logits (B, E) in fp32; the arguments are those of `models.classifier.Encoder`, twice."""
+        """Returns logits (B, E) in fp32; the arguments are those of `Encoder` for two sequences."""
         batch, _, time = tokens_B2T.shape
         x_ID = self.encoder(
             tokens_B2T.reshape(2 * batch, time),

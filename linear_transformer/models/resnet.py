@@ -1,12 +1,12 @@
 """Residual networks for images, with attention between their blocks.
 
-He et al. 2016 (arXiv:1512.03385), with the stride of a bottleneck in its 3 x 3 convolution.  A
-module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the non-local module that it
-replaces, may follow any block.
+The networks are those of He et al. 2016 (arXiv:1512.03385), with the stride of a bottleneck in its
+3 x 3 convolution.  A module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the
+non-local module that it replaces, may follow any block.
 
-Deviation: the norms are GroupNorms of 32 groups (Wu & He 2018, arXiv:1803.08494) where the papers
-have BatchNorm, so that an image's logits depend on no other image in training.  The number of
-parameters is the same.
+Deviation: the norms are GroupNorms of 32 groups (Wu & He 2018, arXiv:1803.08494) instead of the
+papers' BatchNorms, so that the logits of an image do not depend on other images in training.  The
+number of parameters is the same.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttenti
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.nn.parameters import kernel, vector
 
-Features = Float[Array, "B _ _ _"]  # rows, columns and channels, of which a layer makes others
+Features = Float[Array, "B _ _ _"]  # rows, columns and channels, which layers change
 Size = tuple[int, int]  # rows and columns of an image
-Layers = tuple[tuple[int, int, int], ...]  # size, outputs and stride of convolutions
+Layers = tuple[tuple[int, int, int], ...]  # kernel size, output channels and stride
 
 
 def _basic(width: int, stride: int) -> Layers:
@@ -40,7 +40,7 @@ def _bottleneck(width: int, stride: int) -> Layers:
 
 
 BLOCKS = {"basic": _basic, "bottleneck": _bottleneck}
-STEMS = {"photograph": (7, 2), "thumbnail": (3, 1)}  # size and stride
+STEMS = {"photograph": (7, 2), "thumbnail": (3, 1)}  # kernel size and stride
 ATTENTIONS = {"efficient": EfficientAttention2D, "non_local": NonLocal2D}
 _EPSILON = 1e-5
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
@@ -48,21 +48,21 @@ _INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """What `config.model` holds.
+    """Configuration of `ResNet`.
 
     Attributes:
-      num_classes: classes E.
-      image_channels: channels of the images.
-      stage_blocks: blocks of each stage; each stage but the first halves the image and doubles the
-        width.  (3, 4, 6, 3) of the kind "bottleneck" is ResNet-50.
+      num_classes: number of classes E.
+      image_channels: number of channels of the images.
+      stage_blocks: number of blocks of each stage; each stage but the first halves the image and
+        doubles the width.  (3, 4, 6, 3) with the block "bottleneck" is ResNet-50.
       block: a name in BLOCKS.
       width: channels of the first stage; the bottleneck's outputs are four times as wide.
       stem: "photograph", a 7 x 7 convolution and a max-pooling, both with stride 2; or "thumbnail",
         a 3 x 3 convolution with stride 1, for images of some 30 pixels.
-      norm_groups: groups of each norm.
-      attention: what follows the blocks of `attention_after`, a name in ATTENTIONS.
-      attention_after: numbers of blocks, counted from 1 through all stages.
-      dtype: type of the activations; parameters are fp32.
+      norm_groups: number of groups of each norm.
+      attention: module behind each block of `attention_after`, a name in ATTENTIONS.
+      attention_after: indices of blocks, counted from 1 over all stages.
+      dtype: dtype of the activations; parameters are fp32.
     """
 
     num_classes: int = schema.by_data()
@@ -116,7 +116,7 @@ def _strided(size: Size, stride: int) -> Size:
 
 
 class ConvNorm(nnx.Module):
-    """A square convolution without bias, and its norm; 1 x 1 is a product of matrices."""
+    """Square convolution without bias, and a norm; a 1 x 1 convolution is a matmul."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class ConvNorm(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         given = {"use_bias": False, "dtype": dtype, "kernel_init": _INIT, "rngs": rngs}
         self.stride = stride
-        self.step = stride if size == 1 else 1  # a product of matrices has no stride of its own
+        self.step = stride if size == 1 else 1  # a matmul has no stride
         if size == 1:
             self.conv = Linear(inputs, outputs, axes=(None, None), **given)
         else:
@@ -160,15 +160,16 @@ class ConvNorm(nnx.Module):
         return self.norm(self.conv(x_BYXD[:, :: self.step, :: self.step]))
 
     def flops(self, size: Size) -> tuple[int, Size]:
-        """Of the convolution of an image of this size, and the size of what comes out."""
+        """Returns the FLOPs for an image of this size, and the size of the output."""
         size = _strided(size, self.stride)
         return flops_of_weights(self) * math.prod(size), size
 
 
 class ResidualBlock(nnx.Module):
-    """`relu(shortcut(x) + branch(x))`; the branch starts at zero (Goyal et al. 2017, section 5.1).
+    """Residual block `relu(shortcut(x) + branch(x))`, with a branch that starts at zero.
 
-    The shortcut is the identity, or a 1 x 1 convolution where the shape changes.
+    The zero is from Goyal et al. 2017, section 5.1.  The shortcut is the identity, or a 1 x 1
+    convolution if the shape changes.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A stem, residual blocks with attention after some of them, the mean pixel, and logits."""
+    """Residual network: stem, residual blocks with optional attention, mean pooling, and logits."""
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         c = config
@@ -249,7 +250,10 @@ class ResNet(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_image(self, size: Size) -> int:
-        """Forward pass, multiply-adds counted as two; norms, pooling and activations left out."""
+        """FLOPs of one image in the forward pass, without norms, pooling and activations.
+
+        A multiply-add counts as two.
+        """
         total, size = self.stem.flops(size)
         if self.pools:
             size = _strided(size, 2)
@@ -259,10 +263,10 @@ class ResNet(nnx.Module):
         return total + flops_of_weights(self.head)
 
     def __call__(self, images_BYXC: Float[Array, "B Y X C"]) -> Float[Array, "B E"]:
-        """Logits (B, E) in fp32, of images of any size with values of about unit variance."""
+        """Returns logits (B, E) in fp32 for images of any size, scaled to about unit variance."""
         x_BYXD = jax.nn.relu(self.stem(images_BYXC))
         if self.pools:
-            padding = ((1, 1), (1, 1))  # Flax types only the names of paddings
+            padding = ((1, 1), (1, 1))  # the annotations of Flax know only names of paddings
             x_BYXD = nnx.max_pool(x_BYXD, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
         for layer in self.layers:
             x_BYXD = layer(x_BYXD)

@@ -1,4 +1,4 @@
-"""Recognizers of speech that see all frames at once: a stack of blocks, or LSTMs, then CTC."""
+"""Speech recognizers for CTC: a stack of blocks, or bidirectional LSTMs, over all frames."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ FrameFeatures = Float[Array, "B T I"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(LanguageModelConfig):
-    """A language model's choices; `vocab_size` is the number of symbols E, the blank included."""
+    """Options of a language model; `vocab_size` is the number of symbols E, the blank included."""
 
-    tied: bool = False  # frames have no rows of an embedding
+    tied: bool = False  # frames have no embedding table
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,15 +36,15 @@ class TransformerConfig(LanguageModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiLSTMConfig:
-    """The recurrent baseline.
+    """Configuration of the recurrent baseline.
 
     Attributes:
       vocab_size: number of symbols E, the blank included.
-      length: longest row of the data, frames.
+      length: longest row of the data in frames.
       hidden: units of each direction.
-      num_layers: LSTMs, one behind the other.
-      dropout: share of the features that is set to 0 in training.
-      dtype: type of the activations; parameters are fp32.
+      num_layers: number of bidirectional LSTM layers.
+      dropout: share of the features that are set to 0 in training.
+      dtype: dtype of the activations; parameters are fp32.
     """
 
     vocab_size: int = schema.by_data()
@@ -68,7 +68,7 @@ ENCODERS = {"transformer": TransformerConfig, "bilstm": BiLSTMConfig}
 
 
 class FrameEncoder(nnx.Module):
-    """A linear layer, positions, and a stack of blocks; called like a `BiLSTM`."""
+    """Linear layer, positions and a stack of blocks, with the interface of `BiLSTM`."""
 
     def __init__(self, config: TransformerConfig, features: int, *, rngs: nnx.Rngs):
         c = config
@@ -93,10 +93,10 @@ class FrameEncoder(nnx.Module):
 
 
 class SpeechRecognizer(nnx.Module):
-    """Logits of the symbols in every frame, 0 the blank (Katharopoulos et al. 2020, section 4.3).
+    """Model of symbol logits per frame, 0 is the blank (Katharopoulos et al. 2020, section 4.3).
 
     Args:
-      features: numbers I that a frame has.
+      features: number of features I of a frame.
     """
 
     def __init__(self, config: TransformerConfig | BiLSTMConfig, features: int, *, rngs: nnx.Rngs):
@@ -119,7 +119,7 @@ class SpeechRecognizer(nnx.Module):
         return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
-        """As of `LanguageModel`, of a frame."""
+        """FLOPs of one frame; see `LanguageModel.flops_per_token`."""
         return self.encoder.flops_per_token(context) + flops_of_weights(self.head)
 
     def __call__(
@@ -129,11 +129,12 @@ class SpeechRecognizer(nnx.Module):
         mask_BT: KeyMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Logits:
-        """Logits (B, T, E) in fp32.
+        """Returns logits (B, T, E) in fp32.
 
         Args:
-          frames_BTI: one utterance a row, from the left.
-          mask_BT: False for the padding behind an utterance, which changes no other frame.
+          frames_BTI: one utterance per row, aligned to the left.
+          mask_BT: False for padding behind an utterance, which changes no other frame.
+          dropout_key: key for training; None turns dropout off.
         """
         logits_BTE = self.head(self.encoder(frames_BTI, mask=mask_BT, dropout_key=dropout_key))
         return logits_BTE.astype(jnp.promote_types(logits_BTE.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""What lies between the embedding of a sequence and its outputs."""
+"""Trunk of a model: all layers between the embedding of a sequence and the head."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from linear_transformer.types import Activations, KeyMask, PRNGKey
 
 
 class Trunk(nnx.Module):
-    """Positions, dropout and a stack of blocks with their norms; nothing is carried from before."""
+    """Positions, dropout and a stack of blocks with norms, for whole sequences without a state."""
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
         c = config
@@ -38,11 +38,12 @@ class Trunk(nnx.Module):
         mask_BT: KeyMask | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Activations:
-        """What every token has become.
+        """Returns the hidden states of all tokens.
 
         Args:
-          x_BTM: embedded tokens, of `PositionEmbedding.token_width`.
-          mask_BT: False for the padding behind a sequence, which nothing is read from.
+          x_BTM: embedded tokens, with the width of `PositionEmbedding.token_width`.
+          mask_BT: False for padding behind a sequence, which no other token depends on.
+          dropout_key: key for training; None turns dropout off.
         """
         places_T = sequence_parallel.places(x_BTM.shape[1])
         positions_BT = jnp.broadcast_to(places_T, x_BTM.shape[:2])
