@@ -1,1 +1,1 @@
-"""Which device holds what."""
+"""Sharding of parameters and batches over devices."""

@@ -1,4 +1,4 @@
-"""Data parallelism: each device computes on its own tokens, and the sums of all are added up."""
+"""Data parallelism: each device computes on its own tokens, and sums are added over devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,17 +23,17 @@ def sum_over_devices(
     sequences: Sequences = NO_SEQUENCES,
     exchange: str = "scan",
 ) -> Callable[..., Any]:
-    """`sums(parameters, rows, key) -> (gradients, metrics)` of the tokens of all devices.
+    """Extends `sums(parameters, rows, key) -> (gradients, metrics)` to the tokens of all devices.
 
-    The devices are those of the mesh of the context; without a mesh the result is `sums`.
-    Gradients are sums over tokens, split as the parameters are.  Each part of the rows has a key of
-    its own, so that dropout depends on the number of parts.
+    The devices are the mesh of the context; without a mesh, the result is `sums` itself.  Gradients
+    are sums over tokens, sharded like the parameters.  Each shard of the rows has its own key, so
+    that dropout depends on the number of shards.
 
     Args:
-      sums: the function of one device and its tokens.
+      sums: function of one device and its tokens.
       declared: `nn.parameters.declarations` of the parameters.
-      sequences: as of `placement.put_batch`.
-      exchange: as of `MeshConfig`.
+      sequences: see `placement.put_batch`.
+      exchange: see `MeshConfig`.
     """
 
     def total(x: Any, axes: Sequence[str]) -> Any:
@@ -43,9 +43,9 @@ def sum_over_devices(
         mesh = jax.sharding.get_abstract_mesh()
         rows = RULES["rows"]
         spread = tuple(axis for axis in (*rows, SEQUENCE) if mesh.shape.get(axis, 1) > 1)
-        if not spread:  # the compiler splits what there is over "tensor"
+        if not spread:  # only "tensor" is left, which the compiler shards
             return sums(parameters, batch, key)
-        # It does not know sums over axes of one device among those that it has to split itself.
+        # Beside an axis that the compiler shards, it cannot sum over axes of one device.
         manual = spread if mesh.shape["tensor"] > 1 else AXES
         row_axes = tuple(axis for axis in spread if axis in rows)
         axes = specs(mesh, parameters, declared)
@@ -82,7 +82,7 @@ def sum_over_devices(
 
 
 def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
-    """Of an array's split the part along these axes of the mesh."""
+    """Returns a PartitionSpec without the mesh axes that are not in `axes`."""
 
     def kept(part: Any) -> Any:
         if isinstance(part, tuple):
@@ -93,7 +93,7 @@ def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
 
 
 def _marked(parameters: Any, axes: Any) -> Any:
-    """A device's part of the parameters: blocks gather what is theirs; the rest is gathered here.
+    """Marks shards of blocks as `Split`, for the blocks to gather, and gathers all other shards.
 
     Args:
       axes: the `specs` of the parameters.
@@ -113,18 +113,19 @@ def over_devices(
     declared: Any,
     sequences: Sequences = NO_SEQUENCES,
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """`function(parameters, batch) -> (sums, rows)` of the rows of all devices, without gradients.
+    """Extends `function(parameters, batch) -> (sums, rows)` to the rows of all devices.
 
-    The devices are those of the mesh of the context; without a mesh the result is `function`.
+    The devices are the mesh of the context; without a mesh, the result is `function` itself.  There
+    are no gradients.
 
     Args:
-      function: computes sums over the rows of a batch, and arrays with the rows in front.
+      function: computes sums over the rows of a batch, and arrays with rows as first axis.
       declared: `nn.parameters.declarations` of the parameters.
-      sequences: the arrays of the batch that devices share along time; with NO_SEQUENCES the
-        devices along "sequence" all compute whole rows.
+      sequences: arrays of the batch that are sharded along time; with NO_SEQUENCES all devices
+        along "sequence" compute whole rows.
 
     Returns:
-      A function of all rows: the sums of all devices, and the arrays of all rows.
+      A function of all rows, which returns the sums of all devices and the arrays of all rows.
     """
 
     def of_all(parameters: Any, batch: Any) -> tuple[Any, Any]:

@@ -1,18 +1,18 @@
-"""Training on several devices: which of them holds what.
+"""Device mesh for training on several devices.
 
 A mesh has four axes.
 
 - "data": every device has all parameters and a part of the batch.
 - "fsdp": a part of the batch, and a part of each parameter and of the optimizer's state
-  (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).  A layer's parameters are gathered where it is
-  computed, and again where its gradients are, which are scattered at once.
-- "sequence": the same rows, and of each a part of its consecutive tokens
+  (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).  The parameters of a layer are gathered for its
+  forward pass, and again for its backward pass; its gradients are scattered at once.
+- "sequence": the same rows, but a part of the consecutive tokens of each row
   (`ops.sequence_parallel`).
-- "tensor": the same tokens, and a part of the heads, of the feed-forward features and of the
+- "tensor": the same tokens, but a part of the heads, of the feed-forward features and of the
   vocabulary (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
 
-Over the first three each device runs the very program of a single device on its tokens.  Over
-"tensor" the compiler splits that program as the named axes of parameters and activations say
+Over the first three axes, each device runs the program of a single device on its own tokens.  Over
+"tensor", the compiler shards this program by the logical axes of parameters and activations
 (`nn.logical_axes`).
 """
 
@@ -33,19 +33,19 @@ from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import Device
 
 SEQUENCE = sequence_parallel.AXIS
-AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours on the last axes exchange most
+AXES = ("data", FSDP, SEQUENCE, "tensor")  # neighbours along the last axes exchange most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis.
+    """Number of devices along each axis.
 
     Attributes:
-      data: devices that have rows of their own; 0 takes all that there are.
-      fsdp: devices that share parameters and have rows of their own; 1 keeps parameters whole.
-      tensor: devices that share a layer, a divisor of the heads; 1 keeps layers whole.
-      sequence: devices that share a row, which is padded where it must be; 1 keeps rows whole.
-      exchange: of the states between the shards of a sequence, see `ops.sequence_parallel`.
+      data: devices with their own rows and all parameters; 0 is as many as are available.
+      fsdp: devices with their own rows and a shard of the parameters; 1 keeps parameters whole.
+      tensor: devices that shard each layer, a divisor of the heads; 1 keeps layers whole.
+      sequence: devices that shard each row, padded if necessary; 1 keeps rows whole.
+      exchange: exchange of states between the shards of a row, see `ops.sequence_parallel`.
     """
 
     data: int = 0
@@ -65,12 +65,12 @@ class MeshConfig:
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "MeshConfig":
-        """The MeshConfig of an experiment.
+        """Makes the MeshConfig of an experiment.
 
         Raises:
-          ConfigError: a mistake in config.mesh, or heads that "tensor" does not divide.
+          ConfigError: config.mesh is invalid, or "tensor" does not divide the heads.
         """
-        axes = config.get("mesh", ml_collections.ConfigDict())  # older configs have none
+        axes = config.get("mesh", ml_collections.ConfigDict())  # not in older configs
         made = configuration.build(cls, axes, "mesh")
         heads = config.model.get("num_heads", made.tensor)
         if heads % made.tensor:
@@ -82,15 +82,15 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, rows: int, devices: Sequence[Device] | None = None) -> Mesh:
-    """The mesh of all processes' devices, or of the first ones where `data` asks for fewer.
+    """Makes the mesh of the devices of all processes, or of the first ones if `data` needs fewer.
 
     Args:
-      config: how many devices along which axis.
-      rows: of a batch, or of a part of it that is computed at a time.
-      devices: instead of those that JAX has.
+      config: number of devices along each axis.
+      rows: rows of a batch, or of one accumulated part of a batch.
+      devices: devices to use; None is `jax.devices()`.
 
     Raises:
-      ConfigError: there are too few devices, or the batch cannot be split between them.
+      ConfigError: there are too few devices, or the rows cannot be divided between them.
     """
     devices = jax.devices() if devices is None else devices
     row = config.sequence * config.tensor  # devices that share a row

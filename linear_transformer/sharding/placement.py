@@ -1,4 +1,4 @@
-"""Placement: which device of a mesh holds which part of an array."""
+"""Placement of arrays: the shard of an array on each device of a mesh."""
 
 import functools
 from typing import Any
@@ -12,25 +12,25 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.sharding.mesh import FSDP, SEQUENCE
 
-_SMALLEST = 2**12  # numbers of an array that are worth splitting
+_SMALLEST = 2**12  # least entries of an array that is sharded over "fsdp"
 
 
 def specs(mesh: Mesh | AbstractMesh, tree: Any, declared: Any) -> Any:
-    """The PartitionSpec of each array of a tree, over "fsdp" and "tensor".
+    """Returns the PartitionSpec of each array of a tree, over "fsdp" and "tensor".
 
-    The axes that a parameter declares are split as RULES say.  A large array that has none over
-    "fsdp" is split over it along the longest axis that can be; the axis of layers, which a scanned
-    stack has in front, stays whole.  Small arrays stay whole over "fsdp".
+    The logical axes that a parameter declares are sharded as RULES say.  A large array without such
+    an axis over "fsdp" is sharded along its longest divisible axis.  The first axis of a scanned
+    stack, its layers, stays whole, and small arrays stay whole over "fsdp".
 
     Args:
-      mesh: which has the axes of `sharding.mesh`.
-      tree: of arrays or their shapes: parameters, an optimizer's state, or both.
+      mesh: mesh with the axes of `sharding.mesh`.
+      tree: arrays or their shapes: parameters, an optimizer state, or both.
       declared: `nn.parameters.declarations` of the parameters.
     """
     by_path = dict(jax.tree.leaves_with_path(declared))
 
     def axes_of(path: tuple[Any, ...], dimensions: int) -> tuple[str | None, ...]:
-        """What a parameter declares; its moments lie under the same path inside of others."""
+        """Axes of the declaration; an optimizer's moments end in the path of their parameter."""
         for start in range(len(path)):
             found = by_path.get(path[start:])
             if found is not None and len(found.axes) <= dimensions:
@@ -60,14 +60,14 @@ def specs(mesh: Mesh | AbstractMesh, tree: Any, declared: Any) -> Any:
 
 
 def shardings(mesh: Mesh, tree: Any, declared: Any) -> Any:
-    """`specs` with the mesh, as `jax.jit` and checkpoints take them."""
+    """Returns `specs` as shardings over the mesh, for `jax.jit` and checkpoints."""
     return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree, declared))
 
 
 def readers(mesh: Mesh) -> tuple[int, int]:
-    """(number of this process's part of the rows, number of parts), for who reads what.
+    """Returns the index of the part of the rows that this process reads, and the number of parts.
 
-    Processes that share rows along "sequence" or "tensor" read the same ones.
+    Processes that share rows along "sequence" or "tensor" read the same rows.
     """
     devices = mesh.devices.reshape(mesh.shape["data"] * mesh.shape[FSDP], -1)
     here = [
@@ -87,11 +87,12 @@ def readers(mesh: Mesh) -> tuple[int, int]:
 def put_batch(
     mesh: Mesh, batch: Batch, sequences: Sequences = NO_SEQUENCES
 ) -> dict[str, jax.Array]:
-    """The rows that this process has read, as its part of the batch of all processes.
+    """Places the rows that this process has read as its part of the batch of all processes.
 
     Args:
-      batch: arrays with the rows in front.
-      sequences: those that are padded where "sequence" does not divide their time.
+      mesh: mesh of all processes.
+      batch: arrays with rows as first axis.
+      sequences: arrays that are padded if "sequence" does not divide their time.
     """
     if mesh.shape[SEQUENCE] > 1 and sequences.names:
         batch = _padded(batch, mesh.shape[SEQUENCE], sequences)
@@ -111,14 +112,14 @@ def put_batch(
 
 
 def rows_of(mesh: Mesh) -> NamedSharding:
-    """Rows, the first axis of an array, over the devices that have rows of their own."""
+    """Sharding of rows, the first axis of an array, over the devices with their own rows."""
     return NamedSharding(mesh, PartitionSpec(RULES["rows"]))
 
 
 def abstract_batch(
     mesh: Mesh, batch: Batch, sequences: Sequences = NO_SEQUENCES
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `put_batch` gives of the rows of all processes, without the rows."""
+    """Returns shapes, dtypes and shardings of the result of `put_batch`, without data."""
     if mesh.shape[SEQUENCE] > 1:
         batch = _padded(batch, mesh.shape[SEQUENCE], sequences)
     specs = {name: NamedSharding(mesh, batch_spec(name, sequences)) for name in batch}
@@ -126,7 +127,7 @@ def abstract_batch(
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes and types with shardings, for a program that is compiled without data."""
+    """Returns shapes, dtypes and shardings, to compile a program without data."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
@@ -140,7 +141,7 @@ def batch_spec(name: str, sequences: Sequences) -> PartitionSpec:
 
 
 def _padded(batch: Batch, shards: int, sequences: Sequences) -> Batch:
-    """Tokens of weight 0 in a segment of their own, behind the row."""
+    """Pads rows with tokens of weight 0, in a segment of their own behind the row."""
     present = [name for name in sequences.names if name in batch]
     time = batch[present[0]].shape[sequences.axis]
     padding = -(time + sequences.in_front) % shards + sequences.in_front
@@ -161,6 +162,6 @@ def _padded(batch: Batch, shards: int, sequences: Sequences) -> Batch:
 
 
 def own_rows(rows: jax.Array) -> np.ndarray:
-    """The rows, the first axis of an array, that this process has read."""
+    """Returns the rows, the first axis of an array, that this process has read."""
     parts = {shard.index[0].start or 0: shard.data for shard in rows.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -1,1 +1,1 @@
-"""What a config trains."""
+"""Tasks: model, data, loss and metrics of an experiment."""

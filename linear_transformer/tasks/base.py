@@ -1,4 +1,4 @@
-"""What the trainer, the evaluation and the samplers call of a task."""
+"""Interface of tasks, for training, evaluation and sampling."""
 
 import abc
 import functools
@@ -22,15 +22,15 @@ from linear_transformer.types import Metrics, PRNGKey
 
 
 class Task(abc.ABC):
-    """A model, its data and its loss.
+    """Model with its data, its loss and its metrics.
 
     Attributes:
-      headline: the metric that the loop's picture and its terminal line show.
-      sequences: the arrays of a batch that devices may share along time.
-      no_state: why the task has no stateful evaluation.
-      no_prompt: why the task continues no prompt.
-      data: the section "data" of the config.
-      seed: of parameters and of the order of the data.
+      headline: name of the metric in the plot and the terminal line of the training loop.
+      sequences: arrays of a batch that may be sharded along time.
+      no_state: reason why the task has no stateful evaluation, for the error message.
+      no_prompt: reason why the task does not continue prompts, for the error message.
+      data: section "data" of the config.
+      seed: seed of the parameters and of the order of the data.
     """
 
     headline: str
@@ -44,15 +44,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model with new parameters."""
+        """Makes the model with new parameters."""
 
     def flops_per_example(self, model: Any) -> int:
-        """FLOPs of a row of the batch in a forward pass, multiply-adds counted as two."""
+        """FLOPs of one row of the batch in the forward pass; a multiply-add counts as two."""
         return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
 
     @abc.abstractmethod
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        """Batches of this process without end, with a checkpointable iterator.
+        """Returns an endless dataset of the batches of this process, with iterators to checkpoint.
 
         Raises:
           DataError: the processes can't share a batch evenly.
@@ -60,30 +60,30 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Any, dropout_key: PRNGKey | None) -> Metrics:
-        """Sums and counts by name; averages over uneven batches and hosts are then exact.
+        """Returns sums and counts by name, which give exact averages over uneven batches and hosts.
 
-        The trainer minimises "loss".
+        Training minimises "loss".  `dropout_key` is None in evaluation.
         """
 
     @abc.abstractmethod
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """Reported metrics from accumulated sums and counts."""
+        """Returns the reported metrics from accumulated sums and counts."""
 
     @abc.abstractmethod
     def describe(self, model: Any) -> dict[str, str]:
-        """Facts for the start of a run: sizes, state, cost, data."""
+        """Returns facts for the start of a run: sizes, state, cost and data."""
 
     @abc.abstractmethod
     def _evaluation_batches(self, split: str) -> Iterator[Batch]:
-        """The rows that this process has of every batch of a split (`evaluation.reader`)."""
+        """Yields the rows of this process of every batch of a split (`evaluation.reader`)."""
 
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Metrics over a split, every example exactly once (or the first `max_batches`).
+        """Computes metrics over a split, each example exactly once (or the first `max_batches`).
 
-        Under `jax.set_mesh` the devices of the mesh share the rows of each batch, and every process
-        has the metrics of all rows; all processes call it.
+        Under `jax.set_mesh`, the devices of the mesh share the rows of each batch, and every
+        process gets the metrics of all rows; all processes must call this method.
         """
         batches = itertools.islice(self._evaluation_batches(split), max_batches)
         return self.summarize(self._total(graphdef, parameters, batches), split)
@@ -91,7 +91,7 @@ class Task(abc.ABC):
     def evaluate_stateful(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str
     ) -> dict[str, float]:
-        """Metrics over a split with the recurrent state carried through each whole document.
+        """Computes metrics over a split, with the recurrent state carried through whole documents.
 
         Raises:
           ConfigError: the task has no such evaluation, or the model's state can't hold a document.
@@ -100,7 +100,7 @@ class Task(abc.ABC):
         raise ConfigError(f"stateful evaluation: {self.no_state}")
 
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str | None:
-        """A short example of what the model does, for the end of a run, or None."""
+        """Returns a short sample of the model's output for the end of a run, or None."""
         del graphdef, parameters
         return None
 
@@ -113,10 +113,11 @@ class Task(abc.ABC):
         sampler: Sampler,
         seed: int,
     ) -> Iterator[str]:
-        """Yields the text that continues the prompt, as it is made.
+        """Yields the text that continues the prompt, as it is generated.
 
         Raises:
-          ConfigError: the task continues no prompt, or the model can't hold so many tokens.
+          ConfigError: the task does not continue prompts, or there are more tokens than the model's
+            capacity.
         """
         del graphdef, parameters, prompt, num_tokens, sampler, seed
         raise ConfigError(f"--prompt: {self.no_prompt}")
@@ -124,7 +125,7 @@ class Task(abc.ABC):
     def _total(
         self, graphdef: nnx.GraphDef, parameters: Any, batches: Iterator[Batch]
     ) -> dict[str, tuple[float, float]]:
-        """Sums and counts of all metrics over these batches, in double precision."""
+        """Adds up sums and counts of all metrics over batches, in double precision."""
         sums: dict[str, np.ndarray] = {}
         for batch in batches:
             for name, pair in jax.device_get(self._sums(graphdef, parameters, batch)).items():
@@ -132,7 +133,7 @@ class Task(abc.ABC):
         return {name: (float(total), float(count)) for name, (total, count) in sums.items()}
 
     def _sums(self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch) -> Metrics:
-        """Sums and counts of one batch, over the rows of all processes."""
+        """Computes sums and counts of one batch, over the rows of all processes."""
         sums, _ = self.forward(graphdef, parameters, evaluation.put(batch, self.sequences))
         return sums
 
@@ -140,7 +141,7 @@ class Task(abc.ABC):
     def forward(
         self, graphdef: nnx.GraphDef, parameters: Any, batch: dict[str, jax.Array]
     ) -> tuple[Metrics, Any]:
-        """`measure` of a batch whose rows the devices share."""
+        """Computes `measure` for a batch with rows sharded over devices."""
 
         def measure(parameters, batch):
             return self.measure(nnx.merge(graphdef, parameters), batch)
@@ -150,5 +151,5 @@ class Task(abc.ABC):
         return measured(parameters, batch)
 
     def measure(self, model: Any, batch: dict[str, jax.Array]) -> tuple[Metrics, Any]:
-        """Sums and counts of an evaluation's batch, and what the host needs of each row."""
+        """Returns sums and counts of an evaluation batch, and arrays per row for the host."""
         return self.loss(model, batch, None), None

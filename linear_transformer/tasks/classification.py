@@ -1,4 +1,4 @@
-"""Classification: cross entropy of the class, and accuracy."""
+"""Loss of classification: cross entropy and accuracy."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -12,10 +12,10 @@ def classification_loss(
     labels_B: Int[Array, " B"],
     weights_B: Float[Array, " B"] | None = None,
 ) -> Metrics:
-    """{"loss": nats, "accuracy": right answers}, each a sum and a count.
+    """Returns {"loss": nats, "accuracy": right answers}, each as a sum and a count.
 
     Args:
-      weights_B: 0 for rows that fill up a batch.
+      weights_B: 0 for rows that fill up a batch; None is 1 for all rows.
     """
     if weights_B is None:
         weights_B = jnp.ones(labels_B.shape, logits_BE.dtype)

@@ -1,6 +1,6 @@
-"""Where an evaluation runs: on the mesh of the context, each device with a part of the rows.
+"""Placement of an evaluation on the mesh of the context, where each device has a part of the rows.
 
-Without `jax.set_mesh`, and on a mesh of one device, that is the default device with all rows.
+Without `jax.set_mesh`, and on a mesh of one device, the default device has all rows.
 """
 
 import functools
@@ -17,16 +17,16 @@ from linear_transformer.sharding import placement
 
 
 def mesh() -> Mesh | None:
-    """The mesh that rows are spread over; None where one device has all of them."""
+    """Returns the mesh that shards the rows; None if one device has all rows."""
     found = jax.sharding.get_mesh()
     return found if found.size > 1 else None
 
 
 def reader(batch_size: int) -> dict[str, int]:
-    """What this process reads of each batch, as arguments of the functions that read a split.
+    """Returns the part of each batch that this process reads, as arguments of data pipelines.
 
     Args:
-      batch_size: rows of a batch of all devices, which is made a multiple of them.
+      batch_size: rows of a batch over all devices, rounded up to a multiple of the devices.
     """
     found = mesh()
     if found is None:
@@ -41,19 +41,19 @@ def reader(batch_size: int) -> dict[str, int]:
 
 
 def row_devices() -> int:
-    """Devices that have rows of their own."""
+    """Number of devices with their own rows."""
     found = mesh()
     return 1 if found is None else found.shape["data"] * found.shape["fsdp"]
 
 
 def put(batch: Batch, sequences: Sequences = NO_SEQUENCES) -> Batch | dict[str, jax.Array]:
-    """The rows that this process has read, on its devices."""
+    """Places the rows that this process has read on its devices."""
     found = mesh()
     return batch if found is None else placement.put_batch(found, batch, sequences)
 
 
 def init_rows(init: Callable[[int], Any], rows: int) -> Any:
-    """`init(rows)`, arrays with the rows in front, on the devices that have the rows."""
+    """Computes `init(rows)`, arrays with rows as first axis, on the devices of the rows."""
     found = mesh()
     if found is None:
         return init(rows)
@@ -62,7 +62,7 @@ def init_rows(init: Callable[[int], Any], rows: int) -> Any:
 
 
 def of_all_processes(sums: np.ndarray) -> np.ndarray:
-    """The sum of what the processes have each computed of the rows that they have read."""
+    """Returns the total of the sums that processes have computed over the rows that they read."""
     found = mesh()
     if found is None:
         return sums

@@ -1,4 +1,4 @@
-"""Classification of images: cross entropy of the class, and accuracy."""
+"""Classification of images: cross entropy and accuracy."""
 
 from collections.abc import Iterator
 
@@ -66,12 +66,12 @@ class ImageClassification(Task):
         self, model: ResNet, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:
         del dropout_key
-        # Bytes to -2 .. 2: about zero mean and unit variance.
+        # Maps bytes to -2 ... 2: about zero mean and unit variance.
         images_BYXC = batch["images"].astype(jnp.float32) / 63.75 - 2
         return classification_loss(model(images_BYXC), batch["labels"], batch["weights"])
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """The loss in nats, and the share of right answers."""
+        """Returns the loss in nats, and the share of right answers."""
         del split
         return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 

@@ -1,4 +1,4 @@
-"""Images pixel by pixel: bits per dimension under a mixture of logistics."""
+"""Generation of images pixel by pixel: bits per dimension under a mixture of logistics."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from linear_transformer.types import Metrics, PRNGKey
 
 
 def _pixel_by_pixel(batch: Batch) -> Batch:
-    """Every pixel but the first is to be predicted from those before it."""
+    """Makes inputs and targets: each value but the first is predicted from all values before it."""
     pixels = batch["images"].reshape(len(batch["images"]), -1).astype(np.int32)
     inputs, targets = pixels[:, :-1], pixels[:, 1:]
     weights = np.broadcast_to(batch["weights"][:, None], targets.shape)
@@ -35,8 +35,8 @@ def _pixel_by_pixel(batch: Batch) -> Batch:
 class ImageGeneration(TokenTask):
     """The task of every config with `task = "image_generation"`.
 
-    An image is a sequence of its channel values, row by row.  As in Katharopoulos et al. 2020 the
-    model reads them and predicts the next one; the first is not predicted.
+    An image is the sequence of its channel values, row by row.  As in Katharopoulos et al. 2020,
+    the model predicts each value from all values before it; the first value is not predicted.
     """
 
     headline = "bits_per_dim"

@@ -43,7 +43,7 @@ DATASETS: dict[str, Callable[[Any], EventCorpus]] = {
 class Inpainting(Task):
     """The task of every config with `task = "inpainting"`.
 
-    `config.data.sequence_length` is in tokens: events times channels.
+    `config.data.sequence_length` counts tokens: events times channels.
     """
 
     headline = "nats_per_event"
@@ -99,7 +99,7 @@ class Inpainting(Task):
         batch: dict[str, Array],
         dropout_key: PRNGKey | None,
     ) -> Metrics:
-        """The mean over all tokens of masked events, PAD and START left out."""
+        """Returns sums and counts over all tokens of masked events, without PAD and START."""
         events = (batch["events"], batch["elapsed"], batch["masked"])
         mask_BN = sequence_parallel.in_row(batch["elapsed"], self.num_events)
         logits = model(*events, mask_BN=mask_BN, dropout_key=dropout_key)
@@ -128,10 +128,10 @@ class Inpainting(Task):
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Metrics in nats per masked token, with the same masks every time.
+        """Computes metrics in nats per masked token, with the same masks every time.
 
         `unigram_nats_per_event` is the cross entropy of the same events under the frequencies of
-        the train split: what can be had without any context.
+        the train split, a baseline without context.
         """
         batches, again = itertools.tee(
             itertools.islice(self._evaluation_batches(split), max_batches)
@@ -149,7 +149,7 @@ class Inpainting(Task):
 
     @functools.cached_property
     def _unigram_nll(self) -> list[np.ndarray]:
-        """-log of the add-one frequencies of each channel in the train split, specials included."""
+        """Negative log frequencies (add-one) of each channel in the train split, with specials."""
         events = [self.corpus.encode(piece) for piece in self.corpus.pieces("train")]
         columns = np.concatenate(events).T
         nll = []

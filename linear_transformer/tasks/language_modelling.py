@@ -35,8 +35,8 @@ LN2 = math.log(2)
 
 
 def negative_log_likelihood(logits_BTE: Logits, targets_BT: Tokens) -> Float[Array, "B T"]:
-    """-log p(target) in nats, in the logits' dtype (fp32 or wider)."""
-    # A masked sum instead of a gather: its gradient is no scatter.
+    """Returns -log p(target) in nats, in the dtype of the logits (fp32 or wider)."""
+    # A masked sum, because the gradient of a gather would be a scatter.
     is_target = jnp.arange(logits_BTE.shape[-1]) == targets_BT[..., None]
     target_BT = jnp.sum(jnp.where(is_target, logits_BTE, 0), axis=-1)
     return jax.nn.logsumexp(logits_BTE, axis=-1) - target_BT
@@ -117,7 +117,7 @@ class LanguageModelling(Task):
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Metrics at the training context: each window is read without what came before it."""
+        """Computes metrics at the training context: each window starts without earlier tokens."""
         batches = itertools.islice(self._evaluation_batches(split), max_batches)
         sums = self._total(graphdef, parameters, batches)
         return self.summarize(sums, split) | {"tokens": sums["nll"][1]}
@@ -128,10 +128,10 @@ class LanguageModelling(Task):
     def evaluate_stateful(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str
     ) -> dict[str, float]:
-        """Metrics with the recurrent state carried through each whole document.
+        """Computes metrics with the recurrent state carried through whole documents.
 
         Raises:
-          ConfigError: the model's state can't hold a whole document.
+          ConfigError: a document is longer than the capacity of the model.
         """
         documents = self.corpus.documents(split)
         model = nnx.merge(graphdef, parameters)
@@ -198,7 +198,7 @@ class LanguageModelling(Task):
         sampler: Sampler,
         seed: int,
     ) -> Iterator[str]:
-        """Yields the text that continues the prompt, as it is made."""
+        """Yields the text that continues the prompt, as it is generated."""
         tokenizer = self.corpus.tokenizer
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
         decoder = tokenizer.stream_decoder()

@@ -1,8 +1,8 @@
-"""Masked language modelling: tokens that are hidden, and a model that looks both ways for them.
+"""Masked language modelling: a bidirectional model predicts hidden tokens.
 
-The masks of Devlin et al. 2019 (BERT), drawn anew at every step as in Liu et al. 2019 (RoBERTa,
-section 4.1): 15 % of the tokens of a row are predicted; of these 80 % are replaced by the mask
-token, 10 % by a random token, and 10 % are left as they are.
+The masks follow Devlin et al. 2019 (BERT) and are drawn anew at every step, as in Liu et al. 2019
+(RoBERTa, section 4.1): 15 % of the tokens of a row are predicted; of these, 80 % are replaced by
+the mask token, 10 % by a random token, and 10 % stay unchanged.
 """
 
 import functools
@@ -31,12 +31,12 @@ from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.types import Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)
-EVALUATION_SEED = 0  # of the masks of every evaluation: one split is one set of predictions
-MASKED, RANDOM = 0.8, 0.1  # shares of the predicted tokens; the rest stays as it is
+EVALUATION_SEED = 0  # for masks: all evaluations of a split predict the same tokens
+MASKED, RANDOM = 0.8, 0.1  # shares of the predicted tokens; the rest stays unchanged
 
 
 class Masked(NamedTuple):
-    """Tokens to read, and which of them are to be predicted."""
+    """Input tokens, and the mask of the tokens to predict."""
 
     tokens_BT: Tokens
     predicted_BT: Bool[Array, "B T"]
@@ -51,18 +51,18 @@ def mask_tokens(
     bos_id: int,
     mask_id: int,
 ) -> Masked:
-    """Chooses `rate` of the maskable tokens of every row and hides them.
+    """Chooses the share `rate` of the maskable tokens of every row and hides them.
 
-    The number is rounded up or down at random so that the mean is exact.  A row that has maskable
-    tokens but would get none gets one.
+    The number of tokens is rounded up or down at random, so that its mean is exact, but a row with
+    maskable tokens has at least one hidden token.
 
     Args:
       tokens_BT: ids below `mask_id`.
       maskable_BT: False for padding and special tokens, which are neither hidden nor predicted.
-      keys_B: one key a row; equal keys make equal masks.
+      keys_B: one key per row; equal keys give equal masks.
       rate: share of the tokens to predict.
-      bos_id: never drawn as a random token.
-      mask_id: the mask token, one more than the largest id of the text.
+      bos_id: id that is never drawn as a random token.
+      mask_id: id of the mask token, one more than the largest id of the text.
     """
 
     def row(tokens_T, maskable_T, key):
@@ -90,9 +90,8 @@ def _row_keys(key: PRNGKey, rows_B: Int[Array, " B"]) -> PRNGKey:
 class MaskedLanguageModelling(Task):
     """The task of every config with `task = "masked_language_modelling"`.
 
-    The text is that of language modelling without its leading BOS tokens; documents that follow one
-    another in a contiguous row stay apart by the BOS between them.  `config.mask_rate` is the share
-    of tokens to predict.
+    The text is the same as in language modelling, without leading BOS tokens; in a contiguous row,
+    BOS tokens separate the documents.  `config.mask_rate` is the share of tokens to predict.
     """
 
     headline = "perplexity"
@@ -133,10 +132,10 @@ class MaskedLanguageModelling(Task):
     def loss(
         self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
     ) -> Metrics:
-        """The masks come from the step's key, and so are new at each step and the same on resuming.
+        """Returns sums and counts over the predicted tokens.
 
-        Without a key, which is how evaluation calls it, they come from `batch["rows"]`, the numbers
-        of the rows in the split.
+        Masks depend on the key of the step: they are new at each step, and the same if a run is
+        resumed.  Evaluation has no key; its masks depend on `batch["rows"]`, indices in the split.
         """
         if dropout_key is None:
             keys_B = _row_keys(jax.random.key(EVALUATION_SEED), batch["rows"])
@@ -177,7 +176,7 @@ class MaskedLanguageModelling(Task):
         }
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """Over the predicted tokens: loss in nats, bits, perplexity, and accuracy."""
+        """Returns loss in nats, bits, perplexity and accuracy over the predicted tokens."""
         del split
         means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
         nats = means["loss"]
@@ -197,15 +196,15 @@ class MaskedLanguageModelling(Task):
         for number, batch in enumerate(batches):
             first = (number * parts + part) * size
             batch["rows"] = np.arange(first, first + size, dtype=np.int32)
-            batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is apart
+            batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is its own segment
             yield batch
 
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Every token is read once; which are predicted depends on the split alone.
+        """Computes metrics over windows of at most T tokens of one document.
 
-        Windows are at most T tokens of one document.
+        Every token is an input once; the choice of predicted tokens depends on the split alone.
         """
         batches = itertools.islice(self._evaluation_batches(split), max_batches)
         sums = self._total(graphdef, parameters, batches)

@@ -1,4 +1,4 @@
-"""Classification of sequences or of pairs of them: cross entropy of the class, and accuracy."""
+"""Classification of sequences or of pairs of sequences: cross entropy and accuracy."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ from linear_transformer.types import Metrics, PRNGKey
 class SequenceClassification(Task):
     """The task of every config with `task = "sequence_classification"`.
 
-    The source says whether an example is one sequence, for a `Classifier`, or two, for a `Matcher`.
+    An example of the source is one sequence, for a `Classifier`, or a pair, for a `Matcher`.
     """
 
     headline = "accuracy"
@@ -88,16 +88,16 @@ class SequenceClassification(Task):
         inputs = batch["inputs"]
         if self.padded:
             mask = sequence_parallel.places(inputs.shape[-1]) < batch["lengths"][..., None]
-        else:  # attention to all of a row is cheaper than to a part of it
+        else:  # attention without a mask is cheaper
             mask = sequence_parallel.in_row(inputs, self.data.sequence_length)
         masked = {"mask_BT" if self.source.towers == 1 else "mask_B2T": mask}
         logits_BE = model(inputs, **masked, dropout_key=dropout_key)
-        # All shards of a row have its logits; one of them counts it.
+        # All shards of a row have its logits; only the first shard counts the row.
         weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
         return classification_loss(logits_BE, batch["labels"], weights_B)
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """The loss in nats, and the share of right answers."""
+        """Returns the loss in nats, and the share of right answers."""
         del split
         return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 

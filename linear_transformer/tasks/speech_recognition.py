@@ -1,4 +1,4 @@
-"""Speech recognition: connectionist temporal classification, and error rates."""
+"""Speech recognition: connectionist temporal classification (CTC), and error rates."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ _SAMPLED = 5  # utterances
 class SpeechRecognition(Task):
     """The task of every config with `task = "speech_recognition"`.
 
-    `config.encoder` says what `config.model` describes: a "transformer" or a "bilstm".
-    `config.beam_width` is of the prefix beam search of evaluations; 0 takes the best path.
+    `config.encoder` is the kind of model in `config.model`: "transformer" or "bilstm".
+    `config.beam_width` sets the prefix beam search of evaluations; 0 takes the best path.
     """
 
     headline = "loss"
@@ -81,13 +81,13 @@ class SpeechRecognition(Task):
     def loss(
         self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> Metrics:
-        """{"loss": nats of the transcripts, of all their alignments; their units}."""
+        """Returns {"loss": (nats of the transcripts over all alignments, number of units)}."""
         return self._loss_and_logits(model, batch, dropout_key)[0]
 
     def measure(
         self, model: SpeechRecognizer, batch: dict[str, jax.Array]
     ) -> tuple[Metrics, Logits]:
-        """The loss, and the logits, of which the host makes transcripts."""
+        """Returns the loss, and the logits, from which the host makes transcripts."""
         return self._loss_and_logits(model, batch, None)
 
     def _loss_and_logits(
@@ -97,7 +97,7 @@ class SpeechRecognition(Task):
         heard_BT = places_T < batch["num_frames"][:, None]
         spelled_BU = jnp.arange(self.data.max_units) < batch["num_units"][:, None]
         logits_BTE = model(batch["frames"], mask_BT=heard_BT, dropout_key=dropout_key)
-        # An alignment is of the whole utterance; one of the shards that have it counts it.
+        # An alignment covers the whole utterance; only the first of its shards counts the loss.
         logits_BTE, heard_BT = map(sequence_parallel.gathered, (logits_BTE, heard_BT))
         weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
         nll_B = optax.ctc_loss(logits_BTE, ~heard_BT, batch["units"], ~spelled_BU, blank_id=BLANK)
@@ -105,9 +105,9 @@ class SpeechRecognition(Task):
         return {"loss": sums}, logits_BTE
 
     def _sums(self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch) -> Metrics:
-        """The loss, and errors of what is recognized, which is found outside of JAX."""
+        """Computes the loss, and the errors of the recognized text outside of JAX."""
         metrics, logits_BTE = self._forward(graphdef, parameters, batch)
-        errors = np.zeros((2, 2))  # of units and of words; errors and count
+        errors = np.zeros((2, 2))  # rows are units and words, columns are errors and count
         for row in np.flatnonzero(batch["weights"]):
             found = self._recognize(logits_BTE[row, : batch["num_frames"][row]])
             expected = batch["units"][row, : batch["num_units"][row]]
@@ -123,7 +123,7 @@ class SpeechRecognition(Task):
     def _forward(
         self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch
     ) -> tuple[Metrics, np.ndarray]:
-        """The loss of all rows, and the logits of the rows of this process."""
+        """Computes the loss of all rows, and the logits of the rows of this process."""
         placed = evaluation.put(batch, self.sequences)
         metrics, logits_BTE = self.forward(graphdef, parameters, placed)
         return metrics, own_rows(logits_BTE)
@@ -135,7 +135,7 @@ class SpeechRecognition(Task):
         return ctc.prefix_beam_search(log_probs_TE, self.beam_width)[0]
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """The loss in nats a unit, and of evaluations the error rates, which can exceed 1."""
+        """Returns the loss in nats per unit, and error rates of evaluations, which can exceed 1."""
         del split
         return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
@@ -156,7 +156,7 @@ class SpeechRecognition(Task):
         }
 
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
-        """Validation transcripts, and what is recognized."""
+        """Returns validation transcripts and the recognized text."""
         batch = next(self._evaluation_batches("validation"))
         _, logits_BTE = self._forward(graphdef, parameters, batch)
         lines = []

@@ -1,4 +1,4 @@
-"""Synthetic sequences: cross entropy and accuracy of the tokens that count."""
+"""Synthetic sequences: cross entropy and accuracy of the weighted tokens."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.tasks.token_task import TokenTask
 from linear_transformer.types import Metrics, PRNGKey
 
-# Of one evaluation at more than the length of training, which then has fewer examples.
+# Limit of one evaluation beyond the training length, which then has fewer examples.
 _MOST_TOKENS = 2**22
 
 
 def _pairs(settings: Any, key: str) -> list[tuple[int, Any]]:
-    """The (length, value) of each; lists where a config was read from a file."""
+    """Returns pairs (length, value); in a config that was read from a file, they are lists."""
     many = (list, tuple)
     if not isinstance(settings, many) or not all(
         isinstance(s, many) and len(s) == 2 and isinstance(s[0], int) for s in settings
@@ -45,9 +45,9 @@ def _pairs(settings: Any, key: str) -> list[tuple[int, Any]]:
 class Synthetic(TokenTask):
     """The task of every config with `task = "synthetic"`; `config.data.dataset` is a generator.
 
-    Besides the length of training it evaluates at each of `config.data.evaluation_lengths`, and
-    with other options of the generator: `config.data.evaluation_options.pairs = ((64, 8), (128,
-    32))` is 64 tokens with 8 pairs and 128 with 32.
+    Evaluations are at the training length, at each of `config.data.evaluation_lengths`, and with
+    other options of the generator: `config.data.evaluation_options.pairs = ((64, 8), (128, 32))`
+    is an evaluation on 64 tokens with 8 pairs, and another one on 128 tokens with 32 pairs.
     """
 
     headline = "accuracy"
@@ -57,12 +57,12 @@ class Synthetic(TokenTask):
         self.generator = make_generator(config.data)
         super().__init__(config, self.generator.vocab_size)
         self._check(self.generator, config.data.sequence_length, "config.data.sequence_length")
-        # By the end of the metrics' names.
+        # Generator and length of each evaluation, by the suffix of its metrics.
         self.evaluations: dict[str, tuple[Generator, int]] = {}
         for length in config.data.evaluation_lengths:
             self._check(self.generator, length, "config.data.evaluation_lengths")
             self.evaluations[str(length)] = self.generator, length
-        # Configs without other options need not say so.
+        # The key may be missing.
         for option, settings in config.data.get("evaluation_options", {}).items():
             key = f"config.data.evaluation_options.{option}"
             for length, value in _pairs(settings, key):
@@ -101,7 +101,7 @@ class Synthetic(TokenTask):
     def _evaluation_batches(
         self, split: str, generator: Generator | None = None, length: int | None = None
     ) -> Iterator[Batch]:
-        """Beyond the length of training a batch has fewer rows, about the same tokens."""
+        """Yields batches; beyond the training length they have fewer rows, but as many tokens."""
         trained: int = self.data.sequence_length
         length = trained if length is None else length
         rows, examples = self.data.batch_size, self.data.evaluation_examples
@@ -119,7 +119,7 @@ class Synthetic(TokenTask):
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Metrics at the length of training, and `accuracy_at_` and `sequences_at_` the others."""
+        """Computes metrics at the training length, `accuracy_at_*` and `sequences_at_*`."""
         metrics = super().evaluate(graphdef, parameters, split, max_batches)
         for name, (generator, length) in self.evaluations.items():
             batches = self._evaluation_batches(split, generator, length)
@@ -135,7 +135,7 @@ class Synthetic(TokenTask):
         batch: dict[str, jax.Array],
         dropout_key: PRNGKey | None,
     ) -> Metrics:
-        """The mean over weighted tokens; `sequences` are examples without any wrong one."""
+        """Returns sums and counts of weighted tokens; `sequences` are examples without an error."""
         options = {}
         if isinstance(model, Compressor) and sequence_parallel.shards() > 1:
             mask_BT = sequence_parallel.in_row(batch["inputs"], self.data.sequence_length)
@@ -145,7 +145,7 @@ class Synthetic(TokenTask):
         nll_BT = negative_log_likelihood(logits_BTE, targets_BT)
         wrong_BT = weights_BT * (jnp.argmax(logits_BTE, axis=-1) != targets_BT)
         count = weights_BT.sum()
-        # Over all shards of a row, one of which counts it.
+        # Totals over all shards of a row; only the first shard counts the row.
         counted_B, wrong_B = (
             sequence_parallel.total(jnp.sum(x_BT, axis=-1)) > 0 for x_BT in (weights_BT, wrong_BT)
         )

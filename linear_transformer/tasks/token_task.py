@@ -1,4 +1,4 @@
-"""What tasks on generated or pixel sequences share: a causal language model on rows of tokens."""
+"""Base class of tasks with a causal language model on generated sequences or pixels."""
 
 import jax
 import ml_collections
@@ -10,11 +10,11 @@ from linear_transformer.tasks.base import Task
 
 
 class TokenTask(Task):
-    """A task whose model is a causal `LanguageModel` on rows of one length.
+    """Task with a causal `LanguageModel` on rows of one length.
 
     Args:
-      config: of the experiment.
-      vocab_size: of the model's input.
+      config: config of the experiment.
+      vocab_size: vocabulary size of the model's input.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, vocab_size: int):
