@@ -1,12 +1,12 @@
-"""The mechanisms by name: what `config.model` says of each, at any size.
+"""Mechanisms by name, with their entries of `config.model` at any size.
 
     python train.py --config=configs/default.py:performer
     python -m linear_transformer.cli.mechanisms
 
-The second command lists them: every mixer of linear_transformer/nn/mixers, and the models of this
-file that are made of mixers.  Positions, feed-forward and depth go with the mechanism: a unit that
-gates itself has no feed-forward and twice the layers.  What is None or "auto" here follows from the
-mixers, the width and the data when the model is made, and so from what the command line changes.
+The second command lists all mechanisms: the mixers of linear_transformer/nn/mixers, and the
+compositions of mixers in this file.  Positions, feed-forward and depth depend on the mechanism: a
+gated attention unit has no feed-forward and twice the layers.  Values of None or "auto" are set
+when the model is made, from mixers, width and data, including changes on the command line.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ NORM = {
 
 
 def transnormer(kind: str) -> dict[str, Any]:
-    """TransNormer T1 or T2 (Qin et al. 2022): half of the layers in blocks, then NormAttention."""
+    """TransNormer T1 or T2 (Qin et al. 2022): first DiagAttention, then NormAttention layers."""
     return {
         "pattern": ("diag", "norm"),
         "pattern_fill": "stretch",
@@ -41,7 +41,7 @@ def transnormer(kind: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Composition:
-    """A model made of mixers that have names of their own.
+    """Model composed of mixers, with a name of its own.
 
     Attributes:
       meaning, source: see `Mechanism`.
@@ -89,18 +89,18 @@ COMPOSITIONS = {
         },
     ),
 }
-# A composition goes before a mixer of the same name.
+# A composition takes precedence over a mixer of the same name.
 TABLE: dict[str, Mechanism | Composition] = dict(sorted({**MIXERS, **COMPOSITIONS}.items()))
 NAMES = tuple(name for name, mechanism in TABLE.items() if mechanism.causal)
 
 
 def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict[str, Any]:
-    """The entries of `config.model` that a mechanism decides.
+    """Returns the entries of `config.model` that depend on the mechanism.
 
     Args:
       name: a name in `TABLE`.
-      num_layers: layers of a model of attention and feed-forward.
-      names: the names that are allowed; those of causal mechanisms.
+      num_layers: number of layers of attention and feed-forward.
+      names: allowed names; the default is all causal mechanisms.
 
     Raises:
       ConfigError: the name is not allowed.

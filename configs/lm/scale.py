@@ -1,14 +1,15 @@
-"""Any mechanism at 125M to 7B parameters, on TPU slices: `:linear,125m`, `:gla,7b`, ...
+"""Language models of 125M to 7B parameters with any mechanism, on TPU slices: `:linear,125m`, ...
 
     python train.py --config=configs/lm/scale.py:linear,1b \
         --config.data.dataset=local_text --config.data.path=FOLDER
     python train.py --config=configs/lm/scale.py:linear,1b --compile_only --topology=v5p:2x2x2
 
-Bytes as tokens, unless config.data.tokenizer names a tokenizer.json; without a data set of your own
-it is the quick start's text, which says whether a size fits and is no corpus for it.  bf16,
-layers in a scan that are computed again in the backward pass, AdamW; parameters and optimizer are
-spread over config.mesh.fsdp devices.  Sizes are nominal: 12 D^2 parameters a layer, as softmax
-and linear attention have; docs/scaling.md has the TPUs that each fits on.  Not run here.
+Tokens are bytes, unless config.data.tokenizer names a tokenizer.json.  The default data set is the
+text of the quick start, which shows whether a size fits but is too small to train it.  Training is
+in bf16 with AdamW; layers are in a scan and recomputed in the backward pass; parameters and
+optimizer are sharded over config.mesh.fsdp devices.  Sizes are nominal: 12 D^2 parameters per
+layer, as for softmax and linear attention; docs/scaling.md has the TPUs that each size fits on.
+The config was not run here.
 """
 
 import ml_collections
@@ -16,7 +17,7 @@ import ml_collections
 from configs import default
 from linear_transformer.errors import ConfigError
 
-# Width, layers, heads, devices of "fsdp", peak learning rate.
+# Width, layers, heads, devices along "fsdp", peak learning rate.
 SIZES = {
     "125m": (768, 18, 12, 1, 6e-4),
     "350m": (1024, 28, 16, 4, 3e-4),

@@ -3,8 +3,8 @@
     python train.py --config=configs/lm/text8.py --config.data.path=FOLDER_WITH_text8.zip
     python eval.py --workdir=runs/lm/text8 --split=test
 
-Without a path the zip is downloaded.  No published number for this very model; Transformer-XL
-(large) reaches 1.08 bits per character.  Not run here.
+Without a path, the zip is downloaded.  There is no published number for this model; Transformer-XL
+(large) reaches 1.08 bits per character.  The config was not run here.
 """
 
 import ml_collections

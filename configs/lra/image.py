@@ -5,10 +5,10 @@
     python train.py --config=configs/lra/image.py:linear --config.data.dataset=cifar10 \
         --config.data.path=FOLDER_OF_ITS_BINARY_VERSION
 
-32 x 32 grey levels, row by row, one token each; nothing tells the model that they are an image.
-The benchmark's set is CIFAR-10; the default is Fashion-MNIST with a border, which is easier and can
-be downloaded.  Variants: the names in variants.py, each alone (Long Range Arena's code: 1 layer of
-width 32, 35,000 steps of 256), with ",small" or ",quick" (2 layers of width 64).
+An image is 32 x 32 grey levels, row by row, one token per level; the model is not given the shape.
+The benchmark uses CIFAR-10; the default here is Fashion-MNIST with a border, which is easier and
+can be downloaded.  Variants are the names in variants.py, alone (Long Range Arena's code: 1 layer
+of width 32, 35,000 steps of 256), or with ",small" or ",quick" (2 layers of width 64).
 
 Published accuracy on CIFAR-10, %:
 
@@ -19,16 +19,16 @@ Published accuracy on CIFAR-10, %:
     LION-S               86.1   in its own setting; 42.6 without the state space model's decays
 
 S4 and its successors give the model a number for each pixel instead of a token:
-`--config.model.input=pixels`.  Higher published numbers of linear recurrences also scan in two
-dimensions, see colours and augment the images.  A convolution of 61 pixels keeps 92.5 % of the
+`--config.model.input=pixels`.  Linear recurrences with higher published numbers also scan in two
+dimensions, use colours and augment the images.  A convolution of 61 pixels keeps 92.5 % of the
 accuracy of Mega, so much of this task is local: compare with :convolution.
 
-Differences from the released code: it shuffles batches, not images; it leaves out the last test
-images where they do not fill a batch; its models drop attention weights too.
+The released code differs from this config: it shuffles batches, not images; it drops the last test
+images if they do not fill a batch; and it applies dropout to attention weights, too.
 
-On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:linear,quick` reaches 84.5 % of the 10,000 test images
-of Fashion-MNIST after 1,500 steps of 64, 13 minutes at 125,000 tokens/s; see docs/lra.md.  The
-other variants are not run.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24), `:linear,quick` classifies 84.5 % of the 10,000 test
+images of Fashion-MNIST correctly after 1,500 steps of 64, which take 13 minutes at 125,000
+tokens/s; see docs/lra.md.  The other variants were not run.
 """
 
 import ml_collections
@@ -36,7 +36,7 @@ import ml_collections
 from configs.lra import variants
 
 PIXELS = 32 * 32
-EXAMPLES = 45_000  # of CIFAR-10 to train on
+EXAMPLES = 45_000  # training images of CIFAR-10
 
 SMALL = variants.small(
     batch_size=256, num_steps=35_000, sequence_length=PIXELS, positions="learned"

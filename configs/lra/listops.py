@@ -4,9 +4,9 @@
     python train.py --config=configs/lra/listops.py:linear,small --config.data.path=DIR
     python eval.py --workdir=runs/lra/listops-linear,small --split=test
 
-Nested lists of digits under MIN, MAX, MED and SM, 500 to 2,000 symbols.  Variants: the names in
-variants.py, each alone (Long Range Arena's code: 4 layers of width 512, 5,000 steps of 32) or with
-",small" (2 layers of width 64).
+An input is a nested list of digits and the operators MIN, MAX, MED and SM, 500 to 2,000 symbols.
+Variants are the names in variants.py, alone (Long Range Arena's code: 4 layers of width 512, 5,000
+steps of 32) or with ",small" (2 layers of width 64).
 
 Published accuracy, %:
 
@@ -16,15 +16,15 @@ Published accuracy, %:
     TransNormer T2       41.6   in its own setting, as cited by others
     LION-S               62.3   in its own setting
 
-The most frequent answer alone is right in 17 %.  The first two rows are most probably of a
-tokenizer that lost the brackets, since repaired: linear transformers rerun afterwards reach 27.
-The released files had no seed, so that no generator makes the same ones.
+The most frequent answer is right for 17 % of the examples.  The first two rows most probably used a
+tokenizer that lost the brackets; since its repair, linear transformers reach 27.  The released
+files were generated without a seed, so no generator reproduces them.
 
-Differences from the released code: the paper itself has 6 layers and a feed-forward of 2,048;
-padding is masked, in Long Range Arena's linear transformer it is not.
+Differences: the text of the paper has 6 layers and a feed-forward of 2,048, unlike its code;
+padding is masked here, but not in Long Range Arena's linear transformer.
 
-On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:gla,quick` reaches 48.9 % in 241 s on own trees of 21
-to 119 tokens; see docs/lra.md.  The other variants, and long trees, are not run.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24), `:gla,quick` reaches 48.9 % in 241 s on generated trees
+of 21 to 119 tokens; see docs/lra.md.  The other variants, and long trees, were not run.
 """
 
 import ml_collections

@@ -4,11 +4,11 @@
     python train.py --config=configs/lra/pathfinder.py:linear,128 --config.data.path=FOLDER
     python eval.py --workdir=runs/lra/pathfinder-linear,small --split=test
 
-Does a dashed path join the two dots of a grey image?  A token for each pixel, row by row; the two
-answers are equally frequent.  Variants: the names in variants.py; then the side of the images if
-it is not 32: ",64", ",128" (Path-X) or ",256"; then ",small" for 2 layers of width 64 instead of
-Long Range Arena's sizes.  The benchmark has the hard images, paths of 14 dashes:
-`--config.data.difficulty` takes the others.
+The question is whether a dashed path joins the two dots of a grey image.  Each pixel is one token,
+row by row; the two answers are equally frequent.  A variant is a name in variants.py; then the side
+of the images unless it is 32: ",64", ",128" (Path-X) or ",256"; then ",small" for 2 layers of width
+64 instead of Long Range Arena's sizes.  The benchmark has hard images, with paths of 14 dashes;
+`--config.data.difficulty` selects the others.
 
 Published accuracy, %, at 32 x 32 and 128 x 128 pixels ("-": no better than chance, 50 %):
 
@@ -18,15 +18,15 @@ Published accuracy, %, at 32 x 32 and 128 x 128 pixels ("-": no better than chan
     TransNormer T2       76.8          in its own setting
     LION-S               91.3   98.0   in its own setting; 74.2 and - without its special decays
 
-With the released config of 32 pixels, whose positions are sinusoidal, transformer and linear
-transformer stay at 50 % for others; learned positions, as here, help the transformer.  Only the
-transformer has published settings above 32 pixels, which all mechanisms get here; there TransNormer
-and LION-S have the settings of the nearest size.
-Differences from the released code: queries, keys and values are as wide as the model, its linear
-transformer's half as wide; its models drop attention weights too.
+The released config for 32 pixels has sinusoidal positions; with it, others report 50 % for
+transformer and linear transformer.  Learned positions, as here, help the transformer.  Above 32
+pixels only the transformer has published settings, which all mechanisms share here, except that
+TransNormer and LION-S have their settings of the nearest size.
+Differences from the released code: queries, keys and values are as wide as the model here, but half
+as wide in its linear transformer; the released code applies dropout to attention weights, too.
 
-On 2 cores (AMD EPYC, AVX-512, 2026-11-24) :gla,quick stays at chance for its 2,000 steps (24
-minutes) on own easy images; the other variants are not run.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24), :gla,quick stays at chance for its 2,000 steps (24
+minutes) on generated easy images; the other variants were not run.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ import ml_collections
 from configs.lra import variants
 from configs.lra.variants import Setting, lra_adam
 
-EXAMPLES = 160_000  # to train on
+EXAMPLES = 160_000  # training images
 SIDES = (32, 64, 128, 256)
 
 
 def _lra(*, batch_size: int, num_steps: int, side: int, clip_norm: float = 0.0, **sizes) -> Setting:
-    """Sizes of the base config for this side; the warm-up is an epoch."""
+    """Setting of the base config for this side, with a warm-up of one epoch."""
     optimizer = lra_adam(1e-3, warmup_steps=EXAMPLES // batch_size, clip_norm=clip_norm)
     given = {"width": 32, "feed_forward": 32, "dropout": 0.1} | sizes
     return Setting(

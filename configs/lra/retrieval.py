@@ -3,10 +3,11 @@
     python train.py --config=configs/lra/retrieval.py:linear,small --config.data.path=FOLDER
     python eval.py --workdir=runs/lra/retrieval-linear,small --split=test
 
-Do two papers of the ACL Anthology Network cite each other?  Each is read as 4,000 bytes by the same
-encoder, and only the two vectors meet.  Variants: the names in variants.py, each alone (Long Range
-Arena's code: 4 layers of width 128, 5,000 steps of 32 pairs) or with ",small" (2 layers of width
-64, 30,000 steps).  `--config.data.dataset=passages` needs no files of that benchmark.
+The question is whether two papers of the ACL Anthology Network cite each other.  The same encoder
+maps 4,000 bytes of each paper to a vector, and a classifier compares the two vectors.  Variants are
+the names in variants.py, alone (Long Range Arena's code: 4 layers of width 128, 5,000 steps of 32
+pairs) or with ",small" (2 layers of width 64, 30,000 steps).  `--config.data.dataset=passages`
+needs no files of this benchmark.
 
 Published accuracy, %:
 
@@ -16,14 +17,14 @@ Published accuracy, %:
     TransNormer T2       83.8   in its own setting, as cited by others
     LION-S               90.4   in its own setting
 
-The first three are too low: transformer, Performer and Linformer all reach 79 with Nystromformer's
-code, the setting of ",small".
+The first three numbers are too low: transformer, Performer and Linformer all reach 79 with
+Nystromformer's code, the setting of ",small".
 
-Differences from the released code: it compares the vectors a and b by [a, b], the paper and its
-successors, and this, by [a, b, a * b, a - b]; its warm-up of 8,000 steps is longer than the run, as
-here; padding is masked, in Long Range Arena's linear transformer it is not.
+Differences: the released code compares the vectors a and b by [a, b]; the paper, its successors and
+this config use [a, b, a * b, a - b].  Padding is masked here, but not in Long Range Arena's linear
+transformer.  As in the released code, the warm-up of 8,000 steps is longer than the run.
 
-Not run, but for 400 steps of :transnormer_t2,quick on pairs of passages, which learn nothing.
+Only 400 steps of :transnormer_t2,quick on pairs of passages were run; the model learned nothing.
 """
 
 import ml_collections

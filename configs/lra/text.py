@@ -3,11 +3,12 @@
     python train.py --config=configs/lra/text.py:linear,small
     python eval.py --workdir=runs/lra/text-linear,small --split=test
 
-Is a film review positive or negative?  Variants: the names in variants.py, each alone (Long Range
-Arena's code: 4 layers of width 256, 20,000 steps of 32, the first 1,000 bytes) or with ",small" (2
-layers of width 64, the first 1,024 bytes).  `--config.data.path=FOLDER` names the unpacked folder
-aclImdb; without, training and test are parts of its train half, which is not the benchmark's split.
-`--config.data.dataset` takes newsgroups or spam too.
+The question is whether a film review is positive or negative.  Variants are the names in
+variants.py, alone (Long Range Arena's code: 4 layers of width 256, 20,000 steps of 32, the first
+1,000 bytes) or with ",small" (2 layers of width 64, the first 1,024 bytes).
+`--config.data.path=FOLDER` names the unpacked folder aclImdb; without it, training and test are
+parts of the train half of IMDb, which is not the benchmark's split.  `--config.data.dataset` may
+also be newsgroups or spam.
 
 Published accuracy, %:
 
@@ -18,13 +19,15 @@ Published accuracy, %:
     LION-S               88.1   in its own setting, 4,096 characters
 
 IMDb has no validation split; Long Range Arena validates on the test split, and S4 and its
-successors choose their epoch by it.  Here a part of the training split is held out.
+successors choose their epoch by the test split.  Here a part of the training split is held out.
 
-Differences from the released code: the paper itself has 6 layers of width 512; padding is masked,
-in Long Range Arena's linear transformer it is not.  TransNormer and S5 read characters, not bytes.
+Differences: the text of the paper has 6 layers of width 512, unlike its code; padding is masked
+here, but not in Long Range Arena's linear transformer; tokens of TransNormer and S5 are characters,
+not bytes.
 
-On 2 cores (AMD EPYC, AVX-512, 2026-11-24) `:transnormer_t2,quick` with `--config.num_steps=1000`
-reaches 65.9 % of the held-out reviews in 372 s; see docs/lra.md.  The other variants are not run.
+On 2 cores (AMD EPYC, AVX-512, 2026-11-24), `:transnormer_t2,quick` with `--config.num_steps=1000`
+classifies 65.9 % of the held-out reviews correctly after 372 s; see docs/lra.md.  The other
+variants were not run.
 """
 
 import ml_collections

@@ -1,13 +1,13 @@
-"""What the Long Range Arena configs share: mechanisms by name, and the settings they train in.
+"""Variants of the Long Range Arena configs: mechanisms by name, and their training settings.
 
-A variant is a name, alone or with ",small" behind it.  The names are those that
-`python -m linear_transformer.cli.mechanisms` lists, and lion_s: LION-S in the setting of its paper.
-The name convolution is the control that tells how local a task is.
+A variant is a name, alone or followed by ",small" or ",quick".  Names are the mechanisms that
+`python -m linear_transformer.cli.mechanisms` lists, and lion_s, LION-S in the setting of its paper.
+The name convolution is the control that shows how local a task is.
 
-Mechanisms that can look both ways do; the others are causal and pool by the mean.  A name alone
-trains in the setting of Long Range Arena's released code, except TransNormer and LION-S, which have
+Mechanisms are bidirectional if possible; the others are causal and pool by the mean.  A name alone
+has the setting of Long Range Arena's released code, except TransNormer and LION-S, which have
 settings of their own; ",small" is 2 layers of width 64 with 2 heads, as in Nystromformer's
-experiments, and ",quick" the same model trained for minutes on 2 CPU cores.
+experiments, and ",quick" is the same model, trained for minutes on 2 CPU cores.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.mixers.registry import MIXERS, feed_forward_ratio
 
-# Names of settings -> the mechanism.
+# Name of a setting -> name of its mechanism.
 _SAME_AS = {"lion_s": "lion"}
 NAMES = (*mechanisms.TABLE, *_SAME_AS)
 
-# Settings of all mechanisms besides those of the papers.
+# Settings for all mechanisms, besides the settings of the papers.
 SCALES = ("small", "quick")
 
 
@@ -33,10 +33,10 @@ class Setting:
     """Sizes of a model, and its training.
 
     Attributes:
-      feed_forward: its width, for mechanisms that have it whole: those with another ratio to the
-        model's width than 4 have the same share of it.
-      positions: of mechanisms that need any.
-      norm: of the sub-layers; None leaves it to the mechanism.
+      feed_forward: feed-forward width of mechanisms with a ratio of 4 to the model width; it is
+        scaled in proportion for mechanisms with another ratio.
+      positions: positions of mechanisms that need them.
+      norm: norm of the sub-layers; None is the mechanism's own norm.
       optimizer: entries of `config.optimizer`, AdamW.
     """
 
@@ -63,7 +63,7 @@ def adam(
     clip_norm: float = 0.0,
     options: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Entries of `config.optimizer`: a warm-up to the peak (None: a tenth), and a decay to 0."""
+    """Entries of `config.optimizer`: warm-up (None is a tenth of the steps), then decay to 0."""
     return {
         "name": "adamw",
         "learning_rate": learning_rate,
@@ -78,19 +78,19 @@ def adam(
 
 
 def lra_adam(learning_rate: float, **options: Any) -> dict[str, Any]:
-    """Adam as in every config of Long Range Arena's code."""
+    """Entries of `config.optimizer` for Adam, as in every config of Long Range Arena's code."""
     return adam(learning_rate, options={"b1": 0.9, "b2": 0.98, "eps": 1e-9}, **options)
 
 
 def lra_rsqrt(factor: float, warmup_steps: int) -> dict[str, Any]:
-    """Its rate for text and ListOps: factor * min(1, step / warmup) / sqrt(max(step, warmup))."""
+    """Adam of text and ListOps: factor * min(1, step / warmup) / sqrt(max(step, warmup))."""
     return lra_adam(
         factor / warmup_steps**0.5, schedule="rsqrt", warmup_steps=warmup_steps, weight_decay=0.1
     )
 
 
 def small(*, batch_size: int, num_steps: int, **options: Any) -> Setting:
-    """Nystromformer's; the schedule is assumed: a tenth of warm-up to 1e-4, then a cosine."""
+    """Nystromformer's setting; assumed is the schedule, a tenth of warm-up to 1e-4 and a cosine."""
     return Setting(
         num_layers=2,
         width=64,
@@ -104,7 +104,7 @@ def small(*, batch_size: int, num_steps: int, **options: Any) -> Setting:
 
 
 def quick(setting: Setting, *, batch_size: int, num_steps: int) -> Setting:
-    """The model of `small`, trained for as long as 2 CPU cores do in minutes, by Muon."""
+    """Returns a setting for the same model, with minutes of training by Muon on 2 CPU cores."""
     optimizer = {
         "name": "muon",
         "learning_rate": 1e-2,
@@ -121,13 +121,13 @@ def quick(setting: Setting, *, batch_size: int, num_steps: int) -> Setting:
 def transnormer(
     *, learning_rate: float, warmup_steps: int, feed_forward: float, width: int = 128, **options
 ) -> Setting:
-    """TransNormer's own: AdamW and a cosine over 50,000 steps; the width is that of its run script.
+    """TransNormer's setting: AdamW, a cosine over 50,000 steps, the width of its run script.
 
     The sub-layers have batch norms.  Deviations: LRPE with a reflection and learned frequencies; 8
     heads in all layers.
 
     Args:
-      feed_forward: its width over the model's.
+      feed_forward: feed-forward width over model width.
     """
     return Setting(
         width=width,
@@ -141,9 +141,9 @@ def transnormer(
 
 
 def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> Setting:
-    """LION's own: depth, width, batches and epochs of S5, AdamW with a cosine from 5e-4.
+    """LION's setting: depth, width, batches and epochs of S5, AdamW with a cosine from 5e-4.
 
-    Assumed: 8 heads, a feed-forward of 4 widths, a tenth of warm-up, S5's batch norm.
+    Assumed are 8 heads, a feed-forward of 4 widths, a tenth of warm-up, and S5's batch norm.
     """
     return Setting(
         width=width,
@@ -159,7 +159,7 @@ def lion(*, width: int, num_steps: int, weight_decay: float, **options: Any) -> 
 def parse(
     variant: str, sizes: tuple[str, ...] = (), names: tuple[str, ...] = NAMES
 ) -> tuple[str, str | None, str | None]:
-    """("linear", None, "small") for "linear,small"; ("linear", "128", None) for "linear,128".
+    """Parses "linear,small" as ("linear", None, "small"), "linear,128" as ("linear", "128", None).
 
     Raises:
       ConfigError: there is no such variant.
@@ -177,7 +177,7 @@ def parse(
 
 
 def model(name: str, setting: Setting) -> dict[str, Any]:
-    """The entries of `config.model` that differ from those of configs/default.py."""
+    """Returns the entries of `config.model` that differ from configs/default.py."""
     choices = mechanisms.model(
         _SAME_AS.get(name, name), num_layers=setting.num_layers, names=mechanisms.TABLE
     )
@@ -202,7 +202,7 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a mixer made bidirectional, if it can be, and for the length of the data."""
+    """Returns options of the mixer, bidirectional if possible, for the length of the data."""
     follows = MIXERS[mixer].length_option
     options = MIXERS[mixer].both_ways(options)
     return options if follows is None else options | {follows: None}
@@ -211,14 +211,14 @@ def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
 def get_config(
     name: str, scale: str | None, settings: Mapping[str, Setting], data: dict[str, Any]
 ) -> ml_collections.ConfigDict:
-    """The experiment.
+    """Returns the config of an experiment.
 
     Args:
-      name: of NAMES.
+      name: a name in NAMES.
       scale: "small", "quick", or None for the setting of the mechanism itself.
-      settings: "lra", "small" and "quick", and those of single mechanisms by name; "transnormer"
-        is for both TransNormers.
-      data: what `config.data` has besides its sizes.
+      settings: settings "lra", "small" and "quick", and settings of single mechanisms by name;
+        "transnormer" is for both TransNormers.
+      data: entries of `config.data` besides its sizes.
     """
     kind = "transnormer" if name.startswith("transnormer") else name
     setting = settings[scale] if scale else settings.get(kind, settings["lra"])

@@ -4,14 +4,14 @@
     python eval.py --workdir=runs/recall/induction_heads-mamba --split=test
     python -m linear_transformer.analysis.curves --runs='runs/recall/induction_heads-*' --by=length
 
-One marker among random symbols, and at the last token another: which symbol came after the first?
-Any mechanism of configs/mechanisms.py is a variant; softmax attention needs T^2 numbers, so give it
-`--config.data.evaluation_lengths="(64, 1024, 4096)"`.
+A marker stands among random symbols and again as the last token; the model predicts the symbol that
+followed the first marker.  Any mechanism of configs/mechanisms.py is a variant; softmax attention
+needs T^2 numbers, so give it `--config.data.evaluation_lengths="(64, 1024, 4096)"`.
 
-The paper trains on 256 tokens, 2 layers of width 64, 204,800 steps of 8 at a constant rate without
-weight decay, and tests on 2^6 to 2^20 tokens.  Here it is 2,000 steps of 64 with a cosine from
-3e-3, tested at the end on 2^6 to 2^16 by powers of 4; a test of 2^14 tokens has 256 examples and
-one of 2^16 has 64.  Not run yet.
+The paper trains 2 layers of width 64 on 256 tokens, for 204,800 steps of 8 at a constant rate
+without weight decay, and tests on 2^6 to 2^20 tokens.  Here training has 2,000 steps of 64 with a
+cosine from 3e-3, and the tests at the end have 2^6 to 2^16 tokens by powers of 4; the test of 2^14
+tokens has 256 examples and the test of 2^16 has 64.  The config was not run yet.
 """
 
 import ml_collections

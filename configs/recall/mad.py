@@ -1,23 +1,24 @@
-"""The six tasks of mechanistic architecture design, MAD (Poli et al. 2024, arXiv:2403.17844).
+"""Six tasks of mechanistic architecture design, MAD (Poli et al. 2024, arXiv:2403.17844).
 
     python train.py --config=configs/recall/mad.py:fuzzy_recall,gated_delta_net
     python eval.py --workdir=runs/recall/mad-fuzzy_recall,gated_delta_net --split=test
 
-A variant is a task, one of
+A variant is a task:
 
     in_context_recall    16 symbols, 128 tokens
     fuzzy_recall         keys and values of 1 to 3 of 16 symbols, 128 tokens; MAD's own test, with
                          keys of 3, is accuracy_at_length_128_shortest_key_3
-    noisy_recall         16 symbols and 16 of noise, which is a fifth of the pairs, 128 tokens
-    selective_copying    16 of 14 symbols among blanks, 256 tokens
+    noisy_recall         16 symbols and 16 of noise, which replace a fifth of the pairs, 128 tokens
+    selective_copying    16 symbols of 14 kinds among blanks, 256 tokens
     memorization         127 facts, 32 tokens
-    compression          31 random symbols of 15 from the last output vector
+    compression          31 random symbols of 15 kinds from the last output vector
 
-and, after a comma, any mechanism of configs/mechanisms.py (gated_delta_net if there is none).
-These are MAD's sizes of data and model (width 128, two mixers and two feed-forwards); the harder
-ones of its sweeps are options, as `--config.data.options.vocab_size=32`.  MAD trains for 200 epochs
-of 12,800 examples in batches of 128, with the best of the rates 1e-4, 5e-4 and 1e-3 and the weight
-decays 0 and 0.1, and a cosine to 1e-6; here it is 2,000 steps with 1e-3 and 0.1.  Not run yet.
+and, after a comma, any mechanism of configs/mechanisms.py (the default is gated_delta_net).  Sizes
+of data and model are MAD's (width 128, two mixers and two feed-forwards); the harder settings of
+its sweeps are options, such as `--config.data.options.vocab_size=32`.  MAD trains for 200 epochs of
+12,800 examples in batches of 128, with the best of the rates 1e-4, 5e-4 and 1e-3 and the weight
+decays 0 and 0.1, and a cosine to 1e-6; here training has 2,000 steps with 1e-3 and 0.1.  The config
+was not run yet.
 """
 
 import ml_collections

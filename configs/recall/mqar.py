@@ -4,14 +4,15 @@
     python eval.py --workdir=runs/recall/mqar-gated_delta_net --split=test
     python -m linear_transformer.analysis.curves --runs='runs/recall/mqar-*' --by=pairs
 
-Any mechanism of configs/mechanisms.py is a variant: 2 layers without feed-forward, trained on 64
-tokens with 4 pairs and tested with 4 to 64 pairs in 64 to 256 tokens, as Based is (Arora et al.
-2024, arXiv:2402.18668, figure 2; it is trained on up to 64 pairs in 256 tokens and tested on up to
-256 in 1,024).  The vocabulary of both papers is 8,192, and Zoology sees 6.4 million examples; here
-the vocabulary is 256 and a run sees 2,000 x 128.
+Any mechanism of configs/mechanisms.py is a variant, with 2 layers without feed-forward.  Training
+is on 64 tokens with 4 pairs, tests have 4 to 64 pairs in 64 to 256 tokens, similar to Based (Arora
+et al. 2024, arXiv:2402.18668, figure 2: training on up to 64 pairs in 256 tokens, tests on up to
+256 pairs in 1,024 tokens).  Both papers have a vocabulary of 8,192, and Zoology trains on 6.4
+million examples; here the vocabulary is 256, and a run trains on 2,000 x 128 examples.
 
-Validation accuracy with 4 pairs after 2,000 steps, one seed, 2 shared cores, 2026-11-24: :softmax,
-:delta_net and :gated_delta_net 100 %, :linear 99.95 %, :gla 26 %; docs/recall.md has the curves.
+The validation accuracy with 4 pairs after 2,000 steps (one seed, 2 shared cores, 2026-11-24) is
+100 % for :softmax, :delta_net and :gated_delta_net, 99.95 % for :linear and 26 % for :gla;
+docs/recall.md has the curves.
 """
 
 import ml_collections

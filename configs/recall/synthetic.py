@@ -1,7 +1,7 @@
-"""What the configs of this folder share: a small model on generated sequences.
+"""Base config of this folder: a small model on generated sequences.
 
-Any mechanism of configs/mechanisms.py is a variant.  The sizes are meant for minutes on 2 CPU
-cores.
+Any mechanism of configs/mechanisms.py is a variant.  The sizes are meant for training in minutes on
+2 CPU cores.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from configs import default
 def get_config(
     variant: str, *, dataset: str, options: Mapping[str, Any], sequence_length: int, width: int = 64
 ) -> ml_collections.ConfigDict:
-    """Two layers with two heads, 2,000 steps of 128 sequences, AdamW with a cosine.
+    """Returns a config of two layers with two heads, 2,000 steps of 128 sequences, AdamW, cosine.
 
     Args:
       variant: a name in configs/mechanisms.py.
       dataset: a name in `linear_transformer.data.synthetic.generators.GENERATORS`.
-      options: of that generator.
+      options: options of the generator.
       sequence_length: T in training.
-      width: of the model.
+      width: width of the model.
     """
     config = default.get_config(variant, width=width, num_layers=2)
     config.task = "synthetic"
