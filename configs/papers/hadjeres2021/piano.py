@@ -1,13 +1,14 @@
-"""The Piano Inpainting Application (Hadjeres & Crestel 2021) at the size of its released code.
+"""Piano Inpainting Application (Hadjeres & Crestel 2021) at the size of its released code.
 
     python train.py --config=configs/papers/hadjeres2021/piano.py \
         --config.data.path=FOLDER_OF_MIDI_FILES
     python eval.py --workdir=runs/papers/hadjeres2021/piano --split=test
 
-4 anti-causal encoder layers and 8 causal decoder layers of width 512 with GRU gates (75.6 M
-parameters), windows of 1024 notes (4096 tokens), AdamW at a constant 1e-4.  There: GiantMIDI-Piano,
-2 windows a GPU, up to 512,000 steps, and no published number.  Needs accelerators; not run here.
-piano_small.py is the twin that trains on 2 cores.
+The model has 4 anticausal encoder layers and 8 causal decoder layers of width 512 with GRU gates
+(75.6 M parameters); windows are 1024 notes (4096 tokens), and AdamW has a constant rate of 1e-4.
+The released code trains on GiantMIDI-Piano with 2 windows per GPU, for up to 512,000 steps; there
+is no published number.  Training needs accelerators; the config was not run here.  piano_small.py
+is the twin that trains on 2 cores.
 """
 
 import ml_collections

@@ -5,10 +5,11 @@
     python eval.py --workdir=runs/papers/katharopoulos2020/cifar10-linear --split=test
 
 Published bits/dim after 7 days on one GPU: :softmax 3.47, :linear 3.40, :lsh 3.39 (1 round) and
-3.51 (4 rounds).  16 layers, the rest as in mnist.py; the released command has RAdam at 2e-4, 10
-images a step for 500,000 steps.  3,072 channel values in their order.  Not run here.
+3.51 (4 rounds).  The model has 16 layers and is otherwise the one of mnist.py; an image is the
+sequence of its 3,072 channel values.  The released command has RAdam at 2e-4, and 10 images per
+step for 500,000 steps.  The config was not run here.
 
-`,small` is 4 layers of width 128, as in mnist.py.
+`,small` has 4 layers of width 128, as in mnist.py.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""The rows of the tables of Katharopoulos et al. 2020: experiments, measures and benchmarks."""
+"""Experiments, columns and benchmarks of the tables of Katharopoulos et al. 2020."""
 
 from linear_transformer.papers.tables import Benchmark, Column, Experiment
 
@@ -7,7 +7,7 @@ _CONFIGS = "configs/papers/katharopoulos2020"
 
 
 def images(dataset: str, row: str, *, small: bool = False) -> Experiment:
-    """Of tables 1, 2 and 4; the row `lsh-1` is the config `:lsh` with one round."""
+    """Experiment of a row of tables 1, 2 and 4; `lsh-1` is the config `:lsh` with one round."""
     method, _, rounds = row.removeprefix("stateful-").partition("-")
     return Experiment(
         f"{_CONFIGS}/{dataset}.py:{method}{',small' if small else ''}",
@@ -23,7 +23,7 @@ def bits_per_dim(name: str, digits: int) -> Column:
 
 
 def images_per_second(dataset: str, name: str) -> Column:
-    """Published on one P40 with batches that are not stated; the best of the measured batches."""
+    """Column of speeds; published on one P40 at unknown batch sizes, here at the fastest one."""
     return Column(name, "images/s", better="higher", benchmark=drawing(dataset, "images/s"))
 
 

@@ -1,4 +1,4 @@
-"""The longest sequences that fit: figure 1 of Katharopoulos et al. 2020."""
+"""Longest sequences that fit into memory: figure 1 of Katharopoulos et al. 2020."""
 
 from linear_transformer.papers.tables import Benchmark, Column, Row, Table
 

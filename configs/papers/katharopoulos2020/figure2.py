@@ -1,4 +1,4 @@
-"""The copy task: figure 2 of Katharopoulos et al. 2020; see `copying.py`."""
+"""Convergence of the copy task: figure 2 of Katharopoulos et al. 2020; see `copying.py`."""
 
 from linear_transformer.papers.tables import Column, Experiment, Row, Table
 

@@ -1,4 +1,4 @@
-"""The attentions that Katharopoulos et al. 2020 compare, and their transformer."""
+"""Mechanisms that Katharopoulos et al. 2020 compare, and the transformer of the paper."""
 
 import ml_collections
 
@@ -9,7 +9,7 @@ NAMES = {"linear": "katharopoulos", "softmax": "softmax", "lsh": "lsh"}
 
 
 def parse(variant: str) -> tuple[str, bool]:
-    """("linear", True) for "linear,small".
+    """Parses a variant: ("linear", True) for "linear,small".
 
     Raises:
       ConfigError: there is no such variant.
@@ -24,7 +24,7 @@ def parse(variant: str) -> tuple[str, bool]:
 
 
 def as_released(config: ml_collections.ConfigDict, *, heads: int) -> None:
-    """The transformer of pytorch-fast-transformers: post-norm, ReLU, half the width positions."""
+    """Sets the transformer of pytorch-fast-transformers; positions take half of the width."""
     config.model.update(
         num_heads=heads,
         norm_position="post",

@@ -1,4 +1,4 @@
-"""Images again, with a softmax that keeps its keys and values: table 4 of Katharopoulos et al."""
+"""MNIST and CIFAR-10 with a KV cache for softmax: table 4 of Katharopoulos et al. 2020."""
 
 from configs.papers.katharopoulos2020 import experiments
 from linear_transformer.papers.tables import Row, Table

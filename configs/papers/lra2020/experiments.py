@@ -1,4 +1,4 @@
-"""Long Range Arena's tasks as columns and as experiments, of configs/lra."""
+"""Tasks of Long Range Arena as columns of tables and as experiments with configs/lra."""
 
 from linear_transformer.analysis.published_lra import TASKS
 from linear_transformer.papers.tables import Column, Experiment
@@ -26,7 +26,7 @@ def average(tasks: tuple[str, ...]) -> Column:
 
 
 def paper(task: str, name: str) -> Experiment:
-    """In Long Range Arena's setting, or in the mechanism's own: see configs/lra/variants.py."""
+    """Experiment in Long Range Arena's or the mechanism's setting; see configs/lra/variants.py."""
     return Experiment(
         f"{_CONFIGS[task]}:{name}{',128' if task == 'Path-X' else ''}",
         changes={"data.dataset": "cifar10"} if task == "Image" else {},
@@ -35,7 +35,7 @@ def paper(task: str, name: str) -> Experiment:
 
 
 def reduced(task: str, name: str) -> Experiment | None:
-    """2 layers of width 64, on a set that can be fetched where there is one; Path-X has no twin."""
+    """Twin with 2 layers of width 64, on data that can be fetched if possible; None for Path-X."""
     if task == "Path-X":
         return None
     return Experiment(

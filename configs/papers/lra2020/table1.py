@@ -4,7 +4,7 @@ from configs.papers.lra2020 import experiments
 from linear_transformer.analysis import published_lra
 from linear_transformer.papers.tables import Row, Table
 
-# The published average, and the mechanism of configs/lra/variants.py.
+# Published average, and the mechanism of configs/lra/variants.py.
 _MODELS = {
     "Transformer": (54.39, "softmax"),
     "Local attention": (46.06, None),

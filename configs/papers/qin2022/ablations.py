@@ -1,10 +1,10 @@
-"""The ablations of Qin et al. 2022, tables 1, 3 and 8 to 12: bidirectional, WikiText-103.
+"""Ablations of Qin et al. 2022, tables 1, 3 and 8 to 12: bidirectional, WikiText-103.
 
     python train.py --config=configs/papers/qin2022/ablations.py:block_32 \
         --config.data.path=FOLDER_WITH_wikitext-103-v1.zip --config.data.tokenizer=gpt2.json
     python train.py --config=configs/papers/qin2022/ablations.py:block_32,small
 
-The setting is that of `wikitext103_bidirectional.py`; each variant changes one thing.  Published
+Each variant changes one thing in the setting of `wikitext103_bidirectional.py`.  Published
 perplexity of masked tokens:
 
     table 1    :one_plus_elu              1 + elu, normalised                       4.98
@@ -26,10 +26,11 @@ perplexity of masked tokens:
                :parallel                  both in each layer (twice the cost)       3.77
                :split_6_6                 in series                                 3.82
 
-They are variants of T2 here; whether the tables are of T1 or of T2 is an assumption.
+All are variants of T2 here, which is an assumption: the tables may be about T1.
 
 `,small` is a pre-norm model of width 128 on Shakespeare in bytes, for 2 CPU cores: use it to
-compare, not to reproduce.  The published setting needs accelerators; not run here.
+compare variants, not to reproduce numbers.  The published setting needs accelerators; it was not
+run here.
 """
 
 import ml_collections
@@ -40,7 +41,7 @@ from configs.papers.qin2022 import wikitext103_ar, wikitext103_bidirectional
 KIND = "t2"
 DIAG, NORM = mechanisms.DIAG[KIND], mechanisms.NORM[KIND]
 
-# What each variant changes in the model of TransNormer, or of the baseline with 1 + elu.
+# Changes of each variant to the model of TransNormer, or to the baseline with 1 + elu.
 BASELINES = {
     "one_plus_elu": {"pattern": ("linear",)},
     "one_plus_elu_unscaled": {"mixers": {"linear": {"normalize": False}}},

@@ -1,4 +1,4 @@
-"""What the tables of Qin et al. 2022 share: their source, a column, and rows of ablations."""
+"""Source, column and rows that the tables of Qin et al. 2022 share."""
 
 from linear_transformer.papers.tables import Column, Experiment, Row, Table
 
@@ -18,10 +18,10 @@ def source(number: int) -> str:
 
 
 def ablation(number: int, title: str, rows: dict[str, tuple[str, float]], note: str = "") -> Table:
-    """A table of bidirectional language models on WikiText-103.
+    """Table of bidirectional language models on WikiText-103.
 
     Args:
-      rows: variant of `ablations.py` and published perplexity, by name.
+      rows: variant of `ablations.py` and published perplexity, by name of the row.
     """
     config = "configs/papers/qin2022/ablations.py"
     return Table(
@@ -51,5 +51,5 @@ def ablation(number: int, title: str, rows: dict[str, tuple[str, float]], note: 
 
 
 def shakespeare(mechanism: str | None) -> Experiment | None:
-    """The reduced twin of a causal language model: Shakespeare in bytes."""
+    """Reduced twin of a causal language model, on Shakespeare in bytes."""
     return Experiment(f"configs/lm/shakespeare.py:{mechanism}") if mechanism else None

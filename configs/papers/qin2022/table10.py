@@ -1,4 +1,4 @@
-"""The feed-forward: table 10 of Qin et al. 2022; see `ablations.py`."""
+"""Plain and gated feed-forward: table 10 of Qin et al. 2022; see `ablations.py`."""
 
 from configs.papers.qin2022 import experiments
 

@@ -1,4 +1,4 @@
-"""The size of blocks: table 11 of Qin et al. 2022; see `ablations.py`."""
+"""Block sizes of DiagAttention: table 11 of Qin et al. 2022; see `ablations.py`."""
 
 from configs.papers.qin2022 import experiments
 

@@ -1,4 +1,4 @@
-"""How the two attentions are combined: table 12 of Qin et al. 2022; see `ablations.py`."""
+"""Combinations of the two attentions: table 12 of Qin et al. 2022; see `ablations.py`."""
 
 from configs.papers.qin2022 import experiments
 

@@ -1,4 +1,4 @@
-"""How much gradients vary: table 2 of Qin et al. 2022."""
+"""Relative standard deviation of gradients: table 2 of Qin et al. 2022."""
 
 from configs.papers.qin2022 import experiments
 from linear_transformer.papers.tables import Benchmark, Column, Row, Table

@@ -3,7 +3,7 @@
 from configs.papers.qin2022 import experiments
 from linear_transformer.papers.tables import Column, Experiment, Row, Table
 
-# Published, the variant of wikitext103_ar.py, and the mechanism of the reduced twin.
+# Published perplexities, the variant of wikitext103_ar.py, and the mechanism of the reduced twin.
 _ROWS = {
     "vanilla": ((29.63, 31.01), "vanilla", "softmax"),
     "LS": ((None, 32.59), None, None),

@@ -6,7 +6,7 @@ from linear_transformer.papers.tables import Published, Row, Table
 
 _TASKS = ("Text", "Retrieval", "ListOps", "Pathfinder", "Image")
 _UNKNOWN = (None,) * 5
-# Published, and the mechanism of configs/lra/variants.py.
+# Published accuracies, and the mechanism of configs/lra/variants.py.
 _ROWS: dict[str, tuple[tuple[Published, ...], str | None]] = {
     "Transformer": ((61.95, 80.69, 38.37, 65.26, 40.57, 57.37), "softmax"),
     "cosFormer": ((67.70, 83.15, 36.50, 71.96, 51.23, 62.11), "cosformer"),

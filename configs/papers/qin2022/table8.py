@@ -1,4 +1,4 @@
-"""The number of layers of either attention: table 8 of Qin et al. 2022; see `ablations.py`."""
+"""Numbers of layers of each attention: table 8 of Qin et al. 2022; see `ablations.py`."""
 
 from configs.papers.qin2022 import experiments
 

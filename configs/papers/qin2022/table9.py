@@ -1,4 +1,4 @@
-"""The order of the two attentions: table 9 of Qin et al. 2022; see `ablations.py`."""
+"""Order of the two attentions: table 9 of Qin et al. 2022; see `ablations.py`."""
 
 from configs.papers.qin2022 import experiments
 

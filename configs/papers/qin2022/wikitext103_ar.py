@@ -12,15 +12,15 @@ Published perplexity per word:
     :t1             TransNormer T1               -            -       156M
     :t2             TransNormer T2               29.57        31.01   156M
 
-All four: 6 layers of width 512, 8 heads, tied embeddings of 267,744 words there (267,736 here),
-sinusoidal positions, pre-norm, 128 rows of 512 tokens a step for 100,000 steps; Adam(0.9, 0.98)
-with decoupled weight decay 0.01, 8,000 steps of warm-up to 5e-4, then the inverse square root.
-T1 and T2 have 3 layers of DiagAttention in blocks of 64, then 3 of NormAttention, LRPE in all of
-them, and a gated feed-forward of int(8/3 512) = 1365.  The released code later lost the
-activation of its gate: `--config.model.activation=identity`.  It initialises queries, keys and
-values with half the variance of here.
+All four models have 6 layers of width 512, 8 heads, tied embeddings of 267,744 words in the paper
+(267,736 here), sinusoidal positions and pre-norm.  They are trained on 128 rows of 512 tokens per
+step for 100,000 steps, with Adam(0.9, 0.98), decoupled weight decay 0.01, 8,000 steps of warm-up to
+5e-4, then the inverse square root.  T1 and T2 have 3 layers of DiagAttention in blocks of 64, then
+3 of NormAttention, LRPE in all 6, and a gated feed-forward of int(8/3 512) = 1365.  Later versions
+of the released code have no activation in the gate: `--config.model.activation=identity`.  The
+released code initialises queries, keys and values with half the variance of this project.
 
-Needs accelerators (8 GPUs there); not run here.
+Training needs accelerators (8 GPUs in the paper); the config was not run here.
 """
 
 import ml_collections
@@ -32,7 +32,7 @@ VARIANTS = ("t1", "t2", "vanilla", "one_plus_elu")
 
 
 def model(variant: str) -> dict:
-    """`config.model` of a variant, as far as it differs from other variants.
+    """Returns the entries of `config.model` that differ between variants.
 
     Raises:
       ConfigError: there is no such variant.

@@ -1,19 +1,20 @@
-"""WikiText-103, masked language modelling: the bidirectional models of Qin et al. 2022.
+"""Masked language modelling on WikiText-103: the bidirectional models of Qin et al. 2022.
 
     python train.py --config=configs/papers/qin2022/wikitext103_bidirectional.py:t2 \
         --config.data.path=FOLDER_WITH_wikitext-103-v1.zip --config.data.tokenizer=gpt2.json
 
-The pre-training behind tables 1, 3, 5 and 8 to 12 (`ablations.py` has those as variants); published
-perplexity of masked tokens: T2's layers 3.82 (table 8), 1+elu 4.98 (table 1).  RoBERTa base (Liu et
-al. 2019): 12 layers of width 768, 12 heads, post-norm, a LayerNorm on the embeddings, learned
-positions, 15 % of the tokens masked, 512 rows of 512 tokens a step for 50,000 steps; Adam(0.9,
-0.98) with epsilon 1e-6 and decoupled weight decay 0.01, 3,000 steps of warm-up to 5e-4, then linear
-to 0.  The output layer is the transposed embedding; RoBERTa's has one more dense layer before it.
+This is the pre-training of tables 1, 3, 5 and 8 to 12 (`ablations.py` has their variants).
+Published perplexity of masked tokens: T2's layers 3.82 (table 8), 1+elu 4.98 (table 1).  The model
+is RoBERTa base (Liu et al. 2019): 12 layers of width 768, 12 heads, post-norm, a LayerNorm on the
+embeddings, and learned positions.  15 % of the tokens are masked; training has 512 rows of 512
+tokens per step for 50,000 steps, with Adam(0.9, 0.98), epsilon 1e-6 and decoupled weight decay
+0.01, 3,000 steps of warm-up to 5e-4, then linear decay to 0.  The output layer is the transposed
+embedding; RoBERTa has one more dense layer before it.
 
-Variants: :t1, :t2, :vanilla, :one_plus_elu; with `,small` (`:t2,small`) a pre-norm model of width
-128 and 12 layers on Shakespeare in bytes, with the default optimizer, for 2 CPU cores.
+Variants are :t1, :t2, :vanilla and :one_plus_elu; `,small` (`:t2,small`) is a pre-norm model of
+width 128 and 12 layers on Shakespeare in bytes, with the default optimizer, for 2 CPU cores.
 
-The published setting needs accelerators (8 GPUs there); not run here.
+The published setting needs accelerators (8 GPUs in the paper); it was not run here.
 """
 
 import ml_collections
@@ -26,7 +27,7 @@ LAYERS = 12
 
 
 def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
-    """The experiment with these choices of `config.model`, every mixer of them bidirectional."""
+    """Returns the config with these entries of `config.model`, and all mixers bidirectional."""
     config = default.get_config()
     config.task = "masked_language_modelling"
     config.mask_rate = 0.15
@@ -64,14 +65,14 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
 
 
 def both_ways(name: str, options: dict) -> dict:
-    """The options of a mixer with direction="bidirectional", of a parallel one in its branches."""
+    """Returns options with direction="bidirectional"; for a parallel mixer, in its branches."""
     if name == "parallel":
         return {"branches": {n: both_ways(n, o) for n, o in options["branches"].items()}}
     return options | {"direction": "bidirectional"}
 
 
 def parse(variant: str, variants: tuple[str, ...]) -> tuple[str, bool]:
-    """("t2", True) for "t2,small".
+    """Parses a variant: ("t2", True) for "t2,small".
 
     Raises:
       ConfigError: there is no such variant.

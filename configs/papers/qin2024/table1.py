@@ -1,4 +1,4 @@
-"""WikiText-103 again, many models in one setting: table 1 of the paper on TransNormerLLM."""
+"""WikiText-103, many models in one setting: table 1 of Qin et al. 2024 (TransNormerLLM)."""
 
 from configs.papers.qin2022.experiments import shakespeare
 from linear_transformer.papers.tables import Column, Row, Table

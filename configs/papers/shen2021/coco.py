@@ -1,4 +1,4 @@
-"""What the tables of Shen et al. 2021 on COCO share."""
+"""Source and columns that the tables of Shen et al. 2021 on COCO share."""
 
 from linear_transformer.papers.tables import Column
 

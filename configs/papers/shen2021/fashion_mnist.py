@@ -3,17 +3,18 @@
     python train.py --config=configs/papers/shen2021/fashion_mnist.py:efficient
     python eval.py --workdir=runs/papers/shen2021/fashion_mnist-efficient --split=test
 
-Three blocks of 16, 32 and 64 channels; the module comes after the second, where images have
-14 x 14 pixels.  1,500 steps of 64 images, 1.7 epochs:
+The model has three blocks of 16, 32 and 64 channels; the module follows the second block, where
+images have 14 x 14 pixels.  Results after 1,500 steps of 64 images, 1.7 epochs:
 
     variant       validation   test    loss, nats   parameters   seconds in all
     :baseline        89.80 %   89.27 %      0.272       77,754               54
     :efficient       90.38 %   89.77 %      0.263       80,922               58
     :non_local       88.90 %   88.43 %      0.306       80,922               81
 
-Accuracies, one seed each, and the loss of the validation split.  Measured on 2026-11-24 on 2 cores
-of an AMD EPYC (AVX-512), fp32.  With 5,000 validation images the standard error of an accuracy is
-0.4 points: this shows that all three train and what they cost, not which is better.
+The table has accuracies of one seed each, and the loss of the validation split, measured on
+2026-11-24 on 2 cores of an AMD EPYC (AVX-512) in fp32.  With 5,000 validation images, the standard
+error of an accuracy is 0.4 points: the table shows that all three variants train and what they
+cost, not which is better.
 """
 
 import ml_collections
@@ -51,7 +52,7 @@ def get_config(variant: str = "efficient") -> ml_collections.ConfigDict:
     )
     config.optimizer = ml_collections.ConfigDict(
         {
-            "name": "muon",  # further than SGD and AdamW after 400 steps
+            "name": "muon",  # better than SGD and AdamW after 400 steps
             "learning_rate": 2e-2,
             "weight_decay": 0.1,
             "options": {},

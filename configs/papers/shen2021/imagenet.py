@@ -4,7 +4,7 @@
         --config.data.path=FOLDER_WITH_train_AND_val
     python eval.py --workdir=runs/papers/shen2021/imagenet-one_module
 
-The folder has a folder of .JPEG files for each of the 1000 classes in train/ and in val/.
+train/ and val/ in the data folder have one folder of .JPEG files for each of the 1000 classes.
 Published top-1 accuracy:
 
     variant         modules after                     top-1, %   parameters
@@ -13,16 +13,19 @@ Published top-1 accuracy:
     :two_modules    the last blocks of res3 and res4    77.312        29.5M
     :non_local      as one_module, with the quadratic module    -     28.7M
 
-The paper's numbers of modules are known, their places and the recipe are not.  Assumed: the places
-above; one head, keys of half the channels and values of all; ResNet-50's usual training, 90 epochs
-of 256 images of 224 x 224 pixels with SGD of momentum 0.9, 5 epochs of warm-up to 0.1, cosine to 0
-(Goyal et al. 2017, He et al. 2019), random boxes of the images and flips, and for validation the
-middle.  The rate goes with the batch: at 1024 images, 0.4 and a quarter of the steps.
+The paper states the number of modules, but not their places or the training.  Assumed are the
+places above; one head, keys of half the channels and values of all channels; the usual training of
+ResNet-50, 90 epochs of 256 images of 224 x 224 pixels with SGD of momentum 0.9, 5 epochs of warm-up
+to 0.1, and a cosine to 0 (Goyal et al. 2017, He et al. 2019); random crops and flips in training,
+and centre crops in validation.  The learning rate is proportional to the batch size: use 0.4 and a
+quarter of the steps for 1024 images.
 
-Deviations: GroupNorm instead of BatchNorm, comparably good at such batch sizes (Wu & He 2018);
-weight decay is decoupled, and of kernels only; pixels are scaled alike in all three channels.
+Deviations: norms are GroupNorms instead of BatchNorms, which are as good at such batch sizes (Wu &
+He 2018); weight decay is decoupled and applies to kernels only; all three channels of a pixel are
+scaled in the same way.
 
-Needs accelerators; not run here.  fashion_mnist.py is the twin that trains on 2 cores.
+Training needs accelerators; the config was not run here.  fashion_mnist.py is the twin that trains
+on 2 cores.
 """
 
 import ml_collections
@@ -80,7 +83,7 @@ def get_config(variant: str = "one_module") -> ml_collections.ConfigDict:
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 0.1,
-                # The usual 1e-4 is part of the gradient there, and momentum adds up ten of them.
+                # The usual 1e-4 is part of the gradient, which momentum multiplies by ten.
                 "weight_decay": 1e-3,
                 "options": {"momentum": 0.9},
                 "schedule": "cosine",

@@ -1,4 +1,4 @@
-"""Studies of the module in Mask R-CNN: results of Shen et al. 2021 on COCO 2017."""
+"""Ablations of the module in Mask R-CNN: results of Shen et al. 2021 on COCO 2017."""
 
 from configs.papers.shen2021 import coco
 from linear_transformer.papers.tables import Row, Table

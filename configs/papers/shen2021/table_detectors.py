@@ -1,4 +1,4 @@
-"""Detectors on COCO: results of Shen et al. 2021 beside others."""
+"""Detectors on COCO: results of Shen et al. 2021 and of others."""
 
 from configs.papers.shen2021 import coco
 from linear_transformer.papers.tables import Row, Table
