@@ -8,7 +8,7 @@ An array's name ends in its axes: `q_BTHK`, `state_BHKV`, `logits_BTE`.
     G chunks per block                     W value columns of a state (V, or V + 1 with normaliser)
     I input or inner width of a layer      O output width of a layer
     M random features, slots of a cache    R rounds of hashing
-    P tokens before those of a call        U projections side by side
+    P tokens before the tokens of a call   U projections side by side
     Y, X rows and columns of an image      X a last axis of any meaning
 
 Some files still give a letter another meaning: N is the state width in `ops/selective_scan.py` and

@@ -345,7 +345,7 @@ class AlignedEncoderDecoder(nnx.Module):
         Args:
           events_BNC: true values; the encoder does not see masked events.
           elapsed_BN: time of each event since the first, in hundredths of a second.  The encoder
-            gets the times of events that are not masked, so that it knows the length of a gap.
+            gets the times of events that are not masked, which include the length of a gap.
           masked_BN: True if all channels of an event are masked.
           mask_BN: False for padding behind the events, which no other event depends on.
           dropout_key: key for training; None turns dropout off.

@@ -36,7 +36,7 @@ def content_logits(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> Float[Array, "B T E"]:
-    """Returns logits of the labels of every byte; the options are those of `selective_scan`."""
+    """Returns logits of the labels of every byte; `selective_scan` documents the options."""
     x_BTD = parameters["Embed_0/embedding"][jnp.minimum(bytes_BT, NOT_ASCII)]
     layers = len({name.split("/")[0] for name in parameters if "MambaBlock" in name})
     for layer in range(layers):

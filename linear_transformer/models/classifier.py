@@ -34,7 +34,7 @@ class ClassifierConfig(LanguageModelConfig):
         token in front of the row, which needs a mixer that attends to later tokens; "auto" is "cls"
         with such a mixer, and else "mean".
       input: "tokens" are embedded by a table (as in Long Range Arena); "pixels" are numbers that a
-        linear layer embeds (as in S4 and its successors, whose results are not comparable).
+        linear layer embeds (as in S4 and its successors, with results that are not comparable).
     """
 
     num_classes: int = schema.by_data()

@@ -239,7 +239,7 @@ class LanguageModelConfig:
 
 
 def _layers(pattern: tuple[str, ...], fill: str, num_layers: int) -> tuple[str, ...]:
-    """Returns the pattern whose repetition fills the layers."""
+    """Returns a pattern that fills the layers when it is repeated."""
     if len(pattern) == 1 or fill == "repeat":
         return pattern
     if fill == "last":

@@ -48,7 +48,7 @@ class Matcher(nnx.Module):
         mask_B2T: Bool[Array, "B 2 T"] | None = None,
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B E"]:
-        """Returns logits (B, E) in fp32; the arguments are those of `Encoder` for two sequences."""
+        """Returns logits (B, E) in fp32; the arguments are as for `Encoder`, for two sequences."""
         batch, _, time = tokens_B2T.shape
         x_ID = self.encoder(
             tokens_B2T.reshape(2 * batch, time),

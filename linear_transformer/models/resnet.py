@@ -1,8 +1,8 @@
 """Residual networks for images, with attention between their blocks.
 
-The networks are those of He et al. 2016 (arXiv:1512.03385), with the stride of a bottleneck in its
-3 x 3 convolution.  A module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the
-non-local module that it replaces, may follow any block.
+The networks follow He et al. 2016 (arXiv:1512.03385), with the stride of a bottleneck in its 3 x 3
+convolution.  A module of efficient attention (Shen et al. 2021, arXiv:1812.01243), or the non-local
+module that it replaces, may follow any block.
 
 Deviation: the norms are GroupNorms of 32 groups (Wu & He 2018, arXiv:1803.08494) instead of the
 papers' BatchNorms, so that the logits of an image do not depend on other images in training.  The

@@ -20,8 +20,8 @@ from linear_transformer.types import Activations, Positions, SegmentIds
 class DiagAttention(nnx.Module):
     """DiagAttention: attention within non-overlapping blocks of tokens (section 4.2).
 
-    Blocks are counted from the first token that the mixer sees in a row, even if the row is packed;
-    see `ops.block_local`.  The state holds the tokens of the current, incomplete block.
+    Blocks are counted from the first input token of a row, even if the row is packed; see
+    `ops.block_local`.  The state holds the tokens of the current, incomplete block.
 
     Attributes:
       block_size: tokens w of a block.

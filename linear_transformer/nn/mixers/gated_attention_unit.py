@@ -129,7 +129,7 @@ class FlashQuad(GatedAttentionUnit):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del heads  # the unit has one
+        del heads  # the unit has one head
         for name, value in (("divisor", divisor), ("cache_capacity", cache_capacity)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be positive")
@@ -214,7 +214,7 @@ class Flash(GatedAttentionUnit):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del heads  # the unit has one
+        del heads  # the unit has one head
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
         self.chunk_size = chunk_size

@@ -33,7 +33,7 @@ class RWKV7(RecurrentMixer):
 
     Parameters are initialised by feature and depth, as in the released code.  Unlike there, values
     are not mixed with the values of the first layer, because a mixer has no other layer's values.
-    w, a, kappa and k~ are fp32 or wider for any dtype of the activations (`ops.delta` says why).
+    w, a, kappa and k~ are fp32 or wider for any dtype of the activations; see `ops.delta`.
 
     Attributes:
       decay_rank, rate_rank, gate_rank: ranks of the low-rank maps for w, a and g.
