@@ -1,1 +1,1 @@
-"""The mathematics: pure functions on arrays."""
+"""Mathematical operations: pure functions on arrays."""

@@ -1,4 +1,4 @@
-"""Checks of what the public operations are given: one line that names the argument.
+"""Checks of the arguments of public operations, with one-line errors that name the argument.
 
 Each check raises a ValueError before anything is traced, and costs nothing inside `jax.jit`.
 """
@@ -16,19 +16,19 @@ Sizes = dict[str, int]
 
 
 def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arguments) -> Sizes:
-    """Check that floating arrays have the axes of their names, and agree on the sizes of these.
+    """Checks that arrays are floating, have the axes of their names and agree on the sizes.
 
     Args:
       sizes: known sizes by letter, such as {"W": 65}.
-      kind: jnp.floating, or jnp.inexact where complex numbers are welcome too.
-      arguments: an array by a name that ends in its axes (`q_BTHK=q`), or an array and its axes
-        (`initial_state=(state, "BHKV")`); a None is skipped.
+      kind: jnp.floating, or jnp.inexact if complex numbers are allowed too.
+      arguments: an array under a name that ends in its axes (`q_BTHK=q`), or a pair of an array and
+        its axes (`initial_state=(state, "BHKV")`); None is skipped.
 
     Returns:
-      The size of every letter, those of `sizes` among them.
+      The sizes of all letters, including `sizes`.
 
     Raises:
-      ValueError: where an argument is no array, not floating, or of another shape.
+      ValueError: an argument is not an array, or has a wrong dtype or shape.
     """
     sizes = dict(sizes)
     for name, x in arguments.items():
@@ -41,16 +41,16 @@ def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arg
 
 
 def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
-    """Check that segment ids are integers (B, T)."""
+    """Checks that segment ids are integers (B, T)."""
     tokens(sizes, segment_ids_BT=x)
 
 
 def tokens(sizes: Mapping[str, int], /, **arguments) -> None:
-    """Check integers and masks of tokens.
+    """Checks integers and masks of tokens.
 
     Args:
       sizes: sizes of the axes by letter.
-      arguments: as of `arrays`; booleans where the name says "mask", else integers.
+      arguments: see `arrays`; booleans if the name contains "mask", else integers.
     """
     for name, x in arguments.items():
         x, axes = x if isinstance(x, tuple) else (x, name.rpartition("_")[2])
@@ -62,9 +62,9 @@ def tokens(sizes: Mapping[str, int], /, **arguments) -> None:
 
 
 def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
-    """Check that a log decay is (H,), (B, T, H) or (B, T, H, K), and at most 0.
+    """Checks that a log decay is (H,), (B, T, H) or (B, T, H, K), and at most 0.
 
-    The values are looked at where they are known (not inside `jax.jit`).
+    Values are checked only where they are known (not inside `jax.jit`).
     """
     if x is None:
         return
@@ -76,25 +76,25 @@ def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
 
 
 def is_known(x: ArrayLike) -> bool:
-    """Whether the values of an array can be looked at: not inside `jax.jit`."""
+    """Returns whether an array's values can be read: not in `jax.jit`, nor across processes."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Check that an option is one of its choices."""
+    """Checks that an option is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def chunk_size(value: int | None) -> None:
-    """Check that a number of tokens is positive; None is the default."""
+    """Checks that a number of tokens is a positive integer, or None for the default."""
     if value is not None and not (isinstance(value, int | np.integer) and value > 0):
         raise ValueError(f"chunk_size is {value!r}; it must be a positive integer, or None")
 
 
 @contextlib.contextmanager
 def no_forward_mode(what: str, instead: str) -> Iterator[None]:
-    """Say which derivatives there are, where JAX finds that `what` lacks `jax.jvp`."""
+    """Context manager that explains JAX's error about the missing `jax.jvp` of `what`."""
     try:
         yield
     except TypeError as error:
@@ -104,12 +104,12 @@ def no_forward_mode(what: str, instead: str) -> Iterator[None]:
 
 
 def reverse_mode(form: str) -> contextlib.AbstractContextManager[None]:
-    """Say which derivatives a form of a recurrence has, where it lacks `jax.jvp`."""
+    """Context manager that explains the missing `jax.jvp` of a form of a recurrence."""
     return no_forward_mode(f"form {form!r}", _MODES)
 
 
 def differentiable_once(rule: Callable) -> Callable:
-    """A rule of a `jax.custom_vjp`, whose own derivative is an error that says so."""
+    """Wraps a rule of a `jax.custom_vjp`; its own derivative raises NotImplementedError."""
 
     @jax.custom_jvp
     def once(*operands):

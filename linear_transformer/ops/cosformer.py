@@ -1,11 +1,11 @@
-"""cosFormer's features: ReLU with a cosine weight over the distance.
+"""Features of cosFormer: ReLU with a cosine weight over the distance.
 
 Qin et al., 2022 (arXiv:2202.08791), equations 9-12: with phi = ReLU,
 
     phi(q_i)^T phi(k_j) cos(pi (i - j) / 2M)
       = (phi(q_i) sin a_i)^T (phi(k_j) sin a_j) + (phi(q_i) cos a_i)^T (phi(k_j) cos a_j)
 
-where a_i = pi i / 2M: linear attention on twice the features.
+where a_i = pi i / 2M.  This is linear attention with twice as many features.
 """
 
 import jax
@@ -20,15 +20,16 @@ from linear_transformer.types import Positions
 def cosine_features(
     x_BTHK: Float[Array, "B T H K"], positions_BT: Positions, max_length: int
 ) -> Float[Array, "B T H K2"]:
-    """[ReLU(x) sin(pi i / 2M), ReLU(x) cos(pi i / 2M)].
+    """Computes the 2 K features [ReLU(x) sin(pi i / 2M), ReLU(x) cos(pi i / 2M)].
 
     Args:
-      max_length: M.  The paper's code takes the length of the input, which changes with every
-        token that is decoded; here it is fixed.  Weights are >= 0 while all distances are <= M:
-        that positions stay below M is for the caller to see to.
+      x_BTHK, positions_BT: queries or keys, and their positions i.
+      max_length: M.  The paper's code uses the length of the input, which changes with every
+        decoded token; here M is fixed.  Weights are non-negative as long as all distances are at
+        most M; the caller must keep positions below M.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     sizes = checks.arrays(x_BTHK=x_BTHK)
     checks.tokens(sizes, positions_BT=positions_BT)

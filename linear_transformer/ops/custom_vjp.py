@@ -12,6 +12,6 @@ _Result = TypeVar("_Result")
 def custom_vjp(
     *nondiff_argnums: int,
 ) -> Callable[[Callable[..., _Result]], jax.custom_vjp[_Result]]:
-    """`jax.custom_vjp` with `nondiff_argnums`, for which type checkers keep the return type."""
+    """Returns `jax.custom_vjp` with `nondiff_argnums`; type checkers keep the return type."""
     make = functools.partial(jax.custom_vjp, nondiff_argnums=nondiff_argnums)
-    return make  # pyright: ignore[reportReturnType] - the type of its __new__ loses the result
+    return make  # pyright: ignore[reportReturnType] - its __new__ is typed without the result

@@ -1,7 +1,7 @@
 """Feature maps of kernel attention: sim(q, k) = phi(q)^T phi(k).
 
-A feature map is a function of one array (..., K) that returns the features (..., K').  Maps that
-need random projections take them as a second argument.
+A feature map takes one array (..., K) and returns its features (..., K').  Maps with random
+projections take the projections as a second argument.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ FeatureMap = Callable[[Float[Array, "... K"]], Float[Array, "... K"]]
 
 
 def elu_plus_one(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
-    """elu(x) + 1 > 0, with a gradient for negative x (Katharopoulos et al. 2020, equation 7)."""
+    """Feature map elu(x) + 1 > 0, with a gradient at x < 0 (Katharopoulos et al. 2020, eq. 7)."""
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def squared_relu(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
-    """max(x, 0)^2 (So et al. 2021, Primer)."""
+    """Feature map max(x, 0)^2 (So et al. 2021, Primer)."""
     return jnp.square(jax.nn.relu(x))
 
 
 def softmax(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
-    """Softmax over the features (Shen et al. 2021, the map of the queries)."""
+    """Softmax over the features: the query map of efficient attention (Shen et al. 2021)."""
     return jax.nn.softmax(x, axis=-1)
 
 
@@ -34,7 +34,7 @@ def identity(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
 
 FEATURE_MAPS: dict[str, FeatureMap] = {
     "elu_plus_one": elu_plus_one,
-    "elu": jax.nn.elu,  # below 0 too: for attention that is normed and not normalised
+    "elu": jax.nn.elu,  # can be negative: for attention with a norm, not a normaliser
     "relu": jax.nn.relu,
     "squared_relu": squared_relu,
     "identity": identity,

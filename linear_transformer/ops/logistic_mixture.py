@@ -1,9 +1,9 @@
-"""A mixture of logistic distributions, discretised to the 256 values of a pixel.
+"""Mixtures of logistic distributions, discretised to the 256 values of a pixel.
 
 Salimans et al. 2017 (PixelCNN++, arXiv:1701.05517, section 2.1), one channel at a time as in
-Katharopoulos et al. 2020 (section 4.2).  Pixels are scaled to [-1, 1], so that values lie 2/255
-apart; the probability of a value is the mass from half a step below it to half a step above, and
-the first and the last value have the rest of their sides.
+Katharopoulos et al. 2020 (section 4.2).  Pixels are scaled to [-1, 1], so that neighbouring values
+are 2/255 apart.  The probability of a value is the mass from half a step below it to half a step
+above it; the first interval has no lower end, the last one no upper end.
 """
 
 import jax
@@ -26,14 +26,14 @@ def _split(parameters: Parameters) -> tuple[Array, Array, Array]:
 def negative_log_likelihood(
     parameters: Parameters, pixels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """-log p(pixel) in nats.
+    """Computes -log p(pixel) in nats.
 
-    The log of a difference of sigmoids is taken in log space, so that a value in the far tail has
-    a finite logarithm with an exact gradient.
+    The logarithm of a difference of sigmoids is computed in log space, so that a value in the far
+    tail has a finite logarithm with an exact gradient.
 
     Args:
-      parameters: (..., 3 M).
-      pixels: (...), from 0 to 255.
+      parameters: (..., 3 M), logits, means and log scales of M components.
+      pixels: (...), integers from 0 to 255.
     """
     logits, means, log_scales = _split(parameters)
     half = 1 / (LEVELS - 1)
@@ -50,10 +50,10 @@ def negative_log_likelihood(
 
 
 def sample(parameters: Parameters, key: PRNGKey) -> Int[Array, "*batch"]:
-    """Draws pixels from the very distribution of `negative_log_likelihood`.
+    """Draws pixels from the distribution of `negative_log_likelihood`.
 
-    (The released code of Katharopoulos et al. draws with scale elu(s) + 1 where its loss has
-    exp(s).)
+    The released code of Katharopoulos et al. instead draws with scale elu(s) + 1, although its loss
+    has the scale exp(s).
     """
     logits, means, log_scales = _split(parameters)
     component_key, logistic_key = jax.random.split(key)

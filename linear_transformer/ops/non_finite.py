@@ -1,9 +1,9 @@
-"""NaN and Inf in a sum over tokens: the outputs that depend on one are NaN, and no others.
+"""NaN and Inf in sums over tokens: only the outputs that depend on a non-finite token are NaN.
 
-A mask multiplies by 0, and 0 x NaN is NaN, in a sum as in its gradients.  Tokens that are not
-finite are therefore 0 in the operands of a sum, and NaN is put afterwards where a query sees one of
-them.  No gradient passes through such an output, so the gradients of all others are what they would
-be without it.
+A mask that multiplies by 0 is not enough, since 0 x NaN is NaN, in a sum and in its gradients.
+Non-finite tokens are therefore replaced by 0 in the operands of a sum; afterwards the outputs of
+queries that see such a token are set to NaN.  No gradient passes through these outputs, so all
+other gradients are as without the non-finite tokens.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Inexact
 
 
 def finite_tokens(*arrays: Inexact[Array, "B T ..."]) -> Bool[Array, "B T"]:
-    """Whether all features of a token are finite, in every array."""
+    """Mask of the tokens with only finite features, in all arrays."""
     each = (jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim))) for x in arrays)
     return functools.reduce(jnp.logical_and, each)
 
@@ -22,22 +22,22 @@ def finite_tokens(*arrays: Inexact[Array, "B T ..."]) -> Bool[Array, "B T"]:
 def keep(
     tokens_BT: Bool[Array, "#B T"], x_BT: Inexact[Array, "B T ..."]
 ) -> Inexact[Array, "B T ..."]:
-    """The marked tokens, and zeros in place of the others."""
+    """Keeps the marked tokens and replaces all others by zeros."""
     return jnp.where(tokens_BT.reshape(*tokens_BT.shape, *[1] * (x_BT.ndim - 2)), x_BT, 0)
 
 
 def spoil(
     tokens_BT: Bool[Array, "#B T"], x_BT: Inexact[Array, "B T ..."]
 ) -> Inexact[Array, "B T ..."]:
-    """NaN in place of the marked tokens."""
+    """Replaces the marked tokens by NaN."""
     return jnp.where(tokens_BT.reshape(*tokens_BT.shape, *[1] * (x_BT.ndim - 2)), jnp.nan, x_BT)
 
 
 def opaque(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, "B T ..."]:
-    """The same values, without a gradient of the tokens that are not finite.
+    """Returns `x_BT`, without a gradient for tokens with a non-finite feature.
 
-    What follows a sum, such as a norm of all features, makes NaN of the gradient of 0 of a token of
-    which any feature is NaN.
+    Without it an operation after the sum, such as a norm over all features, would turn the gradient
+    0 of such a token into NaN.
     """
     finite_BT = finite_tokens(x_BT).reshape(*x_BT.shape[:2], *[1] * (x_BT.ndim - 2))
     return jnp.where(finite_BT, x_BT, lax.stop_gradient(x_BT))
@@ -54,13 +54,13 @@ def contained(
     Inexact[Array, "B S ..."],
     Bool[Array, "#B #T"],
 ]:
-    """Operands of attention that are finite, and the queries whose outputs are to be spoiled.
+    """Returns finite operands of attention, and a mask of the queries with outputs to set to NaN.
 
     Args:
       q_BT, k_BS, v_BS: queries, keys and values.
-      visible_BTS: which keys a query sees; None is all.
+      visible_BTS: mask of the keys that each query sees; None means all.
     """
-    if q_BT.shape[1] == 1:  # no need to search: a single query is spoiled by what it sees
+    if q_BT.shape[1] == 1:  # a NaN that a single query sees reaches its output by itself
         if visible_BTS is not None:
             k_BS, v_BS = (keep(visible_BTS[:, 0], x) for x in (k_BS, v_BS))
         return q_BT, k_BS, v_BS, jnp.zeros((1, 1), bool)

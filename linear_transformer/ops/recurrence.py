@@ -1,10 +1,10 @@
-"""The recurrence that every mechanism shares, token by token and as an associative scan.
+"""The recurrence of all mechanisms, token by token and as an associative scan.
 
     S_t = a_t S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t        (S: K x V per head)
 
 `a_t` is 1 for additive attention and 0 at the start of a packed segment; broadcast over K and V it
-is also the scalar or vector decay of the gated family.  These two forms are the definition:
-`recurrent` is the RNN (O(K V) memory, T sequential steps) and the oracle of the tests;
+is also the scalar or vector decay of the gated family.  The two forms here are the definition:
+`recurrent` is the RNN (O(K V) memory, T sequential steps) and the reference in the tests;
 `associative` composes the affine maps S -> a S + B in log2(T) parallel steps (O(T K V) memory).
 """
 
@@ -23,31 +23,31 @@ Retention = Float[Array, "B T #H #K #V"]
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    """fp32 for fp32 and narrower inputs, fp64 for fp64: states and sums are kept in this type."""
+    """Dtype of states and sums: fp32 for fp32 and narrower inputs, fp64 for fp64 inputs."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def initial_state(state: Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """The state in the accumulation dtype; zeros if it is None."""
+    """Returns the state in `dtype`, or zeros if the state is None."""
     return jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
 
 
 def per_token(
     log_decay: Float[Array, " H"] | Float[Array, "B T H"] | Float[Array, "B T H K"], q_BTHK: Queries
 ) -> Float[Array, "B T H _"]:
-    """(B, T, H, 1) for scalars, (B, T, H, K) for vectors."""
+    """Broadcasts log decays to (B, T, H, 1) for scalars or (B, T, H, K) for vectors."""
     if log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, q_BTHK.shape[:3])
     return log_decay[..., None] if log_decay.ndim == 3 else log_decay
 
 
 def clipped(log_decay: Array) -> Array:
-    """Below the logarithm of the smallest number exp is 0: sums of what is left are finite."""
+    """Clamps log decays from below, where exp is 0 anyway, so that their sums are finite."""
     return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
 
 
 def backwards(attend: Callable, *arguments: Array | SegmentIds | None) -> tuple[Array, Array]:
-    """`attend(*tokens, state, segment_ids, reverse=True)` from the last token to the first one."""
+    """Runs `attend(*tokens, state, segment_ids, reverse=True)` from the last token to the first."""
     *tokens, state, ids = arguments
     *tokens, ids = (None if x is None else jnp.flip(x, 1) for x in (*tokens, ids))
     o, state = attend(*tokens, state, ids, reverse=True)
@@ -57,7 +57,7 @@ def backwards(attend: Callable, *arguments: Array | SegmentIds | None) -> tuple[
 def recurrent(
     q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
 ) -> tuple[Outputs, State]:
-    """One `lax.scan` step per token; the state has the accumulation dtype, so has the output."""
+    """Runs one `lax.scan` step per token; output and state have the accumulation dtype."""
 
     def step(state_BHKV, token):
         q_BHK, k_BHK, v_BHV, a = token
@@ -75,7 +75,7 @@ def recurrent(
 def associative(
     q_BTHK: Queries, k_BTHK: Keys, v_BTHV: Values, retention: Retention, state_BHKV: State
 ) -> tuple[Outputs, State]:
-    """`lax.associative_scan` over the maps S -> a S + B; the initial state enters the first map."""
+    """Runs `lax.associative_scan` over the maps S -> a S + B, the first with the initial state."""
     q_BTHK, k_BTHK, v_BTHV, a, is_finite = _finite(
         *(x.astype(state_BHKV.dtype) for x in (q_BTHK, k_BTHK, v_BTHV, retention))
     )
@@ -93,15 +93,15 @@ def associative(
 
 
 def kept(retention: Array, state: Array) -> Array:
-    """The state where any of it is retained, 0 elsewhere: 0 x NaN is NaN, forward and backward."""
+    """Returns the state, and 0 where the retention is 0: 0 x NaN is NaN, also in gradients."""
     return jnp.where(retention == 0, 0, state)
 
 
 def _finite(q, k, v, retention):
-    """Inputs in which only k and v may be NaN, and where the query was finite.
+    """Returns inputs in which only k and v may be NaN, and a mask of the finite queries.
 
-    An output or a state that nothing depends on has a gradient of 0.  Times a query or a retention
-    that is NaN, it would be a gradient of NaN for all earlier tokens.
+    An output or a state on which nothing depends has a gradient of 0.  Multiplied by a query or a
+    retention of NaN, this 0 would become a gradient of NaN for all earlier tokens.
     """
     readable = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
     retained = jnp.all(jnp.isfinite(retention), axis=(-2, -1))[..., None]
