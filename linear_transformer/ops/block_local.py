@@ -5,14 +5,14 @@ block t // w, and
 
     o_t = sum_s f(a q_t.k_s) v_s     over the keys s of its block (up to t if causal),
 
-where f is the softmax over these keys, or a ReLU without any normaliser (Zhang et al. 2021, ReLA),
-which wants a norm after it.  Time and memory are O(T w), linear in T.
+where f is the softmax over these keys, or a ReLU without a normaliser (Zhang et al. 2021, ReLA),
+which needs a norm after it.  Time and memory are O(T w), linear in T.
 
-Blocks are cut by the place in the row, whatever is packed there: of two documents that share a
-block, each sees its own keys of that block only, and a document may begin in the middle of one.
+Blocks are cut by the place in the sequence, not by segment: a segment may begin in the middle of a
+block, and of two segments that share a block each sees only its own keys there.
 
-A key or value that is not finite makes NaN the outputs of the queries that see it, and changes no
-other output and no gradient of one.
+A non-finite key or value makes the outputs of the queries that see it NaN, and changes no other
+output and no gradient of another output.
 """
 
 from typing import Literal, get_args
@@ -43,23 +43,23 @@ def block_local_attention(
     segment_ids_BT: SegmentIds | None = None,
     key_mask_BT: KeyMask | None = None,
 ) -> Outputs:
-    """Attention within the blocks; a query that may see no key gets 0.
+    """Computes attention within the blocks; a query that sees no key gets 0.
 
     Args:
       q_BTHK, k_BTHK, v_BTHV: queries, keys, values; V may differ from K.
-      block_size: tokens w of a block; T need not be a multiple.
+      block_size: w, the tokens of a block; T need not be a multiple.
       scores: "softmax" or "relu".
       scale: factor on the scores; K**-0.5 if None.
       direction: "causal" or "bidirectional", within the block.
-      segment_ids_BT: queries and keys of different segments, runs of equal ids, never meet.
-      key_mask_BT: False drops the key exactly, whatever it holds.
+      segment_ids_BT: packed segments, runs of equal ids; each token sees only its own segment.
+      key_mask_BT: False drops the key exactly, even if it is NaN.
 
     Returns:
-      o_BTHV, in the dtype of v; matrix products read their operands in the result type of q, k and
-      v, and scores and sums are fp32 (fp64 for fp64 inputs).
+      o_BTHV, in the dtype of v.  Matrix products have operands in the result type of q, k and v;
+      scores and sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("direction", direction, get_args(Direction))
     checks.choice("scores", scores, get_args(Scores))
@@ -77,11 +77,11 @@ def block_local_attention(
 
 
 def _sharded(arrays, *, block_size, direction, **options):
-    """Blocks that lie across the shards of a sequence, of which a shard completes its own ones."""
+    """Computes this shard's outputs where blocks lie across the borders of shards."""
     time = arrays[0].shape[1]
     bidirectional = direction == "bidirectional"
     if bidirectional and arrays[-1] is None:
-        # Behind the end of the row there are zeros, and so is this mask.
+        # Zeros follow the end of the sequence, so this mask is False there.
         arrays = (*arrays[:-1], jnp.ones(arrays[0].shape[:2], bool))
     arrays, place = sequence_parallel.blocks(arrays, block_size, after=bidirectional)
     o = _in_blocks(*arrays, block_size=block_size, direction=direction, **options)
@@ -99,7 +99,7 @@ def _in_blocks(
         return jnp.pad(x_BT, padding).reshape(batch * blocks, block_size, *x_BT.shape[2:])
 
     visible = jnp.ones((1, block_size, block_size), bool)
-    if direction == "causal":  # which hides the padding behind the end too
+    if direction == "causal":  # hides the padding after the end too
         visible = jnp.tril(visible)
     elif key_mask_BT is None and time % block_size:
         key_mask_BT = jnp.ones((batch, time), bool)
@@ -122,7 +122,7 @@ def attend(
     scores: str,
     scale: float | None = None,
 ) -> Outputs:
-    """All of one block at once: `sum_s f(a q_t.k_s) v_s` over the keys that are visible."""
+    """Attends within one block: `sum_s f(a q_t.k_s) v_s` over the visible keys."""
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     scale = float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale
@@ -133,7 +133,7 @@ def attend(
     if scores == "relu":
         weights = jnp.where(visible, jax.nn.relu(scores_BHTS), 0)
     else:
-        # The least number, not -inf: a query without keys has no NaN, and its weights go to 0.
+        # The least number, not -inf: the softmax of a query without keys must not be NaN.
         weights = jax.nn.softmax(jnp.where(visible, scores_BHTS, jnp.finfo(dtype).min), axis=-1)
         weights = jnp.where(visible, weights, 0)
     weights = weights.astype(narrow)

@@ -1,8 +1,8 @@
-"""One loop over the blocks of a recurrence's chunk form, with its derivative in O(T / C) states.
+"""Loop over the blocks of a chunk form, with a backward pass that stores O(T / C) states.
 
-Time is cut into blocks of G chunks of C tokens (see `ops.blocks`).  A family gives the mathematics
-of one block (`Family`); this file pads the tokens, reads and writes the blocks, keeps the state at
-every block's border, and goes through the blocks backwards for the gradients.
+Time is cut into blocks of G chunks of C tokens (see `ops.blocks`).  A `Family` has the mathematics
+of one block; this file pads the tokens, slices and writes the blocks, stores the state at the
+border of every block, and visits the blocks in reverse order for the gradients.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -17,11 +17,11 @@ from linear_transformer.ops.blocks import Masks, read, write
 from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.types import Outputs, SegmentIds, State
 
-Tokens = tuple[Array, ...]  # (B, T, H, ...) each, the values last; of a block (B, H, G, C, ...)
+Tokens = tuple[Array, ...]  # (B, T, H, ...) each, the values last; in a block (B, H, G, C, ...)
 
 
 class Cut(NamedTuple):
-    """How time is cut."""
+    """Division of `time` tokens into blocks of `block` tokens and chunks of `chunk` tokens."""
 
     time: int
     chunk: int
@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, time: int, chunk_size: int, chunks_per_block: int, *, halved: bool = False):
-        """Cut into chunks that are no longer than the sequence, and of a power of two if halved."""
+        """Makes chunks no longer than the sequence; `halved` rounds them up to a power of two."""
         chunk = min(chunk_size, time)
         if halved:
             chunk = 1 << (chunk - 1).bit_length()
@@ -37,16 +37,16 @@ class Cut(NamedTuple):
 
     @property
     def padding(self) -> int:
-        """Tokens behind the sequence: zeros, which must add nothing and not decay."""
+        """Number of zero tokens after the sequence, which must add nothing and not decay."""
         return -self.time % self.block
 
 
 @runtime_checkable
 class Family(Protocol):
-    """The mathematics of one block; hashable, and without arrays.
+    """Mathematics of one block; hashable, and without arrays.
 
     Attributes:
-      saved: dtype of the one number a token that `forward` saves for `backward`; None saves none.
+      saved: dtype of the number per token that `forward` saves for `backward`; None saves none.
       reads_outputs: whether `backward` needs the outputs.
     """
 
@@ -57,17 +57,17 @@ class Family(Protocol):
     def reads_outputs(self) -> bool: ...
 
     def forward(self, tokens, state, masks, n, /) -> tuple[State, Array, Array | None]:
-        """Leaving state, outputs and (B, H, G, C, 1) to save, of block n and its entering state."""
+        """Returns the leaving state, the outputs and (B, H, G, C, 1) to save, for block n."""
         ...
 
     def backward(
         self, tokens, state, masks, n, outputs, saved, do, dstate, /
     ) -> tuple[State, Tokens]:
-        """Gradients of the entering state and of the tokens.
+        """Returns the gradients of the entering state and of the tokens.
 
         Args:
-          tokens, state, masks, n: those of `forward`.
-          outputs, saved: what `forward` returned; None where it is not kept.
+          tokens, state, masks, n: the arguments of `forward`.
+          outputs, saved: the results of `forward`; None if they are not stored.
           do, dstate: gradients of the outputs and of the leaving state.
         """
         ...
@@ -76,9 +76,9 @@ class Family(Protocol):
 def attend_in_blocks(
     family: Family, cut: Cut, tokens: Tokens, state: State, segment_ids_BT: SegmentIds | None
 ) -> tuple[Outputs, State]:
-    """Outputs of the shape and dtype of the values, and the final state."""
+    """Returns outputs in the shape and dtype of the values, and the final state."""
     run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
-    if cut.padding:  # the padded tokens belong to the last segment
+    if cut.padding:  # padding belongs to the last segment
         pad = ((0, 0), (0, cut.padding), (0, 0), (0, 0))
         tokens = tuple(jnp.pad(x, pad) for x in tokens)
         if run_BT is not None:

@@ -1,7 +1,7 @@
-"""What the chunk forms share: blocks of chunks, heads first, and the masks of packed segments.
+"""Shared parts of the chunk forms: blocks of chunks, heads first, and masks of packed segments.
 
 Time is cut into blocks of G chunks of C tokens, and one loop runs over the blocks, so that every
-temporary is of the size of a block and stays in the cache.
+temporary has the size of a block and stays in the processor cache.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from linear_transformer.types import State
 
 
 def read(x_BTHK: Array, n: Int[Array, ""], chunk: int, block: int) -> Shaped[Array, "B H G C K"]:
-    """Block n, heads first, cut into its chunks."""
+    """Slices block n and cuts it into its chunks, heads first."""
     batch, _, heads, width = x_BTHK.shape
     x = lax.dynamic_slice_in_dim(x_BTHK, n * block, block, axis=1)
     return x.reshape(batch, block // chunk, chunk, heads, width).transpose(0, 3, 1, 2, 4)
@@ -28,20 +28,20 @@ def write(x_BTHK: Array, block_BHGCK: Array, n: Int[Array, ""]) -> Array:
 
 
 def matmul(a: Array, b: Array, narrow: jnp.dtype, dtype: jnp.dtype) -> Array:
-    """a @ b with operands rounded to `narrow` and sums in `dtype`.
+    """Computes a @ b with operands rounded to `narrow` and sums in `dtype`.
 
-    `narrow` is the result type of all token inputs of an operation: bfloat16 if every one of them
-    is, else float32 or more.  What is rounded enters a sum of an additive or decaying recurrence
-    once and is never multiplied by itself from token to token, so that the error of an output stays
-    near 2^-8 of its terms.
+    `narrow` is the result type of all token inputs of an operation: bfloat16 if all of them are
+    bfloat16, else float32 or wider.  A rounded operand enters a sum of an additive or decaying
+    recurrence once and is never multiplied by itself from token to token, so the error of an output
+    stays near 2^-8 of its terms.
     """
     return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)
 
 
 class Masks(NamedTuple):
-    """Which terms of a block are kept; None keeps all of them.
+    """Masks of the terms that a block keeps; None keeps all of them.
 
-    Every mask is a `where`: a product with 0 would turn a NaN of one document into a NaN of all.
+    Every mask is a `where`: a product with 0 would spread a NaN from one segment to all.
     """
 
     pairs: Bool[Array, "#B 1 #G C C"]  # key j of the chunk is visible to query i
@@ -70,31 +70,31 @@ class Masks(NamedTuple):
         )
 
     def within(self, weights: Array) -> Array:
-        """Weights of visible pairs."""
+        """Keeps the weights of visible pairs."""
         return jnp.where(self.pairs, weights, 0)
 
     def reads(self, rows: Array) -> Array:
-        """Rows of the tokens that see the entering state."""
+        """Keeps the rows of tokens that see the state entering their chunk."""
         return rows if self.read is None else jnp.where(self.read, rows, 0)
 
     def reaches(self, rows: Array) -> Array:
-        """Rows of the tokens that the leaving state contains."""
+        """Keeps the rows of tokens that the state leaving their chunk contains."""
         return rows if self.reach is None else jnp.where(self.reach, rows, 0)
 
     def carried(self, x: Float[Array, "B H _ _"], g: int) -> Array:
-        """The entering state of chunk g, or the gradient of the leaving one, if it goes through."""
+        """Keeps a state entering chunk g, or a gradient leaving it, if no segment starts in g."""
         return x if self.through is None else jnp.where(self.through[:, :, g], x, 0)
 
 
 def heard(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]]:
-    """For each chunk, whether anything that depends on its entering state has a gradient.
+    """Returns for each chunk whether anything that depends on its entering state has a gradient.
 
-    Where nothing has one, the gradient of the entering state is 0 by `where`: a token that is not
-    finite, whose products with 0 are NaN, then spoils no earlier chunk.
+    If nothing has one, the gradient of the entering state must be set to 0 by `where`: products of
+    0 with a non-finite token are NaN and would reach the earlier chunks.
 
     Args:
       do: (B, H, G, C, V), gradients of the outputs of a block.
-      dstate: (B, H, K, V), gradient of the state that leaves it.
+      dstate: (B, H, K, V), gradient of the state that leaves the block.
     """
     outputs = jnp.any(masks.reads(do) != 0, axis=(-2, -1), keepdims=True)
     later = jnp.any(dstate != 0, axis=(-2, -1), keepdims=True)
@@ -109,12 +109,12 @@ def heard(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]
 def entering_states(
     k: Array, v: Array, state: State, masks: Masks, narrow: jnp.dtype, total: Array | None = None
 ) -> tuple[Array, State]:
-    """The states S' = total S + k^T v that enter the chunks of a block, and the one that leaves it.
+    """States S' = total S + k^T v that enter the chunks of a block, and the state that leaves it.
 
     Args:
-      k: (B, H, G, C, K), keys as they reach the end of their chunk.
-      v: (B, H, G, C, V).
-      total: (B, H, G, #K, 1), decay of a state over each chunk; None is none.
+      k: (B, H, G, C, K), keys with their decay to the end of the chunk.
+      v: (B, H, G, C, V), values.
+      total: (B, H, G, #K, 1), decay of a state over each chunk; None means no decay.
     """
     updates = matmul(masks.reaches(k).mT, masks.reaches(v), narrow, state.dtype)
     states = [state]
@@ -127,10 +127,10 @@ def entering_states(
 def leaving_gradients(
     q: Array, do: Array, dstate: State, masks: Masks, narrow: jnp.dtype, total: Array | None = None
 ) -> tuple[Array, State]:
-    """Gradients of the states that leave the chunks, and of the one that enters the block.
+    """Gradients of the states that leave the chunks, and of the state that enters the block.
 
     Args:
-      q: (B, H, G, C, K), queries as they read the state that enters their chunk.
+      q: (B, H, G, C, K), queries with the decay from the start of their chunk.
       do: (B, H, G, C, V), gradients of the outputs.
       dstate: gradient of the state that leaves the block.
       total: see `entering_states`.

@@ -1,9 +1,10 @@
 """Every mechanism of `ops` as its definition, for one head of one sequence: read this file first.
 
-Nothing here is fast or safe: no blocks, no custom derivatives, no check of an argument, no care for
-numbers that are not finite.  `jax.vmap` adds rows and heads, and the tests hold the other files to
-these functions.  Recurrences take two keywords more, those of `recur`; attention over pairs takes
-`visible_TS`, which says what each query sees (`pairs`).
+Nothing here is fast or safe: no blocks, no custom derivatives, no checks of arguments, no care for
+non-finite numbers.  `jax.vmap` adds sequences and heads, and the tests compare the other files with
+these functions.  Recurrences take two more keywords, `initial_state` and `segment_ids_T` of
+`recur`; attention over pairs takes `visible_TS`, the mask of the keys that each query sees
+(`pairs`).
 """
 
 from collections.abc import Callable
@@ -22,13 +23,14 @@ def recur(
     initial_state: Array,
     segment_ids_T: Int[Array, " T"] | None = None,
 ) -> tuple[Array, Array]:
-    """Outputs of all tokens and the last state, for `step(state, *token) -> (state, output)`.
+    """Returns the outputs of all tokens, and the last state, of a recurrence.
 
     Args:
-      step: one token of the recurrence.
-      tokens: arrays with time in front.
+      step: the recurrence for one token, `step(state, *token) -> (state, output)`.
+      tokens: arrays with time as the first axis.
       initial_state: the state before the first token.
-      segment_ids_T: packed documents; the state is 0 where the id changes.  None is one document.
+      segment_ids_T: packed segments; the state is set to 0 where the id changes.  None is one
+        segment.
     """
     ids_T = jnp.zeros(len(tokens[0]), int) if segment_ids_T is None else segment_ids_T
     starts_T = jnp.pad(ids_T[1:] != ids_T[:-1], (1, 0))
@@ -44,7 +46,7 @@ def recur(
 def pairs(
     segment_ids_T: Int[Array, " T"], *, causal: bool = True, window: int | None = None
 ) -> Bool[Array, "T T"]:
-    """Key s is visible to query t: the same document, s <= t if causal, t - s < window if any."""
+    """Mask of visible pairs: same segment, s <= t if causal, and t - s < window if given."""
     run_T = jnp.cumsum(jnp.pad(segment_ids_T[1:] != segment_ids_T[:-1], (1, 0)))
     distance_TT = jnp.arange(len(run_T))[:, None] - jnp.arange(len(run_T))
     visible_TT = (run_T[:, None] == run_T) & (distance_TT >= (0 if causal else -len(run_T)))
@@ -52,10 +54,10 @@ def pairs(
 
 
 def linear_attention(q_TK, k_TK, v_TV, *, normalize=True, epsilon=1e-6, **start):
-    """S_t = S_{t-1} + k_t [v_t, 1]^T, and [x_t, z_t] = S_t^T q_t gives o_t = x_t / (z_t + epsilon).
+    """Linear attention: S_t = S_{t-1} + k_t [v_t, 1]^T, and o_t = x_t / (z_t + epsilon).
 
-    Katharopoulos et al. 2020 (arXiv:2006.16236), equations 10-12, after the feature map.  Without
-    `normalize` there is no column of ones, and o_t = S_t^T q_t.
+    Here [x_t, z_t] = S_t^T q_t: Katharopoulos et al. 2020 (arXiv:2006.16236), equations 10-12,
+    after the feature map.  Without `normalize` there is no column of ones, and o_t = S_t^T q_t.
     """
 
     def step(state_KW, q_K, k_K, v_V):
@@ -68,12 +70,13 @@ def linear_attention(q_TK, k_TK, v_TV, *, normalize=True, epsilon=1e-6, **start)
 
 
 def decayed_attention(q_TK, k_TK, v_TV, log_decay_Tx, bonus_K=None, **start):
-    """S_t = diag(a_t) S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, with a_t = exp(log_decay_t).
+    """Attention with decay: S_t = diag(a_t) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
 
-    One number a token: RetNet (Sun et al. 2023, arXiv:2307.08621, equations 5-7) and Mamba-2 (Dao
-    and Gu 2024, arXiv:2405.21060, section 6); K numbers: gated linear attention (Yang et al. 2023,
-    arXiv:2312.06635, equations 3-5).  With a bonus, o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t:
-    RWKV-6 (Peng et al. 2024, arXiv:2404.05892).
+    The decay is a_t = exp(log_decay_t).  With one number per token this is RetNet (Sun et al. 2023,
+    arXiv:2307.08621, equations 5-7) and Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 6),
+    with K numbers gated linear attention (Yang et al. 2023, arXiv:2312.06635, equations 3-5).  With
+    a bonus, o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t: RWKV-6 (Peng et al. 2024,
+    arXiv:2404.05892).
     """
 
     def step(state_KV, q_K, k_K, v_V, log_decay_x):
@@ -87,17 +90,18 @@ def decayed_attention(q_TK, k_TK, v_TV, log_decay_Tx, bonus_K=None, **start):
 
 
 def delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, beta_T, **start):
-    """S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T, and o_t = S_t^T q_t.
+    """Delta rule: S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T, and o_t = S_t^T q_t.
 
-    Without decay (log_decay = 0) DeltaNet (Yang et al. 2024, arXiv:2406.06484, section 2.2), with
-    one number a token Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464, section
-    3.1), with K numbers Kimi Delta Attention (Kimi Team 2025, arXiv:2510.26692, section 3).
+    Without decay (log_decay = 0) this is DeltaNet (Yang et al. 2024, arXiv:2406.06484, section
+    2.2), with one decay per token Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024,
+    arXiv:2412.06464, section 3.1), with K decays per token Kimi Delta Attention (Kimi Team 2025,
+    arXiv:2510.26692, section 3).
     """
     return delta_product(q_TK, k_TK[:, None], v_TV[:, None], log_decay_Tx, beta_T[:, None], **start)
 
 
 def delta_product(q_TK, k_TNK, v_TNV, log_decay_Tx, beta_TN, **start):
-    """The delta rule with N steps a token, after the decay.
+    """Delta rule with N steps per token, after the decay.
 
     DeltaProduct (Siems et al. 2025, arXiv:2502.10297, equations 5-6).
     """
@@ -112,9 +116,9 @@ def delta_product(q_TK, k_TNK, v_TNV, log_decay_Tx, beta_TN, **start):
 
 
 def low_rank_delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, write_TK, read_TK, **start):
-    """S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
+    """RWKV-7: S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
 
-    RWKV-7 (Peng et al. 2025, arXiv:2503.14456, section 4.1), with the state transposed.
+    Peng et al. 2025 (arXiv:2503.14456), section 4.1, with the state transposed.
     """
 
     def step(state_KV, q_K, k_K, v_V, log_decay_x, write_K, read_K):
@@ -128,10 +132,10 @@ def low_rank_delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, write_TK, read_TK, 
 
 
 def selective_scan(x_TD, dt_TD, a_ND, b_TN, c_TN, **start):
-    """h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T and y_t = C_t^T h_t, N numbers a channel.
+    """Mamba: h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T, and y_t = C_t^T h_t.
 
-    Mamba (Gu and Dao 2023, arXiv:2312.00752, equations 2a-2b): A by the zero-order hold, B by a
-    step of Euler's method.
+    Gu and Dao 2023 (arXiv:2312.00752, equations 2a-2b), N numbers per channel: A is discretised by
+    the zero-order hold, B by a step of Euler's method.
     """
 
     def step(state_ND, x_D, dt_D, b_N, c_N):
@@ -142,7 +146,7 @@ def selective_scan(x_TD, dt_TD, a_ND, b_TN, c_TN, **start):
 
 
 def diagonal_scan(b_TN: Inexact[Array, "T N"], a_TN: Inexact[Array, "T N"], **start):
-    """h_t = a_t * h_{t-1} + b_t, real or complex, and every h_t is an output.
+    """Diagonal recurrence: h_t = a_t * h_{t-1} + b_t, real or complex; every h_t is an output.
 
     LRU (Orvieto et al. 2023, arXiv:2303.06349) and S5 (Smith et al. 2022, arXiv:2208.04933).
     """
@@ -155,39 +159,41 @@ def diagonal_scan(b_TN: Inexact[Array, "T N"], a_TN: Inexact[Array, "T N"], **st
 
 
 def efficient_attention(q_TK, k_SK, v_SV, visible_TS):
-    """o_t = sum_f softmax(q_t)_f sum_s softmax_s(k_sf) v_s, the second softmax over visible keys.
+    """Efficient attention: o_t = sum_f softmax(q_t)_f sum_s softmax_s(k_sf) v_s.
 
-    Shen et al. 2021 (arXiv:1812.01243), section 3: each feature has a normaliser of its own.
+    Shen et al. 2021 (arXiv:1812.01243), section 3.  The second softmax is over the visible keys:
+    each feature has its own normaliser.
     """
     maps_TSK = jax.nn.softmax(k_SK[None], axis=1, where=visible_TS[..., None])
     return jnp.einsum("tk,tsk,sv->tv", jax.nn.softmax(q_TK), maps_TSK, v_SV)
 
 
 def scaled_efficient_attention(q_TK, k_SK, v_SV):
-    """o_t = q_t^T (K^T V) / n of n keys: Shen et al. 2021, with scaling normalisation."""
+    """Efficient attention with scaling: o_t = q_t^T (K^T V) / n, n keys (Shen et al. 2021)."""
     return q_TK @ (k_SK.T @ v_SV) / len(k_SK)
 
 
 def log_feature_attention(q_TK, k_SK, v_SV, visible_TS):
-    """Weights sum_f exp(q_tf) exp(k_sf), divided by their sum over the visible keys.
+    """Attention with weights sum_f exp(q_tf) exp(k_sf), divided by their sum over the visible keys.
 
-    FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794) on logarithms of its random features.
+    FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794), given the logarithms of its random features.
     """
     scores_TS = jax.nn.logsumexp(q_TK[:, None] + k_SK, axis=-1)
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV
 
 
 def softmax_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None):
-    """Softmax of scaled scores over the visible keys (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """Softmax attention over the visible keys (Vaswani et al. 2017, arXiv:1706.03762)."""
     scores_TS = (q_TK.shape[1] ** -0.5 if scale is None else scale) * q_TK @ k_SK.T
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV
 
 
 def rectified_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None, power=1, bias_TS=0.0):
-    """o_t = sum_s max(a q_t.k_s + b_ts, 0)^p v_s over the visible keys, without a normaliser.
+    """Rectified attention: o_t = sum_s max(a q_t.k_s + b_ts, 0)^p v_s over the visible keys.
 
-    ReLA (Zhang, Titov and Sennrich 2021, equation 5); with p = 2 and a bias by distance the gated
-    attention unit (Hua et al. 2022, arXiv:2202.10447, section 3.1).
+    There is no normaliser.  With p = 1 and no bias this is ReLA (Zhang, Titov and Sennrich 2021,
+    equation 5), with p = 2 and a bias by distance the gated attention unit (Hua et al. 2022,
+    arXiv:2202.10447, section 3.1).
     """
     scores_TS = (q_TK.shape[1] ** -0.5 if scale is None else scale) * q_TK @ k_SK.T + bias_TS
     return jnp.where(visible_TS, jax.nn.relu(scores_TS) ** power, 0) @ v_SV
@@ -206,10 +212,10 @@ def block_local_attention(q_TK, k_TK, v_TV, visible_TT, *, block_size, scores="s
 def mixed_chunk_attention(
     q_TK, k_TK, linear_q_TK, linear_k_TK, v_TV, visible_TT, *, bias_TT, chunk_size, causal=True
 ):
-    """Squared rectified attention within a chunk, linear attention to the chunks before.
+    """Squared rectified attention within a chunk, and linear attention to the chunks before.
 
-    FLASH (Hua et al. 2022, arXiv:2202.10447, section 3.2), divided by the C tokens of a chunk.  If
-    not causal, the linear part reads all keys.
+    FLASH (Hua et al. 2022, arXiv:2202.10447, section 3.2); the scores of both parts are divided by
+    the C tokens of a chunk.  If not causal, the linear part attends to all keys.
     """
     chunk_T = jnp.arange(len(q_TK)) // chunk_size
     options = {"scale": 1 / chunk_size, "power": 2, "bias_TS": bias_TT}
@@ -220,15 +226,16 @@ def mixed_chunk_attention(
 
 
 def lsh_attention(q_TK, v_TV, rotations_RKE, visible_TT, *, chunk_size, self_penalty=1e5):
-    """Softmax over the visible keys k = q / |q| of the query's bucket, the last C before it.
+    """LSH attention: softmax over the visible keys k = q / |q| of the query's bucket.
 
-    Reformer (Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451, section 2): rounds are mixed by
-    their sums of weights.  This is the op's `chunking="window"`.
+    Of each bucket a query sees itself and the last C keys before it.  Reformer (Kitaev, Kaiser and
+    Levskaya 2020, arXiv:2001.04451, section 2): the outputs of the rounds are averaged, weighted by
+    their sums of exponentials.  This is `chunking="window"` of `ops.hashing`.
     """
     projected_RTE = jnp.einsum("tk,rke->rte", q_TK, rotations_RKE)
     bucket_RT = jnp.argmax(jnp.concatenate([projected_RTE, -projected_RTE], axis=-1), axis=-1)
     same_RTT = visible_TT & (bucket_RT[:, :, None] == bucket_RT[:, None])
-    # Keys of the bucket from s + 1 up to t, for each pair.
+    # For each pair, the number of keys of the bucket from s + 1 up to t.
     between_RTT = jnp.cumsum(same_RTT[..., ::-1], axis=-1)[..., ::-1] - 1
     k_TK = q_TK / jnp.linalg.norm(q_TK, axis=-1, keepdims=True)
     scores_TT = q_TK @ k_TK.T * q_TK.shape[1] ** -0.5 - self_penalty * jnp.eye(len(q_TK))
