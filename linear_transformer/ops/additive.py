@@ -39,8 +39,8 @@ from linear_transformer.types import (
     Values,
 )
 
-# Chunks of 64 keep the quadratic part (4 C V flops a token) level with the state part (4 K V at
-# K = 64); blocks of 8 chunks keep every temporary in the cache (benchmarks/attention.py --sweep).
+# With C = 64 the quadratic part (4 C V FLOPs per token) costs as much as the state part (4 K V at
+# K = 64); blocks of 8 chunks fit the processor cache (benchmarks/attention.py --sweep).
 CHUNK_SIZE = 64
 CHUNKS_PER_BLOCK = 8
 DIRECTIONS = ("causal", "anticausal", "bidirectional")
@@ -61,7 +61,7 @@ def linear_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, State]:
-    """Attention with the kernel sim(q, k) = q^T k in time and memory linear in T.
+    """Computes attention with weights phi(q)^T phi(k) in time and memory linear in T.
 
     Args:
       q_BTHK: queries (not scaled: the normaliser cancels any scale).
@@ -69,27 +69,27 @@ def linear_attention(
       v_BSHV: values.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on) or
         "bidirectional" (all keys; S may differ from T, which is cross attention).
-      feature_map: phi, applied to queries and keys, of unchanged width.  None if queries and keys
+      feature_map: phi, applied to queries and keys; it keeps their width.  None if queries and keys
         are features already; their products must then not sum to 0, or the division by the
         normaliser has no meaning.  The chunk form applies the map block by block and never stores
         the features.
-      normalize: divide by the sum of the weights (equation 12); False gives the numerator alone.
+      normalize: divides by the sum of the weights (equation 12); False returns the numerator alone.
       epsilon: added to the denominator.
-      initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  It is
-        what came before the first token (after the last one if anticausal) in the same segment.
-      segment_ids_BT: packed documents; each token sees its own segment only.
+      initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  The state
+        before the first token (after the last token if anticausal), in the segment of that token.
+      segment_ids_BT: packed segments; each token sees only its own segment.
       key_mask_BS: False drops a key exactly.
       form: "recurrent", "parallel", "associative", "chunk", "pallas" (the chunk form as a TPU
-        kernel), or "auto": one call of "recurrent" for T = 1, else "chunk", or "pallas" where
-        `ops.pallas.choice` believes it to win.
-      chunk_size: tokens per chunk of the chunk form; of the kernel the next power of two.
+        kernel), or "auto": "recurrent" for T = 1, else "pallas" where `ops.pallas.choice` expects
+        it to be faster, else "chunk".
+      chunk_size: tokens per chunk of the chunk form; the kernel rounds up to a power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value, or segment ids come together with
-        cross attention.
+      ValueError: an argument has a wrong type, shape or value, or segment ids are given for cross
+        attention.
     """
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, recurrence.FORMS)
@@ -114,7 +114,7 @@ def linear_attention(
         k_BSHK, v_BSHV = keep(key_mask_BS, k_BSHK), keep(key_mask_BS, v_BSHV)
     shape = (sizes["B"], sizes["H"], k_BSHK.shape[-1], sizes["W"])
     initial_state = recurrence.initial_state(initial_state, shape, dtype)
-    if direction != "bidirectional" and q_BTHK.size == 0:  # no rows, or no tokens
+    if direction != "bidirectional" and q_BTHK.size == 0:  # an empty batch, or no tokens
         return jnp.zeros(v_BSHV.shape, v_BSHV.dtype), initial_state
     attend = functools.partial(
         _sharded,
@@ -143,12 +143,12 @@ def linear_attention(
             run_BT,
         )
     if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
-        o = opaque(o)  # as the chunk form and the division by the normaliser are
+        o = opaque(o)  # like the chunk form and the division by the normaliser
     return o.astype(v_BSHV.dtype), state
 
 
 def _check_feature_map(feature_map, normalize, *features):
-    """Without a map, a normaliser needs features that are not negative; not checked inside jit."""
+    """Checks the map; without one a normaliser needs features >= 0, checked outside of jit only."""
     if feature_map is not None:
         if not callable(feature_map):
             known = ", ".join(FEATURE_MAPS)
@@ -166,7 +166,7 @@ def _check_feature_map(feature_map, normalize, *features):
 
 
 def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
-    # What is not finite takes no part in a gradient: 0 / NaN is NaN.
+    # Non-finite outputs take no part in the gradient: 0 / NaN is NaN.
     finite = jnp.all(jnp.isfinite(o_BTHV), axis=-1, keepdims=True)
     o_BTHV = jnp.where(finite, o_BTHV, 1)
     return jnp.where(finite, o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon), jnp.nan)
@@ -181,13 +181,13 @@ def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
 
 
 def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
-    """`_causal`, from the state of the shards before if the sequence is spread over devices."""
+    """Runs `_causal` from the state that enters this shard of the sequence."""
     if sequence_parallel.shards() == 1:
         return _causal(q, k, v, state, segment_ids_BT, **options)
     dtype = accumulation_dtype(q, k, v)
     keys = k if options["feature_map"] is None else options["feature_map"](k)
     values = with_ones(v) if options["normalize"] else v
-    passes = None  # a state that a segment's start does not stop
+    passes = None  # no segment starts here: the entering state passes unchanged
     if segment_ids_BT is not None:
         last_BT, passes_B = segments.leaving(segment_ids_BT)
         keys, values = keep(last_BT, keys), keep(last_BT, values)
@@ -222,12 +222,12 @@ def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, 
 
 
 def _parallel(q, k, v, state, segment_ids_BT):
-    """The masked quadratic form, equations 8-9; the state is that of equation 10 at the end."""
+    """Computes the masked quadratic form, equations 8-9, and the final state of equation 10."""
     dtype = state.dtype
     time = q.shape[1]
     weights = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
     visible = jnp.tril(jnp.ones((time, time), bool))
-    first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # the ends' own segments
+    first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # of the first, the last segment
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
         visible = visible & (run_BT[:, :, None] == run_BT[:, None, :])[:, None]
@@ -244,7 +244,7 @@ def _parallel(q, k, v, state, segment_ids_BT):
 
 
 def _bidirectional(q, k, v, state, normalize, epsilon):
-    """Equation 6: phi(Q) (phi(K)^T V)."""
+    """Computes phi(Q) (phi(K)^T V), equation 6."""
     dtype = state.dtype
     values = with_ones(v) if normalize else v
     update = jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
@@ -254,12 +254,12 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
 
 
 def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
-    """At most two segments a row, as padding makes them: one after the other."""
+    """Attends to each of at most two segments, as padding makes them, and selects by query."""
 
     values = with_ones(v) if normalize else v
 
     def alone(run, state):
-        """What all queries read from one segment, and its state."""
+        """Returns the outputs of all queries for the keys of one segment, and its state."""
         k_run, v_run = keep(run_BT == run, k), keep(run_BT == run, values)
         return _bidirectional(q, k_run, v_run, state, False, epsilon)
 
@@ -271,7 +271,7 @@ def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
 
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
-    """Both directions within a segment: keys up to the query, and those after it in reverse."""
+    """Adds two passes within each segment: keys up to the query, and later keys in reverse."""
     values = with_ones(v) if normalize else v
     numerator = functools.partial(attend, normalize=False)
     forward, state_out = numerator(q, k, values, state, segment_ids_BT)
@@ -291,17 +291,16 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 #     o = A v' + Q S_g                              S_{g+1} = S_g + K_g^T v'_g
 #
 # and, given G = dL/d(A v' + Q S), with the reversed sum R_g of Q^T G over the later chunks
-# (equations 13-15, which are these at C = 1):
+# (equations 13-15 are the case C = 1):
 #
 #     dQ = (G v'^T masked) K + G S_g^T
 #     dK = (G v'^T masked)^T Q + v' R_g^T
 #     dv' = A^T G + K R_g
 #
-# Segments only change which terms of the sums are kept: pairs within a chunk, the state that a
-# query may read, the keys that reach the chunk's end.  Only the states at block borders are stored.
-# A token that is not finite stays inside its own chunk, where masked products may spread it:
-# nothing before the chunk and nothing of another document outside it changes, outputs and gradients
-# alike.
+# Segments only change which terms of the sums are kept: pairs within a chunk, queries in the
+# entering state's segment, keys in the leaving state's segment.  Only the states at block borders
+# are stored.  Masked products may spread a non-finite token within its own chunk; outside of it,
+# earlier tokens and other segments keep their outputs and gradients.
 
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
@@ -313,7 +312,7 @@ def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon,
 
 
 class _Features(NamedTuple):
-    """The feature map on a block; keys beyond the end of a padded sequence are dropped after it."""
+    """Feature map on a block; sets the features of keys beyond the end of the sequence to 0."""
 
     feature_map: FeatureMap | None
     end: int | None
@@ -334,7 +333,7 @@ class _Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Additive:
-    """One block, see `block_loop.Family`; the denominators are saved."""
+    """Linear attention on one block, see `block_loop.Family`; the denominators are saved."""
 
     phi: _Features
     normalize: bool
@@ -359,7 +358,7 @@ class _Additive:
         if self.normalize:
             denominator = o[..., -1:] + self.epsilon
             o = o[..., :-1] / denominator
-        # What is not finite takes no part in a gradient; the backward pass divides by this.
+        # The backward pass divides by this: non-finite outputs get no gradient.
         is_finite = jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
         return state, o, jnp.where(is_finite, denominator, jnp.inf)
 

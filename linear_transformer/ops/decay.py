@@ -3,13 +3,13 @@
     S_t = a_t S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t,    a_t = exp(log_decay_t) <= 1
 
 A fixed scalar per head is retention (Sun et al., 2023, arXiv:2307.08621, equations 5-7), a scalar
-that depends on the token is the gate of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060, section 6), a
-vector over the key features that of gated linear attention (Yang et al., 2023, arXiv:2312.06635,
-equations 3-5).  To normalise the weights, append a column of ones to the values and divide by it.
+per token the gate of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060, section 6), and a vector over the
+key features the gate of gated linear attention (Yang et al., 2023, arXiv:2312.06635, equations
+3-5).  To normalise the weights, append a column of ones to the values and divide by its output.
 
-A token that is not finite spoils no earlier output and no other document: exactly so in the token
-scan and the associative form, and outside of its own chunk in the chunk forms; `parallel` is one
-chunk.  The same holds for the gradient of what it did not spoil.
+A non-finite token affects no earlier output and no other segment.  This is exact in the recurrent
+and the associative form; in the chunk forms it holds outside of the token's own chunk, and
+`parallel` is one chunk.  The gradients of unaffected outputs are unaffected too.
 """
 
 import functools
@@ -52,7 +52,7 @@ def decayed_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, State]:
-    """Attention with weights q_i^T (a_{j+1} ... a_i k_j), in time and memory linear in T.
+    """Computes attention with weights q_i^T (a_{j+1} ... a_i k_j), in time and memory linear in T.
 
     Args:
       q_BTHK: queries (not scaled).
@@ -61,27 +61,27 @@ def decayed_attention(
       log_decay: log a_t <= 0: (H,), fixed per head; (B, T, H), a scalar per token; or (B, T, H, K),
         a vector over the key features.  -inf forgets everything before the token.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on; then
-        S_t = a_t S_{t+1} + k_t v_t^T), or "bidirectional": both, the token's own key once (Afzal
-        et al., 2025, arXiv:2502.16249).
-      bonus_HK: the token's own key has this weight and what came before is not decayed by its gate,
-        o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t (RWKV-6; Peng et al., 2024, arXiv:2404.05892);
-        causal only.
-      initial_state: (B, H, K, V), what came before the first token (after the last one if
-        anticausal) in the same segment; zeros if None.
-      segment_ids_BT: packed documents; each token sees its own segment only.
-      key_mask_BS: False drops a key exactly; the decay at its place still acts.
+        S_t = a_t S_{t+1} + k_t v_t^T), or "bidirectional": both, with the token's own key once
+        (Afzal et al., 2025, arXiv:2502.16249).
+      bonus_HK: weight of the token's own key; the token's gate then does not decay the earlier
+        tokens: o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t (RWKV-6; Peng et al., 2024,
+        arXiv:2404.05892); causal only.
+      initial_state: (B, H, K, V), the state before the first token (after the last token if
+        anticausal), in the segment of that token; zeros if None.
+      segment_ids_BT: packed segments; each token sees only its own segment.
+      key_mask_BS: False drops a key exactly; the decay of the token still acts.
       form: "recurrent", "parallel" (with a vector gate, O(T^2 K) memory), "associative", "chunk",
-        "pallas" (the chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1,
-        else "chunk", or for scalars "pallas" where `ops.pallas.choice` believes it to win.
-      chunk_size: tokens per chunk of the chunk form; of the kernel, and with a vector gate, the
-        next power of two.
+        "pallas" (the chunk form as a TPU kernel), or "auto": "recurrent" for T = 1, else "pallas"
+        for scalars where `ops.pallas.choice` expects it to be faster, else "chunk".
+      chunk_size: tokens per chunk of the chunk form; the kernel and vector gates round up to a
+        power of two.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the final state (of the causal part if
       bidirectional) in the accumulation dtype.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, recurrence.FORMS)
@@ -101,7 +101,7 @@ def decayed_attention(
     if key_mask_BS is not None:
         k_BTHK, v_BTHV = keep(key_mask_BS, k_BTHK), keep(key_mask_BS, v_BTHV)
     state = recurrence.initial_state(initial_state, tuple(sizes[x] for x in "BHKV"), dtype)
-    if q_BTHK.size == 0:  # no rows, or no tokens
+    if q_BTHK.size == 0:  # an empty batch, or no tokens
         return jnp.zeros(v_BTHV.shape, v_BTHV.dtype), state
     arrays = (q_BTHK, k_BTHK, v_BTHV, recurrence.per_token(log_decay, q_BTHK))
     options = {"form": form, "chunk_size": chunk_size}
@@ -124,16 +124,17 @@ def decayed_attention(
 
 
 def _own(q, k, v, dtype):
-    """What a token reads from its own key."""
+    """Output of each query for the key of its own token."""
     return jnp.sum(q.astype(dtype) * k, axis=-1, keepdims=True) * v
 
 
 def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
-    """S_t is read by the query of token t + 1, the initial state by the first one.
+    """Attends from the query of token t + 1 to S_t, and from the first query to the initial state.
 
-    So what a chunk form spreads inside of its own chunk reaches the token after the chunk too.
+    A non-finite token, which a chunk form spreads within its chunk, thus reaches the token after
+    the chunk too.
     """
-    # In the chunk of the token before, a query that is not finite would spoil what comes before it.
+    # In the chunk of the previous token a non-finite query would make earlier outputs NaN.
     is_finite = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
     q_read, starts = jnp.where(is_finite, q, 0), None
     if segment_ids_BT is not None:
@@ -146,12 +147,12 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
     if starts is not None:
         o = jnp.where(starts, 0, o)
-    # The own term of a query that is not finite is NaN.
+    # The own term makes the output of a non-finite query NaN.
     return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
 
 
 def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **options):
-    """`_causal` on a shard of a sequence, or on all of it."""
+    """Runs `_causal` on a shard of a sequence, or on the whole sequence."""
     narrow = jnp.result_type(q, k, v)
     state = _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse)
     o, state = _causal(q, k, v, log_decay, state, segment_ids_BT, **options)
@@ -159,17 +160,17 @@ def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **opti
 
 
 def _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse=False):
-    """The state before the first token, where the sequence is spread over devices."""
+    """Returns the state before this shard's first token; the given state on a single shard."""
     if sequence_parallel.shards() == 1:
         return state
     dtype = state.dtype
     keys, values, decays, passes = k, v, log_decay, None
-    if segment_ids_BT is not None:  # of the last segment, without the decay of its first token
+    if segment_ids_BT is not None:  # only its last segment, without the decay of the first token
         last_BT, passes_B = segments.leaving(segment_ids_BT)
         keys, values = keep(last_BT, k), keep(last_BT, v)
         decays = keep(last_BT & ~segments.starts(segment_ids_BT), log_decay)
         passes = passes_B[:, None, None]
-    # Sums from the end on: they are exact where the decay is not yet nothing.
+    # Sums run from the end, so they are exact where the total decay is not yet 0.
     since = lax.cumsum(decays, axis=1, reverse=True)
     after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     reaching = (keys * jnp.exp(after)).astype(narrow)
@@ -194,10 +195,10 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
     log_decay = recurrence.clipped(log_decay.astype(state.dtype))
     starts = None
     if segment_ids_BT is not None:
-        # The decay of a segment's first token acts on a state that is dropped: any value will do.
+        # The decay of a segment's first token acts on a dropped state: its value is irrelevant.
         starts = segments.starts(segment_ids_BT)[..., None, None]
         log_decay = jnp.where(starts, 0, log_decay)
-        if form == "chunk":  # whose sums of decays would take a NaN into the next document
+        if form == "chunk":  # its sums of decays would carry NaN into the next segment
             is_finite = jnp.all(jnp.isfinite(log_decay), axis=-1, keepdims=True)
             log_decay = jnp.where(is_finite, log_decay, 0)
             v = jnp.where(is_finite, v, jnp.nan)
@@ -215,7 +216,7 @@ def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
 
 
 def _parallel(q, k, v, log_decay, state, segment_ids_BT):
-    """The masked quadratic form: all differences of the summed logarithms, masked before exp."""
+    """Computes the masked quadratic form: summed logarithms, differences, mask, then exp."""
     dtype = state.dtype
     batch, time = q.shape[:2]
     run_BT = jnp.zeros((batch, time), jnp.int32)
@@ -223,7 +224,7 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
         run_BT = segments.run_index(segment_ids_BT)
     visible_BTS = run_BT[:, :, None] == run_BT[:, None]
     visible_BTS &= jnp.tril(jnp.ones((time, time), bool))
-    # b_t within each segment: not even a rounding error crosses to another one.
+    # b_t is summed within each segment: not even a rounding error reaches another segment.
     sums = jnp.einsum(
         "bts,bshk->bthk", visible_BTS.astype(dtype), log_decay, precision=lax.Precision.HIGHEST
     )
@@ -247,14 +248,14 @@ def _parallel(q, k, v, log_decay, state, segment_ids_BT):
 def _between(
     log_decay_BTHK: Float[Array, "B T H K"], sums_BTHK: Float[Array, "B T H K"]
 ) -> Float[Array, "B H T T K"]:
-    """Sums of log a from the token after s up to t, as differences of the sums up to a token."""
+    """Sums of log a over the tokens s + 1 to t, as differences of running sums."""
     sums_BHTK = jnp.moveaxis(sums_BTHK, 2, 1)
     return sums_BHTK[:, :, :, None] - sums_BHTK[:, :, None]
 
 
 @_between.defjvp
 def _(primals, tangents):
-    """The sums themselves, so that a gradient is no difference of larger ones."""
+    """Sums the terms themselves, so that no gradient is a difference of larger numbers."""
     dlog_decay_BHTK = jnp.moveaxis(tangents[0], 2, 1)
     time = dlog_decay_BHTK.shape[2]
     after = jnp.tril(jnp.ones((time, time), bool), -1)[..., None]

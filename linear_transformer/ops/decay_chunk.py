@@ -1,7 +1,7 @@
-"""The chunk form of attention with decay, forward and backward, in O(T / C) states.
+"""Chunk form of attention with decay, forward and backward, with O(T / C) stored states.
 
-Time is cut into blocks of G chunks of C tokens; one loop runs over the blocks.
-Within a chunk, with the decays of `ops.gates`, the weights A of the pairs and the entering state S,
+Time is cut into blocks of G chunks of C tokens; one loop runs over the blocks.  Within a chunk,
+with the decays of `ops.gates`, the weights A of the pairs and the entering state S,
 
     o = A v + (read Q) S              S' = total S + (reach K)^T v
 
@@ -10,9 +10,9 @@ and, given G = dL/do and R = dL/dS', with dA = G v^T times the pair decays,
     dQ = dA K + read (G S^T)          dv = A^T G + (reach K) R
     dK = dA^T Q + reach (v R^T)       dS = total R + (read Q)^T G
 
-A token that is not finite stays inside its own chunk, where masked products may spread it: nothing
-before the chunk and nothing of another document outside it changes, outputs and gradients alike.
-No gradient passes through an output that is not finite.
+Masked products may spread a non-finite token within its own chunk; outside of it, earlier tokens
+and other segments keep their outputs and gradients.  No gradient passes through a non-finite
+output.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size):
 
 @dataclasses.dataclass(frozen=True)
 class _Decay:
-    """One block, see `block_loop.Family`; which outputs are finite is saved."""
+    """Attention with decay on one block, see `block_loop.Family`; finiteness is saved."""
 
     narrow: jnp.dtype
     saved: DTypeLike = bool

@@ -1,4 +1,4 @@
-"""The decays of a block of chunks, and their gradients: one matrix of pairs, or one per feature.
+"""Decays of a block of chunks, and their gradients: one matrix of pairs, or one per feature.
 
 Within a chunk, with b_t the sum of log a up to and including token t, the decays are
 
@@ -8,18 +8,18 @@ Within a chunk, with b_t the sum of log a up to and including token t, the decay
     total exp(b_C)       from the entering state to the leaving one
 
 The gradient of log a_t is the sum of the gradients of all exponents that contain it: pairs with
-j < t <= i, reads with t <= i, keys j < t that reach the end, and the total.  These terms are summed
-and no others: differences of larger sums (Q dQ - K dK over all later tokens, or the rows minus the
-columns of the pairs) are equal to it, and lose all digits to cancellation where decays are strong.
+j < t <= i, reads with t <= i, keys j < t that reach the end, and the total.  Exactly these terms
+are summed.  Differences of larger sums (Q dQ - K dK over all later tokens, or the rows minus the
+columns of the pairs) are equal to it, but lose all digits to cancellation where decays are strong.
 
 A scalar gate has one C x C matrix of pair decays.  With a vector gate A_ij is the sum over the
 features of q_i k_j exp(b_i - b_j), which must not be factored as (q_i exp(b_i)) (k_j exp(-b_j)):
-the second factor overflows.  It is split in halves instead: for a query in the right half of a
-range and a key in the left half, with r = b at the end of the left half,
+the second factor overflows.  Each range of tokens is split in halves instead: for a query in the
+right half and a key in the left half, with r = b at the end of the left half,
 
     A_ij = (q_i exp(b_i - r))^T (k_j exp(r - b_j))         both exponents <= 0
 
-is a matrix product for each of log2(C) sizes of the halves; only A_ii = q_i^T k_i is left over.
+is a matrix product for each of the log2(C) sizes of halves; only A_ii = q_i^T k_i remains.
 """
 
 import copy
@@ -35,9 +35,10 @@ from linear_transformer.ops.blocks import Masks, matmul
 def make_gate(
     log_decay: Float[Array, "B H G C _"], masks: Masks, narrow: jnp.dtype
 ) -> "ScalarGate | VectorGate":
-    """Scalar where the last axis is 1, which a vector over one feature is too.
+    """Makes a scalar gate if the last axis is 1, else a vector gate.
 
-    Operands of matrix products are rounded to `narrow`; what decays multiply is not rounded before.
+    Operands of matrix products are rounded to `narrow` after they are multiplied by decays, not
+    before.
     """
     return (ScalarGate if log_decay.shape[-1] == 1 else VectorGate)(log_decay, masks, narrow)
 
@@ -48,24 +49,24 @@ def totals(gate: "_Gate") -> Float[Array, "B H G _ 1"]:
 
 
 class _Gate:
-    """The decays of a block whose log decays are (B H G C K), or (B H G C 1) for a scalar.
+    """Decays of a block, from log decays (B H G C K), or (B H G C 1) for a scalar gate.
 
-    Differences of sums lose digits where a strong decay is followed by weak ones.  So the sum is
-    kept in two parts, one of multiples of 1/256, which is exact, and a small remainder.
+    Differences of sums lose digits where a strong decay is followed by weak ones.  The sum is
+    therefore kept in two parts: multiples of 1/256, which add up exactly, and a small remainder.
     """
 
     def __init__(self, log_decay, masks, narrow):
         self.masks, self.narrow = masks, narrow
         coarse = jnp.round(log_decay * 256) / 256
         parts = jnp.concatenate([coarse, log_decay - coarse], axis=-1)
-        # Of the own segment: no bit of one document depends on another one.
+        # Sums within each segment: no bit of one segment depends on another segment.
         self.coarse, self.fine = jnp.split(_sums(masks.pairs, parts), 2, axis=-1)
         self.read = jnp.exp(self.coarse + self.fine)
         self.reach = jnp.exp(self._until(self.coarse[..., -1:, :], self.fine[..., -1:, :]))
         self.total = self.read[..., -1:, :]
 
     def rounded_to(self, narrow):
-        """The same decays, for operands of another type."""
+        """Returns the same decays for operands of another type."""
         gate = copy.copy(self)
         gate.narrow = narrow
         return gate
@@ -74,12 +75,13 @@ class _Gate:
         return (coarse - self.coarse) + (fine - self.fine)
 
     def log_decay_gradients(self, dpairs, dread, dreach, dtotal):
-        """The gradient of log a from those of log a by pairs, of log read, log reach and total.
+        """Computes the gradient of log a from the gradients by pairs, read, reach and total.
 
         Args:
-          dpairs: of log a, by the pairs alone.
-          dread, dreach: of the exponents of `read` and `reach`, 0 where a mask drops the term.
-          dtotal: of `total`.
+          dpairs: gradient of log a by the pairs alone.
+          dread, dreach: gradients of the exponents of `read` and `reach`, 0 where a mask drops the
+            term.
+          dtotal: gradient of `total`.
         """
         chunk = dread.shape[-2]
         through = (dtotal * self.total[..., 0, :])[..., None, :]
@@ -98,13 +100,13 @@ def _earlier(chunk):
 
 
 def _sums(terms, x):
-    """Sums over the chosen tokens of a chunk, in full precision on any platform."""
+    """Sums over the selected tokens of a chunk, in full precision on every platform."""
     terms = jnp.broadcast_to(terms.astype(x.dtype), (*x.shape[:-2], *terms.shape[-2:]))
     return jnp.matmul(terms, x, precision=lax.Precision.HIGHEST)
 
 
 def _sums_before(x):
-    """Sums over the earlier entries of the last axis: of the groups before, and in the own one."""
+    """Exclusive running sums over the last axis, by groups of at most 8."""
     size = math.gcd(x.shape[-1], 8)
     groups = x.reshape(*x.shape[:-1], -1, size)
 
@@ -116,7 +118,7 @@ def _sums_before(x):
 
 
 class ScalarGate(_Gate):
-    """One matrix of pair decays."""
+    """Gate with one decay per token: one matrix of pair decays."""
 
     def __init__(self, log_decay, masks, narrow):
         super().__init__(log_decay, masks, narrow)
@@ -127,10 +129,10 @@ class ScalarGate(_Gate):
         return self.pairs * matmul(q, k.mT, self.narrow, self.pairs.dtype)
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and log a for that of the weights."""
+        """Returns the weights, and the gradients of q, k and log a from `dweights`."""
         dtype, chunk = self.pairs.dtype, q.shape[-2]
         weights = self.weights(q, k)
-        # Of pairs (i, j), a_t is in those with j < t <= i: first the sums over j, then over i.
+        # a_t is in the pairs (i, j) with j < t <= i: sums over j first, then over i.
         earlier = _sums_before(weights * dweights)
         dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk).T, earlier, 0), axis=-2)[..., None]
         dweights = self.pairs * dweights
@@ -144,7 +146,7 @@ class ScalarGate(_Gate):
 
 
 class VectorGate(_Gate):
-    """Pair decays by halving; C is a power of two."""
+    """Gate with one decay per feature: pair decays by halving; C is a power of two."""
 
     def __init__(self, log_decay, masks, narrow):
         super().__init__(log_decay, masks, narrow)
@@ -153,17 +155,17 @@ class VectorGate(_Gate):
         self.levels = [self._level(half) for half in halves]
 
     def _level(self, half):
-        """Decays (.., C / 2h, 2, h, K): to right tokens from, and by left ones to the middle."""
+        """Decays (.., C / 2h, 2, h, K): left tokens to the middle, the middle to right tokens."""
         coarse, fine = _halves(self.coarse, half), _halves(self.fine, half)
         middle = (..., slice(0, 1), slice(-1, None), slice(None))
         since = (coarse - coarse[middle]) + (fine - fine[middle])
         exponents = jnp.where(_is_right(since), since, -since)
-        if self.masks.read is not None:  # from one segment to another it may be anything
+        if self.masks.read is not None:  # pairs across segments may have exponents above 0
             exponents = jnp.minimum(exponents, 0)
         return jnp.exp(exponents)
 
     def _operands(self, q, k):
-        """For each size of the halves: queries of the right ones and keys of the left ones."""
+        """Yields for each size of halves the right queries, left keys and decays."""
         for decay in self.levels:
             half = decay.shape[-2]
             x = jnp.where(_is_right(decay), _halves(q, half), _halves(k, half)) * decay
@@ -178,7 +180,7 @@ class VectorGate(_Gate):
         return self.masks.within(a[..., 0, :, :])
 
     def gradients(self, q, k, dweights):
-        """Weights, and the gradients of q, k and log a for that of the weights."""
+        """Returns the weights, and the gradients of q, k and log a from `dweights`."""
         dtype = self.read.dtype
         a = jnp.sum(q.astype(dtype) * k, axis=-1)[..., None, None]
         dq = dk = dlog_decay = jnp.zeros(q.shape, dtype)
@@ -190,7 +192,7 @@ class VectorGate(_Gate):
             dright = matmul(da, left, self.narrow, dtype)
             dx = jnp.stack([dleft, dright], axis=-3) * decay
             is_right = _is_right(dx)
-            # a_t lies between the middle and a right token i >= t, or a left one j < t.
+            # a_t is in the decays from the middle to i >= t, and from j < t to the middle.
             reaching = jnp.where(is_right, _halves(q, half), _halves(k, half)) * dx
             between = jnp.stack([_earlier(half), _later_or_same(half)])
             dlog_decay += _sums(between, reaching).reshape(q.shape)
@@ -202,7 +204,7 @@ class VectorGate(_Gate):
 
 
 def _halves(x, half):
-    """(.., C, K) as (.., C / 2h, 2, h, K)."""
+    """Reshapes (.., C, K) to (.., C / 2h, 2, h, K)."""
     return x.reshape(*x.shape[:-2], -1, 2, half, x.shape[-1])
 
 
@@ -211,7 +213,7 @@ def _is_right(x):
 
 
 def _join(a, low):
-    """Weights within halves (.., N, h, h) and from left to right ones: (.., N / 2, 2 h, 2 h)."""
+    """Joins weights within halves (.., N, h, h) and between them to (.., N / 2, 2 h, 2 h)."""
     h = low.shape[-1]
     a = a.reshape(*low.shape[:-2], 2, h, h)
     top = jnp.concatenate([a[..., 0, :, :], jnp.zeros_like(low)], axis=-1)
@@ -219,7 +221,7 @@ def _join(a, low):
 
 
 def _parts(a, levels):
-    """The transpose of the joins: what each of them has put in, the largest first."""
+    """Transpose of all joins: the weights between halves, largest first, and the diagonal."""
     a = a[..., None, :, :]
     parts = []
     for _ in range(levels):
