@@ -227,7 +227,7 @@ def _parallel(q, k, v, state, segment_ids_BT):
     time = q.shape[1]
     weights = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
     visible = jnp.tril(jnp.ones((time, time), bool))
-    first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # of the first, the last segment
+    first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # first, last segment
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
         visible = visible & (run_BT[:, :, None] == run_BT[:, None, :])[:, None]
