@@ -1,36 +1,37 @@
-"""The delta rule: a recurrence that replaces what a key has stored instead of adding to it.
+"""The delta rule: a recurrence that replaces the value stored for a key instead of adding to it.
 
     S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T,    o_t = S_t^T q_t
 
-First the state decays by a_t = exp(log_decay_t) <= 1, then the value that it returns for k_t moves
-towards v_t by the step b_t.  Without decay this is DeltaNet (Yang et al. 2024, arXiv:2406.06484,
-section 2.2), with a scalar decay Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024,
-arXiv:2412.06464, section 3.1), with a vector over the key features Kimi Delta Attention (Kimi Team
-2025, arXiv:2510.26692, section 3).  Several steps per token are DeltaProduct (Siems et al. 2025,
-arXiv:2502.10297), and RWKV-7 (Peng et al. 2025, arXiv:2503.14456) has a diagonal matrix plus one of
-rank one in front of the state.  Some of these papers write the state transposed, as V x K.
+First the state decays by a_t = exp(log_decay_t) <= 1, then the value that the state returns for k_t
+moves towards v_t by the step b_t.  Without decay this is DeltaNet (Yang et al. 2024,
+arXiv:2406.06484, section 2.2), with a scalar decay Gated DeltaNet (Yang, Kautz and Hatamizadeh
+2024, arXiv:2412.06464, section 3.1), with a vector over the key features Kimi Delta Attention (Kimi
+Team 2025, arXiv:2510.26692, section 3).  Several steps per token are DeltaProduct (Siems et al.
+2025, arXiv:2502.10297).  RWKV-7 (Peng et al. 2025, arXiv:2503.14456) multiplies the state by a
+diagonal matrix plus a matrix of rank one.  Some of these papers write the state transposed, as
+V x K.
 
-All of them are one recurrence in which the vector that reads and the one that writes are free:
+All of them are one recurrence with arbitrary read vectors r_t and write vectors w_t:
 
     u_t = v_t - S_{t-1}^T r_t
     S_t = diag(a_t) S_{t-1} + w_t u_t^T
 
-The delta rule has r = a k and w = b k.  A token of RWKV-7, S_t = (diag(a_t) + f_t g_t^T) S_{t-1}
-+ k_t v_t^T, is two of these: (r, w, v) = (-g, f, 0) with its decay, and (0, k, v) without one.
-DeltaProduct has one for each of its steps.
+The delta rule has r = a k and w = b k.  A token of RWKV-7, S_t = (diag(a_t) + f_t g_t^T) S_{t-1} +
+k_t v_t^T, is two steps: (r, w, v) = (-g, f, 0) with the token's decay, and (0, k, v) without decay.
+A step of DeltaProduct is one step of the recurrence.
 
-**A contraction in the arithmetic that is used.**  With a key of length one and a step of 2 the
-transition I - b k k^T has the eigenvalue -1.  Rounded to bf16, |k|^2 is off by up to 2^-8, the
-eigenvalue by twice that, and a thousand tokens multiply a state by e^8.  So whatever the dtypes of
-the inputs, reads, writes, decays and the state are fp32 (or wider), and so are all products of
-them, in the highest precision that a platform has for fp32: their rounding, of 2^-24, moves an
-eigenvalue by less than a million tokens could show.  In bf16, if all inputs are, are only products
-that nothing multiplies again: what queries read, and the gradients of one token.  Their error stays
-near 2^-8 of an output.  It follows that keys that are to be of length one must arrive in fp32.
+**Every transition must be a contraction in finite precision.**  With a key of unit length and a
+step of 2 the transition I - b k k^T has the eigenvalue -1.  In bf16, |k|^2 has an error of up to
+2^-8 and the eigenvalue twice this error, so that a thousand tokens multiply a state by e^8.  Read
+and write vectors, decays, the state and all their products are therefore in fp32 (or wider), in the
+highest precision of the platform, for any dtype of the inputs; their rounding errors of 2^-24 shift
+an eigenvalue too little to show within a million tokens.  If all inputs are bf16, only products
+that nothing multiplies again are bf16: query results, and the gradients of one token.  Their error
+stays near 2^-8 of an output.  Keys that must have unit length therefore have to arrive in fp32.
 
-A token that is not finite spoils no earlier output and no other document: exactly so in the token
-scan and the associative form, and outside of its own chunk in the chunk forms.  The same holds for
-the gradient of what it did not spoil.
+A non-finite token affects no earlier output and no other segment.  This is exact in the recurrent
+and the associative form; in the chunk forms it holds outside of the token's own chunk.  The
+gradients of unaffected outputs are unaffected too.
 """
 
 import jax.numpy as jnp
@@ -61,33 +62,33 @@ def delta_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, State]:
-    """The delta rule, with or without decay, in time and memory linear in T.
+    """Computes the delta rule, with or without decay, in time and memory linear in T.
 
     Args:
       q_BTHK: queries (not scaled).
-      k_BTHK: keys.  The state stays bounded where beta |k|^2 <= 2: normalise them, and pass them in
-        fp32 if beta comes near to 2 (see the top of this file).
+      k_BTHK: keys.  The state stays bounded if beta |k|^2 <= 2: normalise the keys, and pass them
+        in fp32 if beta comes near to 2 (see the top of this file).
       v_BTHV: values.
-      log_decay: log a_t <= 0, which is not checked inside `jax.jit`.  None is no decay (DeltaNet);
-        (H,), fixed per head, or (B, T, H), a scalar per token (Gated DeltaNet); (B, T, H, K), a
-        vector over the key features (KDA).  -inf forgets everything before the token.
-      beta_BTH: steps b_t from 0 to 1; beyond, to 2, the transition has a negative eigenvalue.
-      initial_state: (B, H, K, V), what came before the first token in the same segment; zeros if
-        None.
-      segment_ids_BT: packed documents; each token sees its own segment only.
-      form: "recurrent", "associative" (K x K numbers a token: for short T), "chunk", "pallas" (the
-        chunk form as a TPU kernel), or "auto": one call of "recurrent" for T = 1, else "chunk"
-        (`ops.pallas.choice` says why on a TPU too).  "recurrent" and "associative" have derivatives
-        of any order and mode, "chunk" of any order in reverse mode, "pallas" one in reverse mode.
-      chunk_size: tokens per chunk of the chunk form and the kernel; the next power of two is taken.
+      log_decay: log a_t <= 0, not checked inside `jax.jit`.  None is no decay (DeltaNet); (H,),
+        fixed per head, or (B, T, H), a scalar per token (Gated DeltaNet); (B, T, H, K), a vector
+        over the key features (KDA).  -inf forgets everything before the token.
+      beta_BTH: steps b_t from 0 to 1; between 1 and 2 the transition has a negative eigenvalue.
+      initial_state: (B, H, K, V), the state before the first token, in its segment; zeros if None.
+      segment_ids_BT: packed segments; each token sees only its own segment.
+      form: "recurrent", "associative" (K x K numbers per token: for short T), "chunk", "pallas"
+        (the chunk form as a TPU kernel), or "auto": "recurrent" for T = 1, else "chunk", also on
+        TPUs (for the reason see `ops.pallas.choice`).  "recurrent" and "associative" have
+        derivatives of any order and mode, "chunk" of any order in reverse mode, "pallas" one in
+        reverse mode.
+      chunk_size: tokens per chunk of the chunk form and the kernel; rounded up to a power of two.
 
     Returns:
-      The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.
-      Products that queries take part in have operands in bf16 if q, k and v all are, else in fp32
-      (or wider), whatever the form; all others have them in fp32.
+      The output (B, T, H, V) in the dtype of v, and the final state in the accumulation dtype.  In
+      every form, products with queries have bf16 operands if q, k and v all are bf16, else fp32 (or
+      wider); all other products have fp32 operands.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
       TypeError: `jax.jvp` of "chunk" or "pallas".
       NotImplementedError: a second derivative of "pallas".
     """
@@ -128,11 +129,11 @@ def delta_product(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, State]:
-    """N steps of the delta rule per token, the first after the decay, the last before the query.
+    """Computes N delta-rule steps per token, the first after the decay, the last before the query.
 
     Siems et al. 2025, equations 5-6 (without decay) and section 3.1 (Gated DeltaProduct).
-    The arguments are those of `delta_attention`, with keys, values and betas of every step; T N
-    tokens are what it costs.  N = 1 is `delta_attention`.
+    Arguments are as in `delta_attention`, with keys, values and betas of every step.  The cost is
+    the cost of T N tokens; N = 1 is `delta_attention`.
     """
     options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
     sizes = _check(
@@ -177,12 +178,12 @@ def low_rank_delta_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, State]:
-    """RWKV-7: S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
+    """Computes RWKV-7: S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t.
 
-    Peng et al. 2025, section 4.1, transposed: read is -kappa (normalised) and write is the
-    in-context learning rate times kappa.  Similar to a symmetric matrix, the transition then has
-    its eigenvalues between min(a) - max(rate) and 1.  The other arguments are those of
-    `delta_attention`; twice its T is what it costs.
+    Peng et al. 2025, section 4.1, transposed: read is -kappa (normalised) and write is kappa times
+    the in-context learning rate.  The transition is then similar to a symmetric matrix, with
+    eigenvalues between min(a) - max(rate) and 1.  The other arguments are as in `delta_attention`;
+    the cost is the cost of 2 T tokens.
     """
     options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
     _check(
@@ -222,13 +223,13 @@ def _check(options, log_decay, initial_state, **tokens):
 
 
 def _per_token(log_decay, q, dtype):
-    """`recurrence.per_token` in `dtype`, with zeros for None and without an inf."""
+    """Applies `recurrence.per_token` in `dtype`, with zeros for None and without -inf."""
     log_decay = jnp.zeros(q.shape[2], dtype) if log_decay is None else log_decay
     return recurrence.clipped(recurrence.per_token(log_decay, q).astype(dtype))
 
 
 def _attend_in_steps(tokens, state, narrow, *, segment_ids_BT, **options):
-    """Tokens with an axis of steps after time; the output is that of the last step."""
+    """Attends over tokens with an axis of steps after time; returns the last step's output."""
     batch, time, steps = tokens[0].shape[:3]
     tokens = [x.reshape(batch, time * steps, *x.shape[3:]) for x in tokens]
     if segment_ids_BT is not None:
@@ -238,16 +239,16 @@ def _attend_in_steps(tokens, state, narrow, *, segment_ids_BT, **options):
 
 
 def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
-    """`_attend` on a shard of a sequence, or on all of it.
+    """Runs `_attend` on a shard of a sequence, or on the whole sequence.
 
-    Outputs and the final state are affine in the entering state.  On K more columns that start as
-    the identity, with values of 0, the recurrence gives what they multiply it by.
+    Outputs and the final state are affine in the entering state.  K more value columns, which start
+    as the identity and have values of 0, give the matrices that multiply the entering state.
     """
     q, r, w, v, log_decay = tokens
     (batch, _, heads, width), values = q.shape, v.shape[-1]
     dtype = accumulation_dtype(r)
     state = recurrence.initial_state(state, (batch, heads, width, values), dtype)
-    if q.size == 0:  # no rows, or no tokens
+    if q.size == 0:  # an empty batch, or no tokens
         return jnp.zeros(v.shape, v.dtype), state
     if sequence_parallel.shards() == 1:
         return _attend(tokens, state, narrow, segment_ids_BT, **options)
@@ -257,20 +258,20 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     tokens = (q, r, w, jnp.pad(v.astype(dtype), columns), log_decay)
     o, final = _attend(tokens, start, narrow, segment_ids_BT, **options)
     update, transition = final[..., :values], final[..., values:]
-    read_BT, passes_B = True, True  # a state that no segment's start has stopped
+    read_BT, passes_B = True, True  # one segment: the state reaches every token and leaves
     if segment_ids_BT is not None:
         run_BT = segments.run_index(segment_ids_BT)
         read_BT, passes_B = (
             (run_BT == 0)[..., None, None],
             (run_BT[:, -1] == 0)[:, None, None, None],
         )
-    # What is not finite goes on in the update: no gradient is multiplied by it.
+    # A non-finite transition becomes NaN in the update, where it multiplies no gradient.
     transition = jnp.where(passes_B, transition, 0)
     finite = jnp.all(jnp.isfinite(transition), axis=(-2, -1), keepdims=True)
     transition = jnp.where(finite, transition, 0)
     update = jnp.where(finite, update, jnp.nan)
     state = sequence_parallel.entering_state(transition, update, state, segment_ids_BT, matrix=True)
-    # The gradient of what reads a state that is not finite would be 0 times that state.
+    # The gradient of a query result would be 0 times the state, NaN for a non-finite state.
     known = jnp.all(jnp.isfinite(state), axis=(-2, -1), keepdims=True)
     read = _readable("bthk,bhkv->bthv", o[..., values:], jnp.where(known, state, 0))
     read = jnp.where(jnp.swapaxes(known, 1, 2), read, jnp.nan)
@@ -281,7 +282,7 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
 
 
 def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
-    """The recurrence of reads r, writes w and values v, all in one form."""
+    """Computes the recurrence of read vectors r, write vectors w and values v in one form."""
     q, r, w, v, log_decay = tokens
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
@@ -291,7 +292,7 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
         return opaque(o), state
     starts = None
     if segment_ids_BT is not None:
-        # The first token of a segment finds nothing to read, and its decay acts on what is dropped.
+        # A segment's first token reads from an empty state, and its decay acts on a dropped one.
         starts = segments.starts(segment_ids_BT)[..., None, None]
         r, log_decay = (jnp.where(starts, 0, x) for x in (r, log_decay))
     if form == "chunk":
@@ -305,10 +306,10 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
 
 
 def _spoiling_values(q, r, w, v, decay):
-    """Tokens whose values alone are NaN where a read, a write or a decay is not finite.
+    """Moves non-finite read vectors, write vectors and decays to the values, which become NaN.
 
-    An output or a state that nothing depends on has a gradient of 0.  Times a transition that is
-    not finite it would be a gradient of NaN for all earlier tokens.
+    An output or a state on which nothing depends has a gradient of 0.  Multiplied by a non-finite
+    transition, this 0 would become a gradient of NaN for all earlier tokens.
     """
     finite = [jnp.all(jnp.isfinite(x), axis=-1, keepdims=True) for x in (r, w, decay)]
     finite = finite[0] & finite[1] & finite[2]
@@ -317,13 +318,13 @@ def _spoiling_values(q, r, w, v, decay):
 
 
 def _readable(equation, q, state):
-    """What queries read; NaN for one that is not finite, without a gradient of NaN to the state."""
+    """Computes query results; a non-finite query gets NaN and gives the state no NaN gradient."""
     finite = jnp.all(jnp.isfinite(q), axis=-1, keepdims=True)
     return jnp.where(finite, jnp.einsum(equation, jnp.where(finite, q, 0), state), jnp.nan)
 
 
 def _recurrent(q, r, w, v, decay, starts, state):
-    """The definition, one `lax.scan` step per token."""
+    """Computes the definition with one `lax.scan` step per token."""
 
     def step(state_BHKV, token):
         q_BHK, r_BHK, w_BHK, v_BHV, decay_BHK, start = token
@@ -341,9 +342,9 @@ def _recurrent(q, r, w, v, decay, starts, state):
 
 
 def _associative(q, r, w, v, decay, starts, state):
-    """`lax.associative_scan` over the maps S -> M S + N with M = diag(a) - w r^T."""
+    """Runs `lax.associative_scan` over the maps S -> M S + N with M = diag(a) - w r^T."""
     m = decay[..., None] * jnp.eye(r.shape[-1], dtype=r.dtype) - w[..., :, None] * r[..., None, :]
-    # An overflow spoils the update instead, as what is not finite did before.
+    # An overflow makes the update NaN instead, like a non-finite input (`_spoiling_values`).
     finite = jnp.all(jnp.isfinite(m), axis=(-2, -1), keepdims=True)
     n = jnp.where(finite, w[..., :, None] * v[..., None, :], jnp.nan)
     m = jnp.where(finite, m, 0)
@@ -352,7 +353,7 @@ def _associative(q, r, w, v, decay, starts, state):
     def compose(earlier, later):
         start_0, m_0, n_0 = earlier
         start_1, m_1, n_1 = later
-        if start_1 is not None:  # nothing passes; 0 x NaN is NaN, forward and backward
+        if start_1 is not None:  # no state passes; 0 x NaN is NaN, also in gradients
             m_0, n_0 = (jnp.where(start_1, 0, x) for x in (m_0, n_0))
             start_1 = start_0 | start_1
         return start_1, _product(m_1, m_0), _product(m_1, n_0) + n_1

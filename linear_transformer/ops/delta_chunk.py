@@ -1,10 +1,10 @@
-"""The chunk form of the delta rule, forward and backward, in O(T / C) states.
+"""Chunk form of the delta rule, forward and backward, with O(T / C) stored states.
 
     u_t = v_t - S_{t-1}^T r_t,    S_t = diag(a_t) S_{t-1} + w_t u_t^T,    o_t = S_t^T q_t
 
 Time is cut into blocks of G chunks of C tokens; one loop runs over the blocks.  Within a chunk,
-with the decays of `ops.gates` (b_t is the sum of log a up to and including token t), the queries
-q_i, and the reads r_i, which see what a query of the token before would see, have the weights
+with the decays of `ops.gates` (b_t is the sum of log a up to and including token t), the weights of
+the queries q_i and of the read vectors r_i, which see the state one token earlier, are
 
     A_ij = sum_k q_ik exp(b_i     - b_j)_k w_jk        j <= i
     L_ij = sum_k r_ik exp(b_{i-1} - b_j)_k w_jk        j < i
@@ -15,7 +15,7 @@ and, with Q = exp(b_i) q_i, R = exp(b_{i-1}) r_i, W = exp(b_C - b_j) w_j and the
 
 X = (I + L)^-1 is the UT transform, and X R and X v the WY representation of the product of
 Householder-like matrices (Bischof and Van Loan 1987; Yang et al. 2024, arXiv:2406.06484, section
-3).  Only u = X v - (X R) S and the states go from chunk to chunk in sequence.
+3).  Only u = X v - (X R) S and the states are computed chunk after chunk.
 
 Given G = dL/do and the gradient S'* of the leaving state,
 
@@ -23,16 +23,15 @@ Given G = dL/do and the gradient S'* of the leaving state,
     dA = G u^T       dL = -e u^T             dQ = G S^T       dR = -e S^T       dW = u S'*^T
     S* = exp(b_C) S'* + Q^T G - R^T e
 
-Of the inverse no gradient is needed.  All decays are exponentials of non-positive differences.
+The inverse needs no gradient.  All decays are exponentials of non-positive differences.
 
-What makes the next state (L and its inverse, R, W, u and their products) is in the accumulation
-dtype and in the highest precision of the platform, so that every transition is a contraction (see
-`ops.delta`); A, Q and G may be narrower.
+The factors of the next state (L and its inverse, R, W, u and their products) are in the
+accumulation dtype and in the highest precision of the platform, so that every transition is a
+contraction (see `ops.delta`); A, Q and G may be narrower.
 
-A token that is not finite stays inside its own chunk: nothing before the chunk and nothing of
-another document outside it changes, outputs and gradients alike.  With packed documents, where
-products would carry 0 x NaN from one to the other, it is replaced by zeros, and NaN is put into
-what depends on it.
+A non-finite token affects no earlier chunk, and no other segment outside of its own chunk, neither
+outputs nor gradients.  In packed sequences, where products would carry 0 x NaN from one segment to
+another, such a token is replaced by zeros, and NaN is written to the outputs that depend on it.
 """
 
 import dataclasses
@@ -48,16 +47,16 @@ from linear_transformer.ops import block_loop
 from linear_transformer.ops.blocks import heard, matmul
 from linear_transformer.ops.gates import make_gate, totals
 
-# On 2 CPU cores 32 is 1.2 to 1.5 times faster than 64, and blocks of 4 as fast as any.
+# On 2 CPU cores C = 32 is 1.2 to 1.5 times faster than 64, and no G is faster than 4.
 CHUNK_SIZE = 32
 CHUNKS_PER_BLOCK = 4
-SUBSTITUTED = 8  # rows of the inverse that are solved one by one; matrix products do the rest
+SUBSTITUTED = 8  # largest inverse by rows; larger ones are made of halves by products
 
 _product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow):
-    # The inverse and the vector decays halve the chunks.
+    # The inverse and the vector decays cut chunks in halves.
     sizes = (q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
     cut = block_loop.Cut.of(*sizes, halved=True)
     tokens = (q, r, w, log_decay, v)
@@ -66,7 +65,7 @@ def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
 
 @dataclasses.dataclass(frozen=True)
 class _Delta:
-    """One block, see `block_loop.Family`; nothing is saved."""
+    """Delta rule on one block, see `block_loop.Family`; nothing is saved."""
 
     narrow: jnp.dtype
     saved: None = None
@@ -113,24 +112,24 @@ class _Delta:
 
 
 def _later(x):
-    """Row i is row i + 1 of a chunk, the last one zeros: a read as a query of the token before."""
+    """Moves rows up by one, the last row is 0: a read vector is a query one token earlier."""
     return jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], axis=-2)
 
 
 def _earlier(x, first):
-    """Row i is row i - 1 of a chunk, the first one a constant."""
+    """Moves rows down by one; the first row is a constant."""
     return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], axis=-2)
 
 
 def _finite(masks, *arrays):
-    """Zeros in place of what is not finite, where documents are packed."""
+    """Replaces non-finite entries by zeros in packed sequences."""
     if masks.read is None:
         return arrays
     return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
 
 
 def _spoiled(masks, *arrays) -> Bool[Array, "B H G C 1"] | None:
-    """Which tokens see one that is not finite, in their chunk and document; None if not packed."""
+    """Mask of tokens that see a non-finite token of their chunk and segment; None if unpacked."""
     if masks.read is None:
         return None
     rows = [jnp.all(jnp.isfinite(x), axis=-1) for x in arrays]
@@ -143,12 +142,12 @@ def _spoil(x, spoiled):
 
 
 def _chosen(mask, g, rows):
-    """The rows of chunk g that a mask keeps."""
+    """Returns the rows of chunk g that a mask keeps."""
     return rows if mask is None else jnp.where(mask[:, :, g], rows, 0)
 
 
 class _Operands(NamedTuple):
-    """What the sequence of chunks works with, (B H G C ..) and in the accumulation dtype."""
+    """Operands of the sequential part, (B H G C ..) and in the accumulation dtype."""
 
     inverse: Float[Array, "B H G C C"]  # X
     r_read: Float[Array, "B H G C K"]  # R
@@ -171,7 +170,7 @@ def _operands(r, w, v, gate):
 
 
 def _states(x: _Operands, masks, state, spoiled=None):
-    """The written values u, the states entering the chunks of a block, and the one leaving it."""
+    """Returns the values u, the states entering the chunks, and the state leaving the block."""
     values = jnp.concatenate([x.v, x.r_read], axis=-1)
     v, r = jnp.split(_product(x.inverse, values), [x.v.shape[-1]], axis=-1)
     v = _spoil(v, spoiled)
@@ -185,10 +184,10 @@ def _states(x: _Operands, masks, state, spoiled=None):
 
 
 def _state_gradients(x: _Operands, masks, do, reads, through, dstate):
-    """In reverse: e, the gradients of the states leaving the chunks, and that of the first one.
+    """Returns e, the leaving states' gradients, and the gradient of the first entering state.
 
     Args:
-      reads: Q^T G, the gradient of each entering state by what queries read.
+      reads: Q^T G, the gradient of each entering state from the queries.
       through: A^T G.
     """
     values = jnp.concatenate([through, x.w_reach], axis=-1)
@@ -206,10 +205,10 @@ def _state_gradients(x: _Operands, masks, do, reads, through, dstate):
 def _inverse(
     low: Float[Array, "*batch C C"], pairs: Bool[Array, "*#batch C C"] | None = None
 ) -> Float[Array, "*batch C C"]:
-    """(I + L)^-1 for strictly lower triangular L, by halves, as stable as substitution.
+    """Computes (I + L)^-1 for strictly lower triangular L by halves, as stably as substitution.
 
-    With the inverses P and Q of the halves, the quarter below the diagonal is -Q L_21 P.  An
-    overflow stays in its document, whose pairs these are.
+    With the inverses P and Q of the halves, the quarter below the diagonal is -Q L_21 P.  With
+    `pairs` an overflow stays in its segment.
     """
     size = low.shape[-1]
     if size <= SUBSTITUTED:
@@ -229,7 +228,7 @@ def _inverse(
 
 
 def _substituted(low, pairs):
-    """Row i of the inverse is that of I minus the rows before it, weighted by row i of L."""
+    """Computes the inverse by rows: row i of I minus the earlier rows weighted by row i of L."""
     identity = jnp.eye(low.shape[-1], dtype=low.dtype)
     rows = []
     for i in range(low.shape[-1]):

@@ -1,16 +1,16 @@
 """Mixed chunk attention, FLASH: quadratic within a chunk, linear across chunks.
 
 Hua, Dai, Liu and Le 2022, "Transformer Quality in Linear Time", section 3.2.  For token t of chunk
-g, with chunks of C tokens aligned to the start of the row,
+g, with chunks of C tokens aligned to the start of the sequence,
 
     o_t = sum_{s <= t, s in g} max(q_t.k_s / C + b_{t-s}, 0)^2 v_s  +  q'_t^T S_g
     S_g = sum_{h < g} sum_{s in h} k'_s v_s^T / C
 
-The state holds S of the finished chunks and the tokens of the current one: its size is constant.
-Bidirectional, both sums run over all s, of the chunk and of the row.
+The state holds S of the finished chunks and the tokens of the current chunk: its size is constant.
+In bidirectional attention the first sum runs over the whole chunk, the second over the sequence.
 
-A token that is not finite makes NaN the outputs of the tokens that see it, and changes no other
-output and no gradient of one.
+A non-finite token makes the outputs of the tokens that see it NaN, and changes no other output and
+no gradient of another output.
 """
 
 from typing import Any, NamedTuple
@@ -30,11 +30,11 @@ DIRECTIONS = ("causal", "bidirectional")
 
 
 class MixedChunkState(NamedTuple):
-    """All zeros before the first token."""
+    """State of mixed chunk attention; all zeros before the first token."""
 
-    sums: Float[Array, "B K V"]  # over the finished chunks; of the last one's last segment
+    sums: Float[Array, "B K V"]  # over the finished chunks, for the last finished token's segment
     sums_segment: Int[Array, " B"]
-    keys: Float[Array, "B C K"]  # of the current chunk, as the next three
+    keys: Float[Array, "B C K"]  # of the current chunk, like the next three
     linear_keys: Float[Array, "B C K"]
     values: Float[Array, "B C V"]
     segments: Int[Array, "B C"]
@@ -44,7 +44,7 @@ class MixedChunkState(NamedTuple):
     @classmethod
     def zeros(cls, batch: int, chunk: int, key_width: int, value_width: int, dtype: jnp.dtype):
         def zeros(*shape: int, dtype: Any = dtype) -> Array:
-            return jnp.zeros((batch, *shape), dtype)  # each its own buffer, to be donated
+            return jnp.zeros((batch, *shape), dtype)  # separate buffers, which can be donated
 
         return cls(
             sums=zeros(key_width, value_width, dtype=accumulation_dtype(jnp.zeros((), dtype))),
@@ -71,25 +71,27 @@ def mixed_chunk_attention(
     state: MixedChunkState | None = None,
     segment_ids_BT: SegmentIds | None = None,
 ) -> tuple[Float[Array, "B T V"], MixedChunkState | None]:
-    """Attention in time and memory linear in T.
+    """Computes mixed chunk attention in time and memory linear in T.
 
     Args:
-      q_BTK, k_BTK: of the quadratic part.
-      linear_q_BTK, linear_k_BTK: of the linear part.
-      v_BTV: of both.
-      bias_E: b by distance t - s: of 0 to C - 1, or of 1 - C to C - 1 for bidirectional attention.
+      q_BTK, k_BTK: queries and keys of the quadratic part.
+      linear_q_BTK, linear_k_BTK: queries and keys of the linear part.
+      v_BTV: values of both parts.
+      bias_E: b by distance t - s, for 0 to C - 1, or for 1 - C to C - 1 if bidirectional.
       chunk_size: C.
       direction: "causal" or "bidirectional".
-      state: causal only: of the tokens before; rows may have seen different numbers of them.
-      segment_ids_BT: packed documents, runs of equal ids; None goes on with the state's.
+      state: causal only: the state after the earlier tokens, whose number may differ between
+        sequences.
+      segment_ids_BT: packed segments, runs of equal ids; None continues the state's last segment.
 
     Returns:
-      The output in the dtype of v, and the state after the last token; None for bidirectional.
-      Matrix products read their operands in the result type of all five arrays, or in the dtype of
-      the state; sums are fp32 (fp64 for fp64 inputs).
+      The output in the dtype of v, and the state after the last token; None if bidirectional.
+      Matrix products have operands in the result type of all five arrays, or in the dtype of the
+      state; sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value, or a state is not causal.
+      ValueError: an argument has a wrong type, shape or value, or a state is given for
+        bidirectional attention.
     """
     checks.choice("direction", direction, DIRECTIONS)
     checks.chunk_size(chunk_size)
@@ -127,7 +129,7 @@ def mixed_chunk_attention(
     if segment_ids_BT is None:
         segment_ids_BT = jnp.broadcast_to(state.segment[:, None], (B, T))
 
-    # Keys go to their places in a grid of whole chunks, behind those of the current chunk.
+    # Keys go to their places in a grid of whole chunks, after the keys of the current chunk.
     N = -(-T // C) if start else -(-(T + C - 1) // C)
     offset_B = state.length % C
     place = jax.vmap(lambda row, x, i: lax.dynamic_update_slice_in_dim(row, x, i, 0))
@@ -152,7 +154,7 @@ def mixed_chunk_attention(
         cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, T, 0))
         o_BTV = cut(o_BTV, offset_B)
 
-    # The current chunk is the one after the last finished one, and empty past the grid.
+    # The current chunk follows the last finished chunk; after the end of the grid it is empty.
     current_B = (offset_B + T) // C * C
     cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, C, 0))
 
@@ -182,9 +184,9 @@ def _check_state(state, B, C, K, V):
 
 
 def _entering(zeros, k, linear_k, v, segment_ids_BT):
-    """The state that the shards before this one leave to it.
+    """Returns the state that the earlier shards leave to this shard.
 
-    Of the sums a shard adds those chunks that end in it, which may begin in the shards before.
+    A shard adds to the sums all chunks that end in it; they may begin in an earlier shard.
     """
     (B, T), C = k.shape[:2], zeros.keys.shape[1]
     if segment_ids_BT is None:
@@ -194,8 +196,8 @@ def _entering(zeros, k, linear_k, v, segment_ids_BT):
     _, linear_k, v, ids = arrays
 
     offset = sequence_parallel.offset(T)
-    first = C - offset % C  # of the current chunk; before it is the last finished token
-    end = first + (offset + T) // C * C - offset // C * C  # of what is finished here
+    first = C - offset % C  # start of the current chunk, after the last finished token
+    end = first + (offset + T) // C * C - offset // C * C  # of the chunks finished here
     places = jnp.arange(C + T)
     run = segments.run_index(ids)
     finished = end > first
@@ -270,21 +272,21 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
 
 
 def _weights(scores, bias_E, distance, visible, C):
-    """max(score / C + bias, 0)^2 where visible."""
+    """Computes max(score / C + bias, 0)^2 for visible pairs."""
     nth = distance + bias_E.shape[0] - C
     scores = scores / C + bias_E.astype(scores.dtype)[jnp.clip(nth, 0, bias_E.shape[0] - 1)]
     return jnp.square(jnp.where(visible, jax.nn.relu(scores), 0))
 
 
 def _update(sums, goes_on_B, linear_k_BCK, v_BCV, in_last_BC):
-    """The sums after a finished chunk, of the segment of its last token."""
+    """Returns the sums after a finished chunk, for the segment of its last token."""
     linear_k_BCK, v_BCV = keep(in_last_BC, linear_k_BCK), keep(in_last_BC, v_BCV)
     update = jnp.einsum("bck,bcv->bkv", linear_k_BCK, v_BCV, preferred_element_type=sums.dtype)
     return update / in_last_BC.shape[1] + jnp.where(goes_on_B[:, None, None], sums, 0)
 
 
 def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
-    """A scan over chunks; the backward pass keeps the sums that enter each."""
+    """Scans over the chunks; the backward pass stores the sums that enter each chunk."""
     keys, linear_keys, values, run = grid
     C = bias_E.shape[0]
     batch = q.shape[0]
@@ -300,7 +302,7 @@ def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
         visible = (distance_CC >= 0) & (run[:, :, None] == run[:, None])
         reads_BC, end_B = run == last_B[:, None], run[:, -1]
         in_last_BC, goes_on_B = run == end_B[:, None], end_B == last_B
-        # What is not finite is taken out of the products, and put back after them.
+        # Non-finite tokens are taken out of the products; NaN is put into the outputs after.
         asks_BC, gives_BC = finite_tokens(q, linear_q), finite_tokens(k, linear_k, v)
         held_B = jnp.all(jnp.isfinite(sums), axis=(1, 2))
         q, linear_q = keep(asks_BC, q), keep(asks_BC, linear_q)
@@ -327,14 +329,14 @@ def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
 
 
 def _one_token(q_BTK, linear_q_BTK, grid, bias_E, sums, offset_B):
-    """One query, one chunk: O(C (K + V) + K V)."""
+    """Computes one query in one chunk, in O(C (K + V) + K V)."""
     k_BCK, linear_k_BCK, v_BCV, run_BC = grid
     C = bias_E.shape[0]
     distance_BC = offset_B[:, None] - jnp.arange(C)
     own_B = jnp.take_along_axis(run_BC, offset_B[:, None], axis=1)
     visible_BC = (distance_BC >= 0) & (run_BC == own_B)
     reads_B = own_B[:, 0] == 0
-    # The query is spoiled by what it sees; the rest is dropped.
+    # A NaN that the query sees reaches its output by itself; all other tokens are masked.
     k_BCK, seen_v_BCV = keep(visible_BC, k_BCK), keep(visible_BC, v_BCV)
     seen_sums = jnp.where(reads_B[:, None, None], sums, 0).astype(q_BTK.dtype)
     scores_BTC = jnp.einsum("btk,bck->btc", q_BTK, k_BCK, preferred_element_type=sums.dtype)
