@@ -5,18 +5,18 @@ softmax over the features of each query and rho_k a softmax over the positions, 
 with scaling normalisation both divide by the square root of the number n of positions, and the
 result is exactly dot-product attention with weights q^T k / n.
 
-The softmax over positions sees all of them.  Its causal form takes those up to the query:
+The softmax over positions sees all of them.  Its causal form sees the positions up to the query:
 
     o_i = sum_f rho_q(q_i)_f G_if,    G_if = sum_{j <= i} exp(k_jf) v_j / z_if,
     z_if = sum_{j <= i} exp(k_jf)
 
-so that G_i are the paper's global context vectors of the prefix, each of the features has its own
-normaliser, and the last output is that of the bidirectional form.  (Another causal form in use,
-that of lucidrains/linear-attention-transformer, divides once, by rho_q(q_i)^T z_i: it is linear
+so that G_i are the paper's global context vectors of the prefix, each feature has its own
+normaliser, and the last output equals the last output of the bidirectional form.  (Another causal
+form, in lucidrains/linear-attention-transformer, divides once, by rho_q(q_i)^T z_i: this is linear
 attention with the feature maps softmax and exp, and lets features with large keys dominate.)
 
-A token that is not finite makes NaN the outputs of the queries that see it, and changes no other
-output and no gradient of one.
+A non-finite token makes the outputs of the queries that see it NaN, and changes no other output and
+no gradient of another output.
 """
 
 import jax
@@ -46,26 +46,26 @@ def efficient_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, ScaledState]:
-    """Efficient attention with softmax normalisation, in time and memory linear in T.
+    """Computes efficient attention with softmax normalisation, in time and memory linear in T.
 
-    Every exponent is k_j - L with L = log z >= k_j, so keys of any size are safe.
+    Every exponent is k_j - L with L = log z >= k_j, so keys of any magnitude are safe.
 
     Args:
       q_BTHK: queries, before their softmax over the features.
       k_BSHK: keys, before the softmax over positions.
       v_BSHV: values.
       direction: "causal" or "bidirectional" (all keys; S may differ from T: cross attention).
-      initial_state: sums (B, H, K, V + 1) and log_scale (B, H, K) of what came before.
-      segment_ids_BT: packed documents; each token sees its own segment only.
-      key_mask_BS: False drops a key exactly, whatever it holds; a query that sees no key gets 0.
-      form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
+      initial_state: sums (B, H, K, V + 1) and log_scale (B, H, K) of the earlier tokens.
+      segment_ids_BT: packed segments; each token sees only its own segment.
+      key_mask_BS: False drops a key exactly, even if it is NaN; a query that sees no key gets 0.
+      form, chunk_size: options of the causal recurrence, see `ops.decay.decayed_attention`.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the state: [G, 1] and log z of the last token.
-      Matrix products read their operands in the result type of q, k and v.
+      Matrix products have operands in the result type of q, k and v.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     sizes = log_space.check(
         q_BTHK,
@@ -85,7 +85,7 @@ def efficient_attention(
         if initial_state is None:
             initial_state = ScaledState(jnp.pad(context, _LAST_COLUMN), jnp.zeros_like(log_sum))
         return jnp.zeros((*q_BTHK.shape[:3], sizes["V"]), v_BSHV.dtype), initial_state
-    # Tokens that are not finite are dropped like masked keys, and marked in the outputs at the end.
+    # Non-finite tokens are dropped like masked keys; NaN is put into the outputs at the end.
     queries_BT, keys_BS = finite_tokens(q_BTHK), finite_tokens(k_BSHK, v_BSHV)
     lost_BS = ~keys_BS
     if key_mask_BS is not None:
@@ -133,12 +133,12 @@ _LAST_COLUMN = ((0, 0), (0, 0), (0, 0), (0, 1))
 def scaled_efficient_attention(
     q_BTHK: Queries, k_BSHK: Keys, v_BSHV: Values, key_mask_BS: KeyMask | None = None
 ) -> Outputs:
-    """Efficient attention with scaling normalisation, bidirectional or cross.
+    """Computes efficient attention with scaling normalisation, bidirectional or cross attention.
 
-    rho_q and rho_k together divide by the number of keys that are not masked.
+    Together rho_q and rho_k divide by the number of unmasked keys.
 
     Raises:
-      ValueError: an argument is of a wrong type or shape.
+      ValueError: an argument has a wrong type or shape.
     """
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
     checks.tokens(sizes, key_mask_BS=key_mask_BS)
@@ -163,13 +163,13 @@ def non_local_attention(
     normalization: str = "softmax",
     key_mask_BS: KeyMask | None = None,
 ) -> Outputs:
-    """Dot-product attention D(Q, K, V) = rho(Q K^T) V of non-local modules: the quadratic twin.
+    """Computes D(Q, K, V) = rho(Q K^T) V of non-local modules: the quadratic counterpart.
 
     Args:
       normalization: "softmax" over the keys (q^T k is not scaled), or "scaling" by 1 / n.
 
     Raises:
-      ValueError: an argument is of a wrong type or shape, or the normalisation is unknown.
+      ValueError: an argument has a wrong type or shape, or the normalisation is unknown.
     """
     check_normalization(normalization)
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
@@ -189,12 +189,12 @@ def non_local_attention(
 
 
 def check_normalization(normalization: str) -> None:
-    """Raises the ValueError of an unknown normalisation."""
+    """Raises a ValueError if the normalisation is unknown."""
     checks.choice("normalization", normalization, NORMALIZATIONS)
 
 
 def _contexts(state, sizes, dtype):
-    """log z and G = S / z of the state, which is empty where it is all zeros."""
+    """Returns log z and G = S / z of a state; an all-zero state is empty."""
     if state is None:
         shape = tuple(sizes[axis] for axis in "BHKV")
         return jnp.full(shape[:3], EMPTY, dtype), jnp.zeros(shape, dtype)

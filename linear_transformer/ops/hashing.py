@@ -1,17 +1,17 @@
-"""LSH attention: a query attends to keys that fall in its own bucket.
+"""LSH attention: a query attends to the keys in its own bucket.
 
-Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", section 2.  Queries are
-keys: k = q / |q|.  In each of R rounds, with a random matrix R_r,
+Kitaev, Kaiser and Levskaya 2020, "Reformer: The Efficient Transformer", section 2.  Keys are
+normalised queries: k = q / |q|.  In each of R rounds, with a random matrix R_r,
 
     h(x) = argmax [x R_r; -x R_r]                                             (angular LSH)
     P_i = {j : h(q_j) = h(q_i), j <= i, j near i in the order of (bucket, position)}
     o_i^r = sum_{j in P_i} exp(q_i.k_j / sqrt(K) - z_i^r) v_j,  z_i^r = log sum_{j in P_i} exp(...)
 
-and o_i = sum_r exp(z_i^r) o_i^r / sum_r exp(z_i^r).  A token sees itself only where it sees nothing
-else.  A key that is met in several rounds counts in each of them.
+and o_i = sum_r exp(z_i^r) o_i^r / sum_r exp(z_i^r).  A token sees itself only if it sees no other
+token.  A key that is found in several rounds counts in each of them.
 
-A token that is not finite makes NaN the outputs of the tokens that see it, and changes no other
-output and no gradient of one; it falls into the bucket of a token of zeros.
+A non-finite token makes the outputs of the tokens that see it NaN, and changes no other output and
+no gradient of another output; such a token is hashed like a token of zeros.
 """
 
 import jax
@@ -42,28 +42,28 @@ def lsh_attention(
     segment_ids_BT: SegmentIds | None = None,
     key_mask_BS: KeyMask | None = None,
 ) -> Outputs:
-    """Time O(R T (log T + C)) and memory O(R T + T C), for chunks of C tokens.
+    """Computes LSH attention in time O(R T (log T + C)) and memory O(R T + T C).
 
     Args:
       q_BTHK: queries; normalised, they are the keys.
       v_BTHV: values.
       rotations_RKE: one random matrix for each round; 2 E buckets.
-      chunk_size: C.
-      chunking: which keys of the bucket are near.  "sorted": tokens are sorted by bucket and
+      chunk_size: C, the tokens of a chunk.
+      chunking: keys of the bucket that count as near.  "sorted": tokens are sorted by bucket and
         position and cut into chunks; a query sees its own chunk and the one before, as published.
-        Chunk borders depend on all tokens of the row, later ones and other segments too (their
-        hashes, never their values).  "window": the C keys of the bucket before the query; a
-        function of the tokens up to the query, so decoding and packing are exact.
+        Chunk borders then depend on all tokens of the sequence, also later ones and other segments
+        (on their hashes, never their values).  "window": the C keys of the bucket before the query;
+        this depends on the tokens up to the query only, so decoding and packing are exact.
       direction: "causal", or "bidirectional" ("sorted" only).
-      segment_ids_BT: tokens of different segments, runs of equal ids, never meet.
-      key_mask_BS: False drops a token, whatever it holds; its own output is 0.
+      segment_ids_BT: packed segments, runs of equal ids; each token sees only its own segment.
+      key_mask_BS: False drops a token, even if it is NaN; its own output is 0.
 
     Returns:
-      o_BTHV, in the dtype of v.  Matrix products read their operands in the result type of q and v;
-      sums are fp32 (fp64 for fp64 inputs).
+      o_BTHV, in the dtype of v.  Matrix products have operands in the result type of q and v; sums
+      are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("chunking", chunking, CHUNKINGS)
     checks.choice("direction", direction, DIRECTIONS)
@@ -78,7 +78,7 @@ def lsh_attention(
     def whole(q, v, segment_ids, key_mask):
         return _attend(q, v, rotations_RKE, segment_ids, key_mask, chunk_size, chunking, direction)
 
-    # A bucket may hold tokens from anywhere in the row.
+    # A bucket may hold tokens from anywhere in the sequence.
     arrays = (q_BTHK, v_BTHV, segment_ids_BT, key_mask_BS)
     return sequence_parallel.on_whole_rows(whole, *arrays)
 
@@ -98,7 +98,7 @@ def _attend(
 
     @jax.checkpoint
     def attend(rotations_KE):
-        # One integer for each group of tokens that may meet: segment and bucket.
+        # One integer for each pair of segment and bucket: only equal ones see each other.
         groups = 2 * rotations_KE.shape[1] + 1
         bucket_BTH = buckets(q_BTHK, rotations_KE)
         if key_mask_BS is not None:
@@ -127,7 +127,7 @@ def _attend(
 
 
 def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B T H"]:
-    """h(x); in full precision, since a near tie that falls the other way changes the output."""
+    """Computes h(x) in full precision: near a tie a rounding error would change the bucket."""
     dtype = jnp.result_type(x_BTHK, rotations_KE)
     projected = jnp.einsum(
         "bthk,ke->bthe",
@@ -139,9 +139,9 @@ def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B
 
 
 def _near(q, k, v, group, lost, place, chunk, chunking, direction):
-    """Attention of sorted tokens to their own chunk and the one before.
+    """Attends from sorted tokens to their own chunk and the chunk before.
 
-    Outputs, log-sum-exps, and whether a token sees one that is lost.
+    Returns outputs, log-sum-exps, and a mask of the tokens that see a non-finite token.
     """
     time, dtype = q.shape[1], accumulation_dtype(q, v)
 
@@ -169,7 +169,7 @@ def _near(q, k, v, group, lost, place, chunk, chunking, direction):
     if chunking == "window":
         visible &= jnp.arange(2 * chunk) >= jnp.arange(chunk)[:, None]
     scores -= jnp.where(place_q == place_k, SELF_PENALTY, 0).astype(dtype)
-    # Padding sees nothing; a finite score keeps its gradients finite.
+    # Padding sees no key; a finite score keeps its gradients finite.
     scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
     lse = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)

@@ -1,10 +1,10 @@
-"""Sums of exponentials of any size: states that carry a logarithmic scale.
+"""Sums of exponentials of any magnitude: states with a logarithmic scale.
 
-A kernel whose features are exponentials, phi(k) = exp(x), overflows as soon as x passes 88 in
-fp32.  Its sums are kept as S = exp(log_scale) sums, where log_scale is a running maximum or a
-running log-sum-exp of the exponents, so that everything that is exponentiated is <= 0.  It runs
-over the keys up to the query only: a maximum over the whole sequence, as in the released code of
-FAVOR+, would let the future into the rounding of the past and could not be decoded token by token.
+Features that are exponentials, phi(k) = exp(x), overflow as soon as x passes 88 in fp32.  Their
+sums are kept as S = exp(log_scale) sums, where log_scale is a running maximum or a running
+log-sum-exp of the exponents, so that exp is only applied to numbers <= 0.  The scale depends on the
+keys up to the query only.  A maximum over the whole sequence, as in the released code of FAVOR+,
+would let later tokens change the rounding of earlier outputs, and does not exist while decoding.
 """
 
 import functools
@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.types import SegmentIds, State
 
-# The logarithm of no weight at all: finite, so that differences are never NaN, and so low that
-# beside any true exponent it counts for nothing.
+# The logarithm of an empty sum: finite, so that differences are never NaN, and low enough to be
+# negligible beside any true exponent.
 EMPTY = -1e30
 
 
 class ScaledState(NamedTuple):
-    """S = exp(log_scale) sums, where the last column sums the weights alone.
+    """State S = exp(log_scale) sums; the last column sums the weights alone.
 
     All zeros is the state before the first token.
     """
@@ -37,13 +37,13 @@ class ScaledState(NamedTuple):
 def check(
     q, k, v, state, scale_axes, *, direction, segment_ids_BT, key_mask_BS, form, chunk_size
 ) -> checks.Sizes:
-    """Check the arguments of attention with such a state; `scale_axes` are those of its scale.
+    """Checks the arguments of attention with a `ScaledState` whose scale has the axes `scale_axes`.
 
     Returns:
       The size of every letter.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("direction", direction, ("causal", "bidirectional"))
     checks.choice("form", form, recurrence.FORMS)
@@ -68,7 +68,7 @@ def seen(
     segment_ids_BT: SegmentIds | None,
     direction: str,
 ) -> Bool[Array, "B #T"]:
-    """Whether a query's segment has a marked token, or came marked; if causal, up to the query."""
+    """Returns whether a query sees a marked token, or `before_B` marks its initial state."""
     marks_BS, before = (x.astype(jnp.float32) for x in (marked_BS, before_B))
     if direction == "bidirectional" and segment_ids_BT is None:
         any_B = sequence_parallel.largest(jnp.max(marks_BS, axis=1))
@@ -84,7 +84,7 @@ def running_maximum(
     initial_BHK: Float[Array, "B ..."],
     segment_ids_BT: SegmentIds | None,
 ) -> Float[Array, "B T ..."]:
-    """Largest value of the segment so far; without gradient, for scales that cancel."""
+    """Largest value of the segment so far, without gradient: for scales that cancel."""
     x, initial = lax.stop_gradient(x_BTHK), lax.stop_gradient(initial_BHK)
     running = functools.partial(_running, jnp.maximum)
     return _over_shards(jnp.maximum, running, x, initial, segment_ids_BT)
@@ -95,12 +95,12 @@ def running_log_sum(
     initial_BHK: Float[Array, "B ..."],
     segment_ids_BT: SegmentIds | None,
 ) -> Float[Array, "B T ..."]:
-    """L_t = log(exp(initial) + sum over j <= t of exp(x_j)) within the segment."""
+    """Running log-sum-exp: L_t = log(exp(initial) + sum over j <= t of exp(x_j)), by segment."""
     return _over_shards(jnp.logaddexp, _log_sum, x_BTHK, initial_BHK, segment_ids_BT)
 
 
 def log_sum(x_BTHK: Float[Array, "B T ..."]) -> Float[Array, "B ..."]:
-    """log of the sum over all tokens of exp(x)."""
+    """Logarithm of the sum of exp(x) over all tokens."""
     own = jax.nn.logsumexp(x_BTHK, axis=1)
     top = sequence_parallel.largest(own)
     return top + jnp.log(sequence_parallel.total(jnp.exp(own - top)))
@@ -109,19 +109,19 @@ def log_sum(x_BTHK: Float[Array, "B T ..."]) -> Float[Array, "B ..."]:
 def log_decay(
     running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
 ) -> Float[Array, "B T ..."]:
-    """What the sums lose where the running value grows: the one before less this one."""
+    """Log decay of the sums, the previous running value minus the current one."""
     return at_most_zero(_previous(running_BTHK, initial_BHK) - running_BTHK)
 
 
 def at_most_zero(log_decay: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """0 for a logarithm above 0, by its rounding alone or of no use; the gradient is unchanged."""
+    """Clamps logarithms to <= 0 (rounding, or unused values); the gradient is unchanged."""
     return log_decay - lax.stop_gradient(jnp.maximum(log_decay, 0))
 
 
 def _previous(
     running_BTHK: Float[Array, "B T ..."], initial_BHK: Float[Array, "B ..."]
 ) -> Float[Array, "B T ..."]:
-    """The running value one token before; at a later segment's start it is of no use."""
+    """Running value one token earlier; at a later segment's start its value is not used."""
     if sequence_parallel.shards() > 1:
         before_BHK = sequence_parallel.halo(running_BTHK, before=1)[:, 0]
         initial_BHK = jnp.where(sequence_parallel.shard() == 0, initial_BHK, before_BHK)
@@ -131,7 +131,7 @@ def _previous(
 def at_segment_ends(
     running_BTHK: Float[Array, "B T ..."], segment_ids_BT: SegmentIds
 ) -> Float[Array, "B T ..."]:
-    """The running value, which never falls, at the last token of each token's segment."""
+    """Value of a non-decreasing running quantity at the end of each token's segment."""
     starts = segments.starts(segment_ids_BT)
     time = starts.shape[1]
     last_BT = jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
@@ -139,7 +139,7 @@ def at_segment_ends(
     ends = jnp.take_along_axis(running_BTHK, _broadcast(end_BT, running_BTHK), axis=1)
     if sequence_parallel.shards() == 1:
         return ends
-    # The shard's last segment may end on a later one.
+    # The shard's last segment may end on a later shard.
     first, nothing = ends[:, 0], jnp.full_like(ends[:, 0], EMPTY)
     ids_BT = jnp.flip(segment_ids_BT, axis=1)
     ending, goes_on_B = sequence_parallel.entering_value(
@@ -155,7 +155,7 @@ def _broadcast(x_BT: Int[Array, "B T"] | Array, like: Array) -> Array:
 
 
 def _over_shards(combine: Callable, running: Callable, x, initial, segment_ids_BT):
-    """`running(x, initial, segment_ids_BT)`, of a sequence that may be spread over devices."""
+    """Computes `running(x, initial, segment_ids_BT)` for a sequence on one or more shards."""
     if sequence_parallel.shards() == 1:
         return running(x, initial, segment_ids_BT)
     own = running(x, jnp.full_like(initial, EMPTY), segment_ids_BT)
@@ -193,7 +193,7 @@ def _log_sum_forward(x, initial, segment_ids_BT):
 
 
 def _log_sum_backward(residuals, cotangent):
-    """dx_j = exp(x_j - L_j) R_j with R_j = dL_j + exp(L_j - L_{j+1}) R_{j+1}: all weights <= 1."""
+    """Computes dx_j = exp(x_j - L_j) R_j, R_j = dL_j + exp(L_j - L_{j+1}) R_{j+1}: weights <= 1."""
     x, initial, segment_ids_BT, log_sum = residuals
     decay = jnp.exp(log_sum[:, :-1] - log_sum[:, 1:])
     if segment_ids_BT is not None:

@@ -1,13 +1,13 @@
-"""Random features: maps whose inner products estimate an exponential or a Gaussian kernel.
+"""Random feature maps: their inner products estimate an exponential or a Gaussian kernel.
 
 With w drawn from N(0, I), for the softmax kernel exp(q^T k)
 
     E[exp(w^T q - |q|^2 / 2) exp(w^T k - |k|^2 / 2)] = exp(q^T k)            (positive features)
     E[sin(w^T q) sin(w^T k) + cos(w^T q) cos(w^T k)] = exp(-|q - k|^2 / 2)   (Fourier features)
 
-The first is FAVOR+ (Choromanski et al., 2021, arXiv:2009.14794, lemma 1), the second random
-feature attention (Peng et al., 2021, arXiv:2103.02143, theorem 1), where q and k have unit length,
-so that the two kernels are proportional.
+The first is FAVOR+ (Choromanski et al., 2021, arXiv:2009.14794, lemma 1), the second random feature
+attention (Peng et al., 2021, arXiv:2103.02143, theorem 1), in which q and k have unit length, so
+that the two kernels are proportional.
 """
 
 import functools
@@ -26,9 +26,9 @@ from linear_transformer.ops.normalizer import divide, unit_length, with_ones
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
-# A query whose whole weight is below this, where 1 is its best feature on the strongest key
-# feature so far, gets an output that fades to 0.  Its inverse square, which is in the gradient,
-# must not overflow.
+# Least divisor: the output of a query with a smaller sum of weights fades to 0.  Weights are
+# relative to 1, the query's largest feature times the largest key feature so far.  The inverse
+# square of FLOOR is in the gradient and must not overflow.
 FLOOR = 1e-18
 
 
@@ -36,15 +36,15 @@ FLOOR = 1e-18
 def draw_projections(
     heads: int, features: int, width: int, *, seed: int, orthogonal: bool = True
 ) -> np.ndarray:
-    """Rows w of N(0, I), (heads, features, width) in float64, a constant of the model.
+    """Draws rows w of N(0, I), (heads, features, width) in float64, a constant of the model.
 
-    They depend on the arguments alone, on every machine: NumPy's legacy generator is the one whose
-    stream is frozen, so a checkpoint needs no more than the seed.  A redraw is another seed; to
-    redraw every N steps, take `seed + step // N`.
+    The rows depend on the arguments alone, on every machine: the stream of NumPy's legacy generator
+    is frozen, so a checkpoint needs only the seed.  A redraw is another seed; to redraw every N
+    steps, take `seed + step // N`.
 
     Args:
-      orthogonal: rows are orthogonal within each block of `width`, with the lengths of independent
-        Gaussian vectors, which keeps every single row Gaussian and lowers the variance
+      orthogonal: makes the rows orthogonal within each block of `width`, with the lengths of
+        independent Gaussian vectors, which keeps every single row Gaussian and lowers the variance
         (Choromanski et al. 2021, section 2.4).
     """
     generator = np.random.RandomState(seed)
@@ -63,7 +63,7 @@ def draw_projections(
 def positive_log_features(
     x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"]
 ) -> Float[Array, "B T H M"]:
-    """log phi(x) = w^T x' - |x'|^2 / 2 with x' = x / K^(1/4), in the accumulation dtype.
+    """Computes log phi(x) = w^T x' - |x'|^2 / 2, x' = x / K^(1/4), in the accumulation dtype.
 
     The mean of phi(q) phi(k) over the M features estimates exp(q^T k / sqrt(K)).
     """
@@ -76,7 +76,7 @@ def positive_log_features(
 def relu_features(
     x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"], epsilon: float = 1e-3
 ) -> Float[Array, "B T H M"]:
-    """relu(w^T x') + epsilon: generalised attention, no estimate of softmax."""
+    """Computes relu(w^T x / K^(1/4)) + epsilon: generalised attention, not softmax."""
     checks.arrays(x_BTHK=x_BTHK, w_HMK=w_HMK)
     x = x_BTHK.astype(accumulation_dtype(x_BTHK)) * x_BTHK.shape[-1] ** -0.25
     projected = jnp.einsum("bthk,hmk->bthm", x, w_HMK.astype(x.dtype))
@@ -86,9 +86,9 @@ def relu_features(
 def fourier_features(
     x_BTHK: Float[Array, "B T H K"], w_HMK: Float[Array, "H M K"]
 ) -> Float[Array, "B T H M2"]:
-    """[sin(w^T x), cos(w^T x)] / sqrt(M) of x scaled to unit length (Peng et al. 2021, eq. 3).
+    """Computes [sin(w^T x), cos(w^T x)] / sqrt(M), x of unit length (Peng et al. 2021, eq. 3).
 
-    Zeros, which have no direction, have features all the same, and no gradient.
+    The function scales x to unit length; a zero vector has features too, but no gradient.
     """
     checks.arrays(x_BTHK=x_BTHK, w_HMK=w_HMK)
     x = unit_length(x_BTHK)
@@ -109,29 +109,29 @@ def log_feature_attention(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Outputs, ScaledState]:
-    """Normalised attention with weights sum_f exp(q_if) exp(k_jf), for features of any size.
+    """Computes normalised attention with weights sum_f exp(q_if) exp(k_jf), for any magnitude.
 
-    Any offset of a query cancels between numerator and denominator; an offset of the keys does so
+    An offset of a query cancels between numerator and denominator; an offset of the keys cancels
     only if all keys of a query share it.  So the keys' offset is the running maximum m_i over
-    features and keys so far: it bounds everything by 1, it is causal, and when it grows the sums
-    are rescaled by exp(m_{i-1} - m_i), which is a scalar decay per head.
+    features and keys so far: it bounds all exponentials by 1, it is causal, and when it grows the
+    sums are rescaled by exp(m_{i-1} - m_i), which is a scalar decay per head.
 
     Args:
       q_BTHK: logarithms of the queries' features.
       k_BSHK: logarithms of the keys' features.
       v_BSHV: values.
       direction: "causal" or "bidirectional" (all keys; S may differ from T: cross attention).
-      initial_state: sums (B, H, K, V + 1) and log_scale (B, H) of what came before.  The scale
-        gets no gradient: it is a unit, and the sums' gradients are in it.
-      segment_ids_BT: packed documents; each token sees its own segment only.
-      key_mask_BS: False drops a key exactly, whatever it holds; a query that sees no key gets 0.
-      form, chunk_size: of the causal recurrence, see `ops.decay.decayed_attention`.
+      initial_state: sums (B, H, K, V + 1) and log_scale (B, H) of the earlier tokens.  The scale
+        gets no gradient: it is the unit of the sums and of their gradients.
+      segment_ids_BT: packed segments; each token sees only its own segment.
+      key_mask_BS: False drops a key exactly, even if it is NaN; a query that sees no key gets 0.
+      form, chunk_size: options of the causal recurrence, see `ops.decay.decayed_attention`.
 
     Returns:
       The output (B, T, H, V) in the dtype of v, and the state.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     sizes = log_space.check(
         q_BTHK,

@@ -1,14 +1,14 @@
-"""Rectified attention: a power of max(score, 0) for weights, without a softmax.
+"""Rectified attention: weights are a power of max(score, 0), without a softmax.
 
     o_t = sum_s max(a q_t.k_s + b_{t-s}, 0)^p v_s
 
 p = 1 without bias is ReLA (Zhang, Titov and Sennrich 2021, "Sparse Attention with Linear Units",
-equation 5); p = 2 with a bias of the distance is the attention of the gated attention unit (Hua et
-al. 2022, "Transformer Quality in Linear Time", section 3.1).  Nothing is shared between the keys of
-a query, so a block of queries at a time is exact, and a window needs no more than its own keys.
+equation 5); p = 2 with a bias by distance is the attention of the gated attention unit (Hua et al.
+2022, "Transformer Quality in Linear Time", section 3.1).  The keys of a query share no normaliser,
+so a loop over blocks of queries is exact, and a window needs only its own keys.
 
-A key or value that is not finite makes NaN the outputs of the queries that may see it, also where
-its weight would be 0, and changes no other output and no gradient of one.
+A non-finite key or value makes the outputs of the queries that may see it NaN, even if its weight
+would be 0, and changes no other output and no gradient of another output.
 """
 
 import jax
@@ -40,29 +40,30 @@ def rectified_attention(
     key_mask_BS: KeyMask | None = None,
     block_size: int | None = None,
 ) -> Outputs:
-    """Rectified attention; memory is that of the scores of one block of queries.
+    """Computes rectified attention, with the scores of one block of queries in memory.
 
-    The keys are those of the queries and the S - T before them: query t stands at key S - T + t.
+    The S keys are the keys of the T queries and of the S - T tokens before them: query t stands at
+    key S - T + t.
 
     Args:
       q_BTHK, k_BSHK, v_BSHV: queries, keys and values, S >= T.
       direction: "causal": a query sees the keys at its own place and before; "bidirectional": all.
       scale: factor a on the products; K**-0.5 if None.
       power: p, 1 or more.
-      bias_E: b by distance t - s, the same for all heads: of 0 to S - 1, or of 1 - S to S - 1 for
-        bidirectional attention, with S keys in the whole row.
+      bias_E: b by distance t - s, the same for all heads: for 0 to S - 1, or for 1 - S to S - 1 if
+        bidirectional, with S keys in the whole sequence.
       window: causal only: a query sees itself and the window - 1 keys before it; None sees all.
-      segment_ids_BT: queries and keys of different segments, runs of equal ids, never meet.
-      key_segment_ids_BS: ids of all keys where S > T, the last T of them those of the queries.
-      key_mask_BS: False drops the key exactly, whatever it holds.
-      block_size: queries at a time; chosen if None.
+      segment_ids_BT: packed segments, runs of equal ids; each query sees only its own segment.
+      key_segment_ids_BS: ids of all keys if S > T; the last T are the ids of the queries.
+      key_mask_BS: False drops the key exactly, even if it is NaN.
+      block_size: queries per block; chosen if None.
 
     Returns:
-      o_BTHV, in the dtype of v; 0 where no score is positive.  Matrix products read their operands
-      in the result type of q, k and v; sums are fp32 (fp64 for fp64 inputs).
+      o_BTHV, in the dtype of v; 0 where no score is positive.  Matrix products have operands in the
+      result type of q, k and v; sums are fp32 (fp64 for fp64 inputs).
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("direction", direction, DIRECTIONS)
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
@@ -99,9 +100,9 @@ def rectified_attention(
     if key_mask_BS is None:
         key_mask_BS = jnp.ones((B, S), bool)
 
-    first = before = S - T  # place of the first query among the keys
+    first = before = S - T  # index of the first query's key
     if sequence_parallel.shards() > 1:
-        keys = (k_BSHK, v_BSHV, run_BS, key_mask_BS)  # beyond the row they are masked
+        keys = (k_BSHK, v_BSHV, run_BS, key_mask_BS)  # masked beyond the ends of the sequence
         keys, places_S = sequence_parallel.keys_in_reach(keys, window)
         k_BSHK, v_BSHV, run_BS, key_mask_BS = keys
         S = len(places_S)
@@ -122,7 +123,7 @@ def rectified_attention(
     @jax.checkpoint
     def attend(n):
         start_q = n * block
-        # In padded coordinates; without a cut every block sees all keys.
+        # An index of the padded keys; without a window every block of queries has all keys.
         start_k = start_q + max(before - (reach - 1), 0) if seen < S else 0
         q, query_run = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
         k, v, key_run, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)

@@ -1,19 +1,19 @@
-"""Diagonal recurrences: every number of the state has a decay of its own.
+"""Diagonal recurrences: every number of the state has its own decay.
 
     h_t = a_t * h_{t-1} + b_t
 
 In Mamba (Gu and Dao, 2023, arXiv:2312.00752, section 3) a_t = exp(dt_t A) and b_t = dt_t B_t x_t
-for each of D channels with N numbers, read as y_t = C_t^T h_t: `selective_scan`.  In the LRU
-(Orvieto et al., 2023, arXiv:2303.06349) and S5 (Smith et al., 2022, arXiv:2208.04933), a is complex
-and fixed: `diagonal_scan`.
+for each of D channels with N numbers, and the output is y_t = C_t^T h_t: `selective_scan`.  In the
+LRU (Orvieto et al., 2023, arXiv:2303.06349) and S5 (Smith et al., 2022, arXiv:2208.04933), a is
+complex and fixed: `diagonal_scan`.
 
-Forms: "recurrent", one `lax.scan` step a token; "associative", `lax.associative_scan` over the maps
-h -> a h + b, with O(T D N) memory; "chunk", which steps through the tokens of one chunk at a time
-and recomputes it in the backward pass, so that T / C states are kept.  There is no parallel form:
-each of the D N numbers would have T x T weights of its own.
+Forms: "recurrent", one `lax.scan` step per token; "associative", `lax.associative_scan` over the
+maps h -> a h + b, with O(T D N) memory; "chunk", which steps through the tokens of one chunk at a
+time and recomputes the chunk in the backward pass, so that T / C states are stored.  There is no
+parallel form: each of the D N numbers would have its own T x T weights.
 
-All forms go from token to token: what is not finite reaches later outputs of its own document and
-nothing else, and no gradient passes through an output that is not finite.
+In all forms a non-finite token affects only later outputs of its own segment, and no gradient
+passes through a non-finite output.
 """
 
 import functools
@@ -50,27 +50,27 @@ def selective_scan(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
-    """`h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t`, channel by channel.
+    """Computes h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t and y_t = C_t^T h_t for every channel.
 
     Args:
       x_BTD: input.
       dt_BTD: step sizes, positive.
       a_ND: A, negative.
-      b_BTN: B, what of the input enters the state.
-      c_BTN: C, what of the state is read.
+      b_BTN: B, the weights with which the input enters the state.
+      c_BTN: C, the weights with which the state enters the output.
       direction: "causal", or "anticausal": from the last token to the first.
-      initial_state: (B, N, D), what came before the first token (after the last one if anticausal)
-        in the same segment; zeros if None.
-      segment_ids_BT: packed documents; each token sees its own segment only.
+      initial_state: (B, N, D), the state before the first token (after the last token if
+        anticausal), in the segment of that token; zeros if None.
+      segment_ids_BT: packed segments; each token sees only its own segment.
       form: "recurrent", "associative", "chunk" or "auto": "recurrent" for T = 1, else "chunk".
       chunk_size: tokens per chunk of the chunk form.
 
     Returns:
-      The output (B, T, D) in the dtype of x, and the final state in the accumulation dtype, which
-      all is computed in.
+      The output (B, T, D) in the dtype of x, and the final state.  The state and all computations
+      are in the accumulation dtype.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value.
+      ValueError: an argument has a wrong type, shape or value.
     """
     sizes = checks.arrays(
         x_BTD=x_BTD,
@@ -94,7 +94,7 @@ def selective_scan(
     def read(h, inputs):
         return jnp.einsum("tbnd,tbn->tbd", h, inputs[3])
 
-    # A reader that is not finite would turn a gradient of 0 into NaN for all earlier tokens.
+    # A non-finite C_t would turn a gradient of 0 into NaN for all earlier tokens.
     readable_BTx = jnp.all(jnp.isfinite(c_BTN), axis=-1, keepdims=True)
     c_BTN = jnp.where(readable_BTx, c_BTN, 0)
     inputs = tuple(x.astype(dtype) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
@@ -118,13 +118,13 @@ def diagonal_scan(
     form: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Inexact[Array, "B T N"], Inexact[Array, "B N"]]:
-    """`h_t = a_t * h_{t-1} + b_t`, real or complex: all states (B, T, N), and the last one.
+    """Computes h_t = a_t * h_{t-1} + b_t, real or complex; returns all states and the last one.
 
     Args:
-      b_BTN: what enters the state.
-      a: factors of modulus at most 1, fixed (N,) or of the token (B, T, N).
+      b_BTN: input of the state.
+      a: factors of modulus at most 1, fixed (N,) or per token (B, T, N).
 
-    The other arguments are those of `selective_scan`.
+    The other arguments are as in `selective_scan`.
     """
     sizes = checks.arrays(b_BTN=b_BTN, kind=jnp.inexact)
     batch, width = sizes["B"], sizes["N"]
@@ -152,8 +152,8 @@ def diagonal_scan(
     return _run(expand, lambda h, _: h, product, inputs, state, *options)
 
 
-# XLA on CPU sums products of matrices 5 times faster than it reduces an axis: hence the einsums
-# above, and the matmuls with ones here.
+# On CPU, XLA sums by a matrix product 5 times faster than by a reduction over an axis: hence the
+# einsums above, and the matmuls with ones here.
 
 
 @jax.custom_vjp
@@ -196,10 +196,10 @@ def _run(
     form: str,
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
-    """y = read(h, inputs) of h_t = a_t h_{t-1} + b_t with (a, b) = expand(inputs).
+    """Computes y = read(h, inputs) of h_t = a_t h_{t-1} + b_t with (a, b) = expand(inputs).
 
-    Both functions work at each token by itself, so the forms choose how many they expand at once.
-    product(inputs) is that of all a_t, for a sequence that is spread over devices.
+    `expand` and `read` treat each token by itself, so the forms choose how many tokens to expand at
+    once. `product(inputs)` is the product of all a_t, for a sequence that is spread over devices.
     """
     batch, time = inputs[0].shape[:2]
     if 0 in (batch, time):
@@ -226,7 +226,7 @@ def _time_first(arrays):
 
 
 def _entering(run, product, state, segment_ids_BT, reverse):
-    """The state before the first token of a shard: one run from zeros tells what its tokens add."""
+    """Returns the state before a shard's first token; one run from zeros gives its own update."""
     _, update = run(jnp.zeros_like(state))
     if segment_ids_BT is not None:
         starts_B = segments.starts(segment_ids_BT).any(axis=1)
@@ -240,7 +240,7 @@ def _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state):
     tokens = _time_first((inputs, starts_BT))
 
     def several(state, tokens, scan):
-        """Any number of tokens, with all their states at once."""
+        """Computes any number of tokens, with all their states at once."""
         inputs, starts = tokens
         a, b = expand(inputs)
         if starts is not None:
@@ -271,17 +271,17 @@ def _by_form(expand, read, inputs, segment_ids_BT, form, chunk_size, state):
 
 
 def _product(a: Array, h: Array) -> Array:
-    """a h, and 0 where either is 0, also where the other one is NaN and forgotten or unused."""
+    """Computes a h, and 0 where either factor is 0, even if the other one is NaN."""
     return jnp.where((a == 0) | (h == 0), 0, a * h)
 
 
 def _single(a: Array, b: Array, state: Array) -> Array:
-    """The state of one token (1, ...)."""
+    """Returns the state of one token (1, ...)."""
     return _product(a, state) + b
 
 
 def _associative(a: Array, b: Array, state: Array) -> Array:
-    """All states (T, ...); the initial state enters the first map."""
+    """Returns all states (T, ...); the initial state enters the first map."""
     b = b.at[0].add(_product(a[0], state))
 
     def compose(earlier, later):
@@ -291,7 +291,7 @@ def _associative(a: Array, b: Array, state: Array) -> Array:
 
 
 def _stepwise(a: Array, b: Array, state: Array) -> Array:
-    """All states (T, ...), one after the other."""
+    """Returns all states (T, ...), computed one after the other."""
 
     def step(h, token):
         h = _product(token[0], h) + token[1]
@@ -302,7 +302,7 @@ def _stepwise(a: Array, b: Array, state: Array) -> Array:
 
 @custom_vjp(0)
 def _states(scan: Callable[..., Array], a: Array, b: Array, state: Array) -> Array:
-    """All states (T, ...) by one of the scans above, which is also that of the backward pass."""
+    """Computes all states (T, ...) by one of the scans above, also in the backward pass."""
     return scan(a, b, state)
 
 
@@ -312,7 +312,7 @@ def _states_forward(scan, a, b, state):
 
 
 def _states_backward(scan, residuals, dh):
-    """db_t = dh_t + a_{t+1} db_{t+1}, the same recurrence backwards, and da_t = db_t h_{t-1}."""
+    """Computes db_t = dh_t + a_{t+1} db_{t+1}, a recurrence in reverse, and da_t = db_t h_{t-1}."""
     a, h, state = residuals
     following = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
     db = jnp.flip(scan(jnp.flip(following, 0), jnp.flip(dh, 0), jnp.zeros_like(state)), 0)
