@@ -1,13 +1,14 @@
-"""A sequence that is spread over devices: what one shard has to know of the others.
+"""Sequences that are spread over devices: what one shard needs from the other shards.
 
 Inside `jax.shard_map` with a manual mesh axis "sequence", each of D shards holds T of the D T
-consecutive tokens of its rows.  The operations of this package find that axis by themselves and
-compute what one device would, outputs and gradients alike; without it nothing here communicates.
+consecutive tokens of its sequences.  The operations of this package find that axis by themselves
+and compute the same outputs and gradients as one device; without the axis nothing here
+communicates.
 
 A recurrence is a composition of affine maps S -> A S + B.  A shard needs the map of its own tokens
-and the state that enters it, which is all maps before it composed.  That takes 1 + log2(D) messages
-of one map, O(K V) numbers a head whatever T, by a prefix scan (Hillis and Steele 1986, "Data
-parallel algorithms"), or one gathering of all D maps.
+and the state that enters it, the composition of all maps before it.  That takes 1 + log2(D)
+messages of one map, O(K V) numbers per head for any T, by a prefix scan (Hillis and Steele 1986,
+"Data parallel algorithms"), or one all-gather of all D maps.
 """
 
 import functools
@@ -31,31 +32,31 @@ exchange = jax.make_user_context("scan")
 
 
 def shards() -> int:
-    """Devices that a row is spread over; 1 outside of `jax.shard_map` over the axis."""
+    """Number of devices that share a sequence; 1 outside of `jax.shard_map` over the axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
 
 
 def shard() -> Int[Array, ""]:
-    """The number of this shard."""
+    """Index of this shard along the sequence."""
     return lax.axis_index(AXIS) if shards() > 1 else jnp.zeros((), jnp.int32)
 
 
 def offset(time: int) -> Int[Array, ""]:
-    """Place in the row of the first of this shard's `time` tokens."""
+    """Index in the sequence of the first of this shard's `time` tokens."""
     return shard() * time
 
 
 def places(time: int) -> Int[Array, " T"]:
-    """Those of this shard's `time` tokens in the row."""
+    """Indices in the sequence of this shard's `time` tokens."""
     return offset(time) + jnp.arange(time)
 
 
 def in_row(x: Array, length: int) -> Bool[Array, "*rows T"] | None:
-    """Which tokens are no padding behind a row of `length`; None where there is none.
+    """Mask of the tokens within a sequence of `length` tokens; None if no token is padding.
 
     Args:
-      x: an array whose last axis is the shard's tokens.
+      x: an array with the shard's tokens on its last axis.
     """
     time = x.shape[-1]
     if shards() * time <= length:
@@ -64,7 +65,7 @@ def in_row(x: Array, length: int) -> Bool[Array, "*rows T"] | None:
 
 
 def delayed(x_BT: Array, first_Bx: Array) -> Array:
-    """(B, T, ...): the token before each of the row's, and `first_Bx` before the first one."""
+    """Token before each token, (B, T, ...); `first_Bx` before the first of the sequence."""
     if shards() > 1:
         before_Bx = _sent(x_BT[:, -1:], 1)
         first_Bx = jnp.where(shard() == 0, first_Bx, before_Bx)
@@ -72,40 +73,40 @@ def delayed(x_BT: Array, first_Bx: Array) -> Array:
 
 
 def total(x: Array) -> Array:
-    """The sum over all shards."""
+    """Sum over all shards."""
     return lax.psum(x, AXIS) if shards() > 1 else x
 
 
 def largest(x: Array) -> Array:
-    """The maximum over all shards, without gradient."""
+    """Maximum over all shards, without gradient."""
     x = lax.stop_gradient(x)
     return lax.pmax(x, AXIS) if shards() > 1 else x
 
 
 def gathered(x_BT: Array) -> Array:
-    """The tokens of all shards, in order, along axis 1."""
+    """Tokens of all shards, in order, along axis 1."""
     return lax.all_gather(x_BT, AXIS, axis=1, tiled=True) if shards() > 1 else x_BT
 
 
 def own(x_BT: Array) -> Array:
-    """This shard's tokens of `gathered`."""
+    """This shard's tokens of the array that `gathered` returns."""
     time = x_BT.shape[1] // shards()
     return lax.dynamic_slice_in_dim(x_BT, offset(time), time, axis=1)
 
 
 def own_key(key: PRNGKey | None) -> PRNGKey | None:
-    """A key for this shard's tokens, where all shards have the same one."""
+    """Random key of this shard, from a key that all shards share."""
     return key if key is None or shards() == 1 else jax.random.fold_in(key, shard())
 
 
 def on_whole_rows(function: Callable[..., Array], *arrays: Array | None) -> Array:
-    """This shard's tokens of `function`, which each shard computes of the tokens of all.
+    """Computes `function` of whole sequences on every shard; returns the shard's own tokens.
 
-    For what no exchange of less would be exact for.
+    This is for functions that no smaller exchange computes exactly.
 
     Args:
-      function: of arrays (B, T, ...), to one (B, T, ...); it must not ask for other shards.
-      arrays: of the shard's tokens, or None.
+      function: maps arrays (B, T, ...) to one (B, T, ...); it must not communicate.
+      arrays: arrays of the shard's tokens, or None.
     """
     if shards() == 1:
         return function(*arrays)
@@ -113,7 +114,7 @@ def on_whole_rows(function: Callable[..., Array], *arrays: Array | None) -> Arra
 
 
 def of_last(x: Array, *, reverse: bool = False) -> Array:
-    """The value on the last shard (the first one if `reverse`), on all of them."""
+    """Value of the last shard (the first one if `reverse`), on all shards."""
     if shards() == 1:
         return x
     last = 0 if reverse else shards() - 1
@@ -121,16 +122,16 @@ def of_last(x: Array, *, reverse: bool = False) -> Array:
 
 
 def _sent(x: Array, distance: int) -> Array:
-    """What the shard `distance` before this one has; zeros where there is none."""
+    """Array of the shard `distance` before this one; zeros if there is no such shard."""
     count = shards()
     pairs = [(i, i + distance) for i in range(count) if 0 <= i + distance < count]
     return lax.ppermute(x, AXIS, pairs)
 
 
 def halo(x_BT: Array, *, before: int = 0, after: int = 0) -> Array:
-    """(B, before + T + after, ...): the shard's tokens with those around them, zeros at the ends.
+    """Tokens of this shard and its neighbours, (B, before + T + after, ...); zeros beyond the ends.
 
-    As many neighbours send as it takes.
+    If one neighbour has too few tokens, more distant ones send theirs too.
     """
     time, count = x_BT.shape[1], shards()
 
@@ -145,7 +146,7 @@ def halo(x_BT: Array, *, before: int = 0, after: int = 0) -> Array:
         size = min(after - (distance - 1) * time, time)
         if size > 0:
             parts.append(_sent(x_BT[:, :size], -distance))
-    reached = time * (count - 1)  # tokens of the others on one side
+    reached = time * (count - 1)  # tokens of the other shards, at most, on one side
     return jnp.concatenate(
         [zeros(max(before - reached, 0)), *parts, zeros(max(after - reached, 0))], axis=1
     )
@@ -154,16 +155,16 @@ def halo(x_BT: Array, *, before: int = 0, after: int = 0) -> Array:
 def blocks(
     arrays: tuple[Array | None, ...], size: int, *, after: bool
 ) -> tuple[tuple[Array | None, ...], Int[Array, ""]]:
-    """Whole blocks of the row, cut by `size` from its start, that hold this shard's tokens.
+    """Whole blocks that contain this shard's tokens, cut by `size` from the start of the sequence.
 
     Args:
       arrays: (B, T, ...) of the shard's tokens, or None.
       size: tokens of a block.
-      after: whether the tokens of other shards behind these are wanted too.
+      after: whether the later tokens of the last block are needed too.
 
     Returns:
-      (B, L, ...) each, with zeros where there is no token, and the place in them of the shard's
-      first one.
+      Arrays (B, L, ...), zeros where there is no token, and the index in them of the shard's first
+      token.
     """
     time = next(x for x in arrays if x is not None).shape[1]
     place = offset(time) % size
@@ -178,14 +179,14 @@ def blocks(
 
 
 def keys_in_reach(arrays: _Arrays, window: int | None) -> tuple[_Arrays, Int[Array, " S"]]:
-    """The tokens that a shard's queries may see, and their places in the row.
+    """Tokens that this shard's queries may see, and the indices of the tokens in the sequence.
 
     Args:
       arrays: (B, T, ...) of the shard's tokens, or None.
-      window: tokens that a query sees, its own the last; None is all of the row.
+      window: number of tokens that a query sees, itself the last; None is the whole sequence.
 
     Returns:
-      The arrays of S tokens; places before the row are negative.
+      The arrays with S tokens, and S indices, negative before the start of the sequence.
     """
     time = next(x for x in arrays if x is not None).shape[1]
     if window is None:
@@ -197,16 +198,16 @@ def keys_in_reach(arrays: _Arrays, window: int | None) -> tuple[_Arrays, Int[Arr
 
 
 def continues(segment_ids_BT: SegmentIds, *, reverse: bool = False) -> Bool[Array, " B"]:
-    """Whether the shard's first token is in the segment of the last one of the shard before.
+    """Returns whether the first token is in the segment of the previous shard's last token.
 
-    With `reverse`, of arrays that run backwards in time, the shard before is the one that follows.
+    With `reverse` the arrays run backwards in time: the shard after this one is the previous shard.
     """
     before_B = _sent(segment_ids_BT[:, -1], -1 if reverse else 1)
     return before_B == segment_ids_BT[:, 0]
 
 
 def run_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
-    """`segments.run_index` of the whole row."""
+    """Index of each token's segment in the whole sequence, see `segments.run_index`."""
     run_BT = segments.run_index(segment_ids_BT)
     if shards() == 1:
         return run_BT
@@ -225,17 +226,18 @@ def entering_value(
     *,
     reverse: bool = False,
 ) -> tuple[Inexact[Array, "B *value"], Bool[Array, " B"]]:
-    """What passes from shard to shard where a segment goes on: `combine(entering, own)`.
+    """Passes values from shard to shard as long as a segment goes on: `combine(entering, own)`.
 
     Args:
-      combine: associative; gets what enters a shard, and the shard's own value.
-      own: of the shard's part of the segment that leaves it, its last one.
-      initial: enters the first shard.
-      segment_ids_BT: of the shard's tokens.
+      combine: associative function of the value that enters a shard and the shard's own value.
+      own: value of the shard's last segment, which leaves the shard.
+      initial: value that enters the first shard.
+      segment_ids_BT: ids of the shard's tokens.
       reverse: the tokens run backwards in time, so the last shard is the first one.
 
     Returns:
-      The value that enters this shard, and whether it does: its first token may begin a segment.
+      The value that enters this shard, and a mask that is False if the first token begins a
+      segment.
     """
     place = shards() - 1 - shard() if reverse else shard()
     goes_on_B = through_B = jnp.ones(own.shape[:1], bool)
@@ -260,33 +262,33 @@ def entering_state(
     matrix: bool = False,
     reverse: bool = False,
 ) -> Inexact[Array, "*state"]:
-    """The state before the first token of this shard: S -> A S + B of all shards before it.
+    """Computes the state before this shard's first token from the maps S -> A S + B before it.
 
     Args:
       transition: A of the shard's tokens, 0 where a segment begins among them; broadcast against
         the update, or K x K matrices.  None is 1.
-      update: B of the shard's tokens, the state that they make of nothing.
-      initial_state: before the first token of the first shard, in the same segment as this token.
-      segment_ids_BT: of the shard's tokens; states do not pass where a segment begins.
+      update: B of the shard's tokens, the state that they make from zeros.
+      initial_state: state before the first token of the first shard, in the segment of this token.
+      segment_ids_BT: ids of the shard's tokens; states do not pass where a segment begins.
       matrix: whether A is a matrix for each head.
       reverse: the arrays run backwards in time, so the last shard is the first one.
 
     Returns:
-      As `update`; on the first shard the initial state.
+      The state, in the shape and dtype of `update`; on the first shard the initial state.
     """
     place = shards() - 1 - shard() if reverse else shard()
 
     def compose(a: Array | None, s: Array) -> Array:
         if a is None:
             return s
-        # What nothing passes through is replaced before the product: 0 x NaN is NaN, and so is the
-        # gradient of a factor of 0 beside a NaN.
+        # A state that does not pass is replaced before the product: 0 x NaN is NaN, and so is the
+        # gradient of the factor 0.
         if matrix:
             s = jnp.where(jnp.any(a != 0, axis=(-2, -1), keepdims=True), s, 0)
             return jnp.matmul(a, s, precision=lax.Precision.HIGHEST)
         return a * jnp.where(a == 0, 0, s)
 
-    # The first shard's map is told what it is applied to; what comes after it is a constant.
+    # The initial state is part of the first shard's map, so all composed maps act on zeros.
     initial_state = initial_state.astype(update.dtype)
     update = update + jnp.where(place == 0, compose(transition, initial_state), 0)
     kept = None
@@ -303,7 +305,7 @@ def entering_state(
 
 
 def _packed(transition: Array | None, update: Array) -> Array:
-    """[B, A], to be sent as one message."""
+    """Concatenates [B, A] to one message."""
     if transition is None:
         return update
     width = transition.shape[-1]
@@ -317,16 +319,16 @@ def _unpacked(packed: Array, transition: Array | None, update: Array) -> tuple:
 
 
 def _scan(transition, update, compose, step, place):
-    """The maps before this shard's, composed in log2(D) rounds that double their number.
+    """Composes the maps before this shard's in log2(D) rounds that double their number.
 
-    Who has no sender gets zeros, which is the right map: there is nothing before.
+    A shard without a sender receives zeros, which is the right map: there is no token before it.
     """
     del place
     packed = _sent(_packed(transition, update), step)
     distance = 1
     while distance < shards() - 1:
         a, b = _unpacked(packed, transition, update)
-        last = 2 * distance >= shards() - 1  # whose transition nobody needs
+        last = 2 * distance >= shards() - 1  # no shard needs its transition
         received = _sent(b if last else packed, step * distance)
         a_before, b_before = _unpacked(received, None if last else transition, update)
         b = compose(a, b_before) + b
@@ -336,7 +338,7 @@ def _scan(transition, update, compose, step, place):
 
 
 def _gather(transition, update, compose, step, place):
-    """All maps at once, composed by each shard for itself."""
+    """Gathers all maps at once; each shard composes them for itself."""
     maps = lax.all_gather(_packed(transition, update), AXIS)
     state = jnp.zeros_like(update)
     for n in range(shards() - 1):

@@ -1,18 +1,18 @@
-"""Exact softmax attention: the baseline that every linear attention has to beat.
+"""Exact softmax attention: the baseline for every linear attention.
 
     o_t = sum_s p_ts v_s,   p_ts = exp(a q_t.k_s) / sum_r exp(a q_t.k_r),   a = scale,
 
-with sums over the keys that query t is allowed to see.  Three forms of one function:
+with sums over the keys that query t sees.  Three forms compute the same function:
 
-- `parallel` writes out the T x S scores: the oracle, and the fastest form for short inputs.
-- `blockwise` holds one block of scores: memory linear in T, no work for blocks that causality or
-  the window rules out.  The softmax is online (Rabe & Staats 2021, "Self-attention Does Not Need
+- `parallel` stores all T x S scores: the reference, and the fastest form for short inputs.
+- `blockwise` stores one block of scores: memory linear in T, no work for blocks that causality or
+  the window excludes.  The softmax is online (Rabe & Staats 2021, "Self-attention Does Not Need
   O(n^2) Memory"); the backward pass recomputes the scores from the log-sum-exp of each query (Dao
   et al. 2022, "FlashAttention", algorithms 1 and 4).
 - `fused` is cuDNN's FlashAttention kernel, on NVIDIA GPUs.
 
-A key or value that is not finite makes NaN the outputs of the queries that see it, and changes no
-other output and no gradient of one.  `fused` promises nothing of the kind.
+A non-finite key or value makes the outputs of the queries that see it NaN, and changes no other
+output and no gradient of another output.  `fused` does not guarantee this.
 """
 
 import functools
@@ -34,23 +34,23 @@ Direction = Literal["causal", "bidirectional"]
 Form = Literal["auto", "parallel", "blockwise", "fused"]
 
 # Measured on 2 cores (AVX-512, 1 MiB of L2 each), fp32, K = V = 64: steps over 512 x 512 blocks
-# were a third faster than over 256 x 256 (larger matrix products), and 1024 only adds work above
-# the diagonal.  Two heads to a step make 2 MiB of scores, which stay in cache; 8 cost 5 %, 1 12 %.
+# are a third faster than over 256 x 256 (larger matrix products); 1024 only adds work above the
+# diagonal.  2 heads per step (2 MiB of scores) stay in cache; 8 heads cost 5 %, 1 head 12 % more.
 _BLOCK_SIZE = 512
 _CPU_SCORES_PER_STEP = 2 * 512 * 512
-# A block much larger than the window is mostly masked: 128 won at 128 and 256, 512 won at 1024.
+# A block much larger than the window is mostly masked: 128 is best at 128 and 256, 512 at 1024.
 _NARROW_WINDOW, _NARROW_WINDOW_BLOCK_SIZE = 256, 128
-# B H T S above which `parallel` lost to `blockwise`: fresh memory for all scores costs page faults.
+# B H T S above which `blockwise` is faster: fresh memory for all scores costs page faults.
 _PARALLEL_MAX_SCORES = 2**20
 
 
 class _Spec(NamedTuple):
-    """What is static about one call; hashable, since jit and custom_vjp key on it."""
+    """Static options of one call; hashable, since jit and custom_vjp use them as keys."""
 
     causal: bool
     window: int | None
     scale: float
-    ordered: bool  # Positions are 0, 1, 2, ...: block pairs can be ruled out before tracing.
+    ordered: bool  # Positions are 0, 1, 2, ...: block pairs can be excluded before tracing.
     masked: bool  # Segments or missing keys: even blocks below the diagonal need the mask.
     block_size: int
 
@@ -78,36 +78,35 @@ def softmax_attention(
     form: str = "auto",
     block_size: int | None = None,
 ) -> Outputs:
-    """Softmax attention, computed exactly.
+    """Computes softmax attention exactly.
 
-    Scores, softmax statistics and sums are fp32 (fp64 for fp64 inputs); the matrix products read
-    their operands in the result type of q, k and v.  A query that may see no key at all gets 0, and
-    all gradients through it are 0.
+    Scores, softmax statistics and sums are fp32 (fp64 for fp64 inputs); matrix products have
+    operands in the result type of q, k and v.  A query that sees no key gets 0, and all gradients
+    through it are 0.
 
     Args:
       q_BTHK, k_BSHK, v_BSHV: queries, keys, values; V may differ from K.
-      direction: "causal": a query sees the keys at its own position and before; "bidirectional":
-        it sees them all.
+      direction: "causal": a query sees the keys at its own position and before; "bidirectional": it
+        sees all keys.
       scale: factor on the scores, positive; K**-0.5 if None.
       window: causal only: a query sees the keys at its own position and the `window - 1` before.
-      segment_ids_BT: queries and keys of different segments never meet.  A segment is a run of
-        equal ids along T.
-      key_segment_ids_BS: for keys that are not those of the queries: a query sees the keys of equal
-        ids, in whatever order they stand.  Where ids return, number their runs
-        (`segments.run_index`).
-      key_mask_BS: False drops the key exactly, whatever it holds.
-      query_positions_BT: what causality and the window refer to; 0, 1, 2, ... if None.
+      segment_ids_BT: packed segments, runs of equal ids along T; each query sees only its own
+        segment.
+      key_segment_ids_BS: for keys from elsewhere: a query sees the keys of equal ids, in any order.
+        If an id occurs in several runs, number the runs (`segments.run_index`).
+      key_mask_BS: False drops the key exactly, even if it is NaN.
+      query_positions_BT: positions for causality and the window; 0, 1, 2, ... if None.
       key_positions_BS: the same for the keys, in any order, as in a KV cache.  A key at a negative
-        position is an empty slot, and is never seen.
-      form: "parallel", "blockwise", "fused", or "auto": the fastest that covers the call.
+        position is an empty slot, which no query sees.
+      form: "parallel", "blockwise", "fused", or "auto": the fastest form that covers the call.
         "blockwise" can be differentiated once, in reverse mode; "parallel" in any mode and order.
-      block_size: queries and keys in a block of the blockwise form; chosen if None.
+      block_size: queries and keys per block of the blockwise form; chosen if None.
 
     Returns:
       o_BTHV, in the dtype of v.
 
     Raises:
-      ValueError: an argument is of a wrong type, shape or value, causal T != S has no positions, or
+      ValueError: an argument has a wrong type, shape or value, causal T != S has no positions, or
         the form does not cover this call.
     """
     checks.choice("direction", direction, get_args(Direction))
@@ -136,7 +135,7 @@ def softmax_attention(
     ):
         if wrong:
             raise ValueError(f"softmax_attention: {message}.")
-    if 0 in (B, T, S):  # no rows, no queries, or no keys that one could see
+    if 0 in (B, T, S):  # an empty batch, no queries, or no keys
         return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
     if segment_ids_BT is not None and not keys_packed:
         segment_ids_BT = key_segment_ids_BS = sequence_parallel.run_index(segment_ids_BT)
@@ -151,7 +150,7 @@ def softmax_attention(
             jnp.tile(places, (B, 1)) for places in (queries_T, keys_S)
         )
 
-    # Tags say who sees whom: positions, then segments if any.  A key at -1 does not exist.
+    # Tags decide which keys a query sees: positions, then segments if any; no query sees key -1.
     if query_positions_BT is None:
         query_positions_BT = jnp.tile(jnp.arange(T), (B, 1))
     if key_positions_BS is None:
@@ -168,7 +167,7 @@ def softmax_attention(
 
     covered = _fused_covers(q_BTHK, k_BSHK, v_BSHV, masked)
     if form == "auto":
-        short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear as it is.
+        short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear anyway.
         form = "fused" if covered else "parallel" if short else "blockwise"
     dtype = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSHK, v_BSHV))
@@ -197,7 +196,7 @@ def _accumulator_dtype(*arrays: Array) -> Any:
 
 
 def _allowed(tags: _Tags, spec: _Spec) -> Array:
-    """Which keys each query sees, [B, 1, S, T], from tags of [B, 1, 1, T] and [B, 1, S, 1]."""
+    """Mask of visible keys, [B, 1, S, T], from tags of [B, 1, 1, T] and [B, 1, S, 1]."""
     query_positions, key_positions = tags.queries[0], tags.keys[0]
     allowed_BxST = key_positions >= 0
     if spec.causal:
@@ -221,8 +220,8 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _S
     scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
     if allowed_BxST is not None:
         scores_BHST = jnp.where(allowed_BxST, scores_BHST, -jnp.inf)
-    # The shift cancels in the quotient, so no gradient flows through it.  It is finite even where
-    # every score is -inf, which makes those rows exp(-inf) = 0 rather than exp(nan).
+    # The shift cancels in the quotient, so no gradient flows through it.  The shift is finite even
+    # if every score is -inf: such queries compute exp(-inf) = 0, not exp(nan).
     floor = jnp.finfo(dtype).min
     shift_BHxT = lax.stop_gradient(jnp.max(scores_BHST, 2, keepdims=True, initial=floor))
     weights_BHST = jnp.exp(scores_BHST - shift_BHxT)
@@ -234,20 +233,20 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _S
 
 # --- The blockwise form -------------------------------------------------------------------------
 #
-# Arrays are cut once into N contiguous blocks, [N, B, H, ...], of C queries or D keys.  Scores are
-# kept keys first (DC): then every product is a plain row-major one, maxima and sums over keys run
-# down columns, and the statistics of a query broadcast along rows.  All of this vectorises.
+# Arrays are cut once into N contiguous blocks, [N, B, H, ...], of C queries or D keys.  Scores have
+# the keys first (DC): every product is then row-major, maxima and sums over keys run down columns,
+# and the statistics of a query broadcast along rows.  All of this vectorises.
 
 
 def _even_block(length: int, block_size: int) -> tuple[int, int]:
-    """Number and size of blocks: as few as `block_size` allows, and then no larger than needed."""
+    """Number and size of blocks: the least number for `block_size`, then the least size."""
     num_blocks = max(1, -(-length // block_size))
     size = -(-length // num_blocks)
     return num_blocks, min(block_size, -(-size // 16) * 16)
 
 
 def _pairs(T: int, S: int, spec: _Spec) -> tuple[np.ndarray, np.ndarray]:
-    """(query block, key block) pairs to compute, [P, 2]: those without a mask, those with one."""
+    """Pairs (query block, key block) to compute, [P, 2]: first unmasked pairs, then masked ones."""
     (num_q, C), (num_k, D) = (_even_block(length, spec.block_size) for length in (T, S))
     i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(num_q), np.arange(num_k), indexing="ij"))
     first_q, last_q, first_k, last_k = i * C, (i + 1) * C - 1, j * D, (j + 1) * D - 1
@@ -262,25 +261,25 @@ def _pairs(T: int, S: int, spec: _Spec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cut(x_BTHX: Array, blocks: tuple[int, int], *, transpose: bool, fill: int = 0) -> Array:
-    """[B, T, H, X], padded with `fill`, to blocks [N, B, H, C, X]; transposed [N, B, H, X, C]."""
+    """Cuts [B, T, H, X], padded with `fill`, to blocks [N, B, H, C, X] (or [N, B, H, X, C])."""
     (N, C), (B, T, H, X) = blocks, x_BTHX.shape
     x = jnp.pad(x_BTHX, ((0, 0), (0, N * C - T), (0, 0), (0, 0)), constant_values=fill)
     return x.reshape(B, N, C, H, X).transpose((1, 0, 3, 4, 2) if transpose else (1, 0, 3, 2, 4))
 
 
 def _join(x_NBHCX: Array, length: int) -> Array:
-    """The inverse of `_cut`: [B, T, H, X]."""
+    """Inverts `_cut`: returns [B, T, H, X]."""
     N, B, H, C, X = x_NBHCX.shape
     return x_NBHCX.transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, X)[:, :length]
 
 
 def _matmul(a: Array, b: Array, dtype: Any) -> Array:
-    """[b, h, m, n] @ [b, h, n, p]."""
+    """Computes [b, h, m, n] @ [b, h, n, p]."""
     return lax.dot_general(a, b, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
 
 
 class _Grid:
-    """The blocks of one call, and the loop over those pairs of blocks that need computing."""
+    """Blocks of one call, and the loop over the pairs of blocks that must be computed."""
 
     def __init__(self, q_BTHK: Array, k_BSHK: Array, spec: _Spec, cpu: bool):
         self.B, self.T, self.H, _ = q_BTHK.shape
@@ -288,13 +287,13 @@ class _Grid:
         self.spec = spec
         self.queries = _even_block(self.T, spec.block_size)
         self.keys = _even_block(self.S, spec.block_size)
-        self.heads = (self.B, self.H)  # In one step: what fits a CPU's cache; all, elsewhere.
+        self.heads = (self.B, self.H)  # Of one step: on a CPU those that fit its cache, else all.
         if cpu:
             most = max(1, _CPU_SCORES_PER_STEP // (self.queries[1] * self.keys[1]))
             self.heads = (1, max(h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most))
 
     def read(self, x: Array, at: tuple[Any, Any, Any]) -> Array:
-        """[N, B, H, ...] to [b, h, ...]: one block, of the heads of one step."""
+        """Slices [N, B, H, ...] to [b, h, ...]: one block, with the heads of one step."""
         b, h = self.heads
         if x.shape[2] == 1:  # Tags are shared by the heads.
             at, h = (*at[:2], 0), 1
@@ -304,8 +303,8 @@ class _Grid:
         return lax.dynamic_update_slice(x, update[None], (*at, 0, 0))
 
     def fold(self, step: Callable[..., Any], carry: tuple[Array, ...], tags: _Tags) -> Any:
-        """`carry = step(carry, at_q, at_k, mask)` for all pairs of blocks and all heads."""
-        # Two loops, without and with a mask, each compiled once whatever T: masking all costs 5 %.
+        """Runs `carry = step(carry, at_q, at_k, mask)` for all pairs of blocks and all heads."""
+        # Two loops, without and with a mask, each compiled once for any T: masking all costs 5 %.
         queries = [_cut(x, self.queries, transpose=True) for x in tags.queries]
         keys = [_cut(x, self.keys, transpose=False, fill=-1) for x in tags.keys]
         groups_b, groups_h = self.B // self.heads[0], self.H // self.heads[1]
@@ -313,7 +312,7 @@ class _Grid:
 
             def body(n, carry, has_mask=has_mask, table=table):
                 group, pair = n // len(table), n % len(table)
-                i, j = jnp.asarray(table)[pair].astype(int)  # Like all other indices.
+                i, j = jnp.asarray(table)[pair].astype(int)  # the dtype of all indices
                 head = (group // groups_h * self.heads[0], group % groups_h * self.heads[1])
                 at_q, at_k = (i, *head), (j, *head)
                 if not has_mask:
@@ -329,9 +328,9 @@ class _Grid:
 
 
 def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: bool) -> Any:
-    """o_BTHV and the log-sum-exp of the scores of each query, lse_NBHxC."""
+    """Returns o_BTHV, and the log-sum-exp of the scores of each query, lse_NBHxC."""
     dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
-    # A score of NaN is masked exactly, which a value of NaN is not: its weight of 0 would not do.
+    # A mask drops a NaN score exactly, but 0 times a NaN value is NaN: values are made finite.
     finite_BS = finite_tokens(k, v)
     q, k, v = spoil(~finite_tokens(q), q), spoil(~finite_BS, k), keep(finite_BS, v)
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
@@ -339,8 +338,8 @@ def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: boo
     vT_NBHVD = _cut(v, grid.keys, transpose=True)
 
     def step(carry, at_q, at_k, mask):
-        # All that is read from the carry is needed for what is written to it, so XLA updates it in
-        # place; as a third array, the shift would be copied, whole, in every step.
+        # Every write to the carry depends on all reads from it, so XLA updates it in place; a third
+        # array for the shift would be copied in every step.
         oT, statistics = grid.read(carry[0], at_q), grid.read(carry[1], at_q)
         shift, total = statistics[..., :1, :], statistics[..., 1:, :]
         scores = mask(_matmul(grid.read(k_NBHDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
@@ -352,7 +351,7 @@ def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: boo
         statistics = jnp.concatenate([new_shift, total], 2)
         return grid.write(carry[0], at_q, oT), grid.write(carry[1], at_q, statistics)
 
-    # The first shift is finite, so that a query that sees no key computes exp(-inf), not exp(nan).
+    # The first shift is finite, so a query without visible keys computes exp(-inf), not exp(nan).
     N, B, H, _, C = qT_NBHKC.shape
     shift = lax.full_like(qT_NBHKC, jnp.finfo(dtype).min, dtype, (N, B, H, 1, C))
     statistics = jnp.concatenate([shift, jnp.zeros_like(shift)], 3)
@@ -366,10 +365,10 @@ def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: boo
 
 
 def _backward(residuals: Any, do: Array, *, spec: _Spec, cpu: bool) -> Any:
-    """The gradients of q, k, v."""
+    """Returns the gradients of q, k, v."""
     q, k, v, tags, o, lse_NBHxC = residuals
     dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
-    # No gradient passes through the outputs that are NaN, nor through what made them so.
+    # No gradient passes through NaN outputs, nor through the tokens that cause them.
     spoiled_NBHxC = jnp.isnan(lse_NBHxC)
     lse_NBHxC = jnp.where(spoiled_NBHxC, jnp.inf, lse_NBHxC)
     finite_BS = finite_tokens(k, v)
@@ -402,7 +401,7 @@ def _backward(residuals: Any, do: Array, *, spec: _Spec, cpu: bool) -> Any:
 
 
 def _by_platform(function: Callable[..., Any], spec: _Spec, *args: Any) -> Any:
-    # Decided when lowering: a TPU program compiled on a CPU host must get the TPU's grouping.
+    # Decided at lowering: a TPU program compiled on a CPU host needs the TPU's grouping of heads.
     function = functools.partial(function, spec=spec)
     cpu, default = (functools.partial(function, cpu=x) for x in (True, False))
     return lax.platform_dependent(*args, cpu=cpu, default=default)
@@ -414,8 +413,8 @@ def _blockwise(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Array:
 
 
 def _blockwise_fwd(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Any:
-    # Under `jax.checkpoint` only what depends on parameters is computed again.  Masks do not, and
-    # would be kept for all pairs of blocks: one byte for each query, key and head.
+    # `jax.checkpoint` recomputes only values that depend on parameters.  Masks do not depend on
+    # them and would be stored for all pairs of blocks: a byte per query, key and head.
     q, tags = lax.optimization_barrier((q, tags))
     o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, tags)
     return o_BTHV, (q, k, v, tags, o_BTHV, lse_NBHxC)
@@ -429,7 +428,7 @@ _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
 
 
 def _vary_alike(arrays: Any) -> Any:
-    """Inside shard_map, marks all arrays as varying over the mesh axes that any varies over."""
+    """In shard_map, marks all arrays as varying over the mesh axes that any array varies over."""
     # Loops need equal types in and out, and the gradient of an unsharded array needs its sum.
     leaves, structure = jax.tree.flatten(arrays)
     varying = [jax.typeof(x).manual_axis_type.varying for x in leaves]
