@@ -4,8 +4,8 @@ With A = (phi(Q) phi(K)^T) masked to j <= i and the entering sums S (K x V) and 
 
     o = (A v + Q S) / (A 1 + Q z^T + epsilon)         S' = S + K^T v         z' = z + 1^T K
 
-The normaliser is kept apart from the values, as a row: one more column of S would take another 128
-lanes of VMEM and of the matrix unit.
+The normaliser is a row of its own: one more column of S would take another 128 lanes of VMEM and of
+the matrix unit.
 """
 
 from typing import NamedTuple
@@ -39,9 +39,9 @@ def pallas_form(
     epsilon: float,
     chunk_size: int | None,
 ) -> tuple[Outputs, State]:
-    """The causal form of `ops.additive.linear_attention`; chunks of the next power of two."""
+    """Computes causal `ops.additive.linear_attention`; rounds chunks up to a power of two."""
     if feature_map is not None and jax.make_jaxpr(feature_map)(q_BTHK).consts:
-        # A kernel takes no arrays but its operands: a map that holds some is applied before it.
+        # A kernel has no arrays but its operands: a map that holds arrays is applied before.
         q_BTHK, k_BTHK, feature_map = feature_map(q_BTHK), feature_map(k_BTHK), None
     state = (state_BHKW,)
     if normalize:
@@ -74,8 +74,8 @@ class _Step(NamedTuple):
             q, k = self.feature_map(q), masks.exist(self.feature_map(k))
         weights = matmul(q, k, self.narrow, ROWS_BY_ROWS)
         weights = masks.within(weights, later_or_same(q.shape[0]))
-        # Both factors of a product are masked, or the product too: 0 x NaN is NaN, and the gradient
-        # of one factor is a product with the other one.
+        # Both factors of a product are masked, or one factor and the product: 0 x NaN is NaN, and
+        # the gradient of one factor is a product with the other factor.
         q_read, k_reach, v_reach = masks.reads(q), masks.reaches(k), masks.reaches(v)
         o = matmul(weights, v, self.narrow)
         o += masks.reads(matmul(q_read, state[0], self.narrow))
@@ -85,6 +85,6 @@ class _Step(NamedTuple):
         z = jnp.sum(weights, axis=1, keepdims=True)
         z += masks.reads(jnp.sum(q_read * state[1], axis=1, keepdims=True))
         z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
-        finite = jnp.isfinite(z)  # divided by NaN, a gradient of 0 would be NaN
+        finite = jnp.isfinite(z)  # a gradient of 0 divided by NaN is NaN
         o = o / (jnp.where(finite, z, 1) + self.epsilon)
         return jnp.where(finite, o, jnp.nan), (sums, z_sums)

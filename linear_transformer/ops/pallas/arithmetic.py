@@ -1,8 +1,8 @@
-"""Arithmetic of a chunk inside a TPU kernel: 2-D arrays, and operations that the compiler knows.
+"""Arithmetic of a chunk inside a TPU kernel: 2-D arrays, and operations that the compiler has.
 
-It knows no cumulative sum, no triangular solve, no gather and no transpose of a single column, so
-sums over earlier tokens are products with triangles, and a row becomes a column by a diagonal.
-Everything here is differentiated inside the backward kernels.
+The compiler has no cumulative sum, no triangular solve, no gather and no transpose of a single
+column.  Sums over earlier tokens are therefore products with triangular matrices, and a row becomes
+a column by a diagonal matrix.  Everything here is differentiated inside the backward kernels.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ def matmul(
     contract: tuple[int, int] = ROWS_BY_COLUMNS,
     precision: lax.Precision | None = None,
 ) -> Array:
-    """Product over axis contract[0] of a and contract[1] of b, operands rounded to `narrow`.
+    """Contracts axis contract[0] of a with axis contract[1] of b, operands rounded to `narrow`.
 
     Sums and results, and the gradients of the operands, have the accumulation dtype of a and b.
     The gradient of a product is a product of the same kind; nothing is transposed in memory.
@@ -54,7 +54,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def unrounded(a: Array, b: Array, contract: tuple[int, int] = ROWS_BY_COLUMNS) -> Array:
-    """`matmul` with all digits of the operands, forward and backward."""
+    """Computes `matmul` with all digits of the operands, forward and backward."""
     return matmul(a, b, a.dtype, contract, lax.Precision.HIGHEST)
 
 
@@ -70,12 +70,12 @@ def _dot(a, b, narrow, contract, precision=None):
 
 
 def exact(a: Array, b: Array) -> Array:
-    """a @ b with all digits of the operands, for sums of log decays and inverses."""
+    """Computes a @ b with all digits of the operands, for sums of log decays and inverses."""
     return _dot(a, b, a.dtype, ROWS_BY_COLUMNS, lax.Precision.HIGHEST)
 
 
 def later_or_same(chunk: int) -> Array:
-    """(C, C): row i is not before column j."""
+    """Mask (C, C) of the pairs in which row i is not before column j."""
     return _index(chunk, 0) >= _index(chunk, 1)
 
 
@@ -88,7 +88,7 @@ def _index(chunk, axis):
 
 
 def column(row_1C: Array) -> Array:
-    """(1, C) as (C, 1)."""
+    """Reshapes (1, C) to (C, 1)."""
     chunk = row_1C.shape[1]
     return jnp.sum(
         jnp.where(_index(chunk, 0) == _index(chunk, 1), row_1C, 0), axis=1, keepdims=True
@@ -96,7 +96,7 @@ def column(row_1C: Array) -> Array:
 
 
 def row(column_C1: Array) -> Array:
-    """(C, 1) as (1, C)."""
+    """Reshapes (C, 1) to (1, C)."""
     chunk = column_C1.shape[0]
     return jnp.sum(
         jnp.where(_index(chunk, 0) == _index(chunk, 1), column_C1, 0), axis=0, keepdims=True
@@ -104,15 +104,15 @@ def row(column_C1: Array) -> Array:
 
 
 def any_of(x: Array, axis: int | None = None) -> Array:
-    """Whether x is True along an axis, or anywhere, with both axes kept."""
-    ones = jnp.where(x, 1.0, 0.0)  # the compiler knows maxima of numbers
+    """Returns whether x is True along an axis, or anywhere, with both axes kept."""
+    ones = jnp.where(x, 1.0, 0.0)  # the compiler has maxima of numbers only
     for reduced in (1, 0) if axis is None else (axis,):
         ones = jnp.max(ones, axis=reduced, keepdims=True)
     return ones > 0
 
 
 class Masks(NamedTuple):
-    """Which terms a chunk keeps.
+    """Masks of the terms that a chunk keeps.
 
     Segment starts are counted from the token before the chunk, which belongs to the segment of the
     entering state: 0, 0, 1, 1, 2 ...; None without segments.
@@ -122,7 +122,7 @@ class Masks(NamedTuple):
     tokens: Array | None  # number of tokens of the chunk that exist; None for all
 
     def within(self, weights_CC: Array, pairs_CC: Array) -> Array:
-        """Weights of the chosen pairs, those of other segments dropped."""
+        """Keeps the weights of the given pairs if both tokens are in one segment."""
         if self.runs_1C is not None:
             pairs_CC &= column(self.runs_1C) == self.runs_1C
         return jnp.where(pairs_CC, weights_CC, 0)
@@ -132,21 +132,21 @@ class Masks(NamedTuple):
         return self.runs_1C is not None
 
     def reads(self, rows_C: Array) -> Array:
-        """Rows of tokens in the segment of the entering state."""
+        """Keeps the rows of tokens in the segment of the entering state."""
         return rows_C if self.runs_1C is None else _in_segment(self.runs_1C, 0, rows_C)
 
     def reaches(self, rows_C: Array) -> Array:
-        """Rows of tokens in the segment of the leaving state."""
+        """Keeps the rows of tokens in the segment of the leaving state."""
         if self.runs_1C is None:
             return rows_C
         return _in_segment(self.runs_1C, _last(self.runs_1C), rows_C)
 
     def carried(self, state: Array) -> Array:
-        """The entering state, if its segment goes on to the end of the chunk."""
+        """Keeps the entering state if no segment starts in the chunk."""
         return state if self.runs_1C is None else jnp.where(_last(self.runs_1C) == 0, state, 0)
 
     def exist(self, x_CK: Array) -> Array:
-        """Zeros in place of what is read beyond the end of the sequence, which may be anything."""
+        """Sets rows beyond the end of the sequence to 0; their values are undefined."""
         if self.tokens is None:
             return x_CK
         return jnp.where(lax.broadcasted_iota(jnp.int32, x_CK.shape, 0) < self.tokens, x_CK, 0)

@@ -1,4 +1,4 @@
-"""Where `form="auto"` prefers a kernel to the chunk form of XLA."""
+"""Decision where `form="auto"` prefers a kernel to the chunk form of XLA."""
 
 import contextlib
 import contextvars
@@ -15,7 +15,7 @@ _TARGET: contextvars.ContextVar[tuple[str, int] | None] = contextvars.ContextVar
 
 @contextlib.contextmanager
 def compiling_for(platform: str, devices: int) -> Iterator[None]:
-    """What is traced here is for a number of devices that the process does not have."""
+    """Context in which code is traced for devices that the process does not have."""
     token = _TARGET.set((platform, devices))
     try:
         yield
@@ -24,14 +24,15 @@ def compiling_for(platform: str, devices: int) -> Iterator[None]:
 
 
 def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
-    """On TPUs, for long sequences of heads that fill the lanes.
+    """Returns whether to prefer a kernel: on TPUs, for long sequences of heads that fill the lanes.
 
-    No kernel here has been timed on a TPU.  Of additive attention and scalar decays we believe it:
-    they are bound by memory, the kernel moves its inputs and outputs through HBM once, and the loop
-    of XLA moves features, weights and states too (docs/pallas.md has the bytes).  Vector decays and
-    the delta rule do more arithmetic in the kernel than in the loop, so they wait for a timing.
-    With several devices XLA cannot partition a kernel; inside `jax.shard_map` over all axes of the
-    mesh, as in a training step that "tensor" does not split, there is nothing to partition.
+    No kernel here has been timed on a TPU.  Additive attention and scalar decays are expected to be
+    faster: they are bound by memory, the kernel moves its inputs and outputs through HBM once, and
+    the loop of XLA moves features, weights and states too (docs/pallas.md has the bytes).  Vector
+    decays and the delta rule do more arithmetic in the kernel than in the loop, so they are left
+    out until they are timed.  XLA cannot partition a kernel over several devices; inside
+    `jax.shard_map` over all axes of the mesh, as in a training step that "tensor" does not split,
+    there is nothing to partition.
     """
     mesh = jax.sharding.get_abstract_mesh()
     by_hand = not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)

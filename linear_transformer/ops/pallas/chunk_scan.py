@@ -1,19 +1,19 @@
-"""The walk over chunks that all kernels share, forward and backward, with the state in VMEM.
+"""Loop over chunks that all kernels share, forward and backward, with the state in VMEM.
 
-The grid is (batch, groups of heads, blocks of chunks), the blocks in sequence.  The block of the
-final state that a program writes to is the same for all blocks of a sequence, so it stays in VMEM
-and is the state on its way.  Queries, keys and values are read as (B, T, H K), the layout in which
-projections produce them, by heads that fill 128 lanes, and gates as (B, H, T), which is how a TPU
-stores (B, T, H) of few heads: nothing is transposed or padded in HBM.
+The grid is (batch, groups of heads, blocks of chunks), with the blocks in sequence.  All blocks of
+a sequence write to the same block of the final state, so this block stays in VMEM and holds the
+current state.  Queries, keys and values are read as (B, T, H K), the layout in which projections
+produce them, by heads that fill 128 lanes, and gates as (B, H, T), which is how a TPU stores (B, T,
+H) of few heads: nothing is transposed or padded in HBM.
 
-Forward keeps nothing but the output and, if a gradient will be asked for, the state that enters
-every block.  Backward walks the blocks in reverse with the gradient of the state in VMEM; within a
-block it recomputes the states between the chunks, also in VMEM, and differentiates the mathematics
-of one chunk with `jax.vjp` inside the kernel.  So there is one definition of a chunk, no second one
-for its gradient, and O(T / block) states in HBM.  The gradient has no derivative.
+The forward kernel stores only the output and, if a gradient is needed, the state that enters every
+block.  The backward kernel visits the blocks in reverse with the gradient of the state in VMEM;
+within a block it recomputes the states between the chunks, also in VMEM, and differentiates the
+mathematics of one chunk with `jax.vjp` inside the kernel.  So a chunk has one definition, no second
+one for its gradient, and O(T / block) states are in HBM.  The gradient has no derivative.
 
-A token that is not finite stays inside its own chunk: nothing before the chunk and nothing of
-another document outside it changes, outputs and gradients alike.
+A non-finite token affects no earlier chunk, and no other segment outside of its own chunk, neither
+outputs nor gradients.
 
 On a CPU the same kernels run in the interpreter of Pallas.
 """
@@ -40,13 +40,13 @@ from linear_transformer.types import SegmentIds
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
 GATE_SUBLANES = 8  # of float32
-_NO_MASKS = Masks(None, None)  # they are no matmuls
-TOKENS_PER_BLOCK = 512  # a state is stored per block
-# A block of each array is in VMEM twice, gradients too: half of what a v4 has, the rest is for
-# states and for what a chunk computes.
+_NO_MASKS = Masks(None, None)  # for counts of matmuls
+TOKENS_PER_BLOCK = 512  # one state is stored per block
+# A block of each array is in VMEM twice, and so is its gradient: half of the VMEM of a v4; the rest
+# is for states and for the temporaries of a chunk.
 _MAX_BYTES = 2**23
 
-# One chunk of one head: tokens (C, width), gates (1, C) and state (_, _) to o (C, V) and state.
+# Maps one chunk of one head: tokens (C, width), gates (1, C), state (_, _) to o (C, V) and state.
 Step = Callable[
     [tuple[Array, ...], tuple[Array, ...], tuple[Array, ...], Masks],
     tuple[Array, tuple[Array, ...]],
@@ -64,12 +64,12 @@ def chunk_scan(
     """Applies `step` to the chunks of a sequence, from an initial state to the final one.
 
     Args:
-      step: the mathematics of a chunk, equal and hashable where it does the same.  It gets inputs
-        in the accumulation dtype, zeros in place of tokens beyond the end.
+      step: mathematics of a chunk, hashable, and equal to other steps that do the same.  Its inputs
+        are in the accumulation dtype, with zeros in place of tokens beyond the end.
       tokens: arrays of vectors per token and head, the values last.
-      gates: numbers per token and head, which a step sees as rows.
+      gates: numbers per token and head; a step gets them as rows.
       state: the initial state, matrices per head in the accumulation dtype.
-      segment_ids_BT: packed documents, see `Masks`.
+      segment_ids_BT: packed segments, see `Masks`.
       chunk: tokens per chunk, a power of two; shorter sequences have shorter chunks.
 
     Returns:
@@ -84,7 +84,7 @@ def chunk_scan(
 
 
 class _Layout(NamedTuple):
-    """How the arrays are cut."""
+    """Division of the arrays into the blocks of the grid."""
 
     time: int
     heads: int
@@ -92,7 +92,7 @@ class _Layout(NamedTuple):
     chunk: int
     chunks: int  # per block
     blocks: int
-    widths: tuple[int, ...]  # of a head, in every array of tokens
+    widths: tuple[int, ...]  # per head, of every array of tokens
 
     @classmethod
     def of(cls, tokens, chunk):
@@ -117,7 +117,7 @@ class _Layout(NamedTuple):
 
     @property
     def sharing(self):
-        """Heads whose gates are read together: tiles have 8 rows, or all that there are."""
+        """Number of heads with gates in one tile: tiles have 8 rows, or all that there are."""
         if self.group % GATE_SUBLANES and self.group < self.heads:
             return self.heads if self.heads % GATE_SUBLANES else GATE_SUBLANES
         return self.group
@@ -126,7 +126,7 @@ class _Layout(NamedTuple):
         return ((0, 0),) * (x.ndim - 1) + ((0, self.blocks * self.size - self.time),)
 
     def by_head(self, x_BTH):
-        """(B, H, T); lanes come by 128, so a single block is filled."""
+        """Transposes to (B, H, T); a single block is padded to whole lanes of 128."""
         x_BHT = jnp.swapaxes(x_BTH, 1, 2)
         return jnp.pad(x_BHT, self._padding(x_BHT)) if self.blocks == 1 else x_BHT
 
@@ -152,7 +152,7 @@ class _Layout(NamedTuple):
         )
 
     def row_specs(self, gates, at):
-        """Of (B, H, 1, T): their gradients, which heads do not share."""
+        """Specs of (B, H, 1, T), gradients of the gates, which heads do not share."""
         block = (None, self.group, 1, self.size)
         return tuple(pl.BlockSpec(block, lambda b, h, n: (b, h, 0, at(n))) for _ in gates)
 
@@ -178,7 +178,7 @@ class _Layout(NamedTuple):
         return slice(head * width, (head + 1) * width)
 
     def load(self, refs, c, head, masks, dtype):
-        """The tokens of a chunk."""
+        """Loads the tokens of a chunk."""
         place = pl.ds(pl.multiple_of(c * self.chunk, self.chunk), self.chunk)
         return tuple(
             masks.exist(ref[place, self.lanes(head, ref.shape[-1] // self.group)].astype(dtype))
@@ -197,7 +197,7 @@ class _Layout(NamedTuple):
         return Masks(runs[0][c] if runs else None, left)
 
     def load_gates(self, gates, rows, block):
-        """The gates of a block cut into the rows (group, chunks, 1, C)."""
+        """Cuts the gates of a block into the rows (group, chunks, 1, C)."""
         lane = lax.broadcasted_iota(jnp.int32, (1, self.size), 1)
         for ref, row in zip(gates, rows, strict=True):
             for h in range(self.group):
@@ -365,8 +365,8 @@ def _backward_kernel(
             (g,) = layout.load((do,), c, h, masks, dtype)
             leaving = tuple(ref[h] for ref in dstate)
             dtokens_h, drows_h, dstate_h = pullback((g, leaving))
-            # Without a gradient of what is in the chunk or after it there is none before it, even
-            # if its tokens are NaN, whose products with 0 are NaN.
+            # If the chunk and all later chunks have a gradient of 0, the entering state has it too:
+            # products of 0 with NaN tokens must not reach it.
             heard = any_of(g != 0)
             for x in leaving:
                 heard |= any_of(masks.carried(x) != 0)
@@ -395,7 +395,7 @@ def _row_scratch(layout, gates):
 
 
 def _of_a_chunk(layout, gates, state):
-    """Shapes of what a step takes."""
+    """Shapes of the arguments of a step."""
 
     def shape(*sizes):
         return jax.ShapeDtypeStruct(sizes, state[0].dtype)
@@ -408,7 +408,7 @@ def _of_a_chunk(layout, gates, state):
 
 
 def _flops(function, *shapes) -> int:
-    """Of the matmuls, multiply-adds counted as two."""
+    """FLOPs of the matmuls, multiply-adds counted as two."""
 
     def count(jaxpr):
         flops = 0
@@ -425,7 +425,7 @@ def _flops(function, *shapes) -> int:
 
 
 def _call(kernel, layout, flops_of_a_chunk, operands, in_specs, out_shape, out_specs, scratch=()):
-    """The kernel compiled on a TPU, interpreted on a CPU; which one is known when it is lowered."""
+    """Calls the kernel, compiled on a TPU, interpreted on a CPU, as decided at lowering."""
     batch = operands[0][0].shape[0]
     arrays = jax.tree.leaves((operands, out_shape))
     estimate = pl.CostEstimate(

@@ -1,6 +1,6 @@
 """Attention with decay as a TPU kernel: the equations of `ops.decay_chunk`, chunk by chunk.
 
-With the pair decays in the weights A, the entering state S, and the decays to and from it,
+With the pair decays in the weights A, the entering state S, and the decays from and to the state,
 
     o = A v + (read Q) S              S' = total S + (reach K)^T v
 """
@@ -20,7 +20,7 @@ from linear_transformer.ops.pallas.chunk_scan import chunk_scan
 from linear_transformer.ops.pallas.decays import ScalarDecays, VectorDecays
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
-CHUNK_SIZES = {"scalar": 128, "vector": 64}  # the width of the matrix unit; a level of halves less
+CHUNK_SIZES = {"scalar": 128, "vector": 64}  # width of the matrix unit; one halving less
 
 
 def pallas_form(
@@ -32,7 +32,7 @@ def pallas_form(
     segment_ids_BT: SegmentIds | None,
     chunk_size: int | None,
 ) -> tuple[Outputs, State]:
-    """The causal form of `ops.decay.decayed_attention`; chunks of the next power of two."""
+    """Computes causal `ops.decay.decayed_attention`; rounds chunks up to a power of two."""
     scalar = log_decay.shape[-1] == 1
     chunk = CHUNK_SIZES["scalar" if scalar else "vector"]
     if chunk_size is not None:
@@ -58,8 +58,8 @@ class _Step(NamedTuple):
         decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
         weights = decays.weights(q, k, self.narrow)
         weights = masks.within(weights, later_or_same(q.shape[0]))
-        # Both factors of a product are masked, or the product too: 0 x NaN is NaN, and the gradient
-        # of one factor is a product with the other one.
+        # Both factors of a product are masked, or one factor and the product: 0 x NaN is NaN, and
+        # the gradient of one factor is a product with the other factor.
         read = matmul(masks.reads(q * decays.read), state[0], self.narrow)
         o = matmul(weights, v, self.narrow) + masks.reads(read)
         k_reach, v_reach = masks.reaches(k * decays.reach), masks.reaches(v)

@@ -1,15 +1,15 @@
-"""The decays of a chunk inside a kernel: one matrix of pairs, or one per feature.
+"""Decays of a chunk inside a kernel: one matrix of pairs, or one per feature.
 
-The decays are those of `ops.gates`, from exponents that are sums of the log decays of exactly the
-tokens in between.  No difference of running sums is taken: nothing can overflow, no digit is lost
-where a strong decay is followed by weak ones, and the gradient of a log decay is the sum of the
-gradients of the exponents that contain it, and of nothing else.
+The decays are as in `ops.gates`; each exponent is the sum of the log decays of exactly the tokens
+in between.  No difference of running sums is taken: nothing can overflow, no digit is lost where a
+strong decay is followed by weak ones, and the gradient of a log decay is exactly the sum of the
+gradients of the exponents that contain it.
 
-A scalar gate has D_ij = sum of log a_t over j < t <= i, which is the product of two triangles, one
-of them times the row of log a.  With a vector gate the pairs are cut by halving, as in `ops.gates`:
-for each of log2(C) sizes, a query in the right half of a range and a key in the left one meet at
-the middle, and the exponents are sums from the middle to either side.  These sums double with the
-size: what a half adds to its sibling is the sibling's total.
+A scalar gate has D_ij = sum of log a_t over j < t <= i, a product of two triangular matrices, one
+of them times the row of log a.  With a vector gate the pairs are split by halving, as in
+`ops.gates`: for each of log2(C) sizes, a query in the right half of a range and a key in the left
+half meet at the middle, and the exponents are sums from the middle to either side.  From one size
+to the next, the sums extend over the sibling half by adding its total.
 """
 
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from linear_transformer.ops.recurrence import clipped
 
 
 class NoDecays:
-    """All decays are 1: as `ScalarDecays` of zeros, without their arithmetic."""
+    """Decays that are all 1, as `ScalarDecays` of zeros, without their arithmetic."""
 
     read = read_before = reach = total = 1.0
 
@@ -39,7 +39,7 @@ class NoDecays:
 
 
 class ScalarDecays:
-    """From log decays (1, C).  `read`, `reach` and `total` broadcast over the features."""
+    """Decays from log decays (1, C); `read`, `reach` and `total` broadcast over the features."""
 
     def __init__(self, log_decay_1C: Float[Array, "1 C"]):
         self.log_decay = clipped(log_decay_1C)
@@ -53,9 +53,9 @@ class ScalarDecays:
         return jnp.sum(jnp.where(terms_CC, self.log_decay, 0), axis=1, keepdims=True)
 
     def weights(self, q, k, narrow, *, before=False):
-        """q_i^T (a_{j+1} ... a_i k_j) for j <= i, without a_i if `before`; garbage for j > i.
+        """Computes q_i^T (a_{j+1} ... a_i k_j), without a_i if `before`; undefined for j > i.
 
-        With `before` they are of the reads of a delta rule: a transition is made of them, and no
+        `before` is for the read vectors of a delta rule.  Their weights enter the transition, so no
         operand is rounded to `narrow`.
         """
         last = strictly_later(self.chunk) if before else later_or_same(self.chunk)
@@ -65,7 +65,7 @@ class ScalarDecays:
 
 
 class VectorDecays:
-    """From log decays (C, K); C is a power of two."""
+    """Decays from log decays (C, K); C is a power of two."""
 
     def __init__(self, log_decay_CK: Float[Array, "C K"]):
         log_decay = clipped(log_decay_CK)
@@ -75,7 +75,7 @@ class VectorDecays:
         half = 1
         while half < self.chunk:
             self.levels.append((half, until, before, after))
-            total = until + after  # of the own half, the same for all its tokens
+            total = until + after  # of a token's half, equal for all tokens of the half
             right = _in_right_half(log_decay.shape, half)
             sibling = jnp.where(right, shifted(total, half), shifted(total, -half))
             until = until + jnp.where(right, sibling, 0)
@@ -86,7 +86,7 @@ class VectorDecays:
         self.total = column(jnp.exp(jnp.sum(log_decay, axis=0, keepdims=True)))
 
     def weights(self, q, k, narrow, *, before=False):
-        """As of `ScalarDecays`; the own key is not decayed, and with `before` it has no weight."""
+        """Computes weights as in `ScalarDecays`; the own key is not decayed, or 0 if `before`."""
         if before:
             weights = jnp.zeros((self.chunk, self.chunk), q.dtype)
         else:
@@ -113,16 +113,16 @@ def _in_right_half(shape, half):
 
 
 def meet(chunk, half):
-    """Row in the right half, column in the left half of the same range."""
+    """Mask of pairs with the row in the right half and the column in the left half of a range."""
     i = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
     j = lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
-    apart = i ^ j  # the highest bit in which they differ is the size of the halves
+    apart = i ^ j  # the highest bit in which i and j differ is the size of the halves
     return (i > j) & (apart >= half) & (apart < 2 * half)
 
 
 @custom_vjp(1)
 def shifted(x: Array, rows: int) -> Array:
-    """Row i is row i - rows, around the ends."""
+    """Moves row i - rows to row i, cyclically."""
     cut = -rows % x.shape[0]
     return jnp.concatenate([x[cut:], x[:cut]], axis=0)
 

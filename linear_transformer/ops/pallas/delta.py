@@ -1,11 +1,11 @@
 """The delta rule as a TPU kernel: the equations of `ops.delta_chunk`, chunk by chunk.
 
-With the weights A of the queries and L of the reads, and the entering state S,
+With the weights A of the queries and L of the read vectors, and the entering state S,
 
     (I + L) u = v - R S          o = A u + Q S          S' = total S + W^T u
 
-The inverse of I + L is computed by halves in full precision, as stable as substitution.  So are all
-products of which the next state is made; what queries read may have operands in bf16 (see
+The inverse of I + L is computed by halves in full precision, as stably as by substitution, and so
+are all products that enter the next state.  Query results may have operands in bf16 (see
 `ops.delta`).
 """
 
@@ -48,7 +48,7 @@ def delta_form(
     segment_ids_BT: SegmentIds | None,
     chunk_size: int | None,
 ) -> tuple[Outputs, State]:
-    """`ops.delta.delta_attention`: what is read and written is made of the keys in the kernel."""
+    """Computes `ops.delta.delta_attention`; the kernel derives read and write vectors from keys."""
     step = _DeltaRule(_Step(jnp.result_type(q_BTHK, k_BTHK, v_BTHV)))
     tokens = (q_BTHK, k_BTHK, v_BTHV)
     return _scan(step, tokens, log_decay, (beta_BTH,), state_BHKV, segment_ids_BT, chunk_size)
@@ -65,7 +65,7 @@ def pallas_form(
     chunk_size: int | None,
     narrow: jnp.dtype,
 ) -> tuple[Outputs, State]:
-    """The recurrence of `ops.delta` with free reads and writes; chunks of the next power of two."""
+    """Computes the recurrence of `ops.delta` with given read and write vectors r and w."""
     tokens = (q_BTHK, r_BTHK, w_BTHK, v_BTHV)
     return _scan(_Step(narrow), tokens, log_decay, (), state_BHKV, segment_ids_BT, chunk_size)
 
@@ -114,16 +114,16 @@ class _Step(NamedTuple):
 
 
 def _finite(masks, *arrays):
-    """Zeros in place of what is not finite, where documents are packed: 0 x NaN is NaN."""
+    """Replaces non-finite entries by zeros in packed sequences: 0 x NaN is NaN."""
     if not masks.packed:
         return arrays
     return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
 
 
 def _spoiled(o, leaving, written, tokens, gates, entering, masks):
-    """NaN in the outputs, and in the state, of a document with something that is not finite.
+    """Sets outputs and state to NaN from a non-finite entry on, within its segment.
 
-    Flags are numbers, 1 and 0.
+    Flags are the numbers 1 and 0.
     """
     *vectors, q, r, w, v = tokens
     before = jnp.max(_flags(entering), axis=0, keepdims=True)
@@ -140,12 +140,12 @@ def _spoiled(o, leaving, written, tokens, gates, entering, masks):
 
 
 def _flags(x):
-    """(C, 1): 1 where a row is not finite."""
+    """Returns (C, 1): 1 where a row is not finite."""
     return jnp.max(jnp.where(jnp.isfinite(x), 0.0, 1.0), axis=1, keepdims=True)
 
 
 class _DeltaRule(NamedTuple):
-    """Reads a k and writes b k."""
+    """Step with the read vectors a k and the write vectors b k."""
 
     step: _Step
 
@@ -166,9 +166,9 @@ class _DeltaRule(NamedTuple):
 
 @jax.custom_vjp
 def solve(low_CC: Array, x_CV: Array, runs_1C: Array | None) -> Array:
-    """(I + L)^-1 x for strictly lower triangular L, C a power of two.
+    """Computes (I + L)^-1 x for strictly lower triangular L; C is a power of two.
 
-    With the runs of packed documents, an overflow stays in its own one.
+    With the segment runs of packed sequences, an overflow stays in its own segment.
     """
     return _solve_forward(low_CC, x_CV, runs_1C)[0]
 
@@ -191,7 +191,7 @@ solve.defvjp(_solve_forward, _solve_backward)
 
 
 def _inverse(low, runs=None):
-    """With X the inverses of the halves, the quarter below them is that of -X L X."""
+    """Computes (I + L)^-1: with X the inverses of the halves, the quarter below is -X L X."""
     chunk = low.shape[0]
 
     def product(a, b):
