@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation, and what a compiled program costs."""
+"""Ahead-of-time compilation, and the costs of a compiled program."""

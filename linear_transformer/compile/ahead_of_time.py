@@ -1,7 +1,7 @@
-"""Compiles a run's programs for TPUs that are not there, and tells what they need.
+"""Compiles a run's programs for TPUs that need not exist, and reports their requirements.
 
-libtpu has the whole compiler, so the program and the memory plan are those of the real machine;
-numbers and speed are not known before it runs.
+libtpu contains the whole compiler, so the program and the memory plan are the same as on the real
+machine; numerical results and speed are known only after a run there.
 """
 
 import dataclasses
@@ -33,17 +33,18 @@ MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one compiled program needs of each device.
+    """Requirements of one compiled program on each device.
 
     Attributes:
-      program: what was compiled.
-      tokens: that a call of it works on, on all devices; 0 if they are not counted.
-      seconds: that compiling took.
-      memory: bytes by name in MEMORY; an alias is an output in the place of an argument.  Empty
-        where the compiler found no plan that fits.
-      cost: the work, loops counted as often as they run; None where nothing was compiled.
+      program: name of the program.
+      mesh, accelerator: devices that the program was compiled for.
+      tokens: tokens of one call, on all devices together; 0 if they are not counted.
+      seconds: time of the compilation.
+      memory: bytes by name in MEMORY; an alias is an output in the place of an argument.  Empty if
+        the compiler found no plan that fits.
+      cost: work of one call, with loops counted as often as they run; None if nothing was compiled.
       counted_once: XLA's own "flops" and "bytes accessed", with the body of each loop once.
-      refusal: the compiler's words, where the program is too large.
+      refusal: the compiler's message if the program is too large.
     """
 
     program: str
@@ -58,7 +59,7 @@ class Report:
 
     @property
     def hbm_bytes(self) -> int:
-        """Of a device, all told."""
+        """Bytes of HBM on one device, all kinds of memory together."""
         return sum(self.memory.values()) - 2 * self.memory.get("alias", 0)
 
     @property
@@ -67,7 +68,7 @@ class Report:
 
     @property
     def least_seconds(self) -> tuple[float, float]:
-        """No call can be faster: by matmuls at the device's peak, and by its HBM traffic."""
+        """Lower bounds of a call's time: by matmuls at the peak rate, and by HBM traffic."""
         if self.cost is None:
             raise ValueError(f"{self.program}: nothing was compiled")
         chip = self.accelerator
@@ -120,18 +121,18 @@ def _count(number: float) -> str:
 
 @runtime_checkable
 class _Decoder(Protocol):
-    """A model that reads a token at a time."""
+    """Model that can decode token by token."""
 
     def init_state(self, batch_size: int) -> Any: ...
 
 
 class TrainingStep(NamedTuple):
-    """The step that training would run on a mesh, and what it would be called with.
+    """Training step on a mesh, with the shapes of its arguments.
 
     Attributes:
-      step: jitted, for `jax.set_mesh(mesh)`.
-      state: shapes, types and shardings of its first argument.
-      batch: those of the second.
+      step: jitted function, for `jax.set_mesh(mesh)`.
+      state: shapes, types and shardings of the first argument.
+      batch: shapes, types and shardings of the second argument.
     """
 
     mesh: Mesh
@@ -141,13 +142,13 @@ class TrainingStep(NamedTuple):
 
 
 def training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> TrainingStep:
-    """Makes the very step that training would run; computes and compiles nothing.
+    """Makes the step that training would run; computes and compiles nothing.
 
     The data is read for the shapes of its first batch and for its vocabulary.
 
     Args:
-      config: of the run.
-      devices: described ones (`accelerators.describe_devices`), or real ones.
+      config: config of the run.
+      devices: described devices (`accelerators.describe_devices`), or real ones.
 
     Raises:
       UserError: a mistake in config or data, or a mesh that the devices cannot make.
@@ -159,19 +160,19 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) 
 
 
 def compile_training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
-    """Compiles what `training_step` makes, whose arguments and errors it has."""
+    """Compiles the step of `training_step`; arguments and errors are the same."""
     mesh, step, state, batch = training_step(config, devices)
     tokens = config.data.batch_size * config.data.get("sequence_length", 0)
     return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
 
 
 def compile_decoding_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
-    """Compiles the loop that samples `generate.SEGMENT` tokens of `config.data.batch_size` rows.
+    """Compiles the loop that samples `generate.SEGMENT` tokens of `data.batch_size` sequences.
 
-    Parameters are spread as in training; each device has its rows.
+    Parameters are sharded as in training; the sequences are spread over the devices.
 
     Raises:
-      UserError: as `compile_training_step`; or the task has no model that decodes.
+      UserError: see `compile_training_step`; or the task has no model that decodes.
     """
     rows = config.data.batch_size
     mesh = make_mesh(MeshConfig.from_config(config), rows, devices)
@@ -231,5 +232,5 @@ def _compile(
 
 
 def _refusal(text: str) -> str:
-    """The first sentences of the compiler's error, on one line."""
+    """Returns the first sentences of the compiler's error, on one line."""
     return " ".join(text.split("Total hbm usage")[0].split())[:300]

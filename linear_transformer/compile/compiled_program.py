@@ -1,8 +1,8 @@
-"""What a compiled program does, read from its text: matmuls, memory traffic, collectives.
+"""Cost of a compiled program, read from its text: matmuls, memory traffic, collectives.
 
-XLA's own cost analysis counts the body of a loop once, whatever its length; most of a model is in
-loops, over layers and over chunks.  Here every instruction counts as often as it runs.  The text
-is that of `jax.stages.Compiled.as_text()`, after all of XLA's optimizations.
+XLA's own cost analysis counts the body of a loop once, for any number of iterations, although most
+of a model is in loops over layers and over chunks.  Here every instruction counts as often as it
+runs.  The text is the result of `jax.stages.Compiled.as_text()`, after all optimizations of XLA.
 """
 
 import collections
@@ -22,9 +22,9 @@ COLLECTIVES = (
     "all-to-all",
     "ragged-all-to-all",
     "collective-broadcast",
-    "send",  # to another slice: what of the others above crosses the data-centre network
+    "send",  # to another slice, over the data-centre network: part of a collective above
 )
-# They move nothing, or what they call does.
+# They move no bytes themselves; the computations that they call may.
 _FREE = {
     "parameter",
     "constant",
@@ -42,7 +42,7 @@ _FREE = {
 _SLICES = ("slice", "dynamic-slice", "gather")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
-# A TPU's collective in steps, between other work: each step is written as the whole.
+# A collective of a TPU in steps, between other work: each step has the text of the whole.
 _CHAIN = re.compile(r'chain_id="\d+"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
@@ -50,7 +50,7 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of the text: sizes, bytes, and whether it is in HBM rather than on the chip."""
+    """Array in the text: sizes, bytes, and whether it is in HBM rather than on the chip."""
 
     sizes: tuple[int, ...]
     bytes: int
@@ -67,7 +67,7 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
-        """Those of its result, a tuple's one by one."""
+        """Arrays of the result; the elements of a tuple one by one."""
         return [_array(*groups) for groups in _ARRAY.findall(self.type)]
 
     @property
@@ -75,23 +75,22 @@ class Instruction:
         return sum(a.bytes for a in self.arrays if a.in_hbm)
 
     def attribute(self, name: str) -> str:
-        """The text of an attribute; empty where the instruction has none of this name."""
+        """Returns the text of an attribute; empty if the instruction has no such attribute."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
         return "" if found is None else found[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A program's work on one device.
+    """Work of a program on one device.
 
     Attributes:
-      flops: of matmuls and convolutions, multiply-adds counted as two.
-      hbm_bytes: read from and written to HBM by all instructions.
-      collectives: for each kind how often it runs, and the bytes of the larger of what goes in and
-        what comes out.
-      kernels: calls of Pallas kernels; their operands are in `hbm_bytes`, and in `flops` what they
-        say of themselves (`pl.CostEstimate`).
-      unknown_loops: loops whose length is not in the text; they count once.
+      flops: FLOPs of matmuls and convolutions, multiply-adds counted as two.
+      hbm_bytes: bytes read from and written to HBM by all instructions.
+      collectives: number of runs and bytes of each kind; the larger of inputs and outputs counts.
+      kernels: calls of Pallas kernels; `hbm_bytes` includes their operands, and `flops` their own
+        estimates (`pl.CostEstimate`).
+      unknown_loops: loops without a length in the text; they count once.
     """
 
     flops: float
@@ -159,7 +158,7 @@ class _Program:
                 body = instruction.attribute("body").lstrip("%")
                 self._count(body, times * self._length(instruction))
             elif instruction.opcode in ("reduce", "scatter", "sort", "map", "select-and-scatter"):
-                continue  # what it applies to each element is no matmul
+                continue  # the function that it applies to each element has no matmul
             elif instruction.opcode in COLLECTIVES or instruction.opcode.endswith("-start"):
                 if instruction.opcode == "async-start":
                     self._count(_called(instruction)[0], times)
@@ -170,7 +169,7 @@ class _Program:
                     self._count(called, times)
 
     def _length(self, loop: Instruction) -> int:
-        """Iterations of a loop that counts up from 0, as those of `lax.scan` do."""
+        """Number of iterations of a loop that counts up from 0, as `lax.scan` does."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if found:
             return int(found[1])
@@ -233,7 +232,7 @@ class _Program:
 
     @functools.cache  # noqa: B019 - a program lives as long as one call of `cost`
     def read(self, computation: str, place: int) -> int:
-        """Bytes that a fusion reads of its operand: the slices, where it only cuts slices."""
+        """Bytes that a fusion reads of an operand: only the slices, if it only cuts slices."""
         instructions = self.computations[computation]
         parameter = next(
             i
@@ -266,14 +265,14 @@ class _Program:
         return min(total, whole)
 
     def _is_view(self, instruction: Instruction) -> bool:
-        """A fusion that only gives its one operand another shape."""
+        """Returns whether a fusion only gives its one operand another shape."""
         if instruction.opcode != "fusion":
             return False
         inner = self.computations[_called(instruction)[0]].values()
         return {i.opcode for i in inner} == {"parameter", "bitcast"} and len(inner) == 2
 
     def written(self, computation: str, fusion: Instruction) -> int:
-        """Bytes that a fusion writes: the update alone, where its result is updated in place."""
+        """Bytes that a fusion writes: only the update, if its result is updated in place."""
         instructions = self.computations[computation]
         *_, root = instructions.values()
         roots = [instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
@@ -311,7 +310,7 @@ def _parse(line: str) -> Instruction:
     closing = _closing(rest, opening)
     operands = rest[opening + 1 : closing]
     opcode = rest[end:opening].strip()
-    # Of constants and parameters the parentheses hold a value.
+    # The parentheses of constants and parameters hold a value.
     value = opcode in ("constant", "parameter")
     return Instruction(
         name.lstrip("%"),
@@ -323,7 +322,7 @@ def _parse(line: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Place of the parenthesis that closes the one at `opening`."""
+    """Index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for found in re.finditer(r"[()]", text[opening:]):
         depth += 1 if found[0] == "(" else -1
@@ -333,7 +332,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _window(instruction: Instruction, dimensions: int) -> Iterator[dict[str, list[int]]]:
-    """Size, stride, padding and dilation of each spatial dimension."""
+    """Yields the size, stride, padding and dilation of each spatial dimension."""
     fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute("window")))
     default = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
     for i in range(dimensions):
@@ -346,9 +345,9 @@ def _window(instruction: Instruction, dimensions: int) -> Iterator[dict[str, lis
 
 
 def _convolution_flops(instruction, left, right, out) -> float:
-    """Only products with an element of the input count, none with padding or holes.
+    """FLOPs of a convolution; only products with an element of the input count, none with padding.
 
-    On a TPU every matmul is a convolution, and one with a batch of its own is a convolution whose
+    On a TPU every matmul is a convolution, and a batched matmul is a convolution in which the
     padding meets each pair once.
     """
     labels = instruction.attribute("dim_labels")

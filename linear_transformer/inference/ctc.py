@@ -1,8 +1,8 @@
-"""Decoding of connectionist temporal classification, and the distance that error rates count.
+"""Decoding of connectionist temporal classification (CTC), and the distance for error rates.
 
-Graves et al. 2006, "Connectionist Temporal Classification": a path has one symbol a frame, units or
-blank; without its repeats, and then without its blanks, it is a labelling.  The probability of a
-labelling is that of all its paths.
+Graves et al. 2006, "Connectionist Temporal Classification": a path has one symbol per frame, a unit
+or a blank.  Removing repeats and then blanks turns a path into a labelling.  The probability of a
+labelling is the sum over all its paths.
 """
 
 from collections.abc import Hashable, Sequence
@@ -17,29 +17,30 @@ LogProbs = Float[np.ndarray, "T E"]
 
 
 def collapse(path_T: Shaped[np.ndarray, " T"]) -> Labelling:
-    """The labelling of a path: no repeats, then no blanks."""
+    """Returns the labelling of a path: without repeats, then without blanks."""
     path_T = np.asarray(path_T, np.int64)
     starts_T = np.diff(path_T, prepend=-1) != 0
     return path_T[starts_T & (path_T != BLANK)]
 
 
 def greedy(log_probs_TE: LogProbs) -> Labelling:
-    """The labelling of the most probable path (best path decoding, section 3.2)."""
+    """Returns the labelling of the most probable path (best path decoding, section 3.2)."""
     return collapse(log_probs_TE.argmax(axis=1))
 
 
 def prefix_beam_search(log_probs_TE: LogProbs, width: int) -> tuple[Labelling, float]:
-    """The most probable labelling that a beam search over prefixes finds (Hannun et al. 2014).
+    """Searches the most probable labelling with a beam over prefixes (Hannun et al. 2014).
 
-    The paths of a prefix are summed, those that end in a blank apart from the others.  Prefixes
-    that leave the beam are lost, so the result is exact only if `width` holds them all.
+    The probabilities of a prefix's paths are summed, separately for paths that end in a blank.
+    Prefixes that leave the beam are lost, so the result is exact only if `width` holds all
+    prefixes.
 
     Args:
-      log_probs_TE: of the symbols, in nats; column 0 is the blank.
-      width: prefixes that are kept after each frame.
+      log_probs_TE: log probabilities of the symbols, in nats; column 0 is the blank.
+      width: number of prefixes that are kept after each frame.
 
     Returns:
-      The labelling and the log probability of its paths that stayed in the beam.
+      The labelling, and the log probability of its paths that stayed in the beam.
     """
     log_probs_TE = np.asarray(log_probs_TE, np.float64)
     num_symbols = log_probs_TE.shape[1]
@@ -86,7 +87,7 @@ def _extended(prefixes: list[tuple[int, ...]], number: int, num_symbols: int) ->
 
 
 def edit_distance(found: Sequence[Hashable], expected: Sequence[Hashable]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one into the other (Levenshtein)."""
+    """Counts the fewest insertions, deletions and substitutions between sequences (Levenshtein)."""
     numbers: dict[Hashable, int] = {}
     ours, theirs = (
         np.array([numbers.setdefault(x, len(numbers)) for x in items], np.int64)
@@ -97,6 +98,6 @@ def edit_distance(found: Sequence[Hashable], expected: Sequence[Hashable]) -> in
     for n, item in enumerate(ours, 1):
         changed = np.minimum(costs[1:] + 1, costs[:-1] + (theirs != item))
         changed = np.concatenate([[n], changed])
-        # Insertions: the least of all costs to the left, each plus its distance.
+        # Insertions: the least cost to the left, each cost plus its distance.
         costs = np.minimum.accumulate(changed - steps) + steps
     return int(costs[-1])

@@ -1,4 +1,4 @@
-"""What eval.py does: load a run from its folder, evaluate it, sample from it."""
+"""Implementation of eval.py: loads a run from its folder, evaluates it, samples from it."""
 
 import dataclasses
 import time
@@ -26,7 +26,7 @@ from linear_transformer.training.folder import check_data, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model with its task: everything is read from the run's folder."""
+    """Trained model with its task, read from the folder of a run."""
 
     workdir: epath.Path
     task: Task
@@ -40,13 +40,13 @@ class Run:
         """Reads config.json and the newest checkpoint.
 
         Args:
-          workdir: the run's folder.
-          spread: whether all devices share the work, as `evaluate` can; samplers take one device.
-            Several processes always do.
+          workdir: folder of the run.
+          spread: whether all devices share the work, as `evaluate` can; samplers use one device.
+            With several processes the devices always share the work.
 
         Raises:
-          ConfigError: there is no run, or no checkpoint that can be read; or the data are not those
-            that it was trained on.
+          ConfigError: there is no run, or no checkpoint that can be read, or the data differ from
+            the data of the training.
         """
         config = config_file.load(workdir)
         built = Experiment(config, _make_mesh(config, spread))
@@ -63,9 +63,9 @@ class Run:
 
 
 def _make_mesh(config: ml_collections.ConfigDict, spread: bool) -> Mesh:
-    """The mesh of training where there are the devices for it, and else of all devices.
+    """Makes the mesh of training if there are enough devices, else a mesh of all devices.
 
-    Batches of an evaluation are filled up, so that their rows fit any mesh.
+    Batches of an evaluation are filled up, so that their sequences fit any mesh.
     """
     if not spread and not distributed.has_others():
         return one_device()
@@ -114,7 +114,7 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
 
 
 def sample(run: Run, prompt: str, num_tokens: int, sampler: Sampler, seed: int) -> None:
-    """Streams the prompt and its continuation to the terminal, then the speed."""
+    """Streams the prompt and its continuation to the terminal, then prints the speed."""
     print(prompt, end="", flush=True)
     began = time.perf_counter()
     parameters = distributed.whole(run.parameters)

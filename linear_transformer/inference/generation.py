@@ -15,19 +15,19 @@ from jaxtyping import Array, Float, Int
 from linear_transformer.errors import ConfigError
 from linear_transformer.types import PRNGKey
 
-# Draws the next token of each row from what the model says of it, (B, E); must be hashable.
+# Draws the next token of each sequence from the model's outputs (B, E); must be hashable.
 Draw = Callable[[Array, PRNGKey], Array]
-SEGMENT = 32  # tokens per call of the compiled loop, and so per piece of streamed text
+SEGMENT = 32  # tokens per call of the compiled loop and per piece of streamed text
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn from logits.
+    """Rule that draws a token from logits.
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the most probable token.
-      top_k: only the k most probable tokens, 0 for all.
-      top_p: only the most probable tokens that together reach probability p, 1 for all.
+      temperature: divisor of the logits; 0 takes the most probable token.
+      top_k: number of most probable tokens to draw from, 0 for all.
+      top_p: total probability of the most probable tokens to draw from, 1 for all.
     """
 
     temperature: float = 1.0
@@ -62,7 +62,7 @@ class Sampler:
 def prefill(
     graphdef: nnx.GraphDef, sampler: Draw, parameters: Any, tokens_BT: Array, key: PRNGKey
 ) -> tuple[Any, Int[Array, " B"]]:
-    """Reads the prompt in parallel; returns the state and the first new token of each row."""
+    """Reads the prompt in parallel; returns the state and the first new token of each sequence."""
     model = nnx.merge(graphdef, parameters)
     logits_BTE, state = model(tokens_BT, model.init_state(tokens_BT.shape[0]))
     return state, sampler(logits_BTE[:, -1], key)
@@ -78,7 +78,7 @@ def decode(
     token_B: Int[Array, " B"],
     key: PRNGKey,
 ) -> tuple[Any, Int[Array, "B T"]]:
-    """`lax.scan` over `num_tokens` steps, each one token in and one out, the state in place."""
+    """Decodes `num_tokens` tokens in a `lax.scan`, one per step; the state is updated in place."""
 
     def step(carry, key):
         state, token_B = carry
@@ -98,7 +98,7 @@ def generate(
     sampler: Sampler,
     seed: int,
 ) -> Iterator[int]:
-    """Yields `num_tokens` ids that continue the prompt, in pieces of SEGMENT as they are made.
+    """Yields `num_tokens` ids that continue the prompt, in pieces of SEGMENT.
 
     Raises:
       ConfigError: the model's state or positions can't hold prompt and continuation.

@@ -1,8 +1,8 @@
 """Filling a gap with an aligned encoder-decoder: the prefix in parallel, then the gap as an RNN.
 
-The source is encoded once.  The decoder reads what is before the gap in parallel and keeps its
-state, and one compiled loop writes the events of the gap.  What is after the gap is known through
-the encoder and costs nothing.
+The source is encoded once.  The decoder reads the events before the gap in parallel and keeps its
+state; then one compiled loop writes the events of the gap.  The events after the gap are known
+through the encoder and cost nothing.
 """
 
 import functools
@@ -26,7 +26,7 @@ GapLogits = tuple[Float[Array, "B M _"], ...]
 def encode(
     graphdef: nnx.GraphDef, parameters: Any, events_BNC: Array, elapsed_BN: Array, masked_BN: Array
 ) -> Float[Array, "B T D"]:
-    """The memory of the whole source, in which the gap is masked."""
+    """Computes the memory of the whole source, in which the gap is masked."""
     model = nnx.merge(graphdef, parameters)
     return model.encode(model.embed_source(events_BNC, elapsed_BN, masked_BN))
 
@@ -39,7 +39,7 @@ def read_prefix(
     elapsed_BN: Array,
     memory_BTD: Float[Array, "B T D"],
 ) -> tuple[Any, Float[Array, "B 1 D"]]:
-    """The decoder's state before the gap, and its next input, from all events before the gap."""
+    """Returns the decoder's state and its next input after all events before the gap."""
     model = nnx.merge(graphdef, parameters)
     batch, num_events, num_channels = events_BNC.shape
     state, first_B1D = model.init_state(batch), model.first_input(batch)
@@ -71,19 +71,19 @@ def fill(
     Args:
       graphdef, parameters: the model.
       sampler: draws a token from logits.
-      num_values: values of each channel; special tokens are never drawn.
-      time_shift: hundredths of a second of each value of the last channel, or None.
-      state, input_B1D: from `read_prefix`.
-      memory_BTD: of the positions of the gap only.
+      num_values: number of values of each channel; special tokens are never drawn.
+      time_shift: hundredths of a second for each value of the last channel, or None.
+      state, input_B1D: results of `read_prefix`.
+      memory_BTD: memory of the positions of the gap only.
       first_index: number of the gap's first event in the source.
       elapsed_B: time of that event, in hundredths of a second.
       time_left_B: longest sum of the time shifts, so that no event is later; the last event's own
         time shift leads out of the gap and is free.
-      key: for the sampler.
+      key: random key of the sampler.
 
     Returns:
-      The events, and the logits that they were drawn from: before special tokens and time shifts
-      that are too long were ruled out.
+      The events, and the logits that they were drawn from, before special tokens and too long time
+      shifts were excluded.
     """
     batch, num_tokens, width = memory_BTD.shape
     num_channels = len(num_values)
@@ -139,16 +139,17 @@ def inpaint(
     sampler: Sampler,
     seed: int,
 ) -> tuple[GapEvents, GapLogits]:
-    """Replaces events `start` to `stop`; their values do not matter, nor the later elapsed times'.
+    """Replaces events `start` to `stop`; their values and the later elapsed times are not used.
 
     Args:
       graphdef, parameters: the model.
       events_BNC: prefix, gap and suffix.
-      elapsed_BN: of each event, in hundredths of a second; that of the gap's first event is kept.
+      elapsed_BN: time of each event, in hundredths of a second; the gap's first event keeps its
+        time.
       start, stop: the gap, in events.
       num_values, time_shift, sampler: see `fill`.
-      time_left: time in which all onsets of the gap must be, from its first one on.
-      seed: of the sample.
+      time_left: hundredths of a second from the gap's first onset to its latest possible onset.
+      seed: seed of the sample.
 
     Returns:
       The events of the gap (B, stop - start, C) and their logits.

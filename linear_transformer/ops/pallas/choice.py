@@ -1,4 +1,4 @@
-"""Decision where `form="auto"` prefers a kernel to the chunk form of XLA."""
+"""Choice between a kernel and the chunk form of XLA, for `form="auto"`."""
 
 import contextlib
 import contextvars

@@ -39,7 +39,7 @@ from linear_transformer.types import SegmentIds
 
 LANES = 128
 SUBLANES = 16  # rows of a tile of bfloat16
-GATE_SUBLANES = 8  # of float32
+GATE_SUBLANES = 8  # rows of a tile of float32
 _NO_MASKS = Masks(None, None)  # for counts of matmuls
 TOKENS_PER_BLOCK = 512  # one state is stored per block
 # A block of each array is in VMEM twice, and so is its gradient: half of the VMEM of a v4; the rest

@@ -4,8 +4,8 @@ With the weights A of the queries and L of the read vectors, and the entering st
 
     (I + L) u = v - R S          o = A u + Q S          S' = total S + W^T u
 
-The inverse of I + L is computed by halves in full precision, as stably as by substitution, and so
-are all products that enter the next state.  Query results may have operands in bf16 (see
+The inverse of I + L is computed by halves, as stably as by substitution.  The inverse and all
+products that enter the next state have full precision; query results may have operands in bf16 (see
 `ops.delta`).
 """
 
