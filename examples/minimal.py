@@ -3,11 +3,11 @@
     python examples/minimal.py                # 300 steps
     python examples/minimal.py --steps=20     # a short run
 
-Softmax attention keeps every past token and compares each new one with all of them. Linear
+Softmax attention keeps every past token and compares each new token with all of them. Linear
 attention keeps one matrix per head and updates it with each token. The same function can therefore
 be computed in two ways: over all tokens in parallel, to train, and token by token like a recurrent
-network, to sample. This file trains in the first way, samples in the second, and shows that both
-give the same numbers.
+network, to sample. This file trains in the first way, samples in the second way, and shows that
+both give the same numbers.
 
 Names end in the axes of the array: B batch, T time, D model width, H heads, K key features per
 head, V value features per head, E the 256 bytes. `q_BTHK` has the shape (B, T, H, K).
@@ -33,13 +33,13 @@ NUM_BYTES = 256  # the vocabulary: text is read byte by byte, so there is no tok
 
 
 class GatedAttention(nnx.Module):
-    """Linear attention with a forget gate, written on an operation of `linear_transformer.ops`.
+    """Linear attention with a forget gate, built on an operation of `linear_transformer.ops`.
 
     Each head is a recurrent network. Its state S is a K x V matrix, a memory that maps keys to
-    values; a_t, between 0 and 1, is how much of the memory the token keeps:
+    values; the gate a_t, between 0 and 1, is the fraction of the memory that the token keeps:
 
         S_t = a_t S_{t-1} + k_t v_t^T     write: store the value v_t under the key k_t
-        o_t = S_t^T q_t                   read: look up what is stored under the query q_t
+        o_t = S_t^T q_t                   read: look up the value stored under the query q_t
     """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
@@ -47,7 +47,7 @@ class GatedAttention(nnx.Module):
         self.query = nnx.Linear(width, width, use_bias=False, rngs=rngs)
         self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
         self.value = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        # One gate per head. The bias starts the heads at a memory of about 3 to 150 tokens, so that
+        # One gate per head. With this bias the heads start with a memory of about 3 to 150 tokens:
         # some heads look at the last word and some at the last paragraph.
         self.gate = nnx.Linear(width, heads, use_bias=False, rngs=rngs)
         self.gate_bias_H = nnx.Param(jnp.linspace(1.0, 5.0, heads))
@@ -65,14 +65,14 @@ class GatedAttention(nnx.Module):
         q_BTHK, k_BTHK, v_BTHV = (layer(x_BTD).reshape(shape) for layer in layers)
         # Gates are given as logarithms: a product of a thousand gates underflows, a sum does not.
         log_decay_BTH = jax.nn.log_sigmoid(self.gate(x_BTD) + self.gate_bias_H[...])
-        # The operation picks its algorithm: a parallel one for many tokens, the recurrence for one.
+        # The operation picks its form: a parallel one for many tokens, the recurrence for one.
         qkv = (q_BTHK, k_BTHK, v_BTHV)
         o_BTHV, state_BHKV = decayed_attention(*qkv, log_decay_BTH, initial_state=state_BHKV)
         return self.output(self.norm(o_BTHV).reshape(x_BTD.shape)), state_BHKV
 
 
 class Block(nnx.Module):
-    """A mixer moves information between tokens, a feed-forward works on each token alone."""
+    """Residual block: the mixer moves information between tokens, the feed-forward does not."""
 
     def __init__(self, mixer: nnx.Module, width: int, *, rngs: nnx.Rngs):
         self.mixer = mixer
@@ -89,11 +89,11 @@ class Block(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Predicts each byte from the bytes before it.
+    """Model that predicts each byte from the bytes before it.
 
-    The first layer is a mixer of the library, the second one is the class above. All mixers are
+    The first layer is a mixer of the library, the second layer is the class above. All mixers are
     called as `y, state = mixer(x, state)`, so any of `linear_transformer.nn.mixers` fits here. No
-    layer needs positions: the convolution and the gates know the order of the tokens.
+    layer needs positions: the convolution and the gates depend on the order of the tokens.
     """
 
     def __init__(self, width: int = 128, heads: int = 4, *, rngs: nnx.Rngs):
@@ -105,11 +105,11 @@ class LanguageModel(nnx.Module):
         self.head = nnx.Linear(width, NUM_BYTES, rngs=rngs)
 
     def init_state(self, batch: int) -> list:
-        """The memory of all layers before the first token. Its size never changes."""
+        """Returns the states of all layers before the first token. Their size never changes."""
         return [block.mixer.init_state(batch) for block in self.blocks]
 
     def __call__(self, tokens_BT, states=None):
-        """Returns logits_BTE, and the states after the last token for the call that goes on."""
+        """Returns logits_BTE, and the states after the last token, for the next call."""
         x_BTD = self.embedding(tokens_BT)
         new_states = []
         for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
 
 
 def bits_per_byte(model: LanguageModel, text_BT: jax.Array) -> jax.Array:
-    """The loss: the mean of -log2 p(byte | bytes before it). Uniform guessing costs 8 bits."""
+    """Computes the loss: the mean of -log2 p(byte | bytes before it). A uniform guess costs 8."""
     logits_BTE, _ = model(text_BT[:, :-1])
     nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTE, text_BT[:, 1:])
     return nats_BT.mean() / math.log(2)
@@ -154,9 +154,9 @@ def train(model: LanguageModel, text: np.ndarray, *, steps: int, batch: int = 8,
 def sample(model: LanguageModel, prompt_BT: jax.Array, key: jax.Array, *, length: int):
     """Continues the prompt in RNN mode: one byte in, one byte out, and a state of constant size.
 
-    Returns tokens_BT, the new bytes, and logits_BTE, what each of them was drawn from.
+    Returns tokens_BT, the new bytes, and logits_BTE, from which they were drawn.
     """
-    # One parallel call reads the prompt and leaves the state from which the recurrence starts.
+    # One parallel call reads the prompt and returns the state with which the recurrence starts.
     logits_BTE, states = model(prompt_BT, model.init_state(len(prompt_BT)))
 
     def step(carry, key):
@@ -187,7 +187,7 @@ def main() -> None:
     tokens_BT, logits_BTE = sample(model, prompt_BT, jax.random.key(0), length=300)
     print("\ndef main(" + bytes(tokens_BT[0].tolist()).decode(errors="replace"))
 
-    # The promise of linear attention: the parallel pass over the same text gives the same logits.
+    # Both ways agree: the parallel pass over the same text gives the same logits.
     parallel = nnx.jit(LanguageModel.__call__)
     whole_BTE, _ = parallel(model, jnp.concatenate([prompt_BT, tokens_BT], axis=1))
     difference = jnp.abs(whole_BTE[:, prompt_BT.shape[1] - 1 : -1] - logits_BTE).max()

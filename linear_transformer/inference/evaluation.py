@@ -46,7 +46,7 @@ class Run:
 
         Raises:
           ConfigError: there is no run, or no checkpoint that can be read, or the data differ from
-            the data of the training.
+            the training data.
         """
         config = config_file.load(workdir)
         built = Experiment(config, _make_mesh(config, spread))

@@ -1,1 +1,1 @@
-"""The process: distributed start, accelerators, environment record, caches."""
+"""Process-level code: distributed start, accelerators, environment record, caches."""

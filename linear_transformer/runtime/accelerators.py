@@ -1,8 +1,8 @@
 """Accelerators: peak FLOPs, memory and bandwidth, and the topologies of TPU slices.
 
-Figures are of one device as JAX counts them, in bf16 without sparsity.  Sources: the pages of the
-TPU versions at docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and NVIDIA's data sheets
-of A100 (SXM, 80 GB), H100 (SXM) and H200.  Nothing here starts JAX.
+Figures are for one device as JAX counts devices, in bf16 without sparsity.  Sources: the pages of
+the TPU versions at docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and NVIDIA's data
+sheets of A100 (SXM, 80 GB), H100 (SXM) and H200.  Nothing here starts JAX.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Accelerator:
     """Peak figures of one device.
 
     Attributes:
-      flops: per second, multiply-adds counted as two.
+      flops: FLOPs per second, multiply-adds counted as two.
       memory: bytes of HBM.
       bandwidth: bytes per second between HBM and the chip.
     """
@@ -36,7 +36,7 @@ class Accelerator:
 
 _V5E = Accelerator("TPU v5e", 197e12, 16 * GIB, 819e9)
 _V6E = Accelerator("TPU v6e", 918e12, 32 * GIB, 1600e9)
-# Keyed by the beginning of `jax.Device.device_kind`; the longer name comes first.
+# The keys are beginnings of `jax.Device.device_kind`; longer keys come first.
 _KINDS = {
     "TPU v4": Accelerator("TPU v4", 275e12, 32 * GIB, 1228e9),
     "TPU v5 lite": _V5E,
@@ -48,7 +48,7 @@ _KINDS = {
     "NVIDIA H100 80GB HBM3": Accelerator("H100", 989e12, 80 * GIB, 3350e9),
     "NVIDIA H200": Accelerator("H200", 989e12, 141 * 10**9, 4800e9),
 }
-# Versions and options of their topologies: JAX shows a chip of v4 as one device only by request.
+# Versions and their topology options: JAX shows a chip of v4 as one device only with this option.
 _TOPOLOGIES: dict[str, dict[str, Any]] = {
     "v4": {"chip_config_name": "megacore"},
     "v5e": {},
@@ -59,27 +59,27 @@ _TOPOLOGIES: dict[str, dict[str, Any]] = {
 
 
 def find(device_kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls `device_kind`; None if it is not in the table."""
+    """Returns the accelerator that JAX calls `device_kind`; None if it is not in the table."""
     return next((a for kind, a in _KINDS.items() if device_kind.startswith(kind)), None)
 
 
 def prepare_environment() -> None:
-    """Sets what libtpu needs on a machine without a TPU; call it before importing JAX."""
+    """Sets the variables that libtpu needs without a TPU; call it before importing JAX."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else warnings; the topology decides
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip to have alone
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip that needs exclusive access
     }
 
 
 def leave_out_absent_tpu() -> None:
     """Makes JAX ignore libtpu on a machine without a TPU, where libtpu prints errors.
 
-    Call it before JAX looks for devices. Does nothing where the user has chosen platforms, where
-    anything points to a TPU, and where another accelerator or its plugin is there.
+    Call it before JAX looks for devices. It does nothing if the user has chosen platforms, if
+    anything points to a TPU, or if another accelerator or its plugin is present.
     """
     import jax
 
@@ -96,11 +96,11 @@ def leave_out_absent_tpu() -> None:
 
 
 def describe_devices(topology: str, num_slices: int = 1) -> list[Any]:
-    """The devices of TPU slices that need not exist, slice after slice.
+    """Describes the devices of TPU slices that need not exist, slice after slice.
 
     Args:
       topology: a version and the chips along each axis, "v5e:4x4" or "v5p:2x2x1".
-      num_slices: slices that a data-centre network connects.
+      num_slices: number of slices, connected by a data-centre network.
 
     Raises:
       ConfigError: there is no such topology, or libtpu is missing.
@@ -129,7 +129,7 @@ def describe_devices(topology: str, num_slices: int = 1) -> list[Any]:
         options["num_slices"] = num_slices
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-    except Exception as error:  # whatever the plugin raises
+    except Exception as error:  # the plugin may raise any exception
         reason = " ".join(str(error).split())
         raise ConfigError(f"--topology={topology}: {reason[:300]}") from error
     return sorted(described.devices, key=lambda device: getattr(device, "slice_index", 0))

@@ -1,7 +1,7 @@
-"""The cache of compiled programs, which lets a second start compile nothing.
+"""Persistent cache of compiled programs, with which a second start compiles nothing.
 
-JAX keys a program by its HLO, the compiler's version and flags, and the devices. What is read from
-the folder is run, so only a folder that nobody else can write to is used.
+JAX keys a program by its HLO, the compiler's version and flags, and the devices. Programs from the
+folder are executed, so the folder must not be writable for other users.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ _FOLDER = flags.DEFINE_string(
 )
 _MAX_BYTES = 4 << 30
 _SUFFIX = "-cache"  # of JAX's entries
-_CHECKED = "checked"  # its time is that of the last look for damaged entries
-_CLOCK_SECONDS = 1.0  # the times of files may be that coarse
+_CHECKED = "checked"  # its modification time is the time of the last check for damaged entries
+_CLOCK_SECONDS = 1.0  # resolution of file times
 
 
 def enable() -> str:
@@ -64,7 +64,7 @@ def enable() -> str:
 
 
 def _open(folder: pathlib.Path) -> None:
-    """Makes the folder for the user alone, or raises an OSError that says whose it is."""
+    """Makes the folder for the user alone, or raises an OSError with the reason."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -80,15 +80,15 @@ def _open(folder: pathlib.Path) -> None:
 def _clean(folder: pathlib.Path) -> None:
     """Removes entries that a killed process left half written, and the oldest above a total size.
 
-    JAX writes entries in place and never writes one again that is there.
+    JAX writes entries in place and never rewrites an existing entry.
     """
     marker = folder / _CHECKED
     checked = marker.stat().st_mtime if marker.exists() else 0.0
-    marker.touch()  # before the look, so that what is written meanwhile is looked at next time
+    marker.touch()  # before the check, so that the next one includes entries written meanwhile
     size = 0
     entries = []
     for path in folder.glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes some too
+        with contextlib.suppress(FileNotFoundError):  # another process may remove entries too
             entries.append((path, path.stat()))
     for path, status in sorted(entries, key=lambda entry: -entry[1].st_atime):
         size += status.st_size
@@ -98,10 +98,10 @@ def _clean(folder: pathlib.Path) -> None:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    from jax._src.compilation_cache import decompress_executable  # JAX's format is nowhere public
+    from jax._src.compilation_cache import decompress_executable  # JAX has no public reader
 
     try:
         decompress_executable(path.read_bytes())
-    except Exception:  # whatever zlib or zstd raise
+    except Exception:  # zlib and zstd may raise any exception
         return False
     return True

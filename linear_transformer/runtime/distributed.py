@@ -1,7 +1,7 @@
 """Distributed processes that train one model: start, agreement, collectives, end.
 
 Nothing is guessed: a process is alone unless a flag says otherwise. Every process runs the same
-program on its own devices and rows; process 0 alone writes files and prints.
+program on its own devices and sequences; only process 0 writes files and prints.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 _Result = TypeVar("_Result")
 
-HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is lost, and ends the others
+HEARTBEAT_SECONDS = 60  # a process that is silent for this time counts as lost and ends the others
 _JOIN_SECONDS = 300
-_LAST_WORDS_SECONDS = 5  # for the other processes to say what went wrong with them
+_LAST_WORDS_SECONDS = 5  # for the other processes to report their errors
 FAREWELL = (
     "this process fails, and with it all others; it may have lost one of them. The same command in "
     "all processes goes on from the last checkpoint"
@@ -51,12 +51,12 @@ def initialize() -> None:
     """Joins the other processes as the flags say; call it before anything is computed.
 
     With none of the flags the process is alone. `--coordinator_address`, `--num_processes` and
-    `--process_id` go together; `--distributed=auto` takes all three from the environment. Where a
+    `--process_id` go together; `--distributed=auto` takes all three from the environment. If a
     process is lost, XLA ends the others within HEARTBEAT_SECONDS, with a message and status 134.
 
     Raises:
-      ConfigError: flags that do not go together, or no environment to read; or processes were
-        started with different flags.
+      ConfigError: flags do not go together, the environment describes no processes, or processes
+        were started with different flags.
     """
     names = (_COORDINATOR.name, _NUM_PROCESSES.name, _PROCESS_ID.name)
     coordinator, size, index = values = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -74,7 +74,7 @@ def initialize() -> None:
     if not (auto or given):
         return
     print(f"{'processes:':12} waiting for all of them, at most {_JOIN_SECONDS} s", flush=True)
-    # JAX's own handler of SIGTERM waits for a step, and there may never be one (`training.stop`).
+    # JAX's own handler of SIGTERM waits for a step, which may never come (see `training.stop`).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _default_sigint():
@@ -98,7 +98,7 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def _default_sigint() -> Iterator[None]:
-    """Ctrl-C ends the process while it is in C++, where Python's handler would not run."""
+    """Lets Ctrl-C end the process while it is in C++, where Python's handler would not run."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
@@ -107,15 +107,15 @@ def _default_sigint() -> Iterator[None]:
 
 
 def _given_flags() -> dict[str, str]:
-    """The flags of this command line as text, without those that tell processes apart.
+    """Returns the flags of this command line as text, without flags that differ between processes.
 
-    The config is not in it: `training.agreement` compares its values.
+    The config is left out: `training.agreement` compares its values.
     """
     return {
         name: str(flags.FLAGS[name].value)
         for name in flags.FLAGS
         if flags.FLAGS[name].present
-        and name not in (_PROCESS_ID.name, "profile")  # process 0's own
+        and name not in (_PROCESS_ID.name, "profile")  # flags of process 0 alone
         and name.partition(".")[0] != "config"
     }
 
@@ -146,12 +146,12 @@ def leave(status: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints."""
+    """Returns whether this process is process 0, which writes and prints."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """All-gather of one JSON value per process, in the order of the processes."""
+    """Gathers one JSON value per process in all processes, in the order of the processes."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -165,7 +165,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     """Raises a ConfigError in every process if the processes differ in a fact, and names the fact.
 
     Args:
-      facts: values of JSON by name; every process calls this at the same point.
+      facts: JSON values by name; every process calls this at the same point.
     """
     texts = gather(texts_of(facts))
     for name in sorted(set().union(*texts)):
@@ -179,7 +179,7 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The facts as JSON texts, so that equal values compare equal, also NaN."""
+    """Returns the facts as JSON texts, so that equal values compare equal, also NaN."""
     return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
 
 
@@ -214,7 +214,7 @@ def run_on_first(function: Callable[[], None]) -> None:
 
 
 def whole(tree: Any) -> Any:
-    """Arrays spread over several processes as whole arrays on this process's first device."""
+    """Returns arrays that are spread over processes as whole arrays on the first local device."""
     if jax.process_count() == 1:
         return tree
     mesh = jax.tree.leaves(tree)[0].sharding.mesh

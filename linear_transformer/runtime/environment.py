@@ -1,4 +1,4 @@
-"""The environment of a run: machine, versions, command, date and commit."""
+"""Environment of a run: machine, versions, command, date and commit."""
 
 import datetime
 import hashlib
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what is computed."""
+    """Versions of Python and of the packages that affect the results."""
     found = {
         "python": platform.python_version(),
         "linear_transformer": linear_transformer.__version__,
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> str:
-    """SHA-256 of this package's Python files, whether committed or not."""
+    """SHA-256 of this package's Python files, committed or not."""
     root = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -57,7 +57,7 @@ def sources() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """The facts that are needed to reproduce a number."""
+    """Facts that are needed to reproduce a number."""
     orig = [pathlib.Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
     return {
         "command": shlex.join(orig),
@@ -76,7 +76,7 @@ def describe() -> dict[str, Any]:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """The hardware of `describe` in a few words."""
+    """Hardware of `describe` in a few words."""
     hardware = environment.get("hardware", {})
     return f"{hardware.get('devices')}, {hardware.get('cores')} cores {hardware.get('cpu')}"
 
@@ -102,7 +102,7 @@ def _cpu_model() -> str:
 
 
 def _git(*args: str) -> str | None:
-    """Output of git in the clone; None if the package is installed, also in another repository."""
+    """Output of git in the clone; None if the package is installed, also inside another clone."""
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

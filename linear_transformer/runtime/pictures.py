@@ -1,4 +1,4 @@
-"""Writing matplotlib's figures."""
+"""Writing of matplotlib figures."""
 
 from typing import Any
 

@@ -32,12 +32,12 @@ def parse_flags(argv: list[str]) -> list[str]:
 def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = parse_flags) -> None:
     """Parses the command line and runs `main`.
 
-    A user's mistake is one line and exit status 2; a RunError is one line and exit status 1; Ctrl-C
-    is one line and exit status 130.
+    A user's mistake is reported in one line with exit status 2, a RunError in one line with exit
+    status 1, and Ctrl-C in one line with exit status 130.
 
     Args:
-      main: called without arguments.
-      parse: parses the arguments, of which the first is the program's name.
+      main: function to call, without arguments.
+      parse: parses the arguments; the first one is the program's name.
     """
     accelerators.leave_out_absent_tpu()
 

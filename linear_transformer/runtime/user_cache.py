@@ -1,11 +1,11 @@
-"""The cache folder of the user, for fetched data and compiled programs."""
+"""Cache folder of the user, for fetched data and compiled programs."""
 
 import os
 import pathlib
 
 
 def cache_dir() -> pathlib.Path:
-    """`$LINEAR_TRANSFORMER_CACHE`, or linear_transformer in `$XDG_CACHE_HOME` or `~/.cache`.
+    """Returns `$LINEAR_TRANSFORMER_CACHE`, or linear_transformer in the XDG cache (~/.cache).
 
     Raises:
       RuntimeError: the user has no home.
