@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory, with peers if they are installed; README.md has the results."""
+"""Benchmarks of speed and memory, also of installed peers; README.md has the results."""

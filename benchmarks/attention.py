@@ -6,8 +6,8 @@ python -m benchmarks.attention --forms=chunk --lengths=1024,4096,16384,65536,131
 python -m benchmarks.attention --sweep --lengths=4096,16384
 
 Linear attention is causal and normalised, with elu + 1 on queries and keys; `unnormalised` rows are
-the chunk form and the peer's kernel without feature map and normaliser.  The gated and delta rows
-are chunk forms, with the gradients of gates and steps included.
+the chunk form and the peer's kernel without feature map and normaliser.  The rows of the gated and
+the delta family are chunk forms, including the gradients of gates and steps.
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
@@ -30,7 +30,7 @@ from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.softmax import softmax_attention
 
-# The longest input of each candidate: beyond it, a call takes minutes or tens of gigabytes.
+# The longest input of each candidate; a longer one takes minutes or tens of gigabytes.
 LONGEST = {
     "recurrent": 2048,
     "associative": 2048,
@@ -77,7 +77,7 @@ COLUMNS = {
 
 
 class Candidate(NamedTuple):
-    """One row: how to run it, and the peers that it is compared with."""
+    """Row of the table: a function to time, and the peer to compare it with."""
 
     run: Callable[[], Any]
     flops: float
@@ -111,11 +111,11 @@ OPERATORS: dict[str, Callable[..., jax.Array]] = {
 
 
 def flops(name: str, time: int) -> float:
-    """Multiply-adds, counted as two, of the products in a forward and a backward pass.
+    """FLOPs of the products in a forward and a backward pass, multiply-adds counted as two.
 
-    chunk: all that the form computes, masked halves included.  Softmax and parallel: 2 products
-    forward and 5 backward over the causal half.  Others: k v^T and q^T S forward, and twice that
-    backward; the delta rule has S^T k too.
+    chunk: all products of the form, masked halves included.  Softmax and parallel: 2 products
+    forward and 5 backward over the causal half.  Others: k v^T and q^T S forward, and twice as many
+    FLOPs backward; the delta rule has S^T k too.
     """
     width = _WIDTH.value
     if "softmax" in name or "SDPA" in name or name in ("parallel", "jax.nn.dot_product_attention"):
@@ -142,11 +142,11 @@ def compiled(operator: Callable[..., jax.Array], inputs: list[jax.Array]) -> tim
 
 
 def make_inputs(time: int, dtype: str, name: str = "") -> list[jax.Array]:
-    """The output's gradient, queries, keys and values, and the gates and steps of `name`."""
+    """Returns the output's gradient, queries, keys, values, and the gates and steps of `name`."""
     keys = jax.random.split(jax.random.key(0), 6)
     shape = (_BATCH.value, time, _HEADS.value, _WIDTH.value)
     inputs = [jax.random.normal(key, shape).astype(dtype) for key in keys[:4]]
-    if "delta" in name:  # keys of length 1, else the state grows without bound
+    if "delta" in name:  # unit keys, else the state grows without bound
         inputs[2] /= jnp.linalg.norm(inputs[2], axis=-1, keepdims=True)
     if "decay" in name or name in ("gated delta", "kimi delta"):
         inputs.append(jax.nn.log_sigmoid(jax.random.normal(keys[4], shape) + 3))
@@ -156,11 +156,11 @@ def make_inputs(time: int, dtype: str, name: str = "") -> list[jax.Array]:
 
 
 def candidates(time: int, dtype: str) -> dict[str, Candidate | str]:
-    """The candidates at this length, or the reason why one is left out."""
+    """Returns the candidates at this length, or the reason why a candidate is left out."""
     shape = (_BATCH.value, time, _HEADS.value, _WIDTH.value)
     found: dict[str, Candidate | str] = {}
     peer_runs: dict[str, Callable[[], Callable[[], Any]]] = {}
-    if peers.wanted(peers.FAST_TRANSFORMERS) and dtype == "float32":  # all that its kernel takes
+    if peers.wanted(peers.FAST_TRANSFORMERS) and dtype == "float32":  # the only dtype of its kernel
         if {*_FORMS.value} & {"chunk", "associative", "recurrent", "parallel"}:
             peer_runs["fast-transformers layer"] = lambda: peers.linear_attention(*shape)
         if "unnormalised" in _FORMS.value:
@@ -239,7 +239,7 @@ def sweep() -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    """Time and memory of every candidate against the length, both axes logarithmic."""
+    """Plots time and memory of every candidate against the length, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -127,7 +127,7 @@ def by_context(context: int, steps: int = 32) -> list[dict[str, Any]]:
 
 def long() -> list[dict[str, Any]]:
     decoder = make_decoder("linear", 1, _SEGMENT.value, 1)
-    decoder()  # the first call pays for memory that all later ones reuse
+    decoder()  # the first call allocates the memory that later calls reuse
     rows = []
     for tokens in range(0, _LONG_TOKENS.value, _SEGMENT.value):
         began = time.perf_counter()

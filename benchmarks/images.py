@@ -1,13 +1,13 @@
-"""Images a second, drawn pixel by pixel: tables 1, 2, 4 and 5 of Katharopoulos et al. 2020.
+"""Images per second, drawn pixel by pixel: tables 1, 2, 4 and 5 of Katharopoulos et al. 2020.
 
 python -m benchmarks.images
 python -m benchmarks.images --dataset=cifar10 --batches=1
 
-The models of configs/papers/katharopoulos2020, paper size unless --small, with initial
-weights.  `linear` and `stateful-softmax` decode with their state and are timed from the first pixel
-to the last.  `softmax` and `lsh` compute all earlier pixels again for every pixel, as the paper's
-do: the pass is timed at a few lengths, and the sum over all lengths is that of the quadratic
-through them (least squares), since softmax attention costs a t^2 + b t + c.
+The models of configs/papers/katharopoulos2020, in paper size unless --small, with initial weights.
+`linear` and `stateful-softmax` decode with their state and are timed from the first pixel to the
+last.  `softmax` and `lsh` compute all earlier pixels again for every pixel, as the paper's
+baselines do: one pass is timed at a few lengths, and a quadratic through these times (least
+squares) is summed over all lengths, since softmax attention costs a t^2 + b t + c.
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
@@ -34,7 +34,7 @@ from linear_transformer.models.language_model import LanguageModel, LanguageMode
 from linear_transformer.ops.logistic_mixture import LEVELS
 
 DATASETS = {"mnist": mnist, "cifar10": cifar10}
-# Name of a row, the paper's method, and whether it keeps a state.
+# Name of a row: the paper's method, and whether the method keeps a state.
 METHODS = {
     "linear": ("linear", True),
     "stateful-softmax": ("softmax", True),
@@ -62,7 +62,7 @@ COLUMNS = {
 
 
 def model_config(method: str) -> tuple[LanguageModelConfig, int]:
-    """The paper's model, and the number of pixels that it predicts."""
+    """Returns the paper's model, and the number of pixels that it predicts."""
     variant = METHODS[method][0] + (",small" if _SMALL.value else "")
     config: ml_collections.ConfigDict = DATASETS[_DATASET.value].get_config(variant)
     if method.startswith("lsh"):

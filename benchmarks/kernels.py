@@ -4,7 +4,7 @@ python -m benchmarks.kernels --topology=v5e:1x1
 python -m benchmarks.kernels --topology=all --lengths=8192 --forms=pallas
 
 No TPU is needed, and none is used: the compiler of the package `libtpu` compiles for the named chip
-and reports the memory of the program.  It does not tell the speed.
+and reports the memory of the program, but not its speed.
 """
 
 from linear_transformer.runtime import accelerators
@@ -26,11 +26,11 @@ from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 
-# The smallest of each version.
+# The smallest topology of each version.
 TOPOLOGIES = ("v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1")
 
-# An operator has q, k and v (B, T, H, K) and what it needs of log decays (B, T, H, K) or (B, T, H)
-# and of steps (B, T, H).
+# Operators take q, k and v (B, T, H, K), and the listed further inputs: "vector" is log decays
+# (B, T, H, K), "scalar" is log decays or steps (B, T, H).
 OPERATORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "additive": (
         lambda q, k, v, **o: linear_attention(q, k, v, feature_map=elu_plus_one, **o),
@@ -56,10 +56,10 @@ class Sizes(NamedTuple):
 
 
 def program(name: str, form: str, sizes: Sizes, backward: bool) -> Callable[..., Any]:
-    """The operator on arrays in the layout of projections, heads side by side: (B, T, H K).
+    """Makes the operator on arrays in the layout of projections, heads side by side: (B, T, H K).
 
-    With `backward` it returns output and state, and the gradients of all inputs for cotangents of
-    both, as a training step needs them.
+    With `backward` the program returns output and state, and the gradients of all inputs for
+    cotangents of both, as a training step needs them.
     """
     operator, _ = OPERATORS[name]
 
@@ -77,7 +77,7 @@ def program(name: str, form: str, sizes: Sizes, backward: bool) -> Callable[...,
 
 
 def arguments(name: str, sizes: Sizes, backward: bool, sharding: Any) -> tuple[Any, ...]:
-    """Shapes of the arguments of `program`."""
+    """Returns the shapes of the arguments of `program`."""
     batch, time, heads, width = sizes.batch, sizes.time, sizes.heads, sizes.width
 
     def array(*shape, dtype=jnp.float32):
@@ -120,7 +120,7 @@ def measure(topology: str, name: str, form: str, sizes: Sizes, backward: bool) -
 
 
 def table_row(rows: list[dict[str, Any]]) -> str:
-    """The forms of one program side by side."""
+    """Formats the forms of one program side by side."""
     cells = [str(rows[0][name]) for name in ("topology", "operator", "pass")]
     cells.append(f"{rows[0]['tokens']:,}")
     fitting = [row for row in rows if row["fits"]]

@@ -3,9 +3,9 @@
 python -m benchmarks.longest --plot=docs/results/figure1.png
 
 Time and memory of attention with its gradients, one sequence of 512 to 65,536 tokens, 8 causal
-heads of 64.  `softmax` holds all pairs of tokens, as the paper's does; `softmax blockwise` is what
-this project trains with.  A method's curve ends where the next length would need more than
---memory_gb, or more than --seconds by the growth of the last two.
+heads of 64.  `softmax` stores all pairs of tokens, as the paper's baseline does; `softmax
+blockwise` is the form with which this project trains.  A method's curve ends where the next length
+would need more than --memory_gb, or more than --seconds by the growth from the last two lengths.
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
@@ -29,7 +29,7 @@ from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.runtime.pictures import save_figure
 
 HEADS, WIDTH, BUCKETS = 8, 64, 64
-# The longest of the paper, on a GPU of 11 GB.
+# The longest sequences in the paper, on a GPU with 11 GB.
 PUBLISHED = {"softmax": 4096, "lsh-4": 16384, "lsh-8": 16384, "linear": 65536}
 
 _LENGTHS = flags.DEFINE_list("lengths", [str(2**n) for n in range(9, 17)], "Tokens, rising.")
@@ -65,7 +65,7 @@ METHODS: dict[str, Callable[..., jax.Array]] = {
 
 
 def program(method: str, length: int) -> timing.Compiled:
-    """Output and gradients, compiled; its call needs no arguments."""
+    """Compiles output and gradients of a method; the call needs no arguments."""
 
     def both(do, *inputs):
         o, gradient = jax.vjp(METHODS[method], *inputs)
@@ -78,7 +78,7 @@ def program(method: str, length: int) -> timing.Compiled:
 
 
 def curves() -> list[dict[str, Any]]:
-    """A row for each length that a method reaches; methods of one length are timed in turn."""
+    """Returns a row per method and length; the methods of one length are timed in turns."""
     rows: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     growing = set(METHODS)
     for length in map(int, _LENGTHS.value):
@@ -104,7 +104,7 @@ def curves() -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    """Draws time and memory on logarithmic axes; dotted lines mark the ends of the paper's."""
+    """Plots time and memory on logarithmic axes; dotted lines mark the paper's longest lengths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

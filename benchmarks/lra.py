@@ -1,10 +1,10 @@
-"""Training steps a second and memory on bytes of text, by length: table 2 of Long Range Arena.
+"""Training steps per second and memory on bytes of text, by length: table 2 of Long Range Arena.
 
 python -m benchmarks.lra
 python -m benchmarks.lra --names=softmax,linear,performer --batch=2 --plot=build/benchmarks/lra.png
 
-The model of configs/lra/text.py in the setting of Long Range Arena's code (4 layers of width 256),
-1,000 to 4,000 bytes of IMDb.  The paper has batches of 32 on 16 TPUs; the default here is 2.
+The model of configs/lra/text.py with the sizes of Long Range Arena's code (4 layers of width 256),
+on 1,000 to 4,000 bytes of IMDb.  The paper has batches of 32 on 16 TPUs; the default here is 2.
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.programs import training_step
 from configs.lra import text, variants
 
-# Published: steps a second at 1,000, 2,000, 3,000 and 4,000 bytes, then gigabytes per device.
+# Published: steps per second at 1,000, 2,000, 3,000 and 4,000 bytes, then gigabytes per device.
 PUBLISHED = {
     "softmax": ((8.1, 4.9, 2.3, 1.4), (0.85, 2.65, 5.51, 9.48)),
     "lsh": ((4.4, 2.2, 1.5, 1.1), (0.48, 0.99, 1.53, 2.28)),
@@ -55,7 +55,7 @@ COLUMNS = {
 def measure(name: str, length: int) -> dict[str, Any]:
     config = text.get_config(name + (f",{_SCALE.value}" if _SCALE.value else ""))
     config.data.batch_size, config.data.sequence_length = _BATCH.value, length
-    config.model.scan_layers = False  # it is for compile time
+    config.model.scan_layers = False  # it only saves compile time
     step = training_step(config)
     seconds = timing.interleave({name: step.run}, timing.ROUNDS.value)[name].median
     peak = timing.peak_bytes(step.run)
@@ -71,7 +71,7 @@ def measure(name: str, length: int) -> dict[str, Any]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Adds ratios to softmax attention at the same length, if that was measured."""
+    """Adds ratios to softmax attention at the same length, if softmax was measured."""
     softmax = {row["length"]: row for row in rows if row["name"] == "softmax"}
     for row in rows:
         if row["length"] in softmax:
@@ -80,7 +80,7 @@ def compare(rows: list[dict[str, Any]]) -> None:
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The power of the length with which the time of a step grows, by least squares."""
+    """Power of the length with which the time of a step grows, by least squares."""
     found = {}
     for name in dict.fromkeys(row["name"] for row in rows):
         points = [(row["length"], 1 / row["steps/s"]) for row in rows if row["name"] == name]

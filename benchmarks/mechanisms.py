@@ -1,4 +1,4 @@
-"""Every mechanism on the model of configs/lm/shakespeare.py: training, decoding, and its state.
+"""Every mechanism on the model of configs/lm/shakespeare.py: training, decoding, and state size.
 
 python -m benchmarks.mechanisms
 python -m benchmarks.mechanisms --names=linear,softmax,gla
@@ -41,7 +41,7 @@ COLUMNS = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """A row: the training step of train.py, and decoding with initial weights."""
+    """Returns a row: the training step of train.py, and decoding with initial weights."""
     config = shakespeare.get_config(name)
     config.data.dataset = _DATASET.value
     step = training_step(config)

@@ -1,11 +1,11 @@
-"""The non-local module and efficient attention over image sizes, forward and backward.
+"""Non-local module and efficient attention over image sizes, forward and backward.
 
 python -m benchmarks.non_local
 python -m benchmarks.non_local --plot=docs/non_local.png
 
 The claim of Shen et al. 2021 (arXiv:1812.01243): time and memory of the quadratic module and of its
-linear replacement, as the image grows.  Sizes at which the compiled program would need more than
---memory_gb are not run.
+linear replacement, as the image grows.  A size is skipped if the compiled program would need more
+than --memory_gb.
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
@@ -48,7 +48,7 @@ COLUMNS = {
 
 
 def program(module: type[nnx.Module], side: int) -> timing.Compiled:
-    """Gradients of all parameters and of the image, compiled."""
+    """Compiles the gradients of all parameters and of the image."""
     channels = _CHANNELS.value
     layer = module(channels, normalization=_NORMALIZATION.value, rngs=nnx.Rngs(0))
     graphdef, parameters = nnx.split(layer)

@@ -1,7 +1,7 @@
-"""The peers in PyTorch: pytorch-fast-transformers and torch's own attention.
+"""Peers in PyTorch: pytorch-fast-transformers and torch's own attention.
 
-README.md says how to install them.  Only this file imports torch, and only when asked to.
-Each function returns a call without arguments that does the work once.
+README.md says how to install them.  Only this file imports torch, and only on request.  Each
+function returns a call without arguments that does the work once.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ Run = Callable[[], Any]
 
 
 def wanted(name: str) -> bool:
-    """Whether --peers names a peer; raises a UsageError for an unknown or missing one."""
+    """Returns whether --peers names a peer; raises a UsageError if one is unknown or missing."""
     for peer in PEERS.value:
         if peer not in _MODULES:
             raise app.UsageError(f"--peers={peer}: choose from {', '.join(_MODULES)}")
@@ -38,7 +38,7 @@ def _torch() -> Any:
 
 
 def linear_attention(batch: int, time: int, heads: int, width: int) -> Run:
-    """Forward and backward of the causal linear attention layer, elu + 1 inside."""
+    """Returns forward and backward of the causal linear attention layer, elu + 1 inside."""
     torch = _torch()
     from fast_transformers.attention.causal_linear_attention import CausalLinearAttention
     from fast_transformers.masking import LengthMask, TriangularCausalMask
@@ -56,7 +56,7 @@ def linear_attention(batch: int, time: int, heads: int, width: int) -> Run:
 
 
 def causal_dot_product(batch: int, time: int, heads: int, width: int) -> Run:
-    """Forward and backward of the layer's kernel alone: no feature map, no normaliser."""
+    """Returns forward and backward of the layer's kernel: no feature map, no normaliser."""
     torch = _torch()
     from fast_transformers.causal_product import causal_dot_product as product
 
@@ -70,7 +70,7 @@ def causal_dot_product(batch: int, time: int, heads: int, width: int) -> Run:
 
 
 def softmax_attention(batch: int, time: int, heads: int, width: int, dtype: str) -> Run:
-    """Forward and backward of torch's scaled dot-product attention."""
+    """Returns forward and backward of torch's scaled dot-product attention."""
     torch = _torch()
     shape = (batch, heads, time, width)
     q, k, v, do = _inputs(torch, shape, getattr(torch, dtype))
@@ -99,7 +99,7 @@ def train_step(
     feed_forward: int,
     vocab: int,
 ) -> Run:
-    """A step of AdamW on a language model: linear attention, or softmax for TORCH.
+    """Returns a step of AdamW on a language model: linear attention, or softmax for TORCH.
 
     The model has no position embedding and the step does not clip gradients; ours have both.
     """
@@ -138,7 +138,7 @@ def decode(
     feed_forward: int,
     vocab: int,
 ) -> Run:
-    """Samples `steps` tokens from the recurrent form of a linear-attention language model."""
+    """Returns a loop that samples `steps` tokens from a recurrent linear-attention model."""
     torch = _torch()
     stack = _encoder("RecurrentEncoderBuilder", layers, width, heads, feed_forward).eval()
     embedding, head = torch.nn.Embedding(vocab, width), torch.nn.Linear(width, vocab)

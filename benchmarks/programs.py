@@ -1,4 +1,4 @@
-"""Our programs, compiled and ready to be timed: a training step, and a loop of decoding."""
+"""Programs of this project, compiled and ready to be timed: a training step and a decoding loop."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from linear_transformer.training.build import Experiment, one_device
 
 
 class Candidate(NamedTuple):
-    """One row of a table."""
+    """Row of a table: a function to time, and facts about it."""
 
     run: Callable[[], Any]
     flops_per_token: int | None = None
@@ -24,7 +24,7 @@ class Candidate(NamedTuple):
 
 
 def training_step(config: ml_collections.ConfigDict) -> Candidate:
-    """The step that train.py runs with this config, on a batch of its data."""
+    """Compiles the step that train.py runs with this config, on a batch of its data."""
     built = Experiment(config, one_device())
     state = built.init_state()
     inputs = jax.device_put(next(iter(built.task.training_data(0, 1))))
@@ -43,7 +43,7 @@ def training_step(config: ml_collections.ConfigDict) -> Candidate:
 
 
 class Decoder:
-    """A model and its state: each call decodes the next `steps` tokens from the last position."""
+    """Model and its state; each call decodes the next `steps` tokens from the last position."""
 
     def __init__(self, config: LanguageModelConfig, batch: int, steps: int, sampler: Draw):
         model = LanguageModel(config, rngs=nnx.Rngs(0))
@@ -73,7 +73,7 @@ class Decoder:
         self()
 
     def at(self, context: int) -> Callable[[], None]:
-        """Decodes as if `context` tokens had come before; their values do not change the cost."""
+        """Makes a call that decodes after `context` tokens; their values do not change the cost."""
 
         def run():
             counts = {"length", "position"}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaling --mechanism=linear --sizes=125m,1b
 
-Each row is a training step that libtpu compiled without a TPU.  One bound is
-arithmetic (matmuls at the chip's bf16 peak), the other memory (the program's HBM traffic at the
-chip's bandwidth).  Networks and other costs are not included.
+Each row is a training step that libtpu compiled without a TPU.  One bound is arithmetic (matmuls at
+the chip's bf16 peak), the other memory (the program's HBM traffic at the chip's bandwidth).
+Networks and other costs are not included.
 """
 
 from linear_transformer.runtime import accelerators
@@ -18,7 +18,7 @@ from configs.lm import scale
 from linear_transformer.compile.ahead_of_time import Report, compile_training_step
 from linear_transformer.runtime.accelerators import GIB
 
-# A slice of each version that the size is meant for.
+# For each size, a suitable slice of each version.
 TOPOLOGIES = {
     "125m": ("v5e:2x2", "v6e:2x2", "v5p:2x2x1"),
     "350m": ("v5e:2x2", "v6e:2x2", "v5p:2x2x1"),
@@ -43,7 +43,7 @@ _SIZES = flags.DEFINE_list("sizes", list(TOPOLOGIES), "Sizes of configs/lm/scale
 
 
 def row(size: str, topology: str, report: Report) -> list[str]:
-    """The cells of COLUMNS."""
+    """Returns the cells of COLUMNS."""
     mesh = " x ".join(f"{n} {axis}" for axis, n in report.mesh.shape.items() if n > 1)
     start, seconds = [size, topology, mesh], f"{report.seconds:.0f} s"
     if not report.fits:

@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: fair timing, memory figures, and reports with the environment."""
+"""Shared code of the benchmarks: fair timing, memory figures, reports with the environment."""
 
 import ctypes
 import gc
@@ -24,7 +24,7 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file to write; by default build/benchmarks/ and the script's name."
 )
 
-_BURST_SECONDS = 0.05  # a sample of a quick candidate is the mean of as many calls as fit in this
+_BURST_SECONDS = 0.05  # a sample of a fast candidate is the mean of all calls in this time
 _SLOW_SECONDS = 2.0
 
 
@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A jitted function compiled ahead of time, with the time of compilation."""
+    """Jitted function compiled ahead of time, with the time of the compilation."""
 
     call: Callable[..., Any]
     compile_seconds: float
@@ -45,10 +45,10 @@ class Compiled(NamedTuple):
 
 
 def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    """Times A B C A B C ..., so that drifts of the machine meet every candidate alike.
+    """Times candidates in turns, A B C A B C ..., so that drifts of the machine affect all alike.
 
-    A candidate returns when its work is done.  Each sample comes after one call that is not timed
-    (unless that takes seconds), which makes caches and heap its own again.
+    A candidate returns when its work is done.  One call that is not timed precedes each sample
+    (unless it takes seconds) and restores the candidate's caches and heap.
     """
     calls, slow = {}, set()
     for name, run in candidates.items():
@@ -72,7 +72,7 @@ def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict
 
 
 def compile_ahead(function: Callable[..., Any], *args: Any, **jit_options: Any) -> Compiled:
-    """Compiles for these arguments, without the persistent cache."""
+    """Compiles a function for these arguments, without the persistent cache."""
     began = time.perf_counter()
     compiled = jax.jit(function, **jit_options).lower(*args).compile()
     seconds = time.perf_counter() - began
@@ -80,7 +80,7 @@ def compile_ahead(function: Callable[..., Any], *args: Any, **jit_options: Any) 
 
 
 def matmul_flops_per_second(size: int = 2048) -> float:
-    """The rate of a large fp32 matrix product, as the upper bound of this machine."""
+    """Measures the rate of a large fp32 matrix product, the upper bound of this machine."""
     a = jnp.ones((size, size))
     product = jax.jit(jnp.matmul)
     timing = interleave({"matmul": lambda: product(a, a).block_until_ready()}, rounds=5)["matmul"]
@@ -88,7 +88,7 @@ def matmul_flops_per_second(size: int = 2048) -> float:
 
 
 def resident_bytes(key: str = "VmRSS") -> int:
-    """Memory of this process: now (VmRSS) or at most since the last reset (VmHWM). Linux only."""
+    """Memory of this process, now (VmRSS) or at most since the last reset (VmHWM). Linux only."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
@@ -96,12 +96,12 @@ def resident_bytes(key: str = "VmRSS") -> int:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Rise of the resident memory during one call; None if not on Linux."""
+    """Measures the rise of resident memory during one call; None if not on Linux."""
     reset = pathlib.Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier candidates have freed goes back first
+    ctypes.CDLL(None).malloc_trim(0)  # returns memory that earlier candidates freed
     reset.write_text("5")
     before = resident_bytes()
     run()
@@ -109,7 +109,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a script; an error on the command line is one line and exit status 2."""
+    """Runs a script; an error on the command line is reported in one line with exit status 2."""
 
     def guarded(argv: Sequence[str]) -> None:
         try:
@@ -139,7 +139,7 @@ def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
 
 
 def save(name: str, results: Mapping[str, list[dict[str, Any]]], **facts: Any) -> None:
-    """Writes the results with the environment they come from."""
+    """Writes the results together with the environment."""
     path = epath.Path(_OUTPUT.value or f"build/benchmarks/{name}.json")
     environment.save(path, **facts, results=results)
     print(f"wrote {path}")

@@ -4,7 +4,7 @@ The default mixers are the published ones: `katharopoulos` has no short convolut
 
 python -m benchmarks.train_step
 python -m benchmarks.train_step --peers=fast-transformers,torch
-python -m benchmarks.train_step --huge_pages=false                 what host_memory.py saves
+python -m benchmarks.train_step --huge_pages=false                 without host_memory.py
 """
 
 import sys
@@ -63,13 +63,13 @@ def make_config(mixer: str, batch: int, time: int) -> ml_collections.ConfigDict:
     config.optimizer.update(name="adamw", learning_rate=1e-3)
     config.data.batch_size, config.data.sequence_length = batch, time
     config.model.num_heads = _HEADS.value
-    if experiment.resolve(config).model.feed_forward_width:  # a gated unit has none
+    if experiment.resolve(config).model.feed_forward_width:  # a gated unit has no feed-forward
         config.model.feed_forward_width = _FEED_FORWARD.value
     return config
 
 
 def faults(run: Callable[[], Any], calls: int = 2) -> dict[str, float]:
-    """Page faults and time spent in the kernel, per step."""
+    """Counts page faults and milliseconds spent in the kernel, per step."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(calls):
         run()

@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
 
 
 def bits_per_byte(model: LanguageModel, text_BT: jax.Array) -> jax.Array:
-    """Computes the loss: the mean of -log2 p(byte | bytes before it). A uniform guess costs 8."""
+    """Computes the loss: the mean of -log2 p(byte | bytes before it), 8 for a uniform guess."""
     logits_BTE, _ = model(text_BT[:, :-1])
     nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTE, text_BT[:, 1:])
     return nats_BT.mean() / math.log(2)

@@ -135,8 +135,8 @@ def has_others() -> bool:
 def leave(status: int) -> None:
     """Ends a process that failed while others run, without waiting for them.
 
-    The end of process 0 ends the others at once, so it first gives them time to report their own
-    errors: most mistakes are the same in all processes.
+    The end of process 0 ends the others at once, so process 0 first gives them time to report their
+    own errors: most mistakes are the same in all processes.
     """
     if is_first():
         time.sleep(_LAST_WORDS_SECONDS)
