@@ -9,7 +9,7 @@ where f is the softmax over these keys, or a ReLU without a normaliser (Zhang et
 which needs a norm after it.  Time and memory are O(T w), linear in T.
 
 Blocks are cut by the place in the sequence, not by segment: a segment may begin in the middle of a
-block, and of two segments that share a block each sees only its own keys there.
+block, and a query sees only the keys of its own segment in the block.
 
 A non-finite key or value makes the outputs of the queries that see it NaN, and changes no other
 output and no gradient of another output.

@@ -98,7 +98,7 @@ def _attend(
 
     @jax.checkpoint
     def attend(rotations_KE):
-        # One integer for each pair of segment and bucket: only equal ones see each other.
+        # One integer per pair of segment and bucket; only tokens with equal integers meet.
         groups = 2 * rotations_KE.shape[1] + 1
         bucket_BTH = buckets(q_BTHK, rotations_KE)
         if key_mask_BS is not None:

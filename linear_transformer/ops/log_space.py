@@ -37,7 +37,7 @@ class ScaledState(NamedTuple):
 def check(
     q, k, v, state, scale_axes, *, direction, segment_ids_BT, key_mask_BS, form, chunk_size
 ) -> checks.Sizes:
-    """Checks the arguments of attention with a `ScaledState` whose scale has the axes `scale_axes`.
+    """Checks the arguments of attention with a `ScaledState`; its scale has the axes `scale_axes`.
 
     Returns:
       The size of every letter.

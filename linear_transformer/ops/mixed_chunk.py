@@ -80,7 +80,7 @@ def mixed_chunk_attention(
       bias_E: b by distance t - s, for 0 to C - 1, or for 1 - C to C - 1 if bidirectional.
       chunk_size: C.
       direction: "causal" or "bidirectional".
-      state: causal only: the state after the earlier tokens, whose number may differ between
+      state: causal only: the state after the earlier tokens; their number may differ between
         sequences.
       segment_ids_BT: packed segments, runs of equal ids; None continues the state's last segment.
 

@@ -287,7 +287,7 @@ class _Grid:
         self.spec = spec
         self.queries = _even_block(self.T, spec.block_size)
         self.keys = _even_block(self.S, spec.block_size)
-        self.heads = (self.B, self.H)  # Of one step: on a CPU those that fit its cache, else all.
+        self.heads = (self.B, self.H)  # Per step: on a CPU as many as fit the cache, else all.
         if cpu:
             most = max(1, _CPU_SCORES_PER_STEP // (self.queries[1] * self.keys[1]))
             self.heads = (1, max(h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most))
