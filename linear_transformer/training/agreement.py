@@ -1,4 +1,4 @@
-"""What must be equal in all processes before anything is compiled."""
+"""Facts that must be equal in all processes before anything is compiled."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from etils import epath
 from linear_transformer.config import configuration
 from linear_transformer.runtime import environment
 
-# Of JAX's settings, those that change a program or its numbers.
+# The settings of JAX that change a program or its results.
 _SETTINGS = (
     "jax_debug_nans",
     "jax_default_matmul_precision",
@@ -24,9 +24,10 @@ _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def facts(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """The whole config, the folder, this code, its packages and their settings, by name.
+    """Returns config, run folder, source hash, package versions and settings, by name.
 
-    All keys of the config are in it: a process with other steps or another mesh waits for ever.
+    The dict holds all keys of the config: processes that differ in the number of steps or in the
+    mesh would wait for each other for ever.
     """
     keys, _ = jax.tree_util.tree_flatten_with_path(
         configuration.plain(config), is_leaf=lambda value: not isinstance(value, dict)
@@ -42,5 +43,5 @@ def facts(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, A
 
 
 def _without_dumps(options: str) -> str:
-    """One process alone may write down its programs."""
+    """Removes the flags for XLA dumps, which a single process may set for itself."""
     return " ".join(o for o in options.split() if not o.startswith("--xla_dump"))

@@ -1,4 +1,4 @@
-"""An experiment: what a config describes, built in one place."""
+"""Experiment: mesh, task, model and optimizer, built from a config."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,46 +29,46 @@ from linear_transformer.types import Device, Metrics
 def training_mesh(
     config: ml_collections.ConfigDict, devices: Sequence[Device] | None = None
 ) -> Mesh:
-    """The mesh of a config for training.
+    """Returns the device mesh that a config describes for training.
 
     Args:
-      config: of the experiment.
-      devices: instead of those that JAX has.
+      config: config of the experiment.
+      devices: devices of the mesh; all devices of JAX if None.
 
     Raises:
-      ConfigError: a mistake in config.mesh, or a mesh that the devices cannot make.
+      ConfigError: config.mesh has a mistake, or the devices cannot form the mesh.
     """
     rows = config.data.batch_size // config.accumulate_steps
     return make_mesh(MeshConfig.from_config(config), rows, devices)
 
 
 def one_device() -> Mesh:
-    """The mesh of JAX's first device."""
+    """Returns a mesh of JAX's first device alone."""
     return make_mesh(MeshConfig(data=1), 0)
 
 
 class Experiment:
-    """What a config describes; nothing is computed before a method is called.
+    """Experiment that a config describes; nothing is computed before a method is called.
 
     Attributes:
-      config: resolved.
-      mesh: the devices.
-      task: the model, its data and its loss.
-      model: the model with shapes for arrays.
+      config: the resolved config.
+      mesh: the mesh of devices.
+      task: the task, with its model, data and loss.
+      model: the model with `jax.ShapeDtypeStruct` in place of arrays.
       graphdef: the model without its parameters.
       declared: `nn.parameters.declarations` of the parameters.
       optimizer: the optimizer with its schedule.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
-        """Reads the data.
+        """Builds the experiment and reads its data.
 
         Args:
-          config: of the experiment.
-          mesh: instead of the one for training.
+          config: config of the experiment.
+          mesh: mesh to use; `training_mesh(config)` if None.
 
         Raises:
-          UserError: a mistake in config or data, or a mesh that the devices cannot make.
+          UserError: config or data have a mistake, or the devices cannot form the mesh.
         """
         self.config = config = resolve(config)
         self.mesh = training_mesh(config) if mesh is None else mesh
@@ -90,22 +90,22 @@ class Experiment:
         return {"seed": self.config.seed, "ema_decay": self.config.ema_decay}
 
     def init_state(self) -> TrainState:
-        """The state at step 0, spread over the mesh."""
+        """Returns the state at step 0, sharded over the mesh."""
         return init_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
 
     def abstract_state(self) -> TrainState:
-        """The shapes, types and shardings of `init_state`; nothing is computed."""
+        """Returns shapes, dtypes and shardings of `init_state` without computing anything."""
         return abstract_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
 
     def abstract_parameters(self) -> Any:
-        """The shapes, types and shardings of the parameters alone."""
+        """Returns shapes, dtypes and shardings of the parameters alone."""
         parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
         return placement.abstract(
             parameters, placement.shardings(self.mesh, parameters, self.declared)
         )
 
     def train_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-        """`make_train_step` of the config, for `jax.set_mesh(mesh)`."""
+        """Returns the training step of the config; call it under `jax.set_mesh(mesh)`."""
         return make_train_step(
             self.graphdef,
             self.task.loss,
@@ -119,6 +119,6 @@ class Experiment:
     def evaluate(
         self, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """`Task.evaluate` on the mesh."""
+        """Evaluates a split on the mesh; see `Task.evaluate`."""
         with jax.set_mesh(self.mesh):
             return self.task.evaluate(self.graphdef, parameters, split, max_batches)

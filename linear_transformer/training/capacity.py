@@ -1,7 +1,7 @@
-"""Whether an experiment can fit into memory at all, by its config alone.
+"""Memory check of an experiment, from its config alone.
 
-Sizes are compared before anything is read, allocated or compiled.  They are lower bounds: what is
-refused cannot fit, what passes may still not fit.
+Sizes are compared with the memory before anything is read, allocated or compiled.  The sizes are
+lower bounds: an experiment that is refused cannot fit; one that passes may still not fit.
 """
 
 import math
@@ -18,14 +18,14 @@ from linear_transformer.runtime import accelerators
 from linear_transformer.types import Device
 
 _GIB = 2**30
-_BLOCK = 10_000  # bytes of the Python objects of a layer, whatever its width
-_CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the limit of a container
-# Options of mixers that are a side of a matrix whose other side is the model's width.
+_BLOCK = 10_000  # bytes that the Python objects of a layer take, for any width
+_CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the memory limit of a container
+# Mixer options that are one dimension of a matrix; the other dimension is the model width.
 _SIDES = ("key_width", "state_width", "gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank")
 
 
 class Need(NamedTuple):
-    """Bytes that something takes, and the keys whose product they are."""
+    """Memory requirement in bytes, with the config keys that it follows from."""
 
     what: str
     keys: tuple[str, ...]
@@ -33,14 +33,14 @@ class Need(NamedTuple):
 
 
 def check(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> None:
-    """Compares what a config needs with the memory of the devices and of this machine.
+    """Compares the memory that a config needs with that of the devices and of this machine.
 
     Args:
-      config: resolved (`experiment.resolve`).
-      devices: that the parameters may be spread over.
+      config: a resolved config (`experiment.resolve`).
+      devices: devices over which the parameters may be sharded.
 
     Raises:
-      ConfigError: names the keys and the bytes.
+      ConfigError: a size exceeds the memory; the message names the keys and the bytes.
     """
     of_devices = sum(map(_memory, devices))
     for needs, memory, where in (
@@ -57,7 +57,7 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> None:
 
 
 def _parameters(model: ml_collections.ConfigDict) -> Iterator[Need]:
-    """Parameters in fp32, without gradients."""
+    """Yields the sizes of the fp32 parameters, without gradients."""
     what = "parameters"
     width_key = "width" if "width" in model else "hidden"
     width = model[width_key]
@@ -78,7 +78,7 @@ def _parameters(model: ml_collections.ConfigDict) -> Iterator[Need]:
 
 
 def _batch(data: ml_collections.ConfigDict) -> Iterator[Need]:
-    """Inputs, targets and weights of a batch."""
+    """Yields the sizes of a batch (4 bytes per number) and of the data set's integer options."""
     keys = [key for key in ("batch_size", "sequence_length", "max_frames") if key in data]
     numbers = math.prod(data[key] for key in keys)
     if "image_size" in data:
@@ -96,7 +96,7 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def _memory(device: Device) -> int | float:
-    """Bytes of a device; infinite where it does not say."""
+    """Returns the memory of a device in bytes; infinity if it is unknown."""
     if device.platform == "cpu":
         return _host_memory() / jax.device_count()
     accelerator = accelerators.find(device.device_kind)
@@ -106,10 +106,10 @@ def _memory(device: Device) -> int | float:
 
 
 def _host_memory() -> int | float:
-    """Bytes of this machine, or of the container that the process is in."""
+    """Returns the memory of this machine, or of its container if that is less, in bytes."""
     try:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on every system
+    except (ValueError, OSError, AttributeError):  # some systems lack these names
         return math.inf
     limit = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
     return min(physical, int(limit)) if limit.isdigit() else physical

@@ -1,8 +1,8 @@
 """Checkpoints: model, optimizer, step and data position as one Orbax checkpoint.
 
 Orbax notices a missing file but not every changed bit, so each checkpoint has a list of checksums.
-The list is what makes it a checkpoint: it comes last, when every file is on the disk, and a folder
-without it is what a kill left behind.  Older checkpoints go only after that.
+The list completes a checkpoint: it is written last, after every file has reached the disk, so a
+folder without it was left by a killed run.  Older checkpoints are deleted only after that.
 """
 
 import contextlib
@@ -26,15 +26,16 @@ _CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest kept, each written whole or not at all."""
+    """Checkpoints of one run; the newest are kept, and each is written atomically."""
 
     def __init__(self, workdir: epath.Path, keep: int, *, clean: bool = True):
-        """Opens the folder, and makes it if need be.
+        """Opens the folder of the checkpoints; creates it if it does not exist.
 
         Args:
           workdir: folder of the run.
-          keep: number of checkpoints.
-          clean: removes what a killed run left half written; not beside a run that may be writing.
+          keep: number of checkpoints to keep.
+          clean: whether to remove partial files of a killed run; must be False if another
+            process may be writing there.
 
         Raises:
           ConfigError: the folder can't be written.
@@ -51,15 +52,15 @@ class Checkpoints:
             raise ConfigError(f"{directory}: cannot be written ({error.strerror})") from error
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Writes synchronously: donated buffers must not change under the writer.
+        """Writes a checkpoint synchronously, since the next step reuses the donated buffers.
 
         Raises:
-          RunError: it can't be written; those before are as they were.
+          RunError: the checkpoint can't be written; earlier checkpoints are unchanged.
         """
         try:
             with _quiet():
                 self._write(step, {"state": state._asdict(), "progress": progress})
-        except Exception as error:  # OSError, or whatever the libraries make of it
+        except Exception as error:  # the libraries do not always raise OSError
             self._failed = True
             raise RunError(
                 f"{self._checkpointer.directory}: the checkpoint of step {step} cannot be written "
@@ -67,7 +68,7 @@ class Checkpoints:
             ) from error
 
     def _write(self, step: int, checkpointables: dict[str, Any]) -> None:
-        while self._unreadable:  # they would be taken for the newest ones
+        while self._unreadable:  # otherwise they would count as the newest checkpoints
             self._checkpointer.delete(self._unreadable.pop(), missing_ok=True)
         self._checkpointer.save_checkpointables(step, checkpointables, overwrite=True, force=True)
         if distributed.is_first():
@@ -76,29 +77,29 @@ class Checkpoints:
             self._checkpointer.delete(checkpoint.step, missing_ok=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None if there is none.
+        """Returns state and progress of the newest readable checkpoint; None if there is none.
 
         Args:
           state: a state of the same shapes (arrays or `jax.ShapeDtypeStruct`).
 
         Raises:
-          ConfigError: there are checkpoints that were written to their end, but none can be read.
+          ConfigError: complete checkpoints exist, but none of them can be read.
         """
         restored = self._newest(state._asdict())
         return restored and (TrainState(**restored[0]), restored[1])
 
     def restore_evaluated(self, parameters: Any, *, averaged: bool) -> tuple[Any, int] | None:
-        """The parameters that evaluation uses, and their step; the rest of the state is not read.
+        """Reads the parameters that evaluation uses, and their step, but not the optimizer state.
 
         Args:
           parameters: arrays or `jax.ShapeDtypeStruct` of the same shapes, with shardings.
-          averaged: whether the run has an average of its parameters, which is taken then.
+          averaged: whether to read the moving average of the parameters in their place.
 
         Returns:
-          Those of the newest checkpoint that can be read, or None if there is no checkpoint.
+          Parameters and step of the newest readable checkpoint; None if there is no checkpoint.
 
         Raises:
-          ConfigError: there are checkpoints that were written to their end, but none can be read.
+          ConfigError: complete checkpoints exist, but none of them can be read.
         """
         name = "average" if averaged else "parameters"
         context = ocp.Context()
@@ -108,7 +109,7 @@ class Checkpoints:
         return restored and (restored[0][name], restored[1]["step"])
 
     def _newest(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """These parts of the state of the newest checkpoint that can be read, and the progress."""
+        """Reads parts of the state, and the progress, from the newest readable checkpoint."""
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
@@ -123,7 +124,7 @@ class Checkpoints:
         return None
 
     def _load(self, checkpoint, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """None where it is damaged, and then in every process: a load is work of all of them."""
+        """Loads a checkpoint; returns None in every process if it is damaged in one of them."""
         loaded = None
         steps = (
             lambda: _verify(checkpoint.path) if distributed.is_first() else None,
@@ -133,7 +134,7 @@ class Checkpoints:
             reason = None
             try:
                 loaded = step()
-            except Exception as error:  # whatever a damaged file makes the libraries raise
+            except Exception as error:  # a damaged file can raise any exception in the libraries
                 reason = first_line(error)
             reason = next(filter(None, distributed.gather(reason)), None)
             if reason is not None:
@@ -149,13 +150,13 @@ class Checkpoints:
         if not self._failed:
             self._checkpointer.close()
             return
-        with _quiet(), contextlib.suppress(Exception):  # which `save` has raised
+        with _quiet(), contextlib.suppress(Exception):  # `save` has raised this error already
             self._checkpointer.close()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax's threads do not log the errors that it raises too."""
+    """Hides the log messages of Orbax's threads; Orbax raises the same errors as exceptions."""
     logger = logging.get_absl_logger()
 
     def is_other(record: Any) -> bool:
@@ -169,7 +170,7 @@ def _quiet() -> Iterator[None]:
 
 
 def saved_steps(directory: epath.Path) -> list[int]:
-    """The steps of the checkpoints that were written to their end; the folder need not exist."""
+    """Returns the steps of all complete checkpoints; the folder need not exist."""
     folders = directory.iterdir() if directory.exists() else ()
     written = (path for path in folders if path.name.isdecimal() and (path / _CHECKSUMS).exists())
     return sorted(int(path.name) for path in written)
@@ -180,7 +181,7 @@ def first_line(error: Exception) -> str:
 
 
 def _commit(folder: epath.Path) -> None:
-    """Brings every file to the disk, and then the list of their checksums."""
+    """Flushes every file to the disk, then writes and flushes the list of checksums."""
     files = list(files_below(folder))
     sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
     for path in [*files, *{path.parent for path in files}]:
@@ -194,7 +195,7 @@ def _commit(folder: epath.Path) -> None:
 
 
 def _sync(path: epath.Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk; a bucket does by itself."""
+    """Flushes a file, or the entries of a folder, to the disk; buckets need no flush."""
     if "://" in str(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -205,7 +206,7 @@ def _sync(path: epath.Path) -> None:
 
 
 def _verify(folder: epath.Path) -> None:
-    """Raises unless every file is as it was written."""
+    """Raises a ValueError unless every file has the checksum that it was written with."""
     path = folder / _CHECKSUMS
     if not path.exists():
         raise ValueError(f"no {_CHECKSUMS}: it was not written to its end")

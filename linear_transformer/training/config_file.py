@@ -1,4 +1,4 @@
-"""The config of a run, config.json in its folder."""
+"""Config of a run, stored as config.json in its folder."""
 
 import json
 
@@ -9,8 +9,8 @@ from linear_transformer.config.configuration import plain
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import experiment, run_folder
 
-# The keys that a resumed run may change: they decide how long it trains and what it reports, and
-# not what it computes.
+# The keys that a resumed run may change: they set its length and its reports, not what a step
+# computes.
 RESUMABLE_KEYS = (
     "num_steps",
     "log_every",
@@ -27,15 +27,15 @@ RESUMABLE_KEYS = (
 
 
 def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value of a key."""
+    """Returns whether a resumed run may change the value of a key."""
     return key in RESUMABLE_KEYS or key.partition(".")[0] in RESUMABLE_KEYS
 
 
 def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json, or checks that the run's own config is the same experiment.
+    """Writes config.json; checks first that an existing one describes the same experiment.
 
     Raises:
-      ConfigError: the folder can't be written, or holds a run of another config.
+      ConfigError: the folder can't be written, or holds a run with another config.
     """
     path = workdir / "config.json"
     text = json.dumps(plain(config), indent=2, sort_keys=True)
@@ -53,7 +53,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         if before.get(key) != now.get(key) and not may_change(key)
     ]
     if changed:
-        # The key that changed the others: a section's own key, and not one that follows from it.
+        # The key that caused the other changes: keys that follow from others come last.
         key = min(changed, key=lambda key: (key in experiment.FOLLOWING, key.count(".")))
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({key} is {before.get(key)!r} "
@@ -64,17 +64,17 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
 
 def _write(path: epath.Path, text: str) -> None:
-    """Writes the file in one atomic step, so that a killed run leaves a readable config."""
+    """Writes the file atomically, so that a killed run leaves a readable config."""
     partial = path.with_suffix(".json.part")
     partial.write_text(text)
     partial.replace(path)
 
 
 def load(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config that a run was made with; keys that it lacks have their defaults.
+    """Reads and resolves the config of a run; missing keys get their defaults.
 
     Raises:
-      ConfigError: no run, or a config that this version does not know.
+      ConfigError: the folder holds no run, or this version does not know a key of the config.
     """
     config = read(workdir)
     try:
@@ -85,10 +85,10 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
 
 
 def read(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads a run's config as it is written, whatever version of the code wrote it.
+    """Reads the config of a run unchanged, also one written by another version of the code.
 
     Raises:
-      ConfigError: no run, or a file that is no config.
+      ConfigError: the folder holds no run, or the file is not a config.
     """
     path = workdir / "config.json"
     try:

@@ -1,7 +1,7 @@
-"""What an experiment's config may hold: all keys, their types, defaults and meanings.
+"""Keys of an experiment's config: types, defaults and meanings.
 
-`resolve` gives a config every key that it does not list, with the values that follow from others,
-or says in one line what is wrong.  Nothing is read, allocated or compiled.
+`resolve` adds every key that a config does not list and computes the values that follow from other
+keys; a mistake raises an error with a one-line message.  Nothing is read, allocated or compiled.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from linear_transformer.training.optimizers import (
 
 
 class Kind(NamedTuple):
-    """What the sections "data" and "model" of a task's config are."""
+    """Config dataclasses of the sections "data" and "model" of a task."""
 
     data: type[DataConfig]
     model: type
@@ -60,7 +60,7 @@ TASKS = {
     "sequence_classification": Kind(LabelledData, ClassifierConfig),
     "speech_recognition": Kind(SpeechData, TransformerConfig),
 }
-# Keys that one task alone has a use for.
+# Keys that a single task uses.
 _OF_TASK = {
     "label_smoothing": "language_modelling",
     "mask_rate": "masked_language_modelling",
@@ -68,7 +68,7 @@ _OF_TASK = {
     "beam_width": "speech_recognition",
 }
 _SECTIONS = ("data", "model", "optimizer", "mesh")
-# Keys whose values may follow from others.
+# Keys whose values may follow from other keys.
 FOLLOWING = (
     *("model.feed_forward_width", "model.max_positions", "model.pooling", "model.positions"),
     *("model.scan_layers", "optimizer.warmup_steps"),
@@ -78,29 +78,29 @@ _SCALARS = (bool, int, float, str, types.NoneType)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """The keys of an experiment.
+    """Keys of an experiment.
 
     Attributes:
-      task: what is trained.
-      seed: of parameters, order of the data and dropout.
-      num_steps: updates of the parameters.
+      task: kind of experiment.
+      seed: seed of the parameters, of the order of the data and of dropout.
+      num_steps: number of updates of the parameters.
       log_every: steps between two lines of metrics.
       eval_every: steps between two evaluations; None is a tenth of num_steps.
-      eval_batches: batches of an evaluation during training.
+      eval_batches: number of batches in an evaluation during training.
       checkpoint_every: steps between two checkpoints; None is eval_every.
-      keep_checkpoints: newest checkpoints that are kept.
-      final_evaluation: whether the whole validation split is evaluated at the end.
-      sample: whether an example of what the model does is printed at the end.
-      accumulate_steps: parts of a batch that are computed one after the other.
-      ema_decay: of an average of the parameters that is evaluated; 0 for none.
+      keep_checkpoints: number of checkpoints to keep, the newest ones.
+      final_evaluation: whether to evaluate the whole validation split at the end.
+      sample: whether to print a sample of the model's output at the end.
+      accumulate_steps: parts of a batch whose gradients are computed one after the other.
+      ema_decay: decay of the moving average of the parameters that is evaluated; 0 for none.
       label_smoothing: share of the target's probability that is spread over the vocabulary.
       mask_rate: share of the tokens that a masked language model predicts.
-      encoder: what `model` describes in speech recognition.
-      beam_width: prefixes of the beam search of speech recognition; 0 takes the best path.
-      data: see the task.
-      model: see the task.
+      encoder: encoder that `model` describes in speech recognition.
+      beam_width: prefixes in the beam search of speech recognition; 0 takes the best path.
+      data: the data; its keys depend on the task.
+      model: the model; its keys depend on the task.
       optimizer: the optimizer and its schedule.
-      mesh: devices along each axis.
+      mesh: number of devices along each axis.
     """
 
     task: str
@@ -155,10 +155,10 @@ class ExperimentConfig:
 
 
 def classes(config: Mapping[str, Any]) -> dict[str, type]:
-    """The config dataclass of each section of an experiment, by its name.
+    """Returns the config dataclass of each section of an experiment, by section name.
 
     Raises:
-      ConfigError: there is no such task or encoder.
+      ConfigError: the task or the encoder does not exist.
     """
     task, encoder = config.get("task"), config.get("encoder", "transformer")
     schema.check_choice(task, TASKS, "config.task")
@@ -170,11 +170,11 @@ def classes(config: Mapping[str, Any]) -> dict[str, type]:
 
 
 def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with all its keys, and with the values that follow from others.
+    """Returns the config with all its keys, and with the values that follow from other keys.
 
     Raises:
-      ConfigError: a key that is missing or that no part of the experiment has, or a value of
-        another type or out of range; one line that names the key.
+      ConfigError: a key is missing or unknown, or its value has a wrong type or is out of range;
+        the message is one line that names the key.
     """
     values = configuration.plain(config)
     kinds = classes(values)
@@ -196,15 +196,15 @@ def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collect
         resolved[name] = {key: getattr(part, key) for key in schema.keys(type(part))}
     resolved["optimizer"]["warmup_steps"] = optimizer.warmup(top.num_steps)
     if resolved["model"].get("positions", "learned") != "learned":
-        resolved["model"]["max_positions"] = None  # of a table that is not there
+        resolved["model"]["max_positions"] = None  # only learned positions have a table
     return ml_collections.ConfigDict(resolved)
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-    """The task of an experiment: the class of the module of its name, imported when it runs.
+    """Makes the task of an experiment; imports the module of its name when it is called.
 
     Raises:
-      UserError: a mistake in the config or in the data.
+      UserError: the config or the data have a mistake.
     """
     config = resolve(config)
     module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
@@ -212,7 +212,7 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
 
 
 def _by_data(model: type, longest: int | None) -> dict[str, Any]:
-    """Values in the place of those that the data will give a model's config."""
+    """Returns placeholders for the fields of a model's config that the data will set."""
     values = {
         "vocab_size": 2,
         "vocab_sizes": (2,),
@@ -225,12 +225,12 @@ def _by_data(model: type, longest: int | None) -> dict[str, Any]:
 
 
 class Key(NamedTuple):
-    """A key of a config.
+    """Key of a config.
 
     Attributes:
       hint: type of its value.
-      default: MISSING where a config must have the key.
-      meaning: one line.
+      default: default value; MISSING if a config must set the key.
+      meaning: meaning of the key, in one line.
     """
 
     hint: Any
@@ -239,7 +239,7 @@ class Key(NamedTuple):
 
 
 def known_keys(config: Mapping[str, Any]) -> dict[str, Key]:
-    """All keys of experiments with this task, data set, optimizer and encoder, by dotted name."""
+    """Returns all keys for this task, data set, optimizer and encoder, by dotted name."""
     found: dict[str, Key] = {}
     for section, cls in {"": ExperimentConfig, **classes(config)}.items():
         meanings = schema.meanings(cls)
@@ -257,7 +257,7 @@ def known_keys(config: Mapping[str, Any]) -> dict[str, Key]:
 
 
 def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
-    """The keys of the sections that hold arguments: of optimizer, generator and mixers."""
+    """Yields the keys of the options of optimizer, generator and mixers."""
     name = config.get("optimizer", {}).get("name", OptimizerConfig.name)
     meanings = schema.meanings(find_optimizer(name))
     for option, parameter in optimizer_options(name).items():
@@ -294,10 +294,10 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def flat(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """All keys of an experiment with their values, by dotted name.
+    """Returns all keys of an experiment with their values, by dotted name.
 
-    Two configs are the same experiment if these are equal: an option that one of them leaves out
-    has its default.
+    Two configs are the same experiment if their flat dicts are equal: an option that a config
+    leaves out has its default.
     """
     values = configuration.plain(resolve(config))
     found = configuration.flatten(values)
@@ -310,7 +310,7 @@ def flat(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any
 
 
 def listing(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[str]:
-    """Lines for the terminal: every key as a flag with its value, and what it means."""
+    """Returns lines for the terminal: every key as a flag with its value and its meaning."""
     values = flat(config)
     raw = configuration.plain(config)
     keys, given = known_keys(raw), configuration.flatten(raw)

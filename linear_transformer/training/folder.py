@@ -1,4 +1,4 @@
-"""The folder of a run: what must fit before training writes there, and what is written first."""
+"""Folder of a run: checks before training writes there, and the files that it writes first."""
 
 import json
 
@@ -14,7 +14,7 @@ from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import read_metrics
 from linear_transformer.training.optimizers import OptimizerConfig
 
-DATA_FILE = "data.json"  # fingerprints of the data that the run is trained on
+DATA_FILE = "data.json"  # fingerprints of the training data
 
 
 def open_folder(
@@ -23,7 +23,7 @@ def open_folder(
     lock: FolderLock,
     fingerprints: dict[str, str],
 ) -> None:
-    """Locks the folder, checks that the run in it is this one, and says what the run is.
+    """Locks the folder, checks that it holds the same run, and writes config and environment.
 
     Raises:
       ConfigError: the folder can't be written, holds another run, or has lost its checkpoints.
@@ -45,9 +45,9 @@ def open_folder(
 def check_data(
     workdir: epath.Path, config: ml_collections.ConfigDict, fingerprints: dict[str, str]
 ) -> None:
-    """Raises a ConfigError unless the data are those that the run was begun with.
+    """Raises a ConfigError unless the data are those that the run was started with.
 
-    A run without data.json, from before there were fingerprints, is not checked; a line says so.
+    An older run without data.json is not checked; the function prints a line that says so.
     """
     path = workdir / DATA_FILE
     try:
@@ -69,7 +69,7 @@ def check_data(
 
 
 def write_json(path: epath.Path, values: object) -> None:
-    """Whole or not at all."""
+    """Writes a JSON file atomically."""
     partial = path.with_suffix(".json.part")
     partial.write_text(json.dumps(values, indent=2) + "\n")
     partial.replace(path)
@@ -78,7 +78,7 @@ def write_json(path: epath.Path, values: object) -> None:
 def _check_schedule(
     before: ml_collections.ConfigDict, now: ml_collections.ConfigDict, workdir: epath.Path
 ) -> None:
-    """Raises a ConfigError where another number of steps would change steps that are done."""
+    """Raises a ConfigError if the new number of steps would change the rates of past steps."""
     ends = []
     for config in (before, now):
         optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
@@ -93,10 +93,10 @@ def _check_schedule(
 
 
 def _check_checkpoints(before: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Raises a ConfigError where steps were done whose checkpoints are gone.
+    """Raises a ConfigError if the checkpoints of a run were lost.
 
-    A run that was killed before its first checkpoint starts again: its folder of checkpoints is
-    there, and it had not come to the step of the first one.
+    A run that was killed before its first checkpoint is allowed to start again: its folder of
+    checkpoints exists, and its metrics end before the step of the first checkpoint.
     """
     done = max((record["step"] for record in read_metrics(workdir)), default=0)
     folder = workdir / "checkpoints"

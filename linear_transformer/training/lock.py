@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""Lock that allows one training at a time in a folder."""
 
 import fcntl
 import os
@@ -10,10 +10,10 @@ from linear_transformer.errors import ConfigError, RunError
 
 
 class FolderLock:
-    """Held from `acquire` to `release`, or to the end of the process, however it ends.
+    """Lock on a run folder, held from `acquire` to `release` or to the end of the process.
 
-    The kernel keeps it, so a killed run leaves nothing behind that would stop the next one.  A
-    bucket (gs://) has no locks, and is not protected.
+    The operating system keeps the lock, so a killed run leaves no lock that would block the next
+    run.  Buckets (gs://) have no locks and are not protected.
     """
 
     def __init__(self, workdir: epath.Path):
@@ -21,7 +21,7 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        """Makes the folder if need be.
+        """Takes the lock; creates the folder if it does not exist.
 
         Raises:
           ConfigError: another process trains there, or the folder can't be written.
@@ -40,7 +40,7 @@ class FolderLock:
                 f"--workdir={self._workdir}: needs `pip install -r requirements-tpu.txt` ({error})"
             ) from error
         try:
-            # Of the process, not of the file: a child that outlives it does not hold it.
+            # lockf belongs to the process, not to the file: a surviving child does not hold it.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.release()
@@ -49,7 +49,7 @@ class FolderLock:
             ) from error
 
     def check(self) -> None:
-        """Raises a RunError where the folder was removed, moved or replaced since `acquire`."""
+        """Raises a RunError if the folder was removed, moved or replaced since `acquire`."""
         if self._file is None:
             return
         try:

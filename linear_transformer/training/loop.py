@@ -1,4 +1,4 @@
-"""The training loop: resume, step, log, evaluate, checkpoint, stop."""
+"""Training loop: resume, step, log, evaluate, save checkpoints, stop."""
 
 import contextlib
 import time
@@ -27,11 +27,11 @@ from linear_transformer.training.state import TrainState
 from linear_transformer.training.stop import NOTHING_UNSAVED, Interrupted, Stop
 from linear_transformer.training.tracer import Tracer
 
-_LONG_SECONDS = 10  # an evaluation that takes longer does not begin with steps that are not saved
+_LONG_SECONDS = 10  # before an evaluation that takes longer, the loop saves a checkpoint
 
 
 class NonFiniteLossError(RunError):
-    """The loss, the gradient or a parameter is infinite or not a number."""
+    """Error: the loss, the gradient or a parameter is infinite or NaN."""
 
 
 @jax.jit
@@ -44,15 +44,23 @@ def train(
 ) -> TrainState:
     """Trains to `config.num_steps` from the newest checkpoint in `workdir`, or from the start.
 
-    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. The state returned is that of the
-    last step. Several processes all call it; process 0 writes, and the tracer is its own.
+    On SIGINT, SIGTERM or SIGHUP the function saves a checkpoint and returns early. With several
+    processes, all of them call it; process 0 alone writes and traces.
+
+    Args:
+      config: config of the experiment.
+      workdir: folder of the run.
+      tracer: records a profile of some steps; None for no profile.
+
+    Returns:
+      The state after the last step.
 
     Raises:
-      UserError: a mistake in config, data or folder, before anything is compiled; or processes
-        that were started differently.
-      NonFiniteLossError: names the step.
+      UserError: config, data or folder have a mistake (raised before anything is compiled), or
+        the processes were started with different arguments.
+      NonFiniteLossError: a value became infinite or NaN; the message names the step.
       RunError: the folder can't be written any more.
-      Interrupted: a signal came where nothing is unsaved; it is a SystemExit of status 0.
+      Interrupted: a signal came while nothing was unsaved; a SystemExit with status 0.
     """
     config = experiment.resolve(config)
     lock = FolderLock(workdir)
@@ -118,13 +126,13 @@ def _train(
 
 
 def _build(config: ml_collections.ConfigDict) -> tuple[Experiment, dict[str, str]]:
-    """The experiment, and fingerprints of its data."""
+    """Builds the experiment and the fingerprints of its data."""
     built = Experiment(config)
     return built, fingerprints(config.data, built.task)
 
 
 def _check_shared(workdir: epath.Path) -> None:
-    """Raises a ConfigError where processes have folders of their own, unknown to the others."""
+    """Raises a ConfigError if the processes do not share the run folder."""
     seen = distributed.gather((workdir / "config.json").exists())
     if not all(seen):
         raise ConfigError(
@@ -134,7 +142,7 @@ def _check_shared(workdir: epath.Path) -> None:
 
 
 class _Loop:
-    """The host's side of training: what has been done, and what is reported."""
+    """Host side of training: progress of the run, logging, evaluation and checkpoints."""
 
     def __init__(
         self,
@@ -157,18 +165,18 @@ class _Loop:
         self.tracer = tracer if distributed.is_first() else None
         self.step = self.saved = 0
         self.sums: dict[str, list[float]] = {}  # since the last log line
-        self.pending = None  # metrics of the step before, fetched when the next one is under way
+        self.pending = None  # metrics of the previous step, fetched while the next one runs
         self.writer: MetricWriter | None = None
         self.stop = stop
         self.lock = lock
         self.speed = speed
-        self.evaluation_seconds = float("inf")  # of the last one; the first one compiles
+        self.evaluation_seconds = float("inf")  # time of the last evaluation; the first compiles
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = self.saved = progress["step"]
         self.sums = {name: list(pair) for name, pair in progress["sums"].items()}
-        states = progress["data"]  # of the iterators of all parts of the rows
-        if isinstance(states, dict):  # saved before there could be several
+        states = progress["data"]  # one iterator state per part of the rows
+        if isinstance(states, dict):  # older checkpoints hold a single state
             states = [states]
         part, parts = placement.readers(self.mesh)
         if len(states) == parts:
@@ -217,14 +225,14 @@ class _Loop:
         return state
 
     def _next_batch(self) -> Any:
-        """None where a signal came while the data took long."""
+        """Returns the next batch; None if a signal came during a long wait for data."""
         self.stop.reading(True)
         try:
             batch = next(self.data)
         except Interrupted:
             if self.step == self.saved:
                 raise
-            self.data = None  # where it stands is not known; a resume counts the steps
+            self.data = None  # its position is unknown; a resumed run skips batches by steps
             return None
         finally:
             self.stop.reading(False)
@@ -233,7 +241,7 @@ class _Loop:
         return batch
 
     def _compile(self, step_fn, state: TrainState, batch: Any):
-        """The first step of this start, whose time is the compiler's."""
+        """Runs the first step, which compiles, and prints how long it took."""
         print(f"{'compiling:':12} the training step", flush=True)
         began = time.perf_counter()
         state, metrics = jax.block_until_ready(step_fn(state, batch))
@@ -243,7 +251,7 @@ class _Loop:
         return state, metrics
 
     def finish(self, state: TrainState, seconds: float) -> None:
-        """The last evaluation, the picture, and a summary."""
+        """Evaluates for the last time, plots the loss and prints a summary."""
         self.stop.nothing_unsaved()
         lines = [f"trained to step {self.step} in {seconds:.0f} s"]
         if self.config.final_evaluation:
@@ -272,7 +280,7 @@ class _Loop:
             self.pending = None
 
     def _collect(self, step: int, metrics) -> None:
-        """Fetches the metrics of a step and adds them to the window."""
+        """Fetches the metrics of a step and adds them to the sums since the last log line."""
         for name, (total, count) in jax.device_get(metrics).items():
             if not np.isfinite(total):
                 raise NonFiniteLossError(
@@ -305,7 +313,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises a RunError where the folder is gone or can't be written."""
+        """Turns errors of writing into a RunError; raises one if the folder is gone."""
         self.lock.check()
         try:
             yield
@@ -316,7 +324,7 @@ class _Loop:
             ) from error
 
     def _evaluate_if_missed(self, state: TrainState) -> None:
-        """At the start: a run that was ended between a checkpoint and its evaluation."""
+        """Evaluates at the start if the run ended between a checkpoint and its evaluation."""
         writer = self.writer
         missed = writer is not None and not writer.has(self.step, "validation")
         due = self.step and self.step % self.config.eval_every == 0
@@ -324,9 +332,9 @@ class _Loop:
             self._evaluate(state, self.config.eval_batches)
 
     def _evaluate_and_go_on(self, state: TrainState) -> None:
-        """In the middle of training; steps are saved before an evaluation that takes long.
+        """Evaluates during training; saves a checkpoint first if the evaluation takes long.
 
-        So a signal may end the process in the middle of it, compilation included.
+        A signal may then end the process at any moment of the evaluation or its compilation.
         """
         seconds = distributed.gather(self.evaluation_seconds)[0]
         if seconds <= _LONG_SECONDS:

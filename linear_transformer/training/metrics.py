@@ -1,4 +1,4 @@
-"""Metrics on their way out: JSON lines, TensorBoard, and a picture of the loss."""
+"""Output of metrics: JSON lines, TensorBoard, and a picture of the loss."""
 
 import contextlib
 import itertools
@@ -16,15 +16,15 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.runtime.pictures import save_figure
 
 LN2 = math.log(2)
-_EVENTS: Any = event_pb2  # protobuf makes its classes at import
+_EVENTS: Any = event_pb2  # type checkers do not see the classes that protobuf makes at import
 
 
 class MetricWriter:
-    """Writes `metrics.jsonl` and TensorBoard files of a run.
+    """Writer of `metrics.jsonl` and of the TensorBoard files of a run.
 
-    After a resume the lines of steps that will be computed again, and what is no record, move to
-    a file `metrics.1.jsonl`, or the next number that is free, so that `metrics.jsonl` always holds
-    one unbroken curve, and no line is lost.
+    After a resume, lines of steps that will be computed again, and damaged lines, move to the file
+    `metrics.1.jsonl` (or the next free number). So `metrics.jsonl` always holds one unbroken curve,
+    and no line is lost.
     """
 
     def __init__(self, workdir: epath.Path, resumed_step: int):
@@ -35,17 +35,21 @@ class MetricWriter:
         others = {line for line, _ in lines} - {line for line, _ in kept}
         if others:
             self._move_aside(others)
-        elif lines:  # the last one may have lost its end
+        elif lines:  # the last line may lack its line break
             _write_lines(self._path, [line for line, _ in kept])
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        # Not SummaryWriter: its thread would fail by itself, and then its queue waits for ever.
+        # Not SummaryWriter: if its thread fails to write, the queue blocks the caller for ever.
         self._tensorboard = EventsWriter(str(folder / "events"))
         start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
         self._add_event(resumed_step + 1, session_log=start)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Adds a record; raises an OSError where it can't be written."""
+        """Adds a record to both files.
+
+        Raises:
+          OSError: the record can't be written.
+        """
         record = {"step": step, "split": split, "time": time.time(), **values}
         before = self._before.pop((step, split), None)
         if before is not None:  # the last evaluation, when a finished run starts again
@@ -64,18 +68,18 @@ class MetricWriter:
             self._tensorboard.flush()
 
     def has(self, step: int, split: str) -> bool:
-        """Whether the file had this record when it was opened."""
+        """Returns whether the file held a record of this step and split when it was opened."""
         return (step, split) in self._before
 
     def flush(self) -> None:
-        """Writes what a bucket gets only now and then."""
+        """Writes the buffered TensorBoard events; `write` does so itself except for buckets."""
         self._tensorboard.flush()
 
     def _add_event(self, step: int, **content: Any) -> None:
         self._tensorboard.write_event(_EVENTS.Event(wall_time=time.time(), step=step, **content))
 
     def _move_aside(self, lines: set[str]) -> None:
-        """Takes these lines out; at no moment are they in neither file."""
+        """Moves lines to another file; a kill at any moment leaves them in one of the files."""
         numbers = (n for n in itertools.count(1) if not self._aside(n).exists())
         aside = self._aside(next(numbers))
         everything = [line for line, _ in _lines(self._path)]
@@ -92,18 +96,18 @@ class MetricWriter:
         return self._path.with_name(f"metrics.{number}.jsonl")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk; the error that counts is another one
+        with contextlib.suppress(OSError):  # on a full disk, `write` has raised the error already
             self._tensorboard.close()
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`, without damaged lines, such as one cut short by a kill."""
+    """Returns the records of `metrics.jsonl`; skips lines that a killed run left incomplete."""
     lines = _lines(workdir / "metrics.jsonl")
     return [record for _, record in lines if record is not None]
 
 
 def _lines(path: epath.Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Each line and its record, or None where it is no record."""
+    """Returns each line with its record, or with None if the line is damaged."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -124,7 +128,7 @@ def _untimed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_lines(path: epath.Path, lines: list[str]) -> None:
-    """Whole or not at all, on the disk when it returns."""
+    """Writes lines atomically and flushes them to the disk."""
     partial = path.with_suffix(".jsonl.part")
     with partial.open("wb") as file:
         file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by config."""
+"""Optimizers and learning-rate schedules, built from a config."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ from linear_transformer.nn.parameters import Declaration
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 _WITH_END = ("cosine", "linear")
 
-# Arguments of optimizers that other keys set, or that no config can write.
+# Arguments of optimizers that other config keys set, or that a config cannot express.
 _NO_OPTIONS = (
     *("learning_rate", "weight_decay", "mask", "weight_decay_mask", "args", "kwargs"),
     *("muon_weight_dimension_numbers", "linesearch"),
@@ -34,27 +34,27 @@ _OPTION_RANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What `config.optimizer` holds.
+    """Keys of `config.optimizer`.
 
     Attributes:
       name: any optimizer of optax or optax.contrib that takes a learning rate, such as "adamw",
         "adam", "radam", "lion" or "muon" (the group "matrix" by Muon, the rest by Adam).
-      learning_rate: the peak.
-      weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019), of the parameters that
-        declare it (`nn.parameters`): kernels and embeddings.
+      learning_rate: peak of the learning rate.
+      weight_decay: weight decay, decoupled from the gradient (Loshchilov & Hutter 2019), for the
+        parameters that declare it (`nn.parameters`): kernels and embeddings.
       options: other arguments of the optimizer, such as {"b2": 0.95}.
-      schedule: after the linear warm-up, "constant"; "cosine" or "linear" down to
-        `final_fraction` of the peak at its last step; "rsqrt", with the inverse square root of
-        the step (Vaswani et al. 2017); "step", times `step_factor` at each of `step_boundaries`.
-      schedule_steps: steps of warm-up and schedule, after which the rate stays; 0 is
-        `config.num_steps`. A run can be made longer only where it is given, or where neither
-        schedule nor warm-up depends on it.
-      warmup_steps: steps of linear warm-up from 0; None is `warmup_fraction` of those steps.
-      warmup_fraction: share of the steps that warm-up takes where `warmup_steps` is None.
-      final_fraction: learning rate at the last step over the peak.
+      schedule: learning rate after the linear warm-up: "constant"; "cosine" or "linear" down to
+        `final_fraction` of the peak at the last step; "rsqrt", the inverse square root of the
+        step (Vaswani et al. 2017); "step", times `step_factor` at each of `step_boundaries`.
+      schedule_steps: steps of warm-up and schedule, after which the rate stays constant; 0 is
+        `config.num_steps`. A run can be made longer only if this key is set, or if neither
+        schedule nor warm-up depends on the number of steps.
+      warmup_steps: steps of linear warm-up from 0; None is `warmup_fraction` of the schedule.
+      warmup_fraction: share of the schedule that the warm-up takes if `warmup_steps` is None.
+      final_fraction: learning rate at the last step, divided by the peak.
       step_boundaries: steps at which the schedule "step" changes the rate.
-      step_factor: what the rate is multiplied by at each of them.
-      clip_norm: bound of the global gradient norm; 0 leaves gradients alone.
+      step_factor: factor by which the schedule "step" multiplies the rate.
+      clip_norm: bound of the global gradient norm; 0 does not clip.
     """
 
     name: str = "adamw"
@@ -104,23 +104,23 @@ class OptimizerConfig:
             )
 
     def _ends(self) -> bool:
-        """Whether the rate depends on the number of steps."""
+        """Returns whether the learning rate depends on the number of steps."""
         decays = self.schedule in _WITH_END and self.final_fraction != 1
         return decays or (self.warmup_steps is None and self.warmup_fraction > 0)
 
     def end(self, num_steps: int) -> int | None:
-        """The last step of the schedule in a run of `num_steps`; None where it has none."""
+        """Returns the last step of the schedule in a run of `num_steps`; None if it has no end."""
         return (self.schedule_steps or num_steps) if self._ends() else None
 
     def warmup(self, num_steps: int) -> int:
-        """Steps of warm-up in a run of `num_steps`."""
+        """Returns the number of warm-up steps in a run of `num_steps`."""
         if self.warmup_steps is None:
             return math.floor(self.warmup_fraction * (self.end(num_steps) or 0) + 1e-6)
         return self.warmup_steps
 
 
 def optimizer_options(name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that `config.optimizer.options` may give an optimizer.
+    """Returns the arguments of an optimizer that `config.optimizer.options` may set.
 
     Raises:
       ConfigError: optax has no such optimizer.
@@ -133,7 +133,7 @@ def optimizer_options(name: str) -> dict[str, inspect.Parameter]:
 
 
 def option_type(parameter: inspect.Parameter) -> Any:
-    """Type of an optimizer's option, by its default: that is all that a config can write."""
+    """Returns the type of an optimizer's option, inferred from its default value."""
     if parameter.name in _OPTION_RANGES and parameter.default is None:
         return float | None
     kind = type(parameter.default)
@@ -141,7 +141,7 @@ def option_type(parameter: inspect.Parameter) -> Any:
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step."""
+    """Returns the function from a step to its learning rate."""
     peak, warmup = config.learning_rate, config.warmup(num_steps)
     remaining = max((config.end(num_steps) or 0) - warmup, 1)
     if config.schedule == "cosine":
@@ -166,28 +166,28 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def _muon_axes(declaration: Declaration) -> optax.contrib.MuonDimensionNumbers | None:
-    """Muon orthogonalises matrices, each layer of a stack by itself; Adam takes the rest."""
+    """Returns the two axes that Muon orthogonalises; None for parameters that Adam updates."""
     is_matrix = declaration.group == "matrix"
     return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
 
 
 def find_optimizer(name: str) -> Callable[..., optax.GradientTransformation] | None:
-    """The function of optax or optax.contrib of this name."""
+    """Returns the function of optax or optax.contrib with this name; None if there is none."""
     return getattr(optax, name, None) or getattr(optax.contrib, name, None)
 
 
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, declared: Any
 ) -> optax.GradientTransformation:
-    """The optimizer of a config, for parameters of one structure.
+    """Makes the optimizer of a config, for parameters of one structure.
 
     Args:
-      config: which one, with its schedule, weight decay and clipping.
-      num_steps: length of the run, where the schedule depends on it.
+      config: name of the optimizer, its schedule, weight decay and clipping.
+      num_steps: number of steps of the run.
       declared: `nn.parameters.declarations` of the parameters.
 
     Raises:
-      ConfigError: the optimizer does not take the options.
+      ConfigError: the optimizer does not exist, or it does not accept the options.
     """
     decayed = jax.tree.map(lambda declaration: declaration.weight_decay, declared)
     schedule = make_schedule(config, num_steps)
@@ -198,7 +198,7 @@ def make_optimizer(
     options = dict(config.options)
     decay = None
     if config.weight_decay and "weight_decay" not in arguments:
-        # Decoupled, as in AdamW: updates at rate 1, decayed, then both scaled by the schedule.
+        # Decoupled, as in AdamW: the schedule scales both the update (at rate 1) and the decay.
         decay = optax.chain(
             optax.add_decayed_weights(-config.weight_decay, decayed),
             optax.scale_by_schedule(schedule),
@@ -209,7 +209,7 @@ def make_optimizer(
         options["weight_decay"] = config.weight_decay
         options[mask] = decayed
     elif "weight_decay" in arguments:
-        options["weight_decay"] = 0.0  # optax's own default isn't 0 everywhere
+        options["weight_decay"] = 0.0  # some optimizers of optax have another default
     if "muon_weight_dimension_numbers" in arguments:
         options["muon_weight_dimension_numbers"] = jax.tree.map(_muon_axes, declared)
     try:

@@ -1,4 +1,4 @@
-"""Where a run goes when --workdir does not say it: the config and what is changed in it."""
+"""Default run folder, used without --workdir: named after the config and its changed keys."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ _LONGEST = 150  # characters of a folder's name
 
 
 def default(config_path: str, changes: Mapping[str, Any]) -> str:
-    """The default run folder: a folder of its own for each config, variant and set of changes.
+    """Returns the default run folder, a different one for each config, variant and change.
 
     `configs/lm/shakespeare.py:softmax` with `model.width` changed to 512 trains in
     `runs/lm/shakespeare-softmax-width=512`.
 
     Args:
-      config_path: as `--config` takes it. A file outside of `configs` and of the current folder
-        gives its name alone, so that nothing is written beside it.
+      config_path: value of `--config`. Of a file outside of `configs` and of the current folder,
+        only the name is used, so that nothing is written beside it.
       changes: new values by key of the config, without "config.".
     """
     path, _, variant = config_path.partition(":")
@@ -36,7 +36,7 @@ def default(config_path: str, changes: Mapping[str, Any]) -> str:
 
 
 def free(workdir: epath.Path) -> epath.Path:
-    """A folder beside `workdir` that does not exist yet: `workdir-2`, `workdir-3`, ..."""
+    """Returns a folder beside `workdir` that does not exist: `workdir-2`, `workdir-3`, ..."""
     number = 2
     while (candidate := workdir.with_name(f"{workdir.name}-{number}")).exists():
         number += 1
@@ -44,7 +44,7 @@ def free(workdir: epath.Path) -> epath.Path:
 
 
 def _parts(path: pathlib.PurePath) -> tuple[str, ...]:
-    """The path in the current folder or else its last part; below `configs` if that is in it."""
+    """Returns the path below `configs`, else below the current folder, else its last part."""
     inside = path.is_relative_to(pathlib.Path.cwd())
     parts = path.relative_to(pathlib.Path.cwd()).parts if inside else path.parts
     if _CONFIGS in parts[:-1]:

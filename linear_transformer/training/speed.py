@@ -1,4 +1,4 @@
-"""How fast training is, without the time of compilation, evaluations and checkpoints."""
+"""Speed of training, without the time of compilation, evaluations and checkpoints."""
 
 import time
 
@@ -9,14 +9,16 @@ from linear_transformer.runtime import accelerators
 
 
 class Speed:
-    """Steps per second since the last line of the log.
+    """Steps per second since the last log line.
+
+    If the peak FLOPs of the devices are known, the report includes the model FLOPs utilization
+    (MFU; Chowdhery et al. 2022, PaLM, appendix B): it counts three forward passes per step and no
+    recomputation.
 
     Args:
-      config: of the run.
-      flops: of a forward pass of the batch.
-      mesh: whose devices train. Where their peak is known, the model FLOPs utilization (MFU;
-        Chowdhery et al. 2022, PaLM, appendix B) is reported: what the model needs, three forward
-        passes, counts, and no recomputation.
+      config: config of the run.
+      flops: FLOPs of a forward pass of one batch.
+      mesh: devices that train.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, flops: int, mesh: Mesh):
@@ -27,19 +29,19 @@ class Speed:
         self.restart()
 
     def restart(self, steps: int = 0) -> None:
-        """Counts from here on; of `steps` = -1 the next one is not counted."""
+        """Restarts the measurement; with `steps=-1` it does not count the next step."""
         self._started, self._steps = time.perf_counter(), steps
 
     def count(self) -> None:
-        """A step is done."""
+        """Counts one step."""
         self._steps += 1
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on steps."""
+        """Excludes time, in seconds, that was not spent on steps."""
         self._started += seconds
 
     def report(self, steps_to_go: int) -> tuple[dict[str, float], str]:
-        """Numbers by name, and the end of a line; both empty where no step counts yet."""
+        """Returns rates by name, and text for the log; both are empty before the first step."""
         if self._steps <= 0:
             return {}, ""
         rate = self._steps / max(time.perf_counter() - self._started, 1e-9)

@@ -1,4 +1,4 @@
-"""The state of a training run, and the step that advances it."""
+"""State of a training run, and the step that advances it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from linear_transformer.sharding import placement
 from linear_transformer.sharding.data_parallel import sum_over_devices
 from linear_transformer.types import Metrics, PRNGKey
 
-Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # "loss" is what is minimised
+Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # the metric "loss" is minimised
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """State that a training step updates.
 
     Attributes:
       step: number of updates so far.
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Any:
-        """The parameters that evaluation and sampling use."""
+        """Parameters that evaluation and sampling use."""
         return self.parameters if self.average is None else self.average
 
 
@@ -47,7 +47,7 @@ def _initializer(
     seed: int,
     ema_decay: float,
 ) -> Callable[[], tuple[TrainState, nnx.Module]]:
-    """Returns a function that makes the state, and the model that it is the state of."""
+    """Returns a function that makes the model and its initial training state."""
 
     def init() -> tuple[TrainState, nnx.Module]:
         model = make_model(ParameterRngs(seed))
@@ -73,10 +73,14 @@ def init_state(
     ema_decay: float,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """Initialises in one compiled call, the same on every backend and device count.
+    """Initialises the state in one compiled call; all backends and device counts agree.
 
     Args:
-      mesh: that the state is spread over (`sharding.placement`); the default device alone if
+      make_model: makes the model from its random number generators.
+      optimizer: the optax transformation.
+      seed: seed of the parameters.
+      ema_decay: decay of the average of the parameters; 0 for no average.
+      mesh: mesh over which the state is sharded (`sharding.placement`); the default device if
         None.
     """
     init = _initializer(make_model, optimizer, seed, ema_decay)
@@ -92,7 +96,7 @@ def abstract_state(
     ema_decay: float,
     mesh: Mesh,
 ) -> TrainState:
-    """The shapes, types and shardings of `init_state`; nothing is computed."""
+    """Returns shapes, dtypes and shardings of `init_state` without computing anything."""
     state, model = nnx.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
     return placement.abstract(state, _shardings(mesh, state, model))
 
@@ -108,12 +112,12 @@ def make_train_step(
     sequences: Sequences = NO_SEQUENCES,
     exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
+    """Returns the jitted function `(state, batch) -> (state, metrics)`; it donates the state.
 
-    With accumulation the batch is cut into equal parts along its rows; sums and counts add up, so
-    the gradient is that of the whole batch whatever the weights.  Called and lowered under
-    `jax.set_mesh`, it runs on that mesh: each device has its tokens, and state and batch are arrays
-    on the mesh (`sharding.placement`); the last two arguments are those of
+    With accumulation, the batch is split into equal parts along its rows. Sums and counts are added
+    over the parts, so the gradient equals the gradient of the whole batch for any weights.  Under
+    `jax.set_mesh`, the step runs on that mesh: each device has its own tokens, and state and batch
+    are arrays on the mesh (`sharding.placement`). `sequences` and `exchange` are arguments of
     `sharding.data_parallel.sum_over_devices`.
     """
 
@@ -155,7 +159,7 @@ def make_train_step(
         metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
         state = TrainState(state.step + 1, parameters, optimizer_state, average)
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size > 1:  # it leaves as it came in
+        if mesh.size > 1:  # the new state keeps the shardings of the old one
             state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state, declared))
         return state, metrics
 

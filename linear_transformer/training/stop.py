@@ -1,9 +1,9 @@
-"""SIGINT, SIGTERM and SIGHUP stop a run, and nothing that was computed is lost.
+"""Handling of SIGINT, SIGTERM and SIGHUP: the run stops, and no computed step is lost.
 
-Python's signal handlers wait until C++ returns, and a compilation takes minutes.  So a thread
-watches too: where nothing is unsaved (while data are loaded, a program is compiled, a long
-evaluation runs), it ends the process.  Everywhere else the loop asks `requested` between two steps,
-and saves.
+Python runs signal handlers only after C++ code returns, and a compilation takes minutes.  So a
+thread watches for signals too: while nothing is unsaved (data are loaded, a program is compiled, a
+long evaluation runs), the thread ends the process.  Otherwise the loop calls `requested` between
+two steps and saves.
 """
 
 import os
@@ -19,33 +19,33 @@ from linear_transformer.runtime import distributed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _POLL_SECONDS = 0.1
-_UNWIND_SECONDS = 1.0  # for the main thread to end by itself where nothing is unsaved
-_TOGETHER_SECONDS = 15.0  # the same, where other processes would have to end too
-_DATA_SECONDS = 10.0  # that a batch may take before the loop stops without it
-_OTHERS_SECONDS = 60.0  # for a step that needs processes which may be gone
-_ASK_SECONDS = 2.0  # between two questions to the other processes
+_UNWIND_SECONDS = 1.0  # time for the main thread to end by itself while nothing is unsaved
+_TOGETHER_SECONDS = 15.0  # the same time if there are other processes
+_DATA_SECONDS = 10.0  # longest wait for a batch after a signal
+_OTHERS_SECONDS = 60.0  # longest wait for a step that needs processes which may have ended
+_ASK_SECONDS = 2.0  # time between two exchanges with the other processes
 
 
 NOTHING_UNSAVED = "nothing was unsaved; the same command goes on from the last checkpoint"
 
 
 class Interrupted(SystemExit):
-    """Ends the program with status 0: a signal came where nothing is unsaved."""
+    """Exit of the program with status 0: a signal came while nothing was unsaved."""
 
 
 class Stop:
-    """Handles the signals inside a `with` block, in the main thread of the process.
+    """Context manager that handles the signals, in the main thread of the process.
 
     A signal that is ignored (`nohup`) stays ignored.  A second Ctrl-C ends the process at once,
     with status 1.
 
     Attributes:
-      received: name of the first signal, or None.
+      received: name of the first signal; None before a signal comes.
     """
 
     def __init__(self):
         self.received: str | None = None
-        self._at = 0.0  # when that was, or when the loop last said that nothing is unsaved
+        self._at = 0.0  # time of the signal, or of the last call of `nothing_unsaved`
         self._unsaved = False
         self._saving = False
         self._reading_since: float | None = None
@@ -55,7 +55,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         self._main = threading.current_thread()
-        if self._main is not threading.main_thread():  # Python refuses handlers elsewhere
+        if self._main is not threading.main_thread():  # Python allows handlers only there
             return self
         self._pipe, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)
@@ -73,15 +73,15 @@ class Stop:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._previous_wakeup)
-        os.close(self._wakeup)  # which ends the thread
+        os.close(self._wakeup)  # ends the thread
         self._thread.join()
         os.close(self._pipe)
 
     def requested(self) -> bool:
-        """Whether to save and stop now: call it between steps, in every process.
+        """Returns whether to save and stop now; call it between steps, in every process.
 
-        Several processes ask each other about every two seconds, and all get the same answer after
-        the same step.
+        Several processes exchange their signals about every two seconds, and all of them get the
+        same answer after the same step.
         """
         if not distributed.has_others():
             return self.received is not None
@@ -99,25 +99,25 @@ class Stop:
         return name is not None
 
     def nothing_unsaved(self) -> None:
-        """From now on a signal may end the process at any moment.
+        """Allows a signal to end the process at any moment from now on.
 
         Raises:
-          Interrupted: here or later, because of a signal.
+          Interrupted: a signal came; this exception may also be raised later.
         """
         self._unsaved = self._saving = False
         self._at = time.monotonic()
         self._interrupt_if_due()
 
     def unsaved(self) -> None:
-        """From now on steps must be saved before the process ends."""
+        """Declares that steps must be saved before the process ends."""
         self._unsaved, self._saving = True, False
 
     def saving(self) -> None:
-        """From now on nothing may end the process, until `unsaved` or `nothing_unsaved`."""
+        """Prevents signals from ending the process until `unsaved` or `nothing_unsaved`."""
         self._saving = True
 
     def reading(self, active: bool) -> None:
-        """Says when the loop waits for data; a long wait ends with Interrupted."""
+        """Sets whether the loop waits for data; after a signal, a long wait raises Interrupted."""
         self._reading_since = time.monotonic() if active else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -133,11 +133,11 @@ class Stop:
     def _interrupt_if_due(self) -> None:
         if self._is_due():
             self._reading_since = None
-            self._saving = True  # not twice
+            self._saving = True  # prevents a second exception
             raise Interrupted(0)
 
     def _is_due(self) -> bool:
-        """Whether the main thread should leave what it is doing; not where others wait for it."""
+        """Returns whether to interrupt the main thread; False if other processes wait for it."""
         if self.received is None or self._saving or distributed.has_others():
             return False
         now = time.monotonic()
@@ -147,7 +147,7 @@ class Stop:
         )
 
     def _watch(self) -> None:
-        """In the thread: hears of signals even where the main thread is in C++."""
+        """Runs in the thread: receives signals even while the main thread is in C++."""
         heard = False
         while True:
             timeout = None if self.received is None else _POLL_SECONDS
@@ -164,7 +164,7 @@ class Stop:
                 continue
             main = self._main.ident
             if main is not None and self._is_due():
-                # A handler runs when the main thread itself gets a signal.
+                # A signal to the main thread itself interrupts its system call.
                 signal.pthread_kill(main, signal.SIGTERM)
             waited = time.monotonic() - self._at
             together = distributed.has_others()
@@ -174,7 +174,7 @@ class Stop:
                 self._end(1, "no answer from the other processes; the last steps are not saved")
 
     def _end(self, status: int, reason: str) -> None:
-        """Ends the process whatever the main thread is doing."""
+        """Ends the process without waiting for the main thread."""
         stream = sys.stderr if status else sys.stdout
         print(f"{'error: ' if status else ''}{self.received}: {reason}", file=stream, flush=True)
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Traces of some training steps, for XProf (`xprof --logdir=DIR/profile`)."""
+"""Profiles of some training steps, for XProf (`xprof --logdir=DIR/profile`)."""
 
 import tempfile
 from typing import Any
@@ -11,10 +11,10 @@ from linear_transformer.errors import ConfigError
 
 
 class Tracer:
-    """Records steps of a run into its folder `profile/`."""
+    """Recorder of a profile of some steps, in the folder `profile/` of a run."""
 
     def __init__(self, workdir: epath.Path, first: int, steps: int):
-        """Args: the run's folder, the steps done before the first one recorded, how many."""
+        """Makes a tracer of `steps` steps, which starts after the first `first` steps."""
         self._folder = workdir / "profile"
         self._first = first
         self._steps = steps
@@ -22,10 +22,10 @@ class Tracer:
 
     @classmethod
     def parse(cls, text: str, workdir: epath.Path) -> "Tracer":
-        """Reads "START:STEPS", as --profile gives them.
+        """Makes a tracer from the value "START:STEPS" of --profile.
 
         Raises:
-          ConfigError: anything else.
+          ConfigError: the text has another format.
         """
         first, _, steps = text.partition(":")
         if not (first.isdecimal() and steps.isdecimal() and int(steps)):
@@ -33,16 +33,16 @@ class Tracer:
         return cls(workdir, int(first), int(steps))
 
     def at(self, step: int, state: Any) -> None:
-        """Call it between steps: starts and stops the trace where its time has come."""
+        """Starts or stops the trace if this step is its start or end; call it between steps."""
         if self._local is None and step == self._first:
             self._local = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._local.name)
         elif self._local is not None and step == self._first + self._steps:
-            jax.block_until_ready(state)  # the steps are dispatched ahead of the device
+            jax.block_until_ready(state)  # JAX dispatches steps before the device has run them
             self.stop()
 
     def stop(self) -> None:
-        """Writes a trace that is under way; of fewer steps, at the end of a run."""
+        """Ends and writes an active trace; at the end of a run it may have fewer steps."""
         if self._local is None:
             return
         folder, self._local = self._local, None
