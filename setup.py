@@ -1,6 +1,6 @@
-"""The packages of a wheel: configs/ goes in as `linear_transformer.configs`.
+"""Packages of a wheel; the folder configs/ becomes the package `linear_transformer.configs`.
 
-pyproject.toml can find packages, or map a folder to another name, but not both.
+pyproject.toml can either find packages or map a folder to another name, but not both.
 """
 
 from setuptools import find_namespace_packages, find_packages, setup

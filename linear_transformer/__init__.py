@@ -1,8 +1,8 @@
 """Linear-attention transformers in JAX and Flax.
 
-The public names are in `__init__.pyi`, which type checkers read. A name is imported when it is
-first used, so that `import linear_transformer` is instant, and so that an operation needs neither
-Flax nor anything that reads data.
+The public names are listed in `__init__.pyi`, which type checkers read. Each name is imported at
+its first use. So `import linear_transformer` is instant, and an operation needs neither Flax nor
+the packages that read data.
 """
 
 import ast
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def _declared() -> dict[str, str]:
-    """The module of each public name, by the stub."""
+    """Returns the module of each public name, read from the stub file."""
     tree = ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text())
     return {
         alias.name: node.module
@@ -25,7 +25,7 @@ def _declared() -> dict[str, str]:
 
 
 _MODULES = _declared()
-# Type checkers have the names from the stub.
+# Type checkers get the names from the stub file.
 __all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

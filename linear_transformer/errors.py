@@ -1,16 +1,16 @@
-"""What a user can do wrong, as exceptions with a one-line message.
+"""Exceptions for mistakes of the user, each with a one-line message.
 
-The command lines print the line and exit with status 2; no traceback.
+The command-line programs print the message without a traceback and exit with status 2.
 """
 
 
 class UserError(ValueError):
-    """The message is one line that names the key or the file and says what to do."""
+    """Mistake of the user; the message is one line that names the key or file and the remedy."""
 
 
 class ConfigError(UserError):
-    """A mistake in a config or a flag."""
+    """Mistake in a config or a flag."""
 
 
 class RunError(Exception):
-    """A run that can't go on although its config is right; one line, exit status 1."""
+    """Failure of a run with a correct config; one-line message, exit status 1."""

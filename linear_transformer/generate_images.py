@@ -1,12 +1,12 @@
-"""Draws images pixel by pixel, from nothing or from the upper rows of test images.
+"""Generates images pixel by pixel, unconditionally or from the upper rows of test images.
 
 python -m linear_transformer.generate_images \
     --workdir=runs/papers/katharopoulos2020/mnist-linear --output=samples.png
 python -m linear_transformer.generate_images \
     --workdir=runs/papers/katharopoulos2020/mnist-linear --given_rows=14 --output=completions.png
 
-Writes a grid.  With --given_rows, each row of the grid is a test image, what the model is given of
-it, and its completions.  Prints images a second, compilation left out.
+The program writes a grid of images.  With --given_rows, each row of the grid has a test image, its
+given upper rows, and the completions.  It prints images per second, without compilation time.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ Pixels = UInt8[np.ndarray, "B Y X C"]
 
 @dataclasses.dataclass(frozen=True)
 class PixelSampler:
-    """Draws a channel value from the mixture that the model predicts."""
+    """Sampler of a channel value from the mixture of logistics that the model predicts."""
 
     def __call__(self, parameters_BP: Float[Array, "B P"], key: PRNGKey) -> Int[Array, " B"]:
         return logistic_mixture.sample(parameters_BP, key)
@@ -50,10 +50,10 @@ def continue_pixels(
     length: int,
     seed: int,
 ) -> UInt8[np.ndarray, "B L"]:
-    """The given pixels, at least one, and new ones up to `length` of each image.
+    """Continues images from their first T channel values (T >= 1) to `length` L values each.
 
     Raises:
-      ConfigError: the cache of the model's attention is smaller than an image.
+      ConfigError: the model's state or positions hold fewer tokens than an image.
     """
     capacity = nnx.merge(graphdef, parameters).capacity
     if capacity is not None and capacity < length:
@@ -73,7 +73,7 @@ def continue_pixels(
 
 
 def write_grid(path: epath.Path, rows: list[Pixels]) -> None:
-    """Writes the images of each entry side by side, the entries below each other, as a PNG.
+    """Writes a PNG grid; the images of each entry of `rows` are one row of the grid.
 
     Raises:
       UserError: the file can't be written.
@@ -93,7 +93,7 @@ def write_grid(path: epath.Path, rows: list[Pixels]) -> None:
 
 
 def _source(run: Run) -> ImageSource:
-    """The images of a run.
+    """Returns the images of a run.
 
     Raises:
       ConfigError: the run has another task.
@@ -104,7 +104,7 @@ def _source(run: Run) -> ImageSource:
 
 
 def unconditional(run: Run, count: int, seed: int) -> list[Pixels]:
-    """Rows of a square grid; each image starts with the first value of a training image."""
+    """Generates rows of a square grid; each image starts with a training image's first value."""
     source = _source(run)
     images, _ = source.split("train")
     chosen = np.random.default_rng(seed).integers(len(images), size=count)
@@ -114,10 +114,10 @@ def unconditional(run: Run, count: int, seed: int) -> list[Pixels]:
 
 
 def completions(run: Run, count: int, given_rows: int, seed: int) -> list[Pixels]:
-    """A row for each of the first test images: itself, what is given, and four completions.
+    """Completes the first test images; each row has the image, its given rows, 4 completions.
 
     Raises:
-      ConfigError: --given_rows is not below the image's height.
+      ConfigError: --given_rows is not less than the height of an image.
     """
     source = _source(run)
     shape = source.shape

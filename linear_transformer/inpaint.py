@@ -1,11 +1,11 @@
-"""Composes a stretch of a piano performance anew, from what is before and after it.
+"""Replaces a passage of a piano performance by a new one that fits the notes around it.
 
 python -m linear_transformer.inpaint --workdir=runs/papers/hadjeres2021/piano_small \
     --midi=IN.mid --start=10 --end=14 --output=OUT.mid
 
-All notes whose onset is from --start to --end (seconds) are replaced by as many new ones, or by
---num_notes; the others stay as they are, but for the sustain pedal, which is folded into durations.
-Writes OUT.mid, and OUT.png with the piano roll before and after.
+All notes with onsets from --start to --end (seconds) are replaced by the same number of new notes,
+or by --num_notes.  The other notes stay, but the sustain pedal is merged into their durations.  The
+program writes OUT.mid, and OUT.png with the piano rolls before and after.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from linear_transformer.tasks.inpainting import Inpainting
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """A stretch of time in a performance, as the model sees it.
+    """Passage of a performance that the model fills.
 
     Attributes:
-      before, after: the notes that stay, of type `midi.NOTE`.
-      onset: of the first new note, in seconds.
-      num_notes: new notes.
-      seconds: time from the first new note in which all onsets of new notes must be.
+      before, after: the notes that stay, of dtype `midi.NOTE`.
+      onset: onset of the first new note, in seconds.
+      num_notes: number of new notes.
+      seconds: seconds after `onset` within which all new notes must begin.
     """
 
     before: np.ndarray
@@ -45,10 +45,10 @@ class Gap:
 
 
 def cut(notes: np.ndarray, start: float, end: float, num_notes: int | None) -> Gap:
-    """Takes the notes with onsets in [start, end) out.
+    """Removes the notes with onsets in [start, end), in seconds.
 
     Raises:
-      ConfigError: the stretch is empty or beyond the notes.
+      ConfigError: the passage is empty or begins after the last note.
     """
     if not 0 <= start < end:
         raise ConfigError(
@@ -71,7 +71,7 @@ def cut(notes: np.ndarray, start: float, end: float, num_notes: int | None) -> G
 
 
 def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
-    """Returns the new notes.
+    """Generates the new notes of a gap.
 
     The model reads a window of its training length, with the gap in the middle.
 
@@ -102,7 +102,7 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
     events = padded(corpus, np.concatenate([before, masked, after]), 0, num_events)
     elapsed = corpus.elapsed(events)
     stop = num_before + gap.num_notes
-    # Masked events have time shift 0 so far: what follows begins where the gap began.
+    # Masked events have time shift 0 so far, so the events after the gap start at its onset.
     elapsed[stop:] += round(100 * (after_onset - gap.onset))
     filled, _ = inpaint(
         run.graphdef,
@@ -121,7 +121,7 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
 
 
 def plot(path: epath.Path, pictures: dict[str, np.ndarray], start: float, end: float) -> None:
-    """Draws piano rolls around the stretch, one below the other; louder notes are darker."""
+    """Draws piano rolls around the passage, one below the other; louder notes are darker."""
     import matplotlib
 
     matplotlib.use("agg")

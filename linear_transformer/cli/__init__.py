@@ -1,1 +1,1 @@
-"""The installed commands: `linear-transformer-train` and `linear-transformer-eval`."""
+"""Installed commands: `linear-transformer-train` and `linear-transformer-eval`."""

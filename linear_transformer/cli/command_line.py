@@ -1,4 +1,4 @@
-"""The config of a command line: --config=FILE[:VARIANT], and --config.KEY=VALUE for any key."""
+"""Config flags of a command line: --config=FILE[:VARIANT], and --config.KEY=VALUE for any key."""
 
 import importlib.machinery
 import importlib.util
@@ -18,16 +18,16 @@ from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.runtime import program
 from linear_transformer.training import experiment
 
-# Keys that decide which other keys there are.
+# Keys that decide which other keys exist.
 _DECIDING = ("task", "encoder", "data.dataset", "optimizer.name")
 
 
 def run(main: Callable[[ml_collections.ConfigDict, "CommandLine"], None], default: str) -> None:
-    """Runs a program that has a config, as `program.run` does.
+    """Runs a program that has a config; see `program.run` for errors and exit statuses.
 
     Args:
-      main: called with the config and the command line.
-      default: config file of the --config flag.
+      main: main function, called with the resolved config and the command line.
+      default: default value of the --config flag.
     """
     shipped_configs.make_importable()
     default = shipped_configs.find(default)
@@ -56,7 +56,7 @@ def _with_flag_files(argv: list[str]) -> list[str]:
 
 
 def _define_flags(default: str) -> None:
-    """The flags that every program with a config has; --help shows them as its own."""
+    """Defines the flags of every program with a config; --help lists them with its own flags."""
     if "config" in flags.FLAGS:
         return
     flags.DEFINE_string(
@@ -71,7 +71,7 @@ def _define_flags(default: str) -> None:
 
 
 class Override(NamedTuple):
-    """A key of the config, and the flag that sets it, as it was written."""
+    """Key of the config, with the text of its value and the flag as the user wrote it."""
 
     key: str
     text: str | None
@@ -79,12 +79,12 @@ class Override(NamedTuple):
 
 
 class CommandLine(NamedTuple):
-    """A parsed command line.
+    """Command line, split into config flags and other arguments.
 
     Attributes:
       path: value of --config.
       overrides: changes of the config, in the order of the flags.
-      rest: all other arguments, which absl parses.
+      rest: all other arguments; absl parses them.
     """
 
     path: str
@@ -93,11 +93,11 @@ class CommandLine(NamedTuple):
 
 
 def split(argv: Sequence[str], default: str) -> CommandLine:
-    """Sorts the arguments into those of the config and others.
+    """Splits the arguments into config flags and other arguments.
 
     Args:
-      argv: the arguments, of which the first is the program's name.
-      default: path of the config where there is no --config.
+      argv: the arguments; the first one is the name of the program.
+      default: path of the config if --config is missing.
     """
     path, overrides, rest = default, [], list(argv[:1])
     arguments = list(argv[1:])
@@ -126,10 +126,10 @@ def split(argv: Sequence[str], default: str) -> CommandLine:
 
 
 def load(path: str) -> ml_collections.ConfigDict:
-    """Runs `get_config` of FILE, or of FILE:VARIANT.
+    """Runs `get_config` of a config file, given as FILE or FILE:VARIANT.
 
     Raises:
-      ConfigError: any error of the file, in one line.
+      ConfigError: the file can't be read or raises an error; the message is one line.
     """
     file, colon, variant = path.partition(":")
     loader = importlib.machinery.SourceFileLoader("_config_file", file)
@@ -169,7 +169,7 @@ def _get_config(module: types.ModuleType, file: str, arguments: list[str]) -> An
 
 
 def _reason(error: BaseException, file: str) -> str:
-    """The kind, message and line of an error that a config file raises."""
+    """Returns the type, message and line number of an error that a config file raises."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     line, message = (lines or [None])[-1], str(error)
     if isinstance(error, SyntaxError):
@@ -183,10 +183,10 @@ def _reason(error: BaseException, file: str) -> str:
 def override(
     config: ml_collections.ConfigDict, overrides: Sequence[Override]
 ) -> ml_collections.ConfigDict:
-    """The config with the values that the flags give.
+    """Returns the config with the values of the flags in place of its own.
 
     Raises:
-      ConfigError: no part of the experiment has the key, or the value is of another type.
+      ConfigError: the experiment has no such key, or the value has a wrong type.
     """
     values = configuration.plain(config)
     for deciding in (True, False):
@@ -226,7 +226,7 @@ def _value(key: str, text: str | None, flag: str, keys: dict[str, experiment.Key
 
 
 def _hint(key: str, flag: str, keys: dict[str, experiment.Key]) -> Any:
-    """The type of a key's value; a free dict accepts any key."""
+    """Returns the type of a key's value; a dict without known keys accepts any key."""
     if key in keys:
         return keys[key].hint
     if children := _children(key, keys):
@@ -264,7 +264,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _check_mixers(values: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Raises a ConfigError for an option of a mixer that the model does not have."""
+    """Raises a ConfigError if a flag sets an option of a mixer that the model does not have."""
     pattern = values.get("model", {}).get("pattern", ("linear",))
     for key, _, flag in overrides:
         if key.startswith("model.mixers."):

@@ -1,6 +1,6 @@
-"""`--compile_only` of train.py and eval.py: does a config fit on these TPUs?
+"""Flag `--compile_only` of train.py and eval.py: does a config fit on these TPUs?
 
-Exit status 0 if it does, 1 if not, 2 with one line when the command was wrong.
+The exit status is 0 if it fits, 1 if not, and 2 with one line if the command is wrong.
 """
 
 import sys
@@ -19,13 +19,13 @@ _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices, over a data-centre 
 
 
 def requested() -> bool:
-    """Whether the command line has the flag; for use before flags are parsed and JAX starts."""
+    """Returns whether the command line has the flag, before flags are parsed and JAX starts."""
     given = [argument.lstrip("-") for argument in sys.argv[1:] if argument.startswith("-")]
     return any(flag.lower() in ("compile_only", "compile_only=true") for flag in given)
 
 
 def prepare() -> None:
-    """Sets the environment that the TPU compiler needs; call it before JAX is imported."""
+    """Sets environment variables for the TPU compiler; call it before JAX is imported."""
     if requested():
         accelerators.prepare_environment()
 
@@ -34,7 +34,7 @@ def report(program: Literal["training", "decoding"], config: Any) -> None:
     """Compiles the program and prints its memory, FLOPs and traffic.
 
     Raises:
-      UserError: a mistake in flags, config or data.
+      UserError: flags, config or data have a mistake.
       RunError: the program does not fit.
     """
     from linear_transformer.compile import ahead_of_time

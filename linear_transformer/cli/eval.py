@@ -4,7 +4,7 @@ linear-transformer-eval --workdir=runs/default --split=test
 linear-transformer-eval --workdir=runs/default --prompt="def main():" --num_tokens=200
 linear-transformer-eval --config=MINE.py --compile_only --topology=v5e:2x2       does it fit?
 
-A clone has it as eval.py.
+In a clone, the same command is `python eval.py`.
 """
 
 from linear_transformer.cli import process

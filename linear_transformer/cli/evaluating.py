@@ -1,4 +1,4 @@
-"""The program behind eval.py: its flags, and its evaluation or sampling."""
+"""Program of eval.py: its flags, and evaluation or sampling."""
 
 import ml_collections
 from absl import flags

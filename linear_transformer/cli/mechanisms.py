@@ -1,8 +1,8 @@
 """Lists the mechanisms: python -m linear_transformer.cli.mechanisms
 
-A line for each name that may stand after the colon of `--config=configs/default.py:NAME`: what it
-computes, its source, and the state that decoding keeps for a sequence in the model of
-configs/default.py.  Names without a state look both ways; `configs/lra/text.py:NAME` takes them.
+The program prints one line for each NAME in `--config=configs/default.py:NAME`: what the mechanism
+computes, its source, and the size of the decoding state of one sequence in the model of
+configs/default.py.  Names without a state are bidirectional; use `configs/lra/text.py:NAME`.
 """
 
 import jax
@@ -13,11 +13,11 @@ from linear_transformer.models.language_model import LanguageModel, LanguageMode
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import program
 
-_BYTES = 256  # symbols of the model's text
+_BYTES = 256  # vocabulary size for bytes
 
 
 def state_of(name: str) -> str:
-    """Bytes of a state, and the number of tokens after which it is full."""
+    """Returns text with the bytes of a state, and the number of tokens that fit if limited."""
     from configs import default, mechanisms
 
     if name not in mechanisms.NAMES:

@@ -1,4 +1,4 @@
-"""Set-up of a command's process before JAX is imported; nothing here imports JAX."""
+"""Set-up of a command's process before JAX is imported; this module does not import JAX."""
 
 import sys
 
@@ -6,10 +6,10 @@ from linear_transformer.runtime.host_memory import use_huge_pages
 
 
 def prepare(usage: str | None) -> None:
-    """Restarts the process with huge pages, and sets what --compile_only needs.
+    """Restarts the process with huge pages, and prepares --compile_only.
 
     Args:
-      usage: text of --help for a command that is not a script with its own docstring.
+      usage: text of --help for a command whose script has no docstring.
     """
     use_huge_pages()
     main = sys.modules["__main__"]

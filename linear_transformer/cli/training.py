@@ -1,4 +1,4 @@
-"""The program behind train.py: its flags, and its training."""
+"""Program of train.py: its flags, and training."""
 
 import ml_collections
 from absl import flags
@@ -39,7 +39,7 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
 
 
 def _default_workdir(line: CommandLine) -> str:
-    """The default folder; overrides that a resumed run may change are not part of its name."""
+    """Returns the default run folder; its name leaves out overrides that a resume may change."""
     return run_folder.default(
         line.path,
         {

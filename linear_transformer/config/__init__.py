@@ -1,1 +1,1 @@
-"""Configs: keys and their checks, files, and the configs that come with the package."""
+"""Configs: keys, checks of their values, and the config files that come with the package."""

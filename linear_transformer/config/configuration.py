@@ -12,13 +12,16 @@ from linear_transformer.errors import ConfigError
 
 
 def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
-    """Makes a config dataclass; an unknown or missing key is an error that names it.
+    """Makes a config dataclass from the values of its keys.
 
     Args:
-      cls: dataclass, which calls `schema.check` for its own values.
+      cls: config dataclass; it calls `schema.check` for its own values.
       values: values of the keys that a config file may set.
       key: key of the section, "" for the experiment itself.
       extra: values of other fields.
+
+    Raises:
+      ConfigError: a key is unknown or missing, or a value is invalid; the message names the key.
     """
     prefix = f"config.{key}." if key else "config."
     if not isinstance(values, dict | ml_collections.ConfigDict):
@@ -41,7 +44,7 @@ def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
 
 
 def plain(config: Any) -> Any:
-    """The config as nested dicts and tuples, which dataclasses and JSON accept."""
+    """Converts a config to nested dicts and tuples, which dataclasses and JSON accept."""
     if isinstance(config, ml_collections.ConfigDict):
         return {name: plain(config[name]) for name in config}
     if isinstance(config, dict):
@@ -52,7 +55,7 @@ def plain(config: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested dicts by dotted key."""
+    """Returns the values of nested dicts by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

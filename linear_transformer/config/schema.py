@@ -1,4 +1,4 @@
-"""Checks of config dataclasses: types, ranges and choices in one place, and what a key means.
+"""Checks of config dataclasses (types, ranges and choices), and the meanings of their keys.
 
 A config dataclass declares `RANGES` and `CHOICES` and calls `check` from `__post_init__`.  Every
 message is one line that names the key.
@@ -26,7 +26,7 @@ _LONG = 240  # longest list of keys, in characters, that is printed beside a sug
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Finite numbers from `least` or above `above`, to `most` or below `below`."""
+    """Range of numbers x with least <= x <= most and above < x < below."""
 
     least: int | float = -math.inf
     above: int | float = -math.inf
@@ -37,7 +37,7 @@ class Range:
         return self.least <= value <= self.most and self.above < value < self.below
 
     def __str__(self) -> str:
-        """The condition in words, to follow "must be"."""
+        """Returns the condition in words, as text after "must be"."""
         if self == POSITIVE:
             return "positive"
         if self.most == self.below == math.inf:
@@ -54,18 +54,18 @@ SEED = Range(least=0, below=2**32)
 
 
 def by_data(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that the task sets from the data; it is no key of a config file."""
+    """Returns a dataclass field that the task sets from the data, not a key of a config file."""
     return dataclasses.field(default=default, metadata={_BY_DATA: True})
 
 
 def keys(cls: type) -> dict[str, dataclasses.Field]:
-    """The fields of a config dataclass that a config file may set."""
+    """Returns the fields of a config dataclass that a config file may set, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if _BY_DATA not in f.metadata}
 
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
+    """Returns the types of a dataclass's fields, by name."""
     return typing.get_type_hints(cls)
 
 
@@ -77,7 +77,7 @@ def check(config: Any, key: str) -> None:
       key: key of the dataclass in the experiment, such as "model"; "" for the experiment itself.
 
     Raises:
-      ConfigError: names the key.
+      ConfigError: a value is invalid; the message names its key.
     """
     prefix = f"config.{key}." if key else "config."
     for field in dataclasses.fields(config):
@@ -90,7 +90,7 @@ def check(config: Any, key: str) -> None:
 
 
 def check_choice(value: Any, allowed: Iterable[str], key: str) -> None:
-    """Raises a ConfigError unless the value is one of the allowed ones."""
+    """Raises a ConfigError unless the value is one of the allowed values."""
     if value not in allowed:
         raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(allowed)}")
 
@@ -103,7 +103,7 @@ def check_range(value: Any, allowed: Range, key: str) -> None:
 
 
 def check_type(value: Any, hint: Any, key: str) -> None:
-    """Raises a ConfigError unless the value is of the type; an int is a float too."""
+    """Raises a ConfigError unless the value has the type; a float may be given as an int."""
     if not _is_of(value, hint):
         raise ConfigError(
             f"{key} is {value!r}, a {type(value).__name__}; it must be {_type_name(hint)}"
@@ -137,12 +137,12 @@ def _type_name(hint: Any) -> str:
 
 
 def parse(text: str, hint: Any, flag: str) -> Any:
-    """The value that a flag's text stands for.
+    """Parses the text of a flag as a value of the given type.
 
     Args:
       text: the text after the "=".
-      hint: type that the value must have.
-      flag: the flag as it was written, for the message.
+      hint: type of the value.
+      flag: the flag as the user wrote it, for the error message.
 
     Raises:
       ConfigError: the text is not a value of this type.
@@ -158,7 +158,7 @@ _NO_VALUE = object()
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The types of a union, None before str and int before float."""
+    """Returns the types of a union, None before str and int before float."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     parts = list(typing.get_args(hint)) if union else [hint]
     order = [types.NoneType, bool, int, float]
@@ -185,7 +185,7 @@ def _parse_as(text: str, hint: Any) -> Any:
     if hint is Any:
         return value
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, str):  # gla,softmax without quotes
+        if isinstance(value, str):  # names without quotes: gla,softmax
             value = [part.strip(" '\"") for part in value.strip("()[] ").split(",") if part.strip()]
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
         value = tuple(tuple(x) if isinstance(x, list) else x for x in value)
@@ -193,10 +193,10 @@ def _parse_as(text: str, hint: Any) -> Any:
 
 
 def unknown(key: str, allowed: Collection[str]) -> ConfigError:
-    """The error of a key that does not exist; its section is what is before the last dot.
+    """Returns the error for a key that does not exist, with a suggestion.
 
     Args:
-      key: dotted key, as the message shows it.
+      key: dotted key, shown in the message; its section is the part before the last dot.
       allowed: names of the keys in the section.
     """
     name = key.rpartition(".")[2]
@@ -209,10 +209,10 @@ def unknown(key: str, allowed: Collection[str]) -> ConfigError:
 
 
 def meanings(made_by: Any) -> dict[str, str]:
-    """The first sentence of the docstring about each attribute or argument, in one line.
+    """Returns the first sentence of the docstring about each attribute or argument, by name.
 
     Args:
-      made_by: a class, whose bases count too, or a function.
+      made_by: a class, including its bases, or a function.
     """
     classes = inspect.getmro(made_by) if inspect.isclass(made_by) else (made_by,)
     found: dict[str, str] = {}
@@ -227,7 +227,7 @@ _ENTRY = re.compile(r"^(\w+(?:, \w+)*)(?: \([^)]*\))?: *(.*)$")
 def _section(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     names: list[str] = []
-    indent = None  # of the entries
+    indent = None  # indentation of the entries
     inside = False
     for line in text.splitlines():
         depth = len(line) - len(line.lstrip())

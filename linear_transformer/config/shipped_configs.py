@@ -1,8 +1,8 @@
-"""The configs that come with the project: `configs/...`, with or without a clone.
+"""Configs that come with the project: `configs/...`, with or without a clone.
 
-A clone has them beside the package, a wheel inside it. A file of the same path in the current
-folder goes first, so that a copy can be changed. Config files import each other as
-`from configs import default`, in a clone and where the package is installed.
+A clone has the configs beside the package, a wheel has them inside the package. A file with the
+same path in the current folder takes precedence, so users can change a copy. Config files import
+each other with `from configs import default`, in a clone and in an installed package.
 """
 
 import importlib.machinery
@@ -16,13 +16,13 @@ FOLDER = next(f for f in (_PACKAGE / NAME, _PACKAGE.parent / NAME) if f.is_dir()
 
 
 def find(path: str) -> str:
-    """The path of a config in the current folder if it exists, else of a shipped config.
+    """Returns the path of a config in the current folder if it exists, else of a shipped config.
 
     Args:
       path: a file or folder, with or without `:variant`.
 
     Returns:
-      The path with its variant; unchanged where neither folder has it.
+      The path with its variant; the unchanged path if neither folder has the config.
     """
     name, colon, variant = path.partition(":")
     parts = pathlib.PurePath(name).parts
@@ -34,7 +34,7 @@ def find(path: str) -> str:
 
 
 def find_in_arguments(arguments: list[str]) -> list[str]:
-    """The command line with the path of `--config=PATH` or `--config PATH` replaced by `find`'s."""
+    """Replaces the path in `--config=PATH` or `--config PATH` by the result of `find`."""
     found = []
     for argument in arguments:
         flag, equals, path = argument.partition("=")
@@ -47,7 +47,7 @@ def find_in_arguments(arguments: list[str]) -> list[str]:
 
 
 def make_importable() -> None:
-    """Makes `configs` a package: the current folder's configs and, after them, the shipped ones."""
+    """Makes `configs` importable: first from the current folder, then from the shipped configs."""
     if NAME in sys.modules:
         return
     spec = importlib.machinery.ModuleSpec(NAME, None, is_package=True)
