@@ -1,13 +1,13 @@
-"""Runs side by side: a metric against steps, length or an option, as a picture and a table.
+"""Comparison of runs: a metric against steps, length or an option, as a picture and a table.
 
     python -m linear_transformer.analysis.curves --runs='runs/recall/mqar-*' --output=mqar.png
     python -m linear_transformer.analysis.curves --runs='runs/recall/parity-*' --by=length
     python -m linear_transformer.analysis.curves --runs='runs/recall/mqar-*' --by=pairs
 
-Reads the `metrics.jsonl` that train.py leaves in each folder.  `--by=step` draws every evaluation,
-`--by=length` the numbers `accuracy_at_<length>` of the last one, and any other word is an option of
-`config.data.evaluation_options`, drawn from `accuracy_at_length_<length>_<option>_<value>`.  The
-table is Markdown.
+The program reads `metrics.jsonl` in each folder.  `--by=step` draws every evaluation; `--by=length`
+draws `accuracy_at_<length>` of the last evaluation.  Any other value is the name of an option in
+`config.data.evaluation_options`: the program draws `accuracy_at_length_<length>_<option>_<value>`.
+The table is Markdown.
 """
 
 import functools
@@ -27,10 +27,10 @@ Points = list[tuple[int, float]]
 
 
 def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, Any]]]:
-    """Records of a split by the name of the run's folder.
+    """Reads the records of a split, by the name of the run's folder.
 
     Raises:
-      ConfigError: a pattern matches no folder, or a folder has no such records.
+      ConfigError: a pattern matches no folder, or a folder has no records of the split.
     """
     runs = {}
     for folder in run_folders(patterns):
@@ -42,10 +42,10 @@ def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, A
 
 
 def run_folders(patterns: Sequence[str]) -> list[epath.Path]:
-    """The folders of `--runs`.
+    """Returns the folders of `--runs`.
 
     Args:
-      patterns: folders, or their last parts with `*` and `?`.
+      patterns: paths of folders; the last part of a path may have `*` and `?`.
 
     Raises:
       ConfigError: a pattern matches no folder.
@@ -61,19 +61,19 @@ def run_folders(patterns: Sequence[str]) -> list[epath.Path]:
 
 
 def by_step(records: list[dict[str, Any]], metric: str) -> Points:
-    """(step, metric) of every record that has it."""
+    """Returns (step, metric) of every record that has the metric."""
     return [(r["step"], r[metric]) for r in records if metric in r]
 
 
 def by_length(records: list[dict[str, Any]], metric: str) -> Points:
-    """(length, metric) of the last record, from its entries `<metric>_at_<length>`."""
+    """Returns (length, metric) of the last record, from its entries `<metric>_at_<length>`."""
     names = re.compile(re.escape(metric) + r"_at_(\d+)")
     matches = ((names.fullmatch(name), value) for name, value in records[-1].items())
     return sorted((int(match[1]), value) for match, value in matches if match)
 
 
 def by_option(records: list[dict[str, Any]], metric: str, option: str) -> Points:
-    """(value, metric) of the last record by an option of the data; of two lengths, the longer."""
+    """Returns (option value, metric) of the last record; the longest length takes precedence."""
     names = re.compile(rf"{re.escape(metric)}_at_length_(\d+)_{re.escape(option)}_(\d+)")
     matches = ((names.fullmatch(name), value) for name, value in records[-1].items())
     points = sorted((int(match[1]), int(match[2]), value) for match, value in matches if match)
@@ -81,7 +81,7 @@ def by_option(records: list[dict[str, Any]], metric: str, option: str) -> Points
 
 
 def markdown(curves: dict[str, Points], by: str) -> str:
-    """A Markdown table with a row for each run: the last step, or all lengths or options."""
+    """Returns a Markdown table, one row per run: the last step, or all lengths or options."""
     if by == "step":
         rows = [
             (name, f"{points[-1][0]:,}", f"{points[-1][1]:.4f}") for name, points in curves.items()
@@ -99,7 +99,7 @@ def markdown(curves: dict[str, Points], by: str) -> str:
 
 
 def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) -> None:
-    """Draws a line for each run; lengths and options on a logarithmic axis."""
+    """Draws a line for each run; the axis of lengths and options is logarithmic."""
     import matplotlib
 
     matplotlib.use("agg")

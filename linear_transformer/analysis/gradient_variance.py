@@ -1,16 +1,16 @@
-"""Variation of gradients from step to step, by attention: table 2 of Qin et al. 2022.
+"""Variation of gradients between steps for several mixers: table 2 of Qin et al. 2022.
 
     python -m linear_transformer.analysis.gradient_variance
     python -m linear_transformer.analysis.gradient_variance --steps=500 --config.data.batch_size=8
 
-Trains the config (configs/default.py:katharopoulos) once for each row of the table with everything
-but the mixer the same, optimizer, data and seed included, and prints two measures of the gradients
-g_t of the mixers' parameters over the steps t after a warm-up.  The paper does not say which
-measure it used.  The results are also written to build/benchmarks/gradient_variance.json.
+The program trains the config (configs/default.py:katharopoulos) once for each row of the table.
+Only the mixer differs; optimizer, data and seed are the same.  It prints two measures of the
+gradients g_t of the mixers' parameters over the steps t after a warm-up; the paper does not say
+which measure it used.  It also writes the results to build/benchmarks/gradient_variance.json.
 
 - norm: std_t(|g_t|_2) / mean_t(|g_t|_2) of the norm of the whole gradient.
-- entries: std_t(|g_ti|) / mean_t(|g_ti|) for each entry i, then the mean over the entries.  Of
-  Gaussian noise around 0 it is sqrt(pi/2 - 1) = 0.76.
+- entries: std_t(|g_ti|) / mean_t(|g_ti|) for each entry i, then the mean over the entries.  For
+  Gaussian noise with mean 0 this value is sqrt(pi/2 - 1) = 0.76.
 
 Published after 50,000 steps on WikiText-103: 1+elu 0.58, Performer 0.47, softmax 0.25,
 NormAttention 0.20.
@@ -52,7 +52,7 @@ ROWS = (
 
 
 class Moments(NamedTuple):
-    """Running sums over the steps, of the gradient's norm and of the size of every entry."""
+    """Sums over steps of the gradient norm, of the absolute entries, and of their squares."""
 
     count: Float[Array, ""]
     norm: Float[Array, ""]
@@ -76,7 +76,7 @@ class Moments(NamedTuple):
         )
 
     def relative_deviations(self) -> tuple[float, float]:
-        """(norm, entries); entries without any gradient are left out."""
+        """Returns the measures (norm, entries), without entries whose gradient is always 0."""
         norm = _relative(self.norm, self.norm_squared, self.count)
         ratios = jax.tree.map(
             lambda s, s2: _relative(s, s2, self.count), self.entries, self.entries_squared
@@ -86,14 +86,14 @@ class Moments(NamedTuple):
 
 
 def _relative(total: Array, total_squared: Array, count: Array) -> Array:
-    """Standard deviation over mean; NaN where the mean is 0."""
+    """Returns the standard deviation divided by the mean; NaN where the mean is 0."""
     mean = total / count
     variance = jnp.maximum(total_squared / count - mean**2, 0)
     return jnp.where(mean > 0, jnp.sqrt(variance) / mean, jnp.nan)
 
 
 def _mixers(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of the mixers, in which alone the rows of the table differ."""
+    """Returns the parameters of the mixers; the rest of the model is the same for all rows."""
     blocks = parameters["stack"]["blocks"]
     return {str(layer): block["mixer"] for layer, block in blocks.items()}
 
@@ -101,7 +101,7 @@ def _mixers(parameters: dict[str, Any]) -> dict[str, Any]:
 def measure(
     config: ml_collections.ConfigDict, mixer: str, options: dict[str, Any], steps: int, warmup: int
 ) -> tuple[float, float]:
-    """Both measures for one mixer in all layers."""
+    """Trains with one mixer in all layers; returns the measures (norm, entries)."""
     config = experiment.resolve(config)  # the rest of the model is the same for all mixers
     config.model.pattern = (mixer,)
     config.model.mixers = ml_collections.ConfigDict({mixer: options})

@@ -1,15 +1,16 @@
-"""The table of Long Range Arena: the runs of this project beside published accuracies.
+"""Table of Long Range Arena: runs of this project beside published accuracies.
 
     python -m linear_transformer.analysis.lra --runs='runs/lra/*'
 
-Reads `config.json` and `eval-test.json` of each folder (python eval.py --workdir=... --split=test),
-or the last validation record of `metrics.jsonl`, which a note then says.  A folder is named
-`<config>-<model>`, as by train.py; the image's side is not part of the model's name, so that
-`pathfinder-linear,128` (Path-X) is in the row of `pathfinder-linear`.  Prints Markdown.
+The program reads `config.json` and `eval-test.json` of each folder (python eval.py --workdir=...
+--split=test).  Without `eval-test.json` it uses the last validation record of `metrics.jsonl`, and
+a note says so.  A folder has the name `<config>-<model>`, as train.py sets it; the image size is
+not part of the model's name, so `pathfinder-linear,128` (Path-X) is in the row of
+`pathfinder-linear`.  The output is Markdown.
 
-Three averages are in use.  Long Range Arena's is over five tasks, without Path-X; S4's is over six,
-where a failed Path-X is 50, chance; HGRN2's is over six, where a missing accuracy is 0.  All are
-computed from the cells, for published rows too.
+The literature has three averages: Long Range Arena takes five tasks, without Path-X; S4 takes six
+tasks, with 50 (chance) for a failed Path-X; HGRN2 takes six tasks, with 0 for a missing accuracy.
+All three are computed from the cells, for published rows too.
 """
 
 import json
@@ -31,9 +32,9 @@ FAILED = "failed"
 NOT_REPORTED = "-"
 AVERAGES = ("mean of 5", "mean of 6 (failed Path-X = 50)", "mean of 6 (missing = 0)")
 
-_CHANCE = 50.0  # percent, of Path-X
+_CHANCE = 50.0  # accuracy of chance on Path-X, in percent
 
-# `config.data.dataset` -> column; pathfinder has two.
+# Column of each `config.data.dataset`; "pathfinder" has two columns, by length.
 _COLUMNS = {
     "listops": "ListOps",
     **dict.fromkeys(("imdb", "newsgroups", "spam"), "Text"),
@@ -41,18 +42,18 @@ _COLUMNS = {
     **dict.fromkeys(("cifar10", "mnist", "fashion_mnist"), "Image"),
 }
 _PATHFINDERS = {1_024: "Pathfinder", 16_384: "Path-X"}
-_NAMES = {"Text": "imdb", "Retrieval": "aan", "Image": "cifar10"}  # of the benchmark's own sets
-_GENERATED = ("listops", "aan", "pathfinder")  # this project writes these formats too
-_LENGTHS = {"ListOps": 2_000, "Text": 1_000, "Retrieval": 4_000, "Image": 1_024}  # at least
+_NAMES = {"Text": "imdb", "Retrieval": "aan", "Image": "cifar10"}  # the benchmark's own data sets
+_GENERATED = ("listops", "aan", "pathfinder")  # this project generates files of these formats too
+_LENGTHS = {"ListOps": 2_000, "Text": 1_000, "Retrieval": 4_000, "Image": 1_024}  # minimum lengths
 
 Cells = dict[str, tuple[float, list[str]]]  # percent and notes, by column
 
 
 def column_of(config: Any, folder: epath.Path) -> str:
-    """The task of a run.
+    """Returns the column of the table for a run.
 
     Raises:
-      ConfigError: the run is of no task of the table.
+      ConfigError: the table has no column for the run's task.
     """
     if config.get("task") != "sequence_classification":
         raise ConfigError(f"--runs: {folder} is a run of another task ({config.get('task')})")
@@ -67,7 +68,7 @@ def column_of(config: Any, folder: epath.Path) -> str:
 
 
 def notes_on(data: Any, column: str) -> list[str]:
-    """Differences between a run's data and the benchmark's, by the run's config."""
+    """Returns the differences between a run's data and the benchmark's, from the run's config."""
     notes = []
     own = _NAMES.get(column, data.dataset)
     if data.dataset != own:
@@ -84,7 +85,7 @@ def notes_on(data: Any, column: str) -> list[str]:
 
 
 def accuracy_of(folder: epath.Path) -> tuple[float, list[str]] | None:
-    """The accuracy in percent, and notes; None for a run without any evaluation.
+    """Returns the accuracy in percent, and notes; None if the run has no evaluation.
 
     Raises:
       ConfigError: the file of the evaluation can't be read.
@@ -102,10 +103,10 @@ def accuracy_of(folder: epath.Path) -> tuple[float, list[str]] | None:
 
 
 def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
-    """The cells of the table, by model.
+    """Reads the cells of the table, by model.
 
     Raises:
-      ConfigError: a folder has no run, is of another task, or is of a cell that is already filled.
+      ConfigError: a folder has no run, its run has another task, or two runs fill the same cell.
     """
     models: dict[str, Cells] = {}
     folders: dict[tuple[str, str], epath.Path] = {}
@@ -123,17 +124,17 @@ def read_runs(patterns: Sequence[str]) -> dict[str, Cells]:
 
 
 def model_of(name: str) -> str:
-    """The model's name: "linear,small" for "pathfinder-linear,128,small"."""
+    """Returns the model of a folder: "linear,small" for "pathfinder-linear,128,small"."""
     config, _, variant = name.partition("-")
     return ",".join(part for part in variant.split(",") if not part.isdigit()) or config
 
 
 def averages(accuracies: Sequence[float | None], *, failed: bool) -> list[float | None]:
-    """The three averages of AVERAGES; None without all of the first five tasks.
+    """Returns the three averages of AVERAGES; None if one of the first five tasks is missing.
 
     Args:
       accuracies: accuracies on TASKS; None if missing.
-      failed: whether a missing Path-X was run and stayed at chance; otherwise it is unknown.
+      failed: whether a missing Path-X stayed at chance; if not, its accuracy is unknown.
     """
     *five, path_x = accuracies
     measured = [accuracy for accuracy in five if accuracy is not None]
@@ -146,7 +147,7 @@ def averages(accuracies: Sequence[float | None], *, failed: bool) -> list[float 
 
 
 def markdown(models: dict[str, Cells]) -> str:
-    """The table, its runs first, and the notes under it."""
+    """Returns the table, with this project's runs first, and the notes below it."""
     notes: list[str] = []
 
     def mark(note: str) -> str:

@@ -24,12 +24,12 @@ _WAVSPA = "WavSpA (arXiv:2210.01989)"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A published row: one model.
+    """Published row: one model.
 
     Attributes:
-      accuracies: accuracies on TASKS; None on Path-X if it failed or was not reported.
-      source: the publication, and how its setting differs.
-      failed: whether Path-X was no better than chance.
+      accuracies: accuracies on TASKS; None for Path-X if the model failed or did not report it.
+      source: publication, and differences of its setting.
+      failed: whether the accuracy on Path-X was no better than chance.
     """
 
     model: str
@@ -41,7 +41,7 @@ class Row:
 def _rows(
     source: str, rows: dict[str, tuple[float, ...]], *, reports_path_x: bool = True
 ) -> list[Row]:
-    """Rows of one source; five numbers are without Path-X."""
+    """Makes the rows of one source; a row with five numbers has no Path-X."""
     return [
         Row(
             model,

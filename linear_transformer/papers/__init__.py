@@ -1,1 +1,1 @@
-"""Published tables, with the number that this project measured beside each published one."""
+"""Published tables, with this project's measurement beside each published number."""

@@ -1,4 +1,4 @@
-"""Published tables beside the numbers that were measured here.
+"""Published tables beside the measurements of this project.
 
     python -m linear_transformer.papers --list
     python -m linear_transformer.papers --table=katharopoulos2020/table1
@@ -10,26 +10,26 @@
 
 A table is a file `configs/papers/PAPER/TABLE.py`.  `--list` counts the cells of every table: how
 many were measured in the paper's setting, how many by a reduced twin for small machines, and how
-many not at all.  `--table` prints one as Markdown, with date, command and time of every run it
-quotes; `--output` writes it, and beside it a picture (.png) of bars, or of curves for a figure.
-`--all` is one document of the list and all tables of which any cell was measured.
+many were not measured.  `--table` prints one table as Markdown, with date, command and time of each
+run that it quotes.  `--output` writes the table to a file, and a picture (.png) of bars or curves
+beside it.  `--all` makes one document of the list and of all tables with a measured cell.
 
 A cell is filled by a run or by a benchmark file found on disk, and by nothing else:
 
 - `--runs=DIR` (default: runs) is searched with all folders below it.  A run counts if it is at its
-  last step and its config equals that of the cell, seed, paths and how often it reports apart; the
-  runs of several seeds are averaged.  The value is that of eval.py, or of the last evaluation while
-  training.
-- Speeds are those of JSON files that `python -m benchmarks.NAME` wrote, there or in
-  build/benchmarks: the newest that fits.  Compare the hardware before the numbers.
+  last step and its config equals the config of the cell, except for the seed, paths and intervals
+  of reports.  Runs with several seeds are averaged.  The value is the result of eval.py, or else
+  of the last evaluation during training.
+- Speeds are read from JSON files of `python -m benchmarks.NAME`, in DIR or in build/benchmarks; the
+  newest file that fits is used.  Compare the hardware before the numbers.
 
-Only at the paper's scale is a difference from the published number printed.  Of reduced twins
+The difference from the published number is printed only at the paper's scale.  For reduced twins,
 compare the order of the rows.
 
-`--launch` first runs what the table lacks, one after the other: the reduced twins, or the paper's
-settings with `--scale=paper`.  It resumes what was stopped.  A failure is printed in
-one line, the next run starts, and the exit status is 1 at the end.  Data that the user must supply
-are named with `--files=NAME=PATH`; a run without them prints the NAME.
+`--launch` first runs the missing experiments, one after the other: the reduced twins, or the
+paper's settings with `--scale=paper`.  It resumes runs that were stopped.  After a failure, it
+prints one line and starts the next run; the exit status is then 1.  `--files=NAME=PATH` names data
+that the user must supply; if they are missing, the run prints the NAME.
 """
 
 import pathlib
@@ -53,7 +53,7 @@ def _find(folder: pathlib.Path) -> Found:
 
 
 def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str, str]) -> list[str]:
-    """Runs the experiments that the table lacks, and returns a line for each failure."""
+    """Runs the missing experiments of a table; returns a line for each failure."""
     jobs = launch.plan(table, scale, _find(folder), folder)
     if not jobs:
         print("nothing is missing", flush=True)
@@ -78,7 +78,7 @@ def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str,
 
 
 def write_all(found: Found, output: str | None) -> None:
-    """Prints the list and the tables that have a measured cell, and writes them with pictures."""
+    """Prints the list and the tables with a measured cell; writes them if `output` is given."""
     tables = {name: load_table(name) for name in table_names()}
     filled = {name: cells.fill(table, found) for name, table in tables.items()}
     parts = [
@@ -114,7 +114,7 @@ def _write_text(text: str, output: str) -> None:
 
 
 def write(table: Table, found: Found, output: str | None) -> None:
-    """Prints the table, and writes it with its picture."""
+    """Prints a table; writes it with its picture if `output` is given."""
     filled = cells.fill(table, found)
     text = report.markdown(table, filled)
     print(text)
@@ -128,7 +128,7 @@ def write(table: Table, found: Found, output: str | None) -> None:
 
 
 def _files(arguments: list[str]) -> dict[str, str]:
-    """{"wsj": PATH} of ["wsj=PATH"]."""
+    """Converts ["wsj=PATH"] to {"wsj": PATH}."""
     files = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")

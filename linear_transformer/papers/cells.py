@@ -1,4 +1,4 @@
-"""The cells of a table: published and measured numbers, with the command and machine of each."""
+"""Cells of a table: published and measured numbers, with the command and machine of each."""
 
 import dataclasses
 import statistics
@@ -20,11 +20,11 @@ class Cell:
     """One number of a table.
 
     Attributes:
-      scale: PAPER or REDUCED; None if it was not run.
-      values: values of repetitions with other seeds, in the column's unit.
+      scale: PAPER or REDUCED; None if the experiment was not run.
+      values: one value for each seed, in the unit of the column.
       sources: origin of each value, as Markdown.
-      runs: runs that the values are from.
-      remark: a note on the values; if there are none, how to get them or why they cannot be got.
+      runs: runs that gave the values.
+      remark: note on the values; without values, how to measure them or why nothing measures them.
     """
 
     row: Row
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published, or their ratio for benchmarks; None unless at paper scale."""
+        """Difference measured - published, or ratio for benchmarks; None if not at paper scale."""
         value = self.value
         if value is None or self.scale != PAPER or not isinstance(self.published, int | float):
             return None
@@ -50,7 +50,7 @@ class Cell:
 
 
 def fill(table: Table, found: Found) -> list[Cell]:
-    """All cells, row by row; the paper's setting goes before the reduced one."""
+    """Returns all cells, row by row; runs at paper scale take precedence over reduced twins."""
     cells = []
     for row in table.rows:
         filled = [_fill(row, number, column, found) for number, column in enumerate(table.columns)]
@@ -59,7 +59,7 @@ def fill(table: Table, found: Found) -> list[Cell]:
 
 
 def experiments(table: Table, scale: str) -> list[tuple[Row, Column, Experiment]]:
-    """The row, column and experiment of every cell that runs of this scale fill."""
+    """Returns row, column and experiment of every cell that runs of this scale can fill."""
     return [
         (row, column, experiment)
         for row in table.rows
@@ -100,7 +100,7 @@ def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:
 
 
 def _how_to_run(row: Row, number: int, column: Column) -> str:
-    """The config or the benchmark of a cell, or why it has none."""
+    """Returns the command for a cell, or the reason why there is none."""
     if column.benchmark and row.candidate:
         return f"`{column.benchmark.command}`"
     if column.metric is None:
@@ -113,7 +113,7 @@ def _how_to_run(row: Row, number: int, column: Column) -> str:
 
 
 def _from_benchmarks(empty: Cell, found: Found) -> Cell:
-    """The cell from the newest file, with the best of its rows, which differ in batch size."""
+    """Fills a cell from the newest file, with its best row (rows differ in batch size)."""
     benchmark, candidate = empty.column.benchmark, empty.row.candidate
     if benchmark is None or candidate is None:
         return empty
@@ -137,7 +137,7 @@ def _from_benchmarks(empty: Cell, found: Found) -> Cell:
 
 
 def _mean(cell: Cell, row: list[Cell]) -> Cell:
-    """The mean of other cells, if all of them were measured and at the same scale."""
+    """Fills a cell with the mean of other cells if all were measured at the same scale."""
     parts = [part for part in row if part.column.name in cell.column.mean_of]
     scales = {part.scale for part in parts}
     if len(scales) != 1 or None in scales:

@@ -1,4 +1,4 @@
-"""Runs the experiments that a table lacks, one after the other, with train.py and eval.py."""
+"""Runs of a table's missing experiments, one after the other, with train.py and eval.py."""
 
 import dataclasses
 import pathlib
@@ -13,14 +13,14 @@ from linear_transformer.papers.tables import Experiment, Table
 
 @dataclasses.dataclass
 class Job:
-    """An experiment, and the splits that it has to be evaluated on.
+    """Experiment to run, with the splits to evaluate.
 
     Attributes:
-      rows: names of the table's rows that it fills.
-      measures: pairs of (split, metric), some of them not measured yet.
-      workdir: folder of the run, which may not exist yet.
-      finished: whether it needs no more training.
-      seconds: estimated training time, from earlier runs of the config; None without any.
+      rows: names of the rows that the experiment fills.
+      measures: pairs of (split, metric); some of them are not measured yet.
+      workdir: folder of the run; it may not exist yet.
+      finished: whether the training is complete.
+      seconds: training time estimated from earlier runs of the config; None if there are none.
     """
 
     experiment: Experiment
@@ -47,9 +47,12 @@ def duration(seconds: float | None) -> str:
 
 
 def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[Job]:
-    """The missing jobs; an experiment that several cells share is one job.
+    """Returns the missing jobs of a table; cells with the same experiment share one job.
 
     Args:
+      table: the table.
+      scale: PAPER or REDUCED.
+      found: existing runs.
       folder: parent folder of new runs.
     """
     wanted: list[tuple[Experiment, list[str], list[tuple[str, str]]]] = []
@@ -76,10 +79,14 @@ def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[J
 
 
 def launch(job: Job, files: dict[str, str]) -> str | None:
-    """Trains and evaluates, with output to this terminal; returns a description of a failure.
+    """Trains and evaluates, with output to the terminal.
 
     Args:
-      files: paths of the user's own files, by `Experiment.files`.
+      job: the experiment and its splits.
+      files: paths of the user's own files, by the names in `Experiment.files`.
+
+    Returns:
+      A description of the failure; None if there was no failure.
     """
     lacking = [name for name in job.experiment.files.values() if name not in files]
     if lacking and not job.finished:
@@ -100,7 +107,7 @@ def launch(job: Job, files: dict[str, str]) -> str | None:
 
 
 def execute(arguments: list[str]) -> int:
-    """Runs train.py or eval.py to its end; by its module, which an installed package has too."""
+    """Runs train.py or eval.py as a module, which installed packages have; returns its status."""
     script, *flags = arguments
     module = f"linear_transformer.cli.{pathlib.Path(script).stem}"
     return subprocess.run([sys.executable, "-m", module, *flags], check=False).returncode
@@ -111,7 +118,7 @@ def _workdir(job: Job) -> list[str]:
 
 
 def _missing(run: Run, measures: list[tuple[str, str]]) -> list[str]:
-    """Splits that a run still has to be evaluated on."""
+    """Returns the splits on which a run is not evaluated yet."""
     return [split for split, metric in measures if run.value(split, metric) is None]
 
 

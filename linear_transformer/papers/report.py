@@ -1,4 +1,4 @@
-"""A filled table as Markdown and as a picture, and the list of all tables."""
+"""Reports: a filled table as Markdown and as a picture, and the list of all tables."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ from linear_transformer.runtime.pictures import save_figure
 NOT_RUN = "not run"
 _HEAD = ("row", "measure", "published", "measured", "difference", "how measured")
 _COLORS = {"published": "0.7", PAPER: "tab:blue", REDUCED: "tab:orange"}
-_LOGARITHMIC = 50  # a panel whose values differ by more than this factor
+_LOGARITHMIC = 50  # ratio of the values of a panel above which its axis is logarithmic
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
-    """Number of cells by scale, and of cells without a published number; these groups overlap."""
+    """Counts cells by scale, and cells without a published number; these groups overlap."""
     return {
         "cells": len(cells),
         PAPER: sum(cell.scale == PAPER for cell in cells),
@@ -32,7 +32,7 @@ def counts(cells: Sequence[Cell]) -> dict[str, int]:
 
 
 def listing(tables: dict[str, list[Cell]]) -> str:
-    """A line for each table with its counts, and the sums."""
+    """Returns a Markdown table with the counts of each table and their sums."""
     rows = [(name, *counts(cells).values()) for name, cells in tables.items()]
     total = ("all", *map(sum, zip(*(row[1:] for row in rows), strict=True)))
     head = ("table", *counts([]))
@@ -40,10 +40,12 @@ def listing(tables: dict[str, list[Cell]]) -> str:
 
 
 def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
-    """The table as Markdown: published and measured in one line per cell, then the sources.
+    """Returns a table as Markdown: one line per cell, then the sources.
 
     Args:
-      part: name of the table where it is one of several in a document.
+      table: the table.
+      cells: its filled cells.
+      part: name of the table if the document has several tables.
     """
     notes: list[str] = []
 
@@ -79,7 +81,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
 
 
 def number(value: Published, digits: int | None = None) -> str:
-    """A number with so many digits; without digits, a published number or word as it is."""
+    """Formats a number with the given digits after the point; without digits, as published."""
     if value is None:
         return "-"
     if isinstance(value, str) or digits is None:
@@ -104,7 +106,7 @@ def _four_digits(value: float, column: Column) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    """A ratio for benchmarks, else a difference and a verdict on it."""
+    """Formats a ratio for benchmarks, else a difference and whether it is within tolerance."""
     if cell.difference is None:
         return ""
     if cell.column.benchmark:
@@ -123,7 +125,7 @@ def _how(cell: Cell) -> str:
 
 
 def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
-    """For each column, the number of pairs of rows that are in the published order."""
+    """Returns a sentence for each column on the pairs of rows that are in the published order."""
     sentences = []
     for column in table.columns:
         measured = [
@@ -150,14 +152,17 @@ def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """Markdown; `align` is of the columns after the first, the last letter of all others."""
+    """Returns a Markdown table; `align` has letters for the columns after the first, "r" or "l"."""
     align = align.ljust(len(head) - 1, align[-1])
     rule = ("---", *("---:" if letter == "r" else "---" for letter in align))
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def plot(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
-    """Bars of each column, or the curves of a figure; False if there is nothing to draw.
+    """Draws bars for each column, or the curves of a figure.
+
+    Returns:
+      False if there is nothing to draw.
 
     Raises:
       UserError: the file cannot be written.
@@ -230,7 +235,7 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
 
 
 def _bars(cells: Sequence[Cell]) -> list[tuple[str, str, float]]:
-    """(row, kind, value) of one column; twins that are measured in another unit are left out."""
+    """Returns (row, kind, value) of one column, without twins that have another metric."""
     bars = []
     for cell in cells:
         if isinstance(cell.published, int | float):

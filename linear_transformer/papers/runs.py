@@ -20,27 +20,27 @@ from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
 from linear_transformer.training.metrics import read_metrics
 
-# Keys whose values do not make another experiment: reports, checkpoints, the mesh, the seed.
+# Keys that do not distinguish experiments: reports, checkpoints, the mesh, the seed.
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
-_SIZES = {"paper size": PAPER, "small twin": REDUCED}  # as benchmarks write them
+_SIZES = {"paper size": PAPER, "small twin": REDUCED}  # values in files of benchmarks
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """A config with all its keys by dotted names and values as JSON has them."""
+    """Returns a config with all its keys, by dotted name, with values of JSON types."""
     try:
         values = flat(config)
-    except ConfigError:  # from another version of the code: a run of no current experiment
+    except ConfigError:  # another version of the code made it, so it fits no current experiment
         values = configuration.flatten(configuration.plain(config))
     return json.loads(json.dumps(values))
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A folder that train.py wrote.
+    """Run, read from a folder that train.py wrote.
 
     Attributes:
-      config: the config by dotted keys.
+      config: values of the config by dotted key.
       records: lines of `metrics.jsonl`.
       environment: content of `environment.json`; empty for an older run without it.
     """
@@ -69,7 +69,7 @@ class Run:
         return self.step > 0 and self.step >= self.config.get("num_steps", 0)
 
     def is_of(self, config: dict[str, Any], experiment: Experiment) -> bool:
-        """Whether this is a run of an experiment; `config` is its own, flat."""
+        """Returns whether the run is of an experiment; `config` is the experiment's flat config."""
         for key in config.keys() | self.config.keys():
             same = config.get(key) == self.config.get(key)
             if key in experiment.files:
@@ -80,7 +80,7 @@ class Run:
         return True
 
     def value(self, split: str, metric: str) -> tuple[float, bool] | None:
-        """The metric over the whole split after the last step, and whether eval.py computed it.
+        """Returns the metric of a split after the last step, and whether eval.py computed it.
 
         Raises:
           ConfigError: a file of eval.py cannot be read.
@@ -93,14 +93,14 @@ class Run:
                     return float(evaluation["metrics"][metric]), True
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: not an evaluation; run eval.py again") from error
-        if split == "train":  # its records are of the last steps only
+        if split == "train":  # these records cover the last steps only
             return None
         last = [r for r in self.records if r["split"] == split and r["step"] == self.step]
         return (float(last[-1][metric]), False) if last and metric in last[-1] else None
 
     @property
     def seconds(self) -> float:
-        """Seconds of the training steps, without evaluations."""
+        """Time of the training steps in seconds, without evaluations."""
         total, before = 0.0, 0
         for record in self.records:
             if record["split"] == "train" and record.get("steps_per_second"):
@@ -109,7 +109,7 @@ class Run:
         return total
 
     def made(self) -> str:
-        """Date of the last record, hardware and commit."""
+        """Returns date of the last record, hardware and commit."""
         seconds = self.records[-1].get("time") if self.records else None
         date = "no date"
         if seconds is not None:
@@ -117,7 +117,7 @@ class Run:
         return _made(self.environment | {"date": date})
 
     def command(self, config: dict[str, Any], experiment: Experiment) -> str:
-        """The train.py command that makes this run; `config` is the experiment's, flat."""
+        """Returns the command that makes this run; `config` is the experiment's flat config."""
         given = [
             f"--config.{key}={value}"
             for key, value in sorted(self.config.items())
@@ -129,7 +129,7 @@ class Run:
 
 
 def _made(where: dict[str, Any]) -> str:
-    """Date, hardware and commit, as far as they are known."""
+    """Returns date, hardware and commit, as far as they are known."""
     parts = [where.get("date", "no date")]
     if "hardware" in where:
         parts.append(environment.machine(where))
@@ -141,7 +141,7 @@ def _made(where: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkFile:
-    """A JSON file of `benchmarks/`."""
+    """JSON file that a program of `benchmarks/` wrote."""
 
     path: pathlib.Path
     content: dict[str, Any]
@@ -151,7 +151,7 @@ class BenchmarkFile:
         return _SIZES.get(self.content.get("size", ""))
 
     def rows(self, benchmark: Benchmark, candidate: str) -> list[dict[str, Any]]:
-        """The results that a benchmark names, of one candidate."""
+        """Returns the results of one candidate that match a benchmark."""
         if any(self.content.get(key) != value for key, value in benchmark.facts.items()):
             return []
         devices = self.content.get("hardware", {}).get("devices", "")
@@ -165,13 +165,13 @@ class BenchmarkFile:
         ]
 
     def source(self) -> str:
-        """Command, date and hardware."""
+        """Returns command, date and hardware, as Markdown."""
         return f"`{self.content['command']}`, {_made(self.content)}; {self.path}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The runs and benchmark files of some folders."""
+    """Runs and benchmark files found in some folders."""
 
     runs: list[Run]
     benchmarks: list[BenchmarkFile]
@@ -181,23 +181,23 @@ class Found:
         return {}
 
     def config(self, experiment: Experiment) -> dict[str, Any]:
-        """The flat config of an experiment, made once."""
+        """Returns the flat config of an experiment, from a cache after the first call."""
         name = " ".join(experiment.arguments())
         if name not in self._configs:
             self._configs[name] = flatten(experiment.load())
         return self._configs[name]
 
     def of(self, experiment: Experiment) -> list[Run]:
-        """Runs of an experiment, finished or not."""
+        """Returns the runs of an experiment, finished or not."""
         config = self.config(experiment) if self.runs else {}
         return [run for run in self.runs if run.is_of(config, experiment)]
 
 
 def find(folders: Sequence[pathlib.Path]) -> Found:
-    """Searches folders and all folders below them.
+    """Searches folders, and all folders below them, for runs and benchmark files.
 
     Raises:
-      ConfigError: a folder has a run that can't be read.
+      ConfigError: a run can't be read.
     """
     runs, benchmarks = {}, {}
     for top in folders:
@@ -214,7 +214,7 @@ def find(folders: Sequence[pathlib.Path]) -> Found:
 
 
 def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:
-    """The content of a benchmark file; None for any other JSON."""
+    """Reads a benchmark file; returns None for any other file."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Classes for a published table and its experiments; `configs/papers/` has the tables."""
+"""Classes for published tables and their experiments; the tables are in `configs/papers/`."""
 
 import dataclasses
 import functools
@@ -16,19 +16,19 @@ from linear_transformer.errors import ConfigError
 FOLDER = "configs/papers"
 PAPER, REDUCED = "paper scale", "reduced"
 
-# A number; a word where the paper has one, as "OOM"; None where it has none, or none is known.
+# A number, a word that the paper has in its place, such as "OOM", or None if unknown.
 Published = float | int | str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config and changes of some of its values.
+    """Config with changes of some of its values.
 
     Attributes:
       config: value of train.py's --config.
       changes: changed values by key: {"data.dataset": "cifar10"}.
-      files: keys whose values are the user's own files, by what these are: {"data.path": "wsj"}.
-        A run with other files is the same experiment, one with the config's default is not.
+      files: names of the user's own files by the key that holds their path: {"data.path": "wsj"}.
+        Runs with any such path are the same experiment; runs with the default path are not.
     """
 
     config: str
@@ -36,10 +36,10 @@ class Experiment:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def load(self) -> ml_collections.ConfigDict:
-        """The config.
+        """Returns the config with the changes.
 
         Raises:
-          ConfigError: there is no such config, or it lacks a key that is changed.
+          ConfigError: the config does not exist, or it lacks a changed key.
         """
         path, _, variant = self.config.partition(":")
         module = _import(path)
@@ -53,34 +53,34 @@ class Experiment:
         return config
 
     def arguments(self) -> list[str]:
-        """Flags of train.py, without those that name files."""
+        """Returns the flags of train.py, without paths of files."""
         changes = (f"--config.{key}={value}" for key, value in self.changes.items())
         return [f"--config={self.config}", *changes]
 
     def folder(self) -> str:
-        """The folder of its run, below the folder of all runs."""
+        """Returns the folder of the run, relative to the folder of all runs."""
         path, _, variant = self.config.partition(":")
         changes = (f"{key.rpartition('.')[2]}={value}" for key, value in self.changes.items())
         parts = pathlib.Path(path).with_suffix("").parts[1:]
         return "-".join(["/".join(parts), *filter(None, [variant]), *changes])
 
 
-# The same for all columns, or one for each.
+# One experiment for all columns, or one for each column.
 Experiments = Experiment | tuple[Experiment | None, ...] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The place of a number in a JSON file that `benchmarks/` wrote.
+    """Place of a number in a JSON file that a program of `benchmarks/` wrote.
 
     Attributes:
       command: command that writes the file.
       results: name of the list of results.
-      candidate: key that `Row.candidate` is a value of.
+      candidate: key whose value is `Row.candidate`.
       value: key of the number.
       facts: entries that the file must have: {"dataset": "mnist"}.
       where: entries that the result must have: {"batch": 1}.
-      devices: "cpu", or "accelerator" for any other; None for all.
+      devices: "cpu", "accelerator" for all other devices, or None for any device.
     """
 
     command: str
@@ -94,20 +94,20 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column: one measure.
+    """Column of a table: one measure.
 
     Attributes:
       metric: metric of a run's evaluation; None if no run has it.
-      reduced_metric: metric of the reduced twin, if it is another one.
+      reduced_metric: metric of the reduced twin if it differs.
       split: split that is evaluated.
       better: "lower" or "higher".
-      scale: the column is `scale` times the metric: 100 for percent.
+      scale: factor from the metric to the number of the column: 100 for percent.
       digits: digits after the decimal point.
       benchmark: benchmark that measures the column, instead of runs.
-      mean_of: names of the columns whose mean this one is.
-      tolerance: how far a repetition may be from the published number; a judgement, since the
-        papers have one run each.
-      reason: why nothing measures the column.
+      mean_of: names of other columns; this column is their mean.
+      tolerance: allowed difference from the published number; an estimate, since the papers
+        report single runs.
+      reason: reason why nothing measures the column.
     """
 
     name: str
@@ -129,13 +129,13 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row: one model.
+    """Row of a table: one model.
 
     Attributes:
-      published: a value for each column.
-      paper, reduced: experiments in the paper's setting, and in one for small machines.
+      published: one value for each column.
+      paper, reduced: experiments in the paper's setting, and reduced ones for small machines.
       candidate: name of the model in benchmarks.
-      reason: why there is no experiment in the paper's setting.
+      reason: reason why there is no experiment in the paper's setting.
     """
 
     name: str
@@ -146,20 +146,20 @@ class Row:
     reason: str = ""
 
     def experiment(self, column: int, scale: str) -> Experiment | None:
-        """The experiment that fills the column of a number."""
+        """Returns the experiment that fills a column, given by its index."""
         experiments = self.paper if scale == PAPER else self.reduced
         return experiments[column] if isinstance(experiments, tuple) else experiments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of a paper, or the curves of a figure.
+    """Table of a paper, or the curves of a figure.
 
     Attributes:
       source: paper and number of the table.
       note: remark for the reader.
-      curves: the picture shows the first column by step instead of bars.
-      pictures: files drawn by other commands beside the document of all tables, with captions.
+      curves: whether the picture shows the first column against the step, instead of bars.
+      pictures: pairs of (file, caption) that other commands draw beside the document of all tables.
     """
 
     title: str
@@ -178,7 +178,7 @@ class Table:
 
 
 def table_names() -> list[str]:
-    """The names of all tables, such as `katharopoulos2020/table1`."""
+    """Returns the names of all tables, such as `katharopoulos2020/table1`."""
     folder = pathlib.Path(shipped_configs.find(FOLDER))
     files = [*folder.glob("*/table*.py"), *folder.glob("*/figure*.py")]
     names = (str(file.relative_to(folder).with_suffix("")) for file in files)
@@ -189,7 +189,7 @@ def load_table(name: str) -> Table:
     """Loads a table by its name.
 
     Raises:
-      ConfigError: there is no such table.
+      ConfigError: the table does not exist.
     """
     names = table_names()
     if name not in names:
@@ -198,7 +198,7 @@ def load_table(name: str) -> Table:
 
 
 def _parts(name: str) -> list[str]:
-    """Words and numbers in turn, as a sort key by which table 10 comes after table 9."""
+    """Splits a name into words and numbers; the sort key puts table 10 after table 9."""
     return re.split(r"(\d+)", name)
 
 
