@@ -1,4 +1,4 @@
-"""Data sets, tokenizers, and batches for training and evaluation; what is here is for text."""
+"""Data sets, tokenizers, and batches for training and evaluation; this module exports text only."""
 
 from linear_transformer.data.errors import DataError, FetchError
 from linear_transformer.data.evaluation import evaluation_batches, stateful_batches

@@ -4,8 +4,8 @@ from linear_transformer.errors import UserError
 
 
 class DataError(UserError):
-    """A mistake in the data or its configuration."""
+    """Mistake in the data or its configuration."""
 
 
 class FetchError(DataError):
-    """A file could not be downloaded: no network, or the source does not answer."""
+    """Failed download: there is no network, or the source does not answer."""

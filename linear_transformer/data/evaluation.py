@@ -1,4 +1,4 @@
-"""Batches that visit every token of every document exactly once, with or without carried state."""
+"""Batches with every token of every document exactly once, with or without a carried state."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -27,18 +27,18 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields windows that a model reads without the text before them.
+    """Yields windows of documents that a model reads without the text before them.
 
-    A window is a row of at most T predictions of one document; its first input is BOS at the
-    document's start and the preceding token elsewhere. The rest of the last row and of the last
-    batch is padding of weight 0, so that all batches have one shape.
+    A window is a row of at most T predictions of one document. Its first input is BOS at the start
+    of the document, and the preceding token otherwise. The ends of rows and of the last batch are
+    filled with padding of weight 0, so that all batches have one shape.
 
     Args:
       documents: arrays of token ids, without BOS.
       tokenizer: the tokenizer that made the ids.
       batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Yields:
@@ -68,25 +68,25 @@ def stateful_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields consecutive stretches of documents, for a model that carries its state.
+    """Yields consecutive pieces of documents, for a model that carries its state.
 
-    Each row of the batches is a lane: it reads its documents one after the other, T predictions a
-    step. Documents are given out from the longest to the shortest, each to the lane with least
-    to read.
+    Each row of the batches is a lane: it reads its documents one after the other, T predictions per
+    step. Documents are assigned from the longest to the shortest, each to the lane with the fewest
+    predictions so far.
 
     Args:
       documents: arrays of token ids, without BOS.
       tokenizer: the tokenizer that made the ids.
       batch_size: largest number of lanes B of this process.
       sequence_length: predictions T of a step.
-      multiple: of which the lanes of this process are one; lanes without a document fill it up.
-      process_index: which of the processes this is.
+      multiple: lanes without documents are added until B is a multiple of this number.
+      process_index: index of this process.
       process_count: number of processes that share the lanes.
 
     Yields:
       With B lanes: `inputs` and `targets`, (B, T) int32; `weights`, (B, T) float32, 0 after the
-      end of a document and in a lane that has finished; `positions`, (B, T) int32, of the inputs
-      within `[bos, t1, ..., tn]`; `reset`, (B,) bool, True where the lane begins a document, so
+      end of a document and in a finished lane; `positions`, (B, T) int32, of the inputs
+      within `[bos, t1, ..., tn]`; `reset`, (B,) bool, True if the lane begins a document, so
       that its state must be zeroed before this step.
 
     Raises:
@@ -102,7 +102,7 @@ def stateful_batches(
     steps = np.arange(sequence_length)
     for step in range(num_steps):
         active = np.array([step < len(lane) for lane in lanes])
-        # A finished lane repeats its last piece with length 0, which makes all of it padding.
+        # A finished lane repeats its last piece with length 0, so its whole row is padding.
         numbers = np.array([lane[min(step, len(lane) - 1)] if lane else 0 for lane in lanes])
         offset = np.where(active, pieces.offset[numbers], 0)
         batch = gather(
@@ -126,7 +126,7 @@ def _cut_stream(
 
 
 def _lanes(pieces: Pieces, batch_size: int) -> list[list[int]]:
-    """Distributes the documents; returns the piece numbers of each lane in reading order."""
+    """Distributes the documents; returns the piece indices of each lane in reading order."""
     by_document = np.split(np.arange(len(pieces)), np.flatnonzero(np.diff(pieces.document)) + 1)
     by_document.sort(key=len, reverse=True)
     lanes: list[list[int]] = [[] for _ in range(min(batch_size, len(by_document)))]

@@ -1,7 +1,7 @@
 """Training batches with Grain: endless, shuffled, sharded, and resumable to the exact batch.
 
-The datasets are pure functions of (corpus, seed, index). An iterator's state is a small dict of
-integers (JSON as it is), whatever the size of the corpus.
+The datasets are pure functions of (corpus, seed, index). The state of an iterator is a small dict
+of integers, valid JSON, for a corpus of any size.
 """
 
 import functools
@@ -14,9 +14,9 @@ from linear_transformer.data.stream import Batch, check_shape, concatenate, cut
 from linear_transformer.data.text.corpus import Corpus
 
 PACKINGS = ("contiguous", "packed")
-# More bins leave less padding; the first-fit packer fills them all before it emits one.
+# More bins leave less padding, but the first-fit packer fills all of them before it emits one.
 _NUM_PACKING_BINS = 64
-# The corpus is in memory: threads would only wait for each other.
+# The corpus is in memory, so threads would only wait for each other.
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -32,23 +32,23 @@ def training_dataset(
 ) -> grain.IterDataset:
     """Makes the dataset of training batches.
 
-    "contiguous" reads the train split as a ring of documents, each begun by BOS. An epoch cuts the
-    ring into windows of T predictions from a random point on, so that their borders are different
-    each time, and visits them in random order; every prediction comes once, but for the (stream
-    length mod T) that remain. A target that is a BOS, the next document's, has weight 0.
+    "contiguous" reads the train split as a ring of documents, each beginning with BOS. An epoch
+    cuts the ring into windows of T predictions from a random offset, so that the borders differ
+    between epochs, and visits the windows in random order. Every prediction is visited once per
+    epoch, except for the last (stream length mod T). A BOS as target has weight 0.
 
     "packed" cuts each document into pieces of at most T predictions, in random order each epoch,
-    and packs them first-fit into rows (grain's `FirstFitPackIterDataset`); every prediction comes
-    exactly once an epoch. Pieces are told apart by `segment_ids`.
+    and packs the pieces first-fit into rows (grain's `FirstFitPackIterDataset`). Every prediction
+    is visited exactly once per epoch. `segment_ids` distinguish the pieces of a row.
 
-    All processes together visit the same windows (or pieces), each by exactly one process, however
-    many processes there are.
+    For any number of processes, the processes together visit the same windows (or pieces), and each
+    window belongs to exactly one process.
 
     Args:
       corpus: the documents; its train split is read.
       batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
-      seed: 0 to 2^32 - 1; decides order and window borders.
+      seed: seed of order and window borders, 0 to 2^32 - 1.
       packing: "contiguous" or "packed".
       process_index: index of this process.
       process_count: number of processes that share the data.
@@ -59,7 +59,7 @@ def training_dataset(
       int32, from 1 in each row and 0 for padding, and `positions` (B, T) int32 within the piece.
 
     Raises:
-      DataError: a value out of range, or less text than one row.
+      DataError: a value is out of range, or the text is shorter than one row.
     """
     check_shape(batch_size, sequence_length)
     if not 0 <= seed < 2**32:
@@ -83,7 +83,7 @@ def _contiguous(
             f"config.data.sequence_length = {sequence_length}: "
             f"the train split of {corpus.name} has only {ring.size} tokens"
         )
-    # Unrolled by one window, so that every window is one slice.
+    # The ring is extended by one window, so that every window is one slice.
     stream = np.concatenate([ring, np.resize(ring, sequence_length)])
 
     @functools.lru_cache(maxsize=2)
@@ -147,9 +147,9 @@ def _packed(
 def skip_batches(iterator: grain.DatasetIterator, batches: int) -> None:
     """Advances a new iterator by a number of batches.
 
-    A run that continues with another number of readers needs it. If the position is one index, all
-    readers together go on with the batches of the uninterrupted run. Packed rows, which each
-    reader fills by itself, are read and dropped.
+    A run that continues with another number of readers calls this function. If the iterator's
+    state is a single index, the readers together continue with the batches of an uninterrupted run.
+    Otherwise (packed rows, which each reader fills by itself) the batches are read and dropped.
     """
     if not batches:
         return

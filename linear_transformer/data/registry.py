@@ -1,4 +1,4 @@
-"""The data sets by name. A new one is a module with `load` and a line here."""
+"""Corpora by name. A new corpus is a module with `load`, and a line in `DATASETS`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,10 @@ def load_corpus(config: Any) -> Corpus:
 
     Args:
       config: the `data` part of an experiment's config, with the string fields `dataset`,
-        `path` ("" where the data set needs none) and `tokenizer`.
+        `path` ("" if the data set needs none) and `tokenizer`.
 
     Raises:
-      DataError: an unknown name, or anything wrong with the files; one line that says what.
+      DataError: the name is unknown or the files have a mistake; the message is one line.
     """
     if config.dataset not in DATASETS:
         raise DataError(

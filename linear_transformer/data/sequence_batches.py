@@ -23,10 +23,10 @@ class SequenceSource(Protocol):
 
     Attributes:
       name, licence: name and licence of the data set.
-      vocab_size: ids are from 0 to below this.  In text 0 is padding and byte b is b + 1; the
-        grey levels of pixels are 256 and have no padding.
-      num_classes: labels are from 0 to below this.
-      towers: sequences of an example: 1, or 2 that are compared.
+      vocab_size: number of ids, from 0.  In text, 0 is padding and byte b has id b + 1; pixels have
+        256 grey levels and no padding.
+      num_classes: number of labels, from 0.
+      towers: number of sequences of an example: 1, or 2 that are compared.
       num_threads: threads for reading; 0 reads in the calling thread.
     """
 
@@ -49,11 +49,11 @@ class SequenceSource(Protocol):
     def num_threads(self) -> int: ...
 
     def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
-        """The items that `read` takes, and their labels; an unknown name is a DataError."""
+        """Returns the items that `read` takes, and labels; raises DataError for other names."""
         ...
 
     def read(self, item: Any, /) -> tuple[Integer[np.ndarray, " T"], ...]:
-        """The ids of each tower, uncut."""
+        """Returns the ids of each tower, at full length."""
         ...
 
 
@@ -70,11 +70,11 @@ DATASETS: dict[str, Callable[[Any], SequenceSource]] = {
 
 
 def load_source(config: Any) -> SequenceSource:
-    """Loads the set that `config.dataset` names.
+    """Loads the data set that `config.dataset` names.
 
     Raises:
-      DataError: an unknown name, files that are missing or broken, or pixels that would need
-        padding.
+      DataError: the name is unknown, files are missing or broken, or images are shorter than a
+        row.
     """
     if config.dataset not in DATASETS:
         raise DataError(
@@ -94,7 +94,7 @@ def load_source(config: Any) -> SequenceSource:
 
 
 def has_padding(source: SequenceSource) -> bool:
-    """False for pixels: images of one size fill every row."""
+    """Returns whether rows can have padding; False for pixels, which fill every row."""
     return source.vocab_size != image_tokens.GREY_LEVELS
 
 
@@ -107,30 +107,30 @@ def training_sequences(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Makes the endless dataset of sequences, shuffled anew every epoch.
+    """Makes the endless dataset of training sequences, shuffled anew every epoch.
 
-    All processes together see the same examples, however many processes there are.
+    For any number of processes, the processes together see the same examples.
 
     Args:
-      source: the examples; its train split is read.
+      source: source of the examples; its train split is read.
       batch_size: examples B of a batch of this process.
-      sequence_length: T; longer sequences lose their end.
-      seed: 0 to 2^32 - 1; decides the order.
+      sequence_length: tokens T of a row; longer sequences are truncated.
+      seed: seed of the order, 0 to 2^32 - 1.
       process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `inputs` (B, T) int32,
-      0 behind each sequence, `lengths` (B,) int32, `labels` (B,) int32, and `weights` (B,)
+      0 after each sequence, `lengths` (B,) int32, `labels` (B,) int32, and `weights` (B,)
       float32, all 1.  With two towers inputs are (B, 2, T) and lengths (B, 2).
 
     Raises:
-      DataError: a value out of range; on reading, a broken file.
+      DataError: a value is out of range; on reading, a file is broken.
     """
     check_shape(batch_size, sequence_length)
 
     def read(item: Any, rng: np.random.Generator) -> Batch:
-        del rng  # a sequence has one view
+        del rng  # sequences have no random augmentation
         return _example(source.read(item), sequence_length)
 
     return training_batches(
@@ -152,18 +152,18 @@ def evaluation_sequences(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every example of a split once; the last batch is filled up with rows of weight 0.
+    """Yields every example of a split once; rows of weight 0 fill up the last batch.
 
     Args:
-      source: whose split is read.
+      source: source of the examples.
       split: "train", "validation" or "test".
       batch_size: rows B of a batch of this process.
-      sequence_length: T; longer sequences lose their end.
-      process_index: which of the processes this is.
+      sequence_length: tokens T of a row; longer sequences are truncated.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, a value out of range, or a broken file.
+      DataError: the split is unknown, a value is out of range, or a file is broken.
     """
     check_shape(batch_size, sequence_length)
 

@@ -1,4 +1,4 @@
-"""The keys of `config.data`, for each kind of data."""
+"""Keys of `config.data`, for each kind of data."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class DataConfig:
 
     Attributes:
       dataset: name of the data set.
-      batch_size: rows of a batch, of all processes together.
+      batch_size: rows of a batch, over all processes.
     """
 
     dataset: str
@@ -29,16 +29,16 @@ class DataConfig:
 
     @property
     def longest(self) -> int | None:
-        """The longest row that a model sees, tokens; None where rows are no sequences."""
+        """Tokens of the longest row that a model sees; None if rows are not sequences."""
         return getattr(self, "sequence_length", None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowData(DataConfig):
-    """Rows of tokens from files.
+    """Keys for rows of tokens from files.
 
     Attributes:
-      path: file or folder of the data set; empty where it can be downloaded.
+      path: file or folder of the data set; empty to download it.
       sequence_length: tokens of a row.
     """
 
@@ -53,11 +53,11 @@ class RowData(DataConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextData(RowData):
-    """Text for a language model.
+    """Keys for text of a language model.
 
     Attributes:
       tokenizer: "bytes", or the path of a tokenizer.json.
-      packing: "contiguous" reads on over the ends of documents, "packed" keeps them apart.
+      packing: "contiguous" continues across the ends of documents, "packed" separates documents.
     """
 
     tokenizer: str = "bytes"
@@ -66,7 +66,7 @@ class TextData(RowData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledData(RowData):
-    """Labelled sequences.
+    """Keys for labelled sequences.
 
     Attributes:
       sequence_length: tokens of a row; None is a whole image of pathfinder, side x side.
@@ -90,13 +90,13 @@ class LabelledData(RowData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageData(DataConfig):
-    """Labelled images.
+    """Keys for labelled images.
 
     Attributes:
-      path: folder of the data set; empty where it can be downloaded.
-      flip: whether half of the images are mirrored, left to right.
-      padding: black pixels around an image, out of which one of its size is cut.
-      image_size: pixels of a side that the images of a folder are scaled to.
+      path: folder of the data set; empty to download it.
+      flip: whether to mirror half of the images, left to right.
+      padding: width of the black border that is added before a random crop to the image size.
+      image_size: side, in pixels, to which the images of a folder are scaled.
     """
 
     path: str = ""
@@ -113,13 +113,13 @@ class ImageData(DataConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticData(DataConfig):
-    """Generated sequences.
+    """Keys for generated sequences.
 
     Attributes:
       options: arguments of the generator.
       sequence_length: tokens of a row in training.
-      evaluation_examples: rows of an evaluation.
-      evaluation_lengths: further lengths that are evaluated.
+      evaluation_examples: number of rows of an evaluation.
+      evaluation_lengths: further lengths to evaluate.
       evaluation_options: further evaluations, by option: {"pairs": ((length, pairs), ...)}.
     """
 
@@ -140,7 +140,7 @@ class SyntheticData(DataConfig):
     def longest(self) -> int:
         lengths = [self.sequence_length, *self.evaluation_lengths]
         for settings in self.evaluation_options.values():
-            if isinstance(settings, tuple):  # other values are refused by the task, with the key
+            if isinstance(settings, tuple):  # the task raises an error for other values
                 lengths += [s[0] for s in settings if isinstance(s, tuple) and _is_length(s[0])]
         return max(lengths)
 
@@ -151,13 +151,13 @@ def _is_length(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechData(DataConfig):
-    """Speech with transcripts.
+    """Keys for speech with transcripts.
 
     Attributes:
-      path: folder of the data set; empty where it can be downloaded.
+      path: folder of the data set; empty to download it.
       subsets: folders of each split.
-      sample_rate: samples a second.
-      units: what transcripts are written in, "characters" or "phonemes".
+      sample_rate: samples per second.
+      units: units of the transcripts, "characters" or "phonemes".
       max_frames: frames of a row; longer utterances are left out.
       max_units: units of a row; longer transcripts are left out.
     """

@@ -1,8 +1,8 @@
-"""Documents as one stream of tokens, and the pieces that it is cut into.
+"""Documents as one stream of tokens, and its pieces.
 
-The stream is `[bos, t1, ..., tn]` of every document, one after the other. A document of n tokens
-holds n predictions: position j of it is the input, position j + 1 the target. All pipelines are
-index arithmetic on this one array.
+The stream is the concatenation of `[bos, t1, ..., tn]` over all documents. A document of n tokens
+has n predictions: position j is the input, position j + 1 the target. All pipelines are index
+arithmetic on this one array.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ Batch = dict[str, np.ndarray]
 
 
 class Sequences(NamedTuple):
-    """The arrays of a batch that have a time axis, so that devices may split their sequences.
+    """Arrays of a batch with a time axis, which may be sharded over devices.
 
     Attributes:
       names: keys of the arrays with a time axis; empty if an example is not a sequence.
       axis: index of the time axis in these arrays.
-      in_front: tokens that the model adds in front of a row.
+      in_front: number of tokens that the model adds in front of a row.
     """
 
     names: tuple[str, ...] = ()
@@ -32,19 +32,19 @@ class Sequences(NamedTuple):
 
 
 NO_SEQUENCES = Sequences()
-# Tokens, and the arrays that describe each token.
+# Arrays of tokens, and arrays with one value for each token.
 TOKENS = Sequences(("inputs", "targets", "weights", "segment_ids", "positions"))
 
 
 def check_shape(batch_size: int, sequence_length: int) -> None:
-    """Raises a DataError that names the config's key unless both are at least 1."""
+    """Raises a DataError, which names the config key, unless both values are at least 1."""
     for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         if value < 1:
             raise DataError(f"config.data.{name} = {value}: must be at least 1")
 
 
 def rows_per_process(batch_size: int, process_count: int) -> int:
-    """Rows of a batch that one of the processes reads.
+    """Returns the number of rows of a batch that one process reads.
 
     Raises:
       DataError: the processes can't share a batch evenly.
@@ -60,15 +60,15 @@ def rows_per_process(batch_size: int, process_count: int) -> int:
 def row_numbers(
     examples: int, batch_size: int, process_index: int, process_count: int
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    """Yields the numbers of the examples that this process reads for each batch of an evaluation.
+    """Yields the indices of the examples that this process reads for each batch of an evaluation.
 
-    Together the processes read every example once.  All have equally many batches; numbers from
-    `examples` on stand for padding.
+    The processes together read every example once.  All processes have the same number of batches;
+    indices >= `examples` are padding.
 
     Args:
       examples: number of examples.
       batch_size: rows B of a batch of this process.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
     """
     for first in range(0, examples, batch_size * process_count):
@@ -76,7 +76,7 @@ def row_numbers(
 
 
 def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -> np.ndarray:
-    """Returns the stream, shape (sum of n + 1,), in the smallest unsigned dtype."""
+    """Returns the stream, shape (sum of (n + 1),), in the smallest unsigned dtype."""
     stream = np.empty(sum(d.size + 1 for d in documents), np.min_scalar_type(vocab_size - 1))
     start = 0
     for document in documents:
@@ -88,13 +88,13 @@ def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Runs of at most T predictions, in stream order, that never cross a document.
+    """Pieces of at most T predictions, in stream order; each piece is part of one document.
 
     Attributes:
-      document: (N,) int64, the index of the document.
-      offset: (N,) int64, the first input's position within `[bos, t1, ..., tn]`.
-      start: (N,) int64, the first input's position within the stream.
-      length: (N,) int64, the number of predictions, 1 to T.
+      document: (N,) int64, index of the document.
+      offset: (N,) int64, position of the first input within `[bos, t1, ..., tn]`.
+      start: (N,) int64, position of the first input within the stream.
+      length: (N,) int64, number of predictions, 1 to T.
     """
 
     document: np.ndarray
@@ -107,7 +107,7 @@ class Pieces:
 
 
 def cut(documents: Sequence[np.ndarray], sequence_length: int) -> Pieces:
-    """Cuts every document into pieces of `sequence_length` predictions, the last one shorter."""
+    """Cuts every document into pieces of `sequence_length` predictions; the last may be shorter."""
     sizes = np.array([d.size for d in documents], np.int64)
     counts = -(-sizes // sequence_length)
     document = np.repeat(np.arange(sizes.size), counts)
@@ -128,13 +128,13 @@ def gather(
     """Reads B pieces into a batch of fixed shape.
 
     Args:
-      stream: the tokens.
-      start: (B,) first input of each row.
-      length: (B,) predictions of each row, 0 to T; the rest of a row is padding.
-      sequence_length: T.
+      stream: the stream of tokens.
+      start: (B,) position of the first input of each row.
+      length: (B,) number of predictions of each row, 0 to T; the rest of a row is padding.
+      sequence_length: tokens T of a row.
 
     Returns:
-      `inputs` and `targets`, (B, T) int32, 0 where padded; `weights`, (B, T) float32, 1 or 0.
+      `inputs` and `targets`, (B, T) int32, 0 for padding; `weights`, (B, T) float32, 1 or 0.
     """
     steps = np.arange(sequence_length)
     valid = steps < length[:, None]

@@ -1,1 +1,1 @@
-"""Fetching, reading, checking and caching files."""
+"""Functions that fetch, read, check and cache files."""

@@ -1,4 +1,4 @@
-"""Arrays that take long to compute, kept in the cache folder."""
+"""Cache of arrays that take long to compute."""
 
 import io
 import os
@@ -15,11 +15,11 @@ from linear_transformer.data.io.reading import parse_npy, unzip
 
 
 def cached_arrays(filename: str, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Returns the arrays from the cache, or calls `make` if the file is missing or damaged.
+    """Reads arrays from the cache; calls `make` if the file is missing or damaged.
 
     Args:
-      filename: name in the cache, with a version number that rises when `make` changes.
-      make: makes the arrays.
+      filename: name in the cache, with a version number that must increase when `make` changes.
+      make: computes the arrays.
 
     Raises:
       DataError: the cache can't be written.

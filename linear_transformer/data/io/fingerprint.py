@@ -1,4 +1,4 @@
-"""Fingerprints of data: a run that is resumed or evaluated must have the data it began with."""
+"""Fingerprints of data: a resumed or evaluated run must have the data that it began with."""
 
 import hashlib
 from typing import Any
@@ -11,22 +11,22 @@ from linear_transformer.data.io.reading import files_below
 from linear_transformer.data.text.corpus import Corpus
 from linear_transformer.runtime import environment
 
-# For larger sets of files only names and sizes are hashed: ImageNet has 150 GB.
+# For more bytes only names and sizes are hashed: ImageNet has 150 GB.
 _MOST_BYTES = 2**32
 
 
 def fingerprints(config: Any, task: Any) -> dict[str, str]:
-    """SHA-256 of the data that a run reads, by the config key that names them.
+    """Computes a SHA-256 of the data that a run reads, for each config key that names data.
 
-    - `data.path` and `data.tokenizer`: the files. Contents, names and sizes; where the files have
-      more than 4 GiB together, names and sizes.
-    - `data.dataset`, where there is no path: all documents of a corpus of text. Other sets are
-      generated, or fetched and checked against a SHA-256 in the code; of those the integers of the
-      first batch for training, which another generator or another order would change.
+    - `data.path` and `data.tokenizer`: names, sizes and contents of the files; only names and sizes
+      if the files have more than 4 GiB together.
+    - `data.dataset`, without a path: for a text corpus, all its documents. Other data sets are
+      generated, or fetched and checked against a SHA-256 in the code. For them, the integers of the
+      first training batch are hashed; a change of generator or order changes these integers.
 
     Args:
       config: the `data` part of an experiment's config.
-      task: made from the config.
+      task: task made from the config.
 
     Raises:
       DataError: a file cannot be read.
@@ -44,9 +44,9 @@ def fingerprints(config: Any, task: Any) -> dict[str, str]:
 
 
 def of_files(path: epath.Path) -> str:
-    """SHA-256 of a file, or of the files of a folder.
+    """Computes the SHA-256 of a file, or of the files of a folder.
 
-    Names that begin with a dot are left out, and the folders of runs, which may lie beside data.
+    Names that begin with a dot are left out, and so are run folders, which may be beside the data.
     """
     files = {"": path}
     if path.is_dir():
@@ -71,7 +71,7 @@ def of_files(path: epath.Path) -> str:
 
 
 def _first_batch(task: Any) -> str:
-    """SHA-256 of the integers of the first batch; computed floats differ between machines."""
+    """Computes the SHA-256 of the first batch's integers; floats may differ between machines."""
     batch = next(iter(task.training_data(0, 1)))
     digest = hashlib.sha256()
     for name, array in sorted(batch.items()):

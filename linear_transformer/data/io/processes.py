@@ -1,4 +1,4 @@
-"""Parallel map over processes, with results in order."""
+"""Parallel map over processes, with ordered results."""
 
 import collections
 import concurrent.futures
@@ -13,12 +13,12 @@ from linear_transformer.data.errors import DataError
 def ordered_map(
     function: Callable[[Any], Any], arguments: Iterable[Any], processes: int
 ) -> Iterator[Any]:
-    """Yields `function` of each argument, in order; one process means the calling one.
+    """Yields the result of `function` for each argument, in order.
 
     Args:
-      function: can be pickled, like its arguments and results.
-      arguments: may be endless; a few more are taken than results are yielded.
-      processes: number of processes that work at a time.
+      function: function to call; it must be picklable, and so must its arguments and results.
+      arguments: arguments, possibly endless; a few more are taken than results are yielded.
+      processes: number of parallel processes; 1 calls `function` in this process.
 
     Raises:
       DataError: `processes` is less than 1. Errors of `function` are raised too.
@@ -28,7 +28,7 @@ def ordered_map(
     if processes == 1:
         yield from map(function, arguments)
         return
-    # Not forked: libraries that are loaded may have threads.
+    # "fork" is unsafe, because loaded libraries may have threads.
     context = multiprocessing.get_context("spawn")
     arguments = iter(arguments)
     executor = concurrent.futures.ProcessPoolExecutor(processes, context)

@@ -1,6 +1,6 @@
-"""Reading files that users supply; every failure is a DataError that names the file.
+"""Functions that read files of the user; every failure is a DataError that names the file.
 
-Paths are `epath.Path`, so folders in cloud storage (gs://) work like local ones.
+Paths are `epath.Path`, so folders in cloud storage (gs://) work like local folders.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from etils import epath
 
 from linear_transformer.data.errors import DataError
 
-# Bytes of an inflated file; the largest one in use, of WikiText-103, has 0.5 GB.
+# Limit of the size of an inflated file; the largest one in use, of WikiText-103, has 0.5 GB.
 MOST_BYTES = 2**31
 
 
 def read_file(path: epath.Path) -> bytes:
-    """Returns the content of a file that must exist and must not be empty."""
+    """Reads a file; raises a DataError if the file is missing or empty."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -33,15 +33,16 @@ def read_file(path: epath.Path) -> bytes:
 
 
 def read_zip_member(path: epath.Path, member: str, most_bytes: int = MOST_BYTES) -> bytes:
-    """Returns one file out of a zip archive, its CRC verified.
+    """Reads one file of a zip archive and verifies its CRC.
 
     Args:
-      path: the archive.
-      member: the file's name without its folder.
-      most_bytes: largest size of the file; a larger one is refused before it is inflated.
+      path: path of the archive.
+      member: name of the file without its folder.
+      most_bytes: limit of the file's size; a larger file is refused before it is inflated.
 
     Raises:
-      DataError: the archive is missing, damaged or encrypted, has no such member, or a larger one.
+      DataError: the archive is missing, damaged or encrypted, lacks the member, or the member is
+        too large.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
@@ -62,10 +63,10 @@ def unzip(
       archive: open archive with the member.
       member: entry of the archive's directory.
       name: name of the archive, for messages.
-      most_bytes: largest size of the member; a larger one is refused before it is inflated.
+      most_bytes: limit of the member's size; a larger member is refused before it is inflated.
 
     Raises:
-      DataError: the member is damaged, encrypted, empty or larger.
+      DataError: the member is damaged, encrypted, empty or too large.
     """
     shown = f"{name}: member {member.filename.split('/')[-1]}"
     _check_size(member.file_size, most_bytes, shown)
@@ -75,7 +76,7 @@ def unzip(
         data = archive.read(member)  # zipfile inflates no more than the size
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{name}: damaged zip archive ({error}); download it again") from error
-    except NotImplementedError as error:  # another compression
+    except NotImplementedError as error:  # unsupported compression method
         raise DataError(f"{shown} cannot be unpacked ({error})") from error
     if not data:
         raise DataError(f"{shown} is empty")
@@ -88,10 +89,10 @@ def gunzip(data: bytes, name: str, most_bytes: int = MOST_BYTES) -> bytes:
     Args:
       data: content of the file.
       name: name of the file, for messages.
-      most_bytes: number of bytes that are inflated at most.
+      most_bytes: limit of the inflated size.
 
     Raises:
-      DataError: the file is damaged, or has more bytes.
+      DataError: the file is damaged or too large.
     """
     parts, size = [], 0
     try:
@@ -109,12 +110,12 @@ def gunzip(data: bytes, name: str, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def parse_npy(data: bytes, name: str) -> np.ndarray:
-    """The array of a .npy file without Python objects.
+    """Parses a .npy file without Python objects.
 
-    The header's shape is compared with the size of the file before anything is allocated.
+    The shape in the header is compared with the size of the file before anything is allocated.
 
     Raises:
-      DataError: it is damaged.
+      DataError: the file is damaged.
     """
     file = io.BytesIO(data)
     try:
@@ -143,7 +144,7 @@ def _check_size(size: int, most_bytes: int, name: str) -> None:
 
 
 def decode_utf8(data: bytes, name: str) -> str:
-    """Decodes strictly; the DataError names the file and the offset of the first bad byte."""
+    """Decodes strictly; a DataError names the file and the offset of the first invalid byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -156,12 +157,12 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
     """Returns `config.data.path` as a path that exists.
 
     Args:
-      path: the configured value.
-      dataset: the data set's name, for the message.
-      needs: what the path should be, for the message.
+      path: value of the key.
+      dataset: name of the data set, for the message.
+      needs: description of the expected path, for the message.
 
     Raises:
-      DataError: the value is empty, or nothing is there.
+      DataError: the value is empty, or the path does not exist.
     """
     if not path:
         raise DataError(f"config.data.path is empty: {dataset} needs {needs}")
@@ -176,7 +177,7 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
-    """The entries of a folder, in the order of their names.
+    """Returns the entries of a folder, sorted by name.
 
     Raises:
       DataError: the folder cannot be read.
@@ -189,7 +190,7 @@ def entries(folder: epath.Path) -> list[epath.Path]:
 
 
 def identity(path: epath.Path) -> Hashable:
-    """A key that is equal for two paths of one file or folder, also through links."""
+    """Returns a key that is equal for all paths of one file or folder, also through links."""
     if "://" in str(path):  # cloud storage has no links
         return str(path)
     try:
@@ -200,11 +201,11 @@ def identity(path: epath.Path) -> Hashable:
 
 
 def distinct(paths: Iterable[epath.Path], seen: set[Hashable] | None = None) -> list[epath.Path]:
-    """The first path of each file or folder that is not in `seen`; the new ones are added to it."""
+    """Returns the first path of each file or folder not in `seen`, and adds them to `seen`."""
     seen = set() if seen is None else seen
     kept = []
     for path in paths:
-        if os.path.islink(path) and not path.exists():  # leads nowhere
+        if os.path.islink(path) and not path.exists():  # dangling link
             continue
         found = identity(path)
         if found not in seen:
@@ -214,9 +215,9 @@ def distinct(paths: Iterable[epath.Path], seen: set[Hashable] | None = None) -> 
 
 
 def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Path]:
-    """The files of a folder and of all folders in it, each file once even if links lead to it.
+    """Yields the files of a folder and its subfolders, each file once even with links to it.
 
-    Symbolic links come last, so that a file is listed by its own path and not by a link.
+    Symbolic links are followed last, so that a file is listed by its own path and not by a link.
 
     Args:
       folder: top of the search.
@@ -229,7 +230,7 @@ def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Pa
     found, links = [folder], []
     while found or links:
         for path in distinct([(found or links).pop(0)], seen):
-            if path.is_dir():  # etils' `walk` loses the gs:// of a bucket
+            if path.is_dir():  # not `walk` of etils: it drops the gs:// of a bucket
                 for entry in entries(path):
                     if hidden or not entry.name.startswith("."):
                         (links if os.path.islink(entry) else found).append(entry)
@@ -238,7 +239,7 @@ def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Pa
 
 
 def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
-    """The contents without repetitions, each at its first position."""
+    """Returns the contents without repetitions, in the order of their first occurrences."""
     kept: dict[bytes, bytes] = {}
     for content in contents:
         kept.setdefault(hashlib.sha256(content).digest(), content)
@@ -246,10 +247,10 @@ def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
 
 
 def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
-    """Raises a DataError if a file is in two splits, also through links.
+    """Raises a DataError if two splits have the same file, also through links.
 
     Args:
-      files: paths by split; a path that does not exist is ignored here, and reported on reading.
+      files: paths by split; missing files are ignored, because reading them raises an error.
     """
     first: dict[Hashable, tuple[str, epath.Path]] = {}
     for split, paths in files.items():

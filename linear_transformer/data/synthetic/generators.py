@@ -1,7 +1,7 @@
-"""Synthetic sequences: generators, and their batches.
+"""Generators of synthetic sequences, and their batches.
 
-Each example is a pure function of (seed, index): training never repeats one, and a split of the
-evaluation is the same every time.
+Each example is a pure function of (seed, index): training never repeats an example, and a split of
+the evaluation is always the same.
 """
 
 import functools
@@ -16,15 +16,15 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape, row_numbers
 from linear_transformer.data.synthetic import mad, needle, recall, state_tracking
 
-_EXAMPLES = 2**40  # as good as endless
+_EXAMPLES = 2**40  # practically endless
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-# Evaluation draws from streams of their own, so that no seed of training repeats them.
+# Evaluation has its own random streams, which no seed of training repeats.
 _SPLITS = {"validation": 2**32 + 1, "test": 2**32 + 2}
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """A family of sequences.
+    """Generator of a family of sequences.
 
     Attributes:
       vocab_size: number of tokens.
@@ -34,7 +34,7 @@ class Generator(Protocol):
     def vocab_size(self) -> int: ...
 
     def __call__(self, rng: np.random.Generator, length: int) -> recall.Example:
-        """Inputs, targets and weights of T = `length` tokens; only weighted targets count."""
+        """Returns inputs, targets and weights of T = `length` tokens; see `recall`."""
         ...
 
 
@@ -57,10 +57,10 @@ GENERATORS: dict[str, Callable[..., Generator]] = {
 
 
 def make_generator(config: Any, **changes: Any) -> Generator:
-    """The generator `config.dataset` with its `config.options`, some of them changed.
+    """Makes the generator `config.dataset` with `config.options`, updated by `changes`.
 
     Raises:
-      DataError: an unknown name or option.
+      DataError: the name or an option is unknown.
     """
     if config.dataset not in GENERATORS:
         raise DataError(
@@ -75,7 +75,7 @@ def make_generator(config: Any, **changes: Any) -> Generator:
 
 
 def require_length(generator: Generator, length: int, key: str) -> None:
-    """Raises a DataError that names the config's key if the generator can't make this length."""
+    """Raises a DataError, which names the config key, if the generator can't make this length."""
     if length < 1:
         raise DataError(f"{key}: {length} is not a length")
     try:
@@ -93,7 +93,7 @@ def training_sequences(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Endless batches `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32."""
+    """Makes endless batches: `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32."""
     check_shape(batch_size, sequence_length)
 
     def make(index: int) -> Batch:
@@ -113,19 +113,19 @@ def evaluation_sequences(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """The same examples every time; the last batch is filled up with rows of weight 0.
+    """Yields the same examples at every call; rows of weight 0 fill up the last batch.
 
     Args:
-      generator: of the examples.
+      generator: generator of the examples.
       split: "validation" or "test".
       batch_size: rows B of a batch of this process.
-      sequence_length: T.
-      examples: their number, of all processes.
-      process_index: which of the processes this is.
+      sequence_length: tokens T of a row.
+      examples: number of examples of all processes.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, or a value out of range.
+      DataError: the split is unknown, or a value is out of range.
     """
     check_shape(batch_size, sequence_length)
     if split not in _SPLITS:

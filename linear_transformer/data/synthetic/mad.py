@@ -1,9 +1,9 @@
-"""The tasks of mechanistic architecture design, MAD (Poli et al. 2024, arXiv:2403.17844).
+"""Tasks of mechanistic architecture design, MAD (Poli et al. 2024, arXiv:2403.17844).
 
-Its selective copying is that of `recall.SelectiveCopying`, whose markers say how many symbols are
-still to come, where MAD has one marker and then blanks.  MAD trains on 12,800 fixed examples (256
-of memorization) and tests on 1,280; here training draws examples without end.  MAD also trains on
-every token of the recall tasks and tests on the answers; here both count the answers alone.
+For selective copying, use `recall.SelectiveCopying`: it has one marker per symbol to copy, where
+MAD has one marker and then blanks.  MAD trains on 12,800 fixed examples (256 for memorization) and
+tests on 1,280; here training draws new examples without end.  In the recall tasks, MAD trains on
+every token and tests on the answers; here only the answers count in both.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.synthetic.recall import Example, require
 
-_MAP_SEED = 12_345  # the facts of memorization are the same in all runs
+_MAP_SEED = 12_345  # fixed, so that the facts of memorization are the same in all runs
 
 
 def _require_symbols(generator: "InContextRecall | FuzzyRecall", keys: int, needed: int) -> None:
@@ -28,15 +28,15 @@ def _require_symbols(generator: "InContextRecall | FuzzyRecall", keys: int, need
 
 @dataclasses.dataclass(frozen=True)
 class InContextRecall:
-    """Pairs `k1 v1 k2 v2 ...`: where a key occurs again, the target is its value.
+    """Recall in pairs `k1 v1 k2 v2 ...`: if a key occurs again, the target is its value.
 
-    Keys are the lower half of the symbols and values the upper; each sequence has a map of its own,
-    in which keys may share a value.  The key of the last pair has been seen.
+    Keys are the lower half of the symbols and values the upper half.  Each sequence has its own map
+    from keys to values, in which keys may share a value.  The last key occurs earlier, too.
 
     Attributes:
-      vocab_size: keys, values and noise.
-      noise_symbols: symbols of the vocabulary that are noise, its last ones.
-      noise: probability that two symbols of noise are in place of a pair.
+      vocab_size: number of keys, values and noise symbols.
+      noise_symbols: number of noise symbols, the last symbols of the vocabulary.
+      noise: probability that two noise symbols replace a pair.
     """
 
     vocab_size: int = 16
@@ -72,7 +72,7 @@ class InContextRecall:
 
 
 def _first_of_its_kind(keys: Int[np.ndarray, " N"], counted: Bool[np.ndarray, " N"]):
-    """True at the first counted position of every key."""
+    """Returns a mask of the first counted position of every key."""
     first = np.zeros(keys.size, bool)
     _, places = np.unique(keys[counted], return_index=True)
     first[np.flatnonzero(counted)[places]] = True
@@ -81,14 +81,14 @@ def _first_of_its_kind(keys: Int[np.ndarray, " N"], counted: Bool[np.ndarray, " 
 
 @dataclasses.dataclass(frozen=True)
 class FuzzyRecall:
-    """Recall in which keys and values are words of several symbols.
+    """Recall with keys and values that are words of several symbols.
 
-    A word has distinct symbols; a sequence of fewer than T tokens has padding, the last symbol of
-    the vocabulary, in front.  MAD tests with the longest keys alone, which is `shortest_key` = 3.
+    The symbols of a word are distinct.  A sequence of fewer than T tokens is padded in front with
+    the last symbol of the vocabulary.  MAD tests with the longest keys only: `shortest_key` = 3.
 
     Attributes:
-      vocab_size: keys, values and the padding.
-      shortest_key, longest_key, longest_value: symbols of a word; values have 1 or more.
+      vocab_size: number of symbols for keys, values and padding.
+      shortest_key, longest_key, longest_value: number of symbols of a word; values have 1 or more.
     """
 
     vocab_size: int = 16
@@ -116,7 +116,7 @@ class FuzzyRecall:
 
         value_of: dict[tuple[int, ...], tuple[int, ...]] = {}
         tokens: list[int] = []
-        counts: list[int] = []  # 1 where the token is an answer
+        counts: list[int] = []  # 1 for tokens of an answer, else 0
 
         def add(key: tuple[int, ...]) -> None:
             value = value_of.get(key)
@@ -143,10 +143,10 @@ class FuzzyRecall:
 
 @dataclasses.dataclass(frozen=True)
 class Memorization:
-    """Facts to be learned by heart: `k ? k ? ...`, and at each `?` the value of the key before it.
+    """Facts to memorize: `k ? k ? ...`; the target at each `?` is the value of the key before it.
 
-    The map is the same in all sequences and is never shown.  Keys are the lower half of the
-    vocabulary without its last token, `?`; each has a value of its own from the upper half.
+    The map from keys to values is the same in all sequences and is never shown.  Without the last
+    token `?`, keys are the lower half of the vocabulary; each has a distinct value in the upper.
     """
 
     vocab_size: int = 256
@@ -157,7 +157,7 @@ class Memorization:
 
     @functools.cached_property
     def values(self) -> Int[np.ndarray, " K"]:
-        """The value of each key."""
+        """Value of each key."""
         keys = (self.vocab_size - 1) // 2
         return np.random.default_rng(_MAP_SEED).permutation(np.arange(keys, 2 * keys))
 
@@ -173,9 +173,9 @@ class Memorization:
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """Random symbols and one last token; all are to be reconstructed from the last output vector.
+    """Random symbols and a fixed last token, to be reconstructed from the last output vector.
 
-    The model is `models.compressor.Compressor`.  As in MAD the last token, always the same, counts.
+    The model is `models.compressor.Compressor`.  As in MAD, the fixed last token counts as well.
     """
 
     vocab_size: int = 16

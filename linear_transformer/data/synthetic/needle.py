@@ -1,7 +1,7 @@
-"""A needle in a haystack, in bytes: one sentence with a number, and noise around it.
+"""Needle in a haystack, in bytes: one sentence with a number, surrounded by noise.
 
-The single-needle task with noise of RULER (Hsieh et al. 2024, arXiv:2404.06654), S-NIAH-1 in the
-papers of linear recurrences, cut to what a small model can be trained on.
+The task is the single-needle task with noise of RULER (Hsieh et al. 2024, arXiv:2404.06654), named
+S-NIAH-1 in papers on linear recurrences, reduced for small models.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ _NOUNS = ("anchor", "basket", "candle", "dragon", "forest", "hammer", "island", 
 
 DIGITS = 7
 DEPTHS = 40
-_SHORTEST = 256  # the longest needle and question, and some hay
+_SHORTEST = 256  # fits the longest needle and question, and some noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Needle:
-    """Bytes: noise, the needle between two of its sentences, noise, question, answer.
+    """Bytes of noise with the needle between two of its sentences, then question and answer.
 
-    What counts are the 7 digits of the answer, each read after the true ones before it.  Depth 0
-    is before all noise and depth 39 right before the question; all are equally probable.  RULER
-    generates its answer, has a longer instruction and takes other words for keys.
+    The 7 digits of the answer count; each is predicted after the true digits before it.  The needle
+    is before all noise at depth 0 and right before the question at depth 39; all depths are equally
+    probable.  RULER generates the answer, and has a longer instruction and other words for keys.
     """
 
     vocab_size = 256

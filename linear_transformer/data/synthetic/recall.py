@@ -1,7 +1,7 @@
-"""Recall: sequences in which a token that was seen has to be found again.
+"""Recall tasks: sequences in which the model must retrieve earlier tokens.
 
-Each class is a family of sequences; an instance makes one of T = `length` tokens with a random
-generator, as inputs, targets and weights, where only targets of weight 1 count.
+Each class is a family of sequences.  An instance takes a random generator and a length T, and
+returns inputs, targets and weights of one sequence; only targets of weight 1 count.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ Example = tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Float[np.ndarray, 
 
 
 def require(possible: bool, length: int, needs: str) -> None:
-    """Raises the DataError of a length that a generator can't make; the caller names the key."""
+    """Raises a DataError if a generator can't make this length; the caller adds the config key."""
     if not possible:
         raise DataError(f"sequences of {length} tokens: {needs}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Copying:
-    """A sequence of symbols to be repeated (Katharopoulos et al. 2020, section 4.1.1).
+    """Sequence of symbols to repeat (Katharopoulos et al. 2020, section 4.1.1).
 
-    `w 0 w 0 0 ...` with w of n symbols from 1 to `symbols`, n from T / 4 to T / 2 - 2.  What
-    counts are the separator after the first w and the n tokens of the second, as in the released
-    code.
+    A sequence is `w 0 w 0 0 ...` with w of n symbols from 1 to `symbols`, n from T / 4 to
+    T / 2 - 2.  The separator after the first w and the n tokens of the second w count, as in the
+    released code.
     """
 
     symbols: int = 10
@@ -48,16 +48,16 @@ class Copying:
 
 @dataclasses.dataclass(frozen=True)
 class MultiQueryRecall:
-    """Key-value pairs, then some keys again, whose targets are their values (MQAR).
+    """Key-value pairs, then every key again; the target of a repeated key is its value (MQAR).
 
     Arora et al. 2023 (Zoology, arXiv:2312.04927, appendix): `k1 v1 k2 v2 ...`, then every key once
-    more at a distance drawn from a power law (most of them soon); between them token 0.  Keys are
-    from the lower half of the vocabulary, values from the upper.
+    more at a distance drawn from a power law, which favours short distances; all other tokens are
+    0.  Keys are from the lower half of the vocabulary, values from the upper half.
 
     Attributes:
-      pairs: key-value pairs of a sequence.
+      pairs: number of key-value pairs of a sequence.
       power: exponent of the power law; 1 is uniform.
-      fill: random tokens instead of 0 between the keys.
+      fill: whether random tokens replace the 0 between the keys.
     """
 
     vocab_size: int = 8192
@@ -95,12 +95,12 @@ class MultiQueryRecall:
 class SelectiveCopying:
     """Symbols scattered among blanks, to be repeated in order at the end.
 
-    Gu & Dao 2023 (Mamba, section 4.1.1): `count` symbols in random places, then `count` markers;
-    the i-th marker asks for the i-th symbol.  T is the whole length.
+    Gu & Dao 2023 (Mamba, section 4.1.1): `count` symbols at random positions, then `count` markers;
+    the target at the i-th marker is the i-th symbol.  T includes the markers.
 
     Attributes:
-      symbols: different symbols, from 2; 0 is the blank and 1 the marker.
-      count: symbols of a sequence.
+      symbols: number of different symbols, with ids from 2; 0 is the blank and 1 the marker.
+      count: number of symbols in a sequence.
     """
 
     symbols: int = 14
@@ -124,13 +124,13 @@ class SelectiveCopying:
 
 @dataclasses.dataclass(frozen=True)
 class InductionHeads:
-    """Random symbols with one marker in them; at a second marker, the symbol after the first.
+    """Random symbols with one marker; the target at a second marker is the symbol after the first.
 
     Gu & Dao 2023 (Mamba, section 4.1.2), after Olsson et al. 2022.  The second marker is the last
     token.
 
     Attributes:
-      symbols: different symbols, from 1; 0 is the marker.
+      symbols: number of different symbols, with ids from 1; 0 is the marker.
     """
 
     symbols: int = 15

@@ -1,4 +1,4 @@
-"""State tracking: products of words over a finite group, and values of expressions."""
+"""State-tracking tasks: products of words over a finite group, and values of expressions."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ _LARGEST = {"Z": 256, "S": 6, "A": 6}
 
 @functools.lru_cache
 def multiplication_table(group: str) -> Int[np.ndarray, "N N"]:
-    """The products of the elements of Z_n, S_n or A_n; element 0 is the identity.
+    """Returns the multiplication table of Z_n, S_n or A_n, (N, N); element 0 is the identity.
 
-    Permutations are in lexicographic order, and a b applies b first.
+    Permutations are in lexicographic order; the product a b applies b first.
 
     Raises:
-      DataError: no such group, or a larger one than is useful.
+      DataError: the group does not exist, or it is too large to be useful.
     """
     match = re.fullmatch(r"([ZSA])(\d+)", group)
     if not match or not 2 <= int(match[2]) <= _LARGEST[match[1]]:
@@ -44,16 +44,16 @@ def _is_even(permutation: tuple[int, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Random letters of a group; the target of each is the product of all letters so far.
+    """Random elements of a group; the target at each is the product of all elements so far.
 
-    Z2 is parity, Zn addition modulo n, S5 and A5 are the word problems that no fixed-depth model
-    with diagonal transitions solves at every length (Merrill et al. 2024, arXiv:2404.08819; Grazzi
-    et al. 2024, arXiv:2411.12537).
+    Z2 is parity, Zn addition modulo n.  The word problems of S5 and A5 are not solved at every
+    length by any fixed-depth model with diagonal transitions (Merrill et al. 2024,
+    arXiv:2404.08819; Grazzi et al. 2024, arXiv:2411.12537).
 
     Attributes:
-      group: "Z2", "Z60", "S5", "A5", ...
-      shortest: words have `shortest` to T letters; 0 for always T.  What follows a word is the
-        identity, and does not count.
+      group: name of the group: "Z2", "Z60", "S5", "A5", ...
+      shortest: minimum length of a word, up to T; 0 for always T.  The identity follows a shorter
+        word and does not count.
     """
 
     group: str = "Z2"
@@ -77,16 +77,16 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class ModularArithmetic:
-    """Digits joined by + - * without brackets, then "=": the target there is the value.
+    """Residues joined by + - * without brackets, then "="; the target at "=" is the value.
 
-    `3 * 2 - 4 =` is 2 modulo 5; multiplication comes first.  Deletang et al. 2022
+    `3 * 2 - 4 =` is 2 modulo 5; multiplication has precedence.  Deletang et al. 2022
     (arXiv:2207.02098), and Grazzi et al. 2024 (arXiv:2411.12537, section 5.1) for linear
-    recurrences.  Tokens from 0 are the residues, then "+", "-", "*" and "=".
+    recurrences.  The tokens are the residues from 0, then "+", "-", "*" and "=".
 
     Attributes:
-      modulus: the modulus of the arithmetic.
-      shortest: expressions have an odd number of tokens, `shortest` to T - 1; 0 for always the
-        most.  What follows "=" is 0, and does not count.
+      modulus: modulus of the arithmetic.
+      shortest: minimum length of an expression, whose length is odd and at most T - 1; 0 for always
+        the maximum.  Tokens after "=" are 0 and do not count.
     """
 
     modulus: int = 5
@@ -102,7 +102,7 @@ class ModularArithmetic:
 
     def __call__(self, rng: np.random.Generator, length: int) -> Example:
         most, fewest = length // 2, self.shortest // 2 + 1  # digits
-        shortest = 2 * fewest  # with the "="
+        shortest = 2 * fewest  # includes the "="
         require(length >= shortest, length, f"expressions and their = have {shortest} or more")
         digits = int(rng.integers(fewest, most + 1)) if self.shortest else most
         residues = rng.integers(0, self.modulus, digits)

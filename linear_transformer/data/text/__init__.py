@@ -1,1 +1,1 @@
-"""Corpora of text, and their tokenizers."""
+"""Text corpora and their tokenizers."""

@@ -1,4 +1,4 @@
-"""Labelled texts as bytes, many of them in a few long arrays."""
+"""Labelled texts as bytes, stored together in a few long arrays."""
 
 import dataclasses
 import itertools
@@ -16,15 +16,15 @@ Example = tuple[bytes, int]  # a text and its label
 
 @dataclasses.dataclass(frozen=True)
 class ByteTexts:
-    """Labelled texts, or pairs of texts, by split; ids are byte + 1, and 0 is padding.
+    """Labelled texts, or pairs of texts, by split; byte b has id b + 1, and 0 is padding.
 
     Attributes:
-      name: as in `config.data.dataset`.
+      name: name of the data set in `config.data.dataset`.
       licence: licence of the texts.
-      num_classes: labels are from 0 to below this.
-      buffers: arrays of bytes that the texts are parts of, or files that slices are read from.
-      spans: (N, towers, 3) by "train", "validation" and "test": which buffer a text is in, its
-        first byte there, and the one behind its last.
+      num_classes: number of labels, from 0.
+      buffers: arrays of bytes, or files read by slices, that contain the texts.
+      spans: (N, towers, 3) by "train", "validation" and "test": index of a text's buffer, index of
+        the text's first byte in the buffer, and index after its last byte.
       labels: (N,) by split.
       num_threads: threads for reading; 0 reads in the calling thread.
     """
@@ -40,17 +40,17 @@ class ByteTexts:
 
     @property
     def towers(self) -> int:
-        """Texts of an example."""
+        """Number of texts of an example."""
         return self.spans["train"].shape[1]
 
     def split(self, name: str) -> tuple[Int64[np.ndarray, "N towers 3"], Int[np.ndarray, " N"]]:
-        """Returns spans and labels of a split; an unknown name is a DataError."""
+        """Returns spans and labels of a split; raises a DataError for an unknown name."""
         if name not in self.spans:
             raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.spans)}')
         return self.spans[name], self.labels[name]
 
     def read(self, item: Int64[np.ndarray, "towers 3"]) -> tuple[Int32[np.ndarray, " _"], ...]:
-        """The ids of each text of a row of spans."""
+        """Returns the ids of each text of a row of `spans`."""
         return tuple(
             np.add(self.buffers[buffer][start:stop], 1, dtype=np.int32)
             for buffer, start, stop in item
@@ -60,9 +60,9 @@ class ByteTexts:
 def pack(
     name: str, licence: str, num_classes: int, examples: Mapping[str, Sequence[Example]]
 ) -> ByteTexts:
-    """Makes single texts, given by split, into one buffer; other arguments as in `ByteTexts`.
+    """Joins single texts, given by split, in one buffer; see `ByteTexts` for other arguments.
 
-    Each split is put in a random order, always the same, so that its beginning has all classes.
+    Each split is shuffled with a fixed seed, so that the start of a split has all classes.
 
     Raises:
       DataError: a split is empty.
@@ -84,7 +84,7 @@ def pack(
 
 
 def cut(examples: Sequence[Example], percent: Mapping[str, int]) -> dict[str, list[Example]]:
-    """Cuts into blocks of these shares, in this order; what they leave of 100 % is not used."""
+    """Cuts examples into consecutive blocks of these shares; a rest below 100 % is unused."""
     borders = [0, *itertools.accumulate(percent.values())]
     ends = [len(examples) * border // 100 for border in borders]
     blocks = (list(examples[a:b]) for a, b in itertools.pairwise(ends))
@@ -94,9 +94,9 @@ def cut(examples: Sequence[Example], percent: Mapping[str, int]) -> dict[str, li
 def drop_repeats(
     examples: Mapping[str, Iterable[Example]], keepers: Sequence[str]
 ) -> dict[str, list[Example]]:
-    """Removes texts that are in two splits: the first of `keepers` that has a text keeps it.
+    """Removes texts that are in several splits; the first such split in `keepers` keeps the text.
 
-    Texts that differ only in white space count as one.  Repeats within a split stay.
+    Texts that differ only in white space count as equal.  Repeats within a split stay.
     """
     seen: set[bytes] = set()
     kept = {}

@@ -1,4 +1,4 @@
-"""A text corpus: tokenised documents in three splits, with what is needed to normalise a loss."""
+"""Text corpus: tokenised documents in three splits, with counts that normalise a loss."""
 
 import dataclasses
 import hashlib
@@ -18,16 +18,16 @@ Document = TypeVar("Document")
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents of token ids and the sizes that losses are divided by.
+    """Documents of token ids, with the counts that losses are divided by.
 
     Attributes:
-      name: the data set's name, as in `config.data.dataset`.
-      licence: the licence of the text.
-      tokenizer: the tokenizer of the ids, in both directions.
-      splits: for "train", "validation" and "test" the documents, each an array of ids of shape
-        (T,), without BOS, in the smallest unsigned dtype.
+      name: name of the data set in `config.data.dataset`.
+      licence: licence of the text.
+      tokenizer: tokenizer that encodes and decodes the ids.
+      splits: documents of "train", "validation" and "test"; each is an array of ids of shape (T,),
+        without BOS, in the smallest unsigned dtype.
       num_bytes: UTF-8 bytes of each split, for bits per byte with any tokenizer.
-      num_words: words of each split where the benchmark counts perplexity per word, else None.
+      num_words: words of each split if the benchmark uses perplexity per word, else None.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Corpus:
     num_words: Mapping[str, int] | None = None
 
     def documents(self, split: str) -> list[np.ndarray]:
-        """Returns the documents of a split; an unknown name is a DataError."""
+        """Returns the documents of a split; raises a DataError for an unknown name."""
         if split not in self.splits:
             raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
         return self.splits[split]
 
     def fingerprint(self) -> str:
-        """Returns a SHA-256 over all documents: equal if and only if the corpora are equal."""
+        """Returns the SHA-256 of all documents; equal corpora have equal fingerprints."""
         digest = hashlib.sha256()
         for split, documents in self.splits.items():
             for document in documents:
@@ -60,7 +60,7 @@ def tokenize_splits(
     texts: Mapping[str, Sequence[bytes]],
     num_words: Mapping[str, int] | None = None,
 ) -> Corpus:
-    """Makes a corpus of the UTF-8 documents of each split; arguments as in `Corpus`.
+    """Makes a corpus from the UTF-8 documents of each split; see `Corpus` for other arguments.
 
     Raises:
       DataError: a split has no text.
@@ -79,9 +79,9 @@ def tokenize_splits(
 
 
 def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """Splits by whole document: of every 20, the first is test and the eleventh validation.
+    """Assigns whole documents to splits: of every 20, the 1st is test and the 11th validation.
 
-    Between 3 and 19 documents, the first is test and the middle one validation.
+    With 3 to 19 documents, the first is test and the middle one validation.
     """
     period = min(_PERIOD, len(documents))
     roles = {0: "test", period // 2: "validation"}

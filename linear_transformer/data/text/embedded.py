@@ -1,8 +1,8 @@
-"""The default corpus: documentation and sources of CPython 3.11. No network.
+"""Default corpus, which needs no network: documentation and sources of CPython 3.11.
 
 Its 181 documents are the topics of Python's own help (`pydoc_data.topics`) and the sources of 104
-pure-Python modules of the standard library, 3.9 MB. They come with this package, in one compressed
-file, so that the text is the same under every version of Python.
+pure-Python modules of the standard library, 3.9 MB. The package contains the documents in one
+compressed file, so that the text is the same under every version of Python.
 """
 
 import lzma
@@ -16,11 +16,11 @@ from linear_transformer.data.text.tokenizers import load_tokenizer
 NAME = "embedded"
 LICENCE = "PSF-2.0"
 
-_FILE = pathlib.Path(__file__).with_name("embedded_text.xz")  # documents with NUL between them
+_FILE = pathlib.Path(__file__).with_name("embedded_text.xz")  # documents separated by NUL
 
 
 def load(config: Any) -> Corpus:
-    """Returns the corpus; `config.tokenizer` is the only field used.
+    """Loads the corpus; uses only `config.tokenizer`.
 
     Raises:
       DataError: the tokenizer cannot be loaded, or this package was installed without the text.

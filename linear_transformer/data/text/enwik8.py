@@ -1,8 +1,8 @@
 """enwik8 and text8: the first 100 MB of English Wikipedia of 3 March 2006, as is and cleaned.
 
-Split 90M / 5M / 5M bytes, one document each, as in Mahoney's benchmark and every paper since. The
-test split is the last 5M, the validation split the 5M before. Both files are recognised by their
-SHA-256, whether they come from the official zip archive or lie unpacked in a folder.
+The splits have 90M / 5M / 5M bytes, one document each, as in Mahoney's benchmark and later papers.
+The test split is the last 5M, the validation split the 5M before. Both files are checked against
+their SHA-256, from the official zip archive or unpacked in a folder.
 Source: http://mattmahoney.net/dc/textdata.html
 """
 
@@ -25,12 +25,12 @@ SIZES = (90_000_000, 5_000_000, 5_000_000)
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One of the two files.
+    """Description of one of the two files.
 
     Attributes:
-      name: its file name; the archive is `name.zip` and has it as a member.
-      sha256: of the unpacked file.
-      zip_sha256: of the archive.
+      name: name of the file, which is a member of the archive `name.zip`.
+      sha256: SHA-256 of the unpacked file.
+      zip_sha256: SHA-256 of the archive.
       sizes: bytes of the train, validation and test split, in file order.
     """
 
@@ -53,18 +53,18 @@ TEXT8 = Benchmark(
 
 
 def load(config: Any, benchmark: Benchmark = ENWIK8) -> Corpus:
-    """Returns the corpus.
+    """Loads the corpus.
 
-    With a subword tokenizer, a character that the border of two splits cuts becomes U+FFFD.
+    With a subword tokenizer, a character that is cut by the border of two splits becomes U+FFFD.
 
     Args:
       config: `path` is a folder with the file or its zip archive, or the file or archive itself,
-        or empty to download the archive; `tokenizer`.
+        or empty to download the archive; `tokenizer` is the name of the tokenizer.
       benchmark: description of the file.
 
     Raises:
-      FetchError: `config.path` is empty and the archive can be neither found nor downloaded.
-      DataError: the file is missing or not the expected one.
+      FetchError: `config.path` is empty, and the archive is not cached and cannot be downloaded.
+      DataError: the file is missing or has other contents.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     path = _find(config.path, benchmark)
@@ -86,7 +86,7 @@ def load(config: Any, benchmark: Benchmark = ENWIK8) -> Corpus:
 
 
 def load_text8(config: Any) -> Corpus:
-    """Like `load`, for text8."""
+    """Loads text8; see `load`."""
     return load(config, TEXT8)
 
 

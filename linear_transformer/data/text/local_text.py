@@ -1,10 +1,10 @@
-"""The user's own text: a file, or a folder of files, in UTF-8.
+"""Text of the user: a file, or a folder of files, in UTF-8.
 
-- A folder with train.txt, validation.txt (or valid.txt) and test.txt: those are the splits.
-- Another folder: every regular file in it and in its subfolders is a document, in the order of
-  their paths, and the split is by document. Names that begin with a dot are left out. A file that
-  links lead to twice, or a content that comes twice, is one document.
-- A file, or a folder of one or two: each is cut into 90 % train, 5 % validation and 5 % test.
+- Folder with train.txt, validation.txt (or valid.txt) and test.txt: each file is a split.
+- Any other folder: every regular file in it and in its subfolders is a document, in the order of
+  the paths, and each document belongs to one split. Names that begin with a dot are left out. Files
+  with the same content, or reached by several links, are one document.
+- File, or folder of one or two files: each is cut into 90 % train, 5 % validation and 5 % test.
 """
 
 import itertools
@@ -35,10 +35,10 @@ _SPLIT_FILES = {
 
 
 def load(config: Any) -> Corpus:
-    """Returns the corpus in `config.path`, tokenised with `config.tokenizer`.
+    """Loads the corpus in `config.path`, tokenised with `config.tokenizer`.
 
     Raises:
-      DataError: nothing there, a file is empty or not UTF-8, or there is too little text.
+      DataError: the path does not exist, a file is empty or not UTF-8, or the text is too short.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     path = existing_path(config.path, NAME, "a text file or a folder of text files")
@@ -84,7 +84,7 @@ def _cut(document: bytes) -> dict[str, bytes]:
     borders = [0]
     for percent in (90, 95):
         border = len(document) * percent // 100
-        # Not inside a character: back over the continuation bytes of UTF-8.
+        # Back over the continuation bytes of UTF-8, so that no character is cut.
         while border and document[border] & 0xC0 == 0x80:
             border -= 1
         borders.append(border)

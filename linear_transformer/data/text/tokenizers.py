@@ -1,7 +1,7 @@
-"""Text to token ids and back: bytes, words, or any Hugging Face tokenizer.json.
+"""Tokenizers from text to ids and back: bytes, words, or any Hugging Face tokenizer.json.
 
-Every tokenizer has one id more than its text needs, the beginning-of-sequence token (BOS), which
-`encode` never produces and `decode` drops: a model predicts the first token of a document from it.
+Every tokenizer has one additional id, the beginning-of-sequence token (BOS). A model predicts the
+first token of a document from BOS; `encode` never produces BOS, and `decode` drops it.
 """
 
 import codecs
@@ -18,31 +18,31 @@ from linear_transformer.data.io.reading import decode_utf8, read_file
 
 EOS_WORD = "<eos>"
 UNKNOWN_WORD = "<unk>"
-# Names of the first token in published tokenizers; GPT-2 starts with its separator.
+# Names of BOS in published tokenizers; GPT-2 uses its separator of documents as BOS.
 _BOS_NAMES = ("<s>", "<bos>", "[BOS]", "<|bos|>", "<|begin_of_text|>", "<|startoftext|>")
 _BOS_NAMES += ("<|endoftext|>",)
 
 
 @runtime_checkable
 class StreamDecoder(Protocol):
-    """Decodes ids one by one and holds back text whose last character is incomplete."""
+    """Decoder of single ids that holds back incomplete characters."""
 
     def push(self, token_id: SupportsIndex) -> str:
-        """Takes one id and returns the text that is now certain, possibly none."""
+        """Takes one id; returns the newly completed text, possibly empty."""
         ...
 
     def finish(self) -> str:
-        """Returns what was held back, incomplete characters as U+FFFD; ends the stream."""
+        """Ends the stream; returns the text held back, with U+FFFD for incomplete characters."""
         ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The interface of a tokenizer that the pipelines and the decoding loop use.
+    """Interface of a tokenizer for the pipelines and the decoding loop.
 
     Attributes:
-      vocab_size: number of ids, BOS included.
-      bos_id: the id of the beginning-of-sequence token.
+      vocab_size: number of ids, including BOS.
+      bos_id: id of the beginning-of-sequence token.
     """
 
     vocab_size: int
@@ -53,20 +53,20 @@ class Tokenizer(Protocol):
         ...
 
     def encode_utf8(self, data: bytes) -> np.ndarray:
-        """Like `encode` for UTF-8 bytes; only the byte tokenizer keeps invalid UTF-8 as it is."""
+        """Encodes UTF-8 bytes; only the byte tokenizer keeps invalid UTF-8 unchanged."""
         ...
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Returns the text of `ids`; BOS is dropped and invalid UTF-8 becomes U+FFFD."""
+        """Returns the text of `ids`, without BOS and with U+FFFD for invalid UTF-8."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
-        """Returns a decoder for a sequence that arrives id by id."""
+        """Returns a decoder for a sequence of ids that are given one by one."""
         ...
 
 
 class _Utf8StreamDecoder:
-    """Stream decoder of tokenizers in which an id stands for fixed bytes."""
+    """Stream decoder for tokenizers with a fixed byte string per id."""
 
     def __init__(self, token_bytes: Callable[[SupportsIndex], bytes]):
         self._token_bytes = token_bytes
@@ -80,7 +80,7 @@ class _Utf8StreamDecoder:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes: ids 0..255 are the bytes, 256 is BOS."""
+    """Tokenizer of UTF-8 bytes: ids 0..255 are the bytes, 256 is BOS."""
 
     vocab_size = 257
     bos_id = 256
@@ -102,14 +102,14 @@ class ByteTokenizer:
 
 
 class WordTokenizer:
-    """Words separated by white space; a newline is the word `<eos>`; BOS is the last id."""
+    """Tokenizer of words between white space; a newline is the word `<eos>`, BOS the last id."""
 
     def __init__(self, words: Sequence[str]):
         """Makes a tokenizer in which `words[i]` has id i.
 
         Args:
-          words: distinct words. With `<unk>` among them, unknown words are encoded as that;
-            without it they are a DataError.
+          words: distinct words. If `<unk>` is one of them, unknown words are encoded as `<unk>`;
+            otherwise `encode` raises a DataError.
         """
         self.vocab_size = len(words) + 1
         self.bos_id = len(words)
@@ -151,15 +151,15 @@ class WordTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json of the `tokenizers` library.
+    """Tokenizer of a tokenizer.json file of the `tokenizers` library.
 
-    Special tokens written in the text are ordinary text, and the file's template of added tokens
-    is not applied. BOS is the file's own (`<s>`, `<bos>`, `<|endoftext|>`, ...) if it has one,
-    else an id of its own after the last one.
+    Special tokens in the text are encoded as ordinary text, and the file's template of added tokens
+    is not applied. BOS is the BOS of the file (`<s>`, `<bos>`, `<|endoftext|>`, ...) if there is
+    one, else an additional id after the last id.
     """
 
     def __init__(self, path: str):
-        """Reads the file; a file that is no tokenizer is a DataError."""
+        """Reads the file; raises a DataError if the file is not a tokenizer."""
         self._path = path
         text = decode_utf8(read_file(epath.Path(path).expanduser()), path)
         try:
@@ -170,7 +170,7 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Ids can have gaps, so the largest one decides and not their number.
+        # Ids can have gaps, so the vocabulary size follows from the largest id.
         size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         known = (self._tokenizer.token_to_id(name) for name in _BOS_NAMES)
         bos = next((i for i in known if i is not None), None)
@@ -179,7 +179,7 @@ class HuggingFaceTokenizer:
         self._dtype = np.min_scalar_type(size - 1)
 
     def encode(self, text: str) -> np.ndarray:
-        # The batch call is the one that does not compute character offsets.
+        # Only the batch function avoids computing character offsets.
         try:
             encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         except Exception as error:  # for example, a vocabulary without its own unknown token
@@ -225,7 +225,7 @@ def load_tokenizer(name: str) -> Tokenizer:
       name: "bytes" or the path of a tokenizer.json.
 
     Raises:
-      DataError: neither, or the file is not a tokenizer.
+      DataError: the name has another form, or the file is not a tokenizer.
     """
     if name == "bytes":
         return ByteTokenizer()

@@ -1,9 +1,9 @@
 """WikiText-103 (Merity et al., 2016, arXiv:1609.07843): 103M words of Wikipedia articles.
 
-Read from `wikitext-103-v1.zip`, or from a folder with wiki.train.tokens, wiki.valid.tokens and
-wiki.test.tokens. Articles are the documents. The benchmark's measure is perplexity per word, where
-each newline counts as the word `<eos>`: 103,227,021 / 217,646 / 245,569 words. Those numbers
-(`Corpus.num_words`) are what the total loss is divided by, whatever the tokenizer.
+The source is `wikitext-103-v1.zip`, or a folder with wiki.train.tokens, wiki.valid.tokens and
+wiki.test.tokens. Each article is a document. The benchmark's measure is perplexity per word, where
+each newline counts as the word `<eos>`: 103,227,021 / 217,646 / 245,569 words. The total loss is
+divided by these numbers (`Corpus.num_words`) for any tokenizer.
 """
 
 import collections
@@ -33,17 +33,17 @@ _FILES = {
     "validation": "wiki.valid.tokens",
     "test": "wiki.test.tokens",
 }
-# " = Title = ", not " = = Section = = ", and alone between blank lines as headings are.
+# A title " = Title = " between blank lines, and not a section " = = Section = = ".
 _HEADING = re.compile(r"(?:\A|(?<=\A \n)|(?<=\n \n)) = (?!= )[^\n]*(?<! =) = \n(?= \n)")
 
 
 def load(config: Any) -> Corpus:
-    """Returns the corpus; reading and counting the full one takes about a minute.
+    """Loads the corpus; reading and counting the full data set takes about a minute.
 
     Args:
-      config: `path` is the archive, or a folder that has it or the three files; `tokenizer` is
-        "words" for the benchmark's own vocabulary (that of the train split, most frequent word
-        first), or anything that `load_tokenizer` takes.
+      config: `path` is the archive, or a folder with the archive or the three files; `tokenizer`
+        is "words" for the benchmark's own vocabulary (the words of the train split, most frequent
+        word first), or any argument of `load_tokenizer`.
 
     Raises:
       DataError: a file is missing, damaged or not UTF-8.
@@ -70,9 +70,9 @@ def load(config: Any) -> Corpus:
 
 
 def split_articles(text: str) -> list[str]:
-    """Cuts a file before each title; joined again, the articles are the file.
+    """Cuts a file before each title; the concatenation of the articles is the file.
 
-    What stands before the first title belongs to the first article.
+    Text before the first title belongs to the first article.
     """
     starts = [match.start() for match in _HEADING.finditer(text)]
     borders = [0, *starts[1:], len(text)]
