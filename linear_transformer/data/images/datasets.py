@@ -1,4 +1,4 @@
-"""Sets of small labelled images: MNIST, Fashion-MNIST, CIFAR-10.
+"""Data sets of small labelled images: MNIST, Fashion-MNIST, CIFAR-10.
 
 The last tenth of CIFAR-10's training half and the last twelfth of MNIST's (5,000 images each) are
 held out as the validation split; the test splits are the official ones.
@@ -21,7 +21,7 @@ from linear_transformer.data.io import fetch
 from linear_transformer.data.io.reading import gunzip, require_distinct
 
 NUM_VALIDATION = 5_000
-NUM_CLASSES = 10  # of each set
+NUM_CLASSES = 10  # classes of each data set
 
 _IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -39,7 +39,7 @@ class ImageSet:
     """Images and labels by split.
 
     Attributes:
-      name: as in `config.data.dataset`.
+      name: name of the data set in `config.data.dataset`.
       licence: licence of the images.
       images: (N, height, width, channels) by "train", "validation" and "test".
       labels: (N,), from 0, by split.
@@ -50,15 +50,15 @@ class ImageSet:
     images: Mapping[str, UInt8[np.ndarray, "N Y X C"]]
     labels: Mapping[str, Int[np.ndarray, " N"]]
     num_classes = NUM_CLASSES
-    num_threads = 0  # they would only wait for each other
+    num_threads = 0  # the images are in memory, so threads would only wait for each other
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Rows, columns and channels of an image."""
+        """Shape (rows Y, columns X, channels C) of an image."""
         return self.images["train"].shape[1:]
 
     def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
-        """Returns images and labels of a split; an unknown name is a DataError."""
+        """Returns images and labels of a split; raises a DataError for an unknown name."""
         if name not in self.images:
             raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.images)}')
         return self.images[name], self.labels[name]
@@ -66,16 +66,16 @@ class ImageSet:
     def read(
         self, image: UInt8[np.ndarray, "Y X C"], rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "Y X C"]:
-        """The image itself, also for training: a small image has no other views."""
+        """Returns the image itself, also for training: small images have no random crops."""
         del rng
         return image
 
 
 def load_images(config: Any) -> ImageSet:
-    """Loads the set that `config.dataset` names, from the folder `config.path` if there is one.
+    """Loads the data set `config.dataset`, from the folder `config.path` unless it is "".
 
     Raises:
-      DataError: an unknown name, or a file that is missing, cut short or of another format.
+      DataError: the name is unknown, or a file is missing, truncated or of another format.
     """
     if config.dataset not in DATASETS:
         raise DataError(
@@ -85,10 +85,10 @@ def load_images(config: Any) -> ImageSet:
 
 
 def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:
-    """The array of unsigned bytes in an IDX file (LeCun's format), gzipped or not.
+    """Parses an IDX file (LeCun's format) of unsigned bytes, gzipped or not.
 
     Raises:
-      DataError: it is no such file, or its length is not what its header says.
+      DataError: the file has another format, or its length does not match its header.
     """
     if data[:2] == b"\x1f\x8b":
         data = gunzip(data, name)
@@ -104,10 +104,10 @@ def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:
 
 
 def parse_cifar10(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], np.ndarray]:
-    """Images and labels of CIFAR-10's binary version: a label, then 32 x 32 red, green, blue.
+    """Parses CIFAR-10's binary records (a label, then 32 x 32 red, green, blue) to images, labels.
 
     Raises:
-      DataError: the length is not that of whole records, or a label is above 9.
+      DataError: the last record is incomplete, or a label is above 9.
     """
     record = 1 + math.prod(_CIFAR_SHAPE)
     if not data or len(data) % record:
@@ -187,13 +187,13 @@ def _load_cifar10(path: str) -> ImageSet:
 
 
 def _require_distinct(path: str, names: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises a DataError where a file of one split is a file of the other."""
+    """Raises a DataError if both splits have the same file."""
     folder = epath.Path(path).expanduser()
     require_distinct({split: [folder / file for file in files] for split, files in names.items()})
 
 
 def _read(path: str, names: tuple[str, ...]) -> bytes:
-    """The first of these files that the folder has."""
+    """Reads the first of these files that exists in the folder."""
     folder = pathlib.Path(path).expanduser()
     for name in names:
         if (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Batches of labelled images: for training with Grain, and for evaluation."""
+"""Batches of labelled images, for training (with Grain) and evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ class ImageSource(Protocol):
     Attributes:
       name, licence: name and licence of the data set.
       shape: rows Y, columns X and channels C of every image.
-      num_classes: labels are from 0 to below this.
+      num_classes: number of labels, from 0.
       num_threads: threads for reading; 0 reads in the calling thread.
     """
 
@@ -43,11 +43,11 @@ class ImageSource(Protocol):
     def num_threads(self) -> int: ...
 
     def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
-        """The items that `read` takes, and their labels; an unknown name is a DataError."""
+        """Returns the items that `read` takes, and labels; raises DataError for other names."""
         ...
 
     def read(self, item: Any, /, rng: np.random.Generator | None = None) -> Image:
-        """The image, or with `rng` a random view of it for training."""
+        """Returns the image, or with `rng` a random view of the image for training."""
         ...
 
 
@@ -62,9 +62,9 @@ class Augmentation:
     """Random changes of an image that keep its class.
 
     Attributes:
-      flip: mirror half of the images, left to right.
-      padding: black pixels around the image, out of which one of its size is cut (He et al. 2016,
-        arXiv:1512.03385, section 4.2: 4 for CIFAR-10).
+      flip: whether to mirror half of the images, left to right.
+      padding: width of the black border added before a random crop to the image size (He et al.
+        2016, arXiv:1512.03385, section 4.2: 4 for CIFAR-10).
     """
 
     flip: bool
@@ -86,10 +86,10 @@ class Augmentation:
 
 
 def load_source(config: Any) -> ImageSource:
-    """Loads the set that `config.dataset` names.
+    """Loads the data set that `config.dataset` names.
 
     Raises:
-      DataError: an unknown name, or files that are missing or broken.
+      DataError: the name is unknown, or files are missing or broken.
     """
     if config.dataset not in _LOADERS:
         raise DataError(
@@ -109,13 +109,13 @@ def training_images(
 ) -> grain.IterDataset:
     """Makes the endless dataset of augmented images, shuffled anew every epoch.
 
-    All processes together see the same views of the same images, however many processes there are.
+    For any number of processes, the processes together see the same views of the same images.
 
     Args:
-      source: the images; its train split is read.
-      augmentation: random changes of each view that the source gives for training.
+      source: source of the images; its train split is read.
+      augmentation: random changes of each training view of the source.
       batch_size: images B of a batch of this process.
-      seed: 0 to 2^32 - 1; decides order and views.
+      seed: seed of order and augmentation, 0 to 2^32 - 1.
       process_index: index of this process.
       process_count: number of processes that share the data.
 
@@ -124,7 +124,7 @@ def training_images(
       uint8, `labels` (B,) int32, and `weights` (B,) float32, all 1.
 
     Raises:
-      DataError: a value out of range; on reading, a broken file.
+      DataError: a value is out of range; on reading, a file is broken.
     """
 
     def read(item: Any, rng: np.random.Generator) -> Batch:
@@ -148,17 +148,17 @@ def evaluation_images(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every image of a split once; the last batch is filled up with images of weight 0.
+    """Yields every image of a split once; images of weight 0 fill up the last batch.
 
     Args:
-      source: whose split is read.
+      source: source of the images.
       split: "train", "validation" or "test".
       batch_size: rows B of a batch of this process.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, a value out of range, or a broken file.
+      DataError: the split is unknown, a value is out of range, or a file is broken.
     """
 
     def read(item: Any) -> Batch:

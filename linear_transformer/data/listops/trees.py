@@ -1,7 +1,7 @@
 """Trees of ListOps: nested lists of digits with operators, and the value of each tree.
 
-The task is Nangia and Bowman 2018 (arXiv:1804.06028); the trees have the distribution of Long Range
-Arena (Tay et al. 2021, arXiv:2011.04006, section 2.2.1).
+The task is from Nangia and Bowman 2018 (arXiv:1804.06028).  The trees have the distribution of Long
+Range Arena (Tay et al. 2021, arXiv:2011.04006, section 2.2.1).
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.io.processes import ordered_map
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
-_P_OPERATOR = 0.25  # else a digit
-_MAX_TRIES = 100_000  # for one tree of the right length, or for a tree that is new
-_CHUNK = 200  # trees that a process makes at a time
+_P_OPERATOR = 0.25  # probability of an operator instead of a digit
+_MAX_TRIES = 100_000  # for a tree of the right length, or for a new tree
+_CHUNK = 200  # number of trees in a task of a process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Shape:
     """Limits of the size of a tree.
 
     Attributes:
-      min_length, max_length: tokens, both excluded; parentheses don't count.
-      max_depth: operators on a path, plus one for the digit.
-      max_args: largest number of arguments of an operator, which has at least 2.
+      min_length, max_length: limits of the number of tokens, both excluded, without parentheses.
+      max_depth: limit of the number of operators on a path, plus one for the digit.
+      max_args: largest number of arguments of an operator; the smallest number is 2.
     """
 
     min_length: int = 500
@@ -48,16 +48,16 @@ class Shape:
 
 
 class _TooLongError(Exception):
-    """The tree that is being made has too many tokens."""
+    """Signal that the current tree has too many tokens."""
 
 
 def make_tree(shape: Shape, seed: int, index: int) -> tuple[str, int]:
-    """The text of tree `index` and its value, a digit.
+    """Returns the text of tree `index`, and its value, a digit.
 
     Raises:
-      DataError: no tree of this shape turned up.
+      DataError: no tree of this shape was found.
     """
-    # `random` promises that this seeding and random() stay the same.
+    # Python guarantees that this seeding and random() give the same numbers in all versions.
     draw = random.Random(f"{seed} {index}").random
     for _ in range(_MAX_TRIES):
         with contextlib.suppress(_TooLongError):
@@ -73,7 +73,7 @@ def make_tree(shape: Shape, seed: int, index: int) -> tuple[str, int]:
 def _subtree(
     shape: Shape, draw: Callable[[], float], depth: int, room: int
 ) -> tuple[str, int, int]:
-    """Text, value, and number of tokens, at most `room`."""
+    """Returns text, value and number of tokens of a subtree; it has at most `room` tokens."""
     if depth >= shape.max_depth or draw() >= _P_OPERATOR:
         digit = int(10 * draw())
         if room < 1:
@@ -89,7 +89,7 @@ def _subtree(
     if length > room:
         raise _TooLongError
     operator = OPERATORS[int(len(OPERATORS) * draw())]
-    # A binary tree, of which the left child is all that comes before.
+    # A left-branching binary tree.
     text = f"{'( ' * (number + 1)}{operator} {' ) '.join(texts)} ) ] )"
     return text, _apply(operator, values), length
 
@@ -98,7 +98,7 @@ def _apply(operator: str, values: list[int]) -> int:
     if operator == "[SM":
         return sum(values) % 10
     ordered = sorted(values)
-    if operator == "[MED":  # rounded down between the two in the middle
+    if operator == "[MED":  # the mean of the two middle values, rounded down
         return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) // 2
     return ordered[0 if operator == "[MIN" else -1]
 
@@ -108,12 +108,12 @@ def _make_chunk(shape: Shape, seed: int, first: int) -> list[tuple[str, int]]:
 
 
 def distinct_trees(shape: Shape, seed: int, processes: int) -> Iterator[tuple[str, int]]:
-    """Yields trees without end, in the order of their indices, each only once.
+    """Yields an endless sequence of distinct trees, in the order of their indices.
 
     The trees do not depend on the number of processes.
 
     Raises:
-      DataError: no tree of this shape turns up any more.
+      DataError: no new tree of this shape was found.
     """
     chunks = ordered_map(
         functools.partial(_make_chunk, shape, seed), itertools.count(0, _CHUNK), processes

@@ -1,1 +1,1 @@
-"""Notes: MIDI files, piano pieces, chorales."""
+"""Music: MIDI files, piano pieces, chorales."""

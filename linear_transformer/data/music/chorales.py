@@ -1,8 +1,8 @@
 """Bach's four-part chorales: 351 pieces, 75,044 sixteenth notes of soprano, alto, tenor and bass.
 
-Source: the corpus of the Python package `music21` 10.5.0 (20 MB wheel), which must be installed as
-it also reads its format: pip install -r requirements-music.txt.  The whole set is read once, in
-about half a minute, and cached as arrays.  The split is by whole piece.
+Source: the corpus of the Python package `music21` 10.5.0 (20 MB wheel).  The package must be
+installed, because it reads its own format: pip install -r requirements-music.txt.  The whole data
+set is read once, in about half a minute, and cached as arrays.  Each piece belongs to one split.
 """
 
 import importlib.util
@@ -22,15 +22,15 @@ NUM_VALUES = (HIGHEST_PITCH - LOWEST_PITCH + 2,) * 4  # value 0 is a rest
 
 _STEP = 0.25  # quarter notes
 _NUM_PIECES, _NUM_STEPS = 351, 75_044
-_CACHE = "bach-chorales-2.npz"  # counts up when the reader changes
+_CACHE = "bach-chorales-2.npz"  # increase the number when the reader changes
 _MAX_TRANSPOSITION = 6
 
 
 def load(config: Any) -> EventCorpus:
-    """Returns the chorales; `config` is not used.
+    """Makes the corpus of chorales; `config` is not used.
 
-    Asking for them raises:
-      DataError: music21 is not installed and the chorales are not cached, or it is another version.
+    Reading its pieces raises:
+      DataError: the chorales are not cached, and music21 is missing or has another version.
     """
     del config
     return EventCorpus(
@@ -46,12 +46,12 @@ def load(config: Any) -> EventCorpus:
 
 
 def encode(pitches: np.ndarray) -> Int[np.ndarray, "N 4"]:
-    """Values 1 and up for the pitches from 36 (C2) on, 0 for a rest."""
+    """Encodes MIDI pitches (N, 4): 0 for a rest, 1 for pitch 36 (C2), 2 for pitch 37, ..."""
     return np.where(pitches > 0, pitches - LOWEST_PITCH + 1, 0).astype(np.int32)
 
 
 def augment(pitches: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4"]:
-    """Transposes all voices by one interval, within the range of the chorales."""
+    """Transposes all voices by a random interval, within the range of the chorales."""
     sounding = pitches[pitches > 0]
     low, high = -_MAX_TRANSPOSITION, _MAX_TRANSPOSITION
     if sounding.size:
@@ -83,7 +83,7 @@ def _read_music21() -> list[np.ndarray]:
 
 
 def _grid(score: Any) -> np.ndarray:
-    """MIDI pitch of each voice at each sixteenth note, (N, 4) int16; 0 is a rest."""
+    """Returns the MIDI pitch of each voice at each sixteenth note, (N, 4) int16; 0 is a rest."""
     grid = np.zeros((round(score.highestTime / _STEP), len(CHANNELS)), np.int16)
     for voice, part in enumerate(score.parts):
         for note in part.flatten().notes:

@@ -1,13 +1,13 @@
-"""Structured MIDI encoding, both ways: a piano performance as four tokens a note.
+"""Structured MIDI encoding and decoding: a piano performance with four tokens per note.
 
-Hadjeres and Crestel 2021 (The Piano Inpainting Application, arXiv:2107.05944).  A note is pitch,
-velocity, duration and time shift (the time to the next note's onset, 0 in a chord), in this order.
-Times are on a grid that is finer for short times, as hearing is: steps of 0.02 s up to 1 s, of
-0.1 s up to 5 s and of 1 s up to 19 s.  The sustain pedal is folded into the durations.
+Hadjeres and Crestel 2021 (The Piano Inpainting Application, arXiv:2107.05944).  The tokens of a
+note are pitch, velocity, duration and time shift (the time to the next onset, 0 in a chord), in
+this order.  The grid of times is finer for short times, like hearing: steps of 0.02 s up to 1 s, of
+0.1 s up to 5 s and of 1 s up to 19 s.  The sustain pedal is merged into the durations.
 
-Notes in seconds are structured arrays of type NOTE, sorted by onset; events are integers of shape
-(N, 4).  `encode` is idempotent: what comes back from a file that `write_notes` wrote of decoded
-events is those events again.
+Notes in seconds are structured arrays of dtype NOTE, sorted by onset; events are integers of shape
+(N, 4).  `encode` is idempotent: encoding a file that `write_notes` wrote from decoded events
+returns the same events.
 """
 
 import io
@@ -24,33 +24,36 @@ NOTE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i4"), ("velocit
 CHANNELS = ("pitch", "velocity", "duration", "time_shift")
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108
-# Hundredths of a second.  No note has duration 0, the first value.
+# In hundredths of a second.  No note has the first value, 0, as its duration.
 TIME_GRID = np.concatenate(
     [np.arange(0, 100, 2), np.arange(100, 500, 10), np.arange(500, 2000, 100)]
 )
 NUM_VALUES = (HIGHEST_PITCH - LOWEST_PITCH + 1, 128, TIME_GRID.size - 1, TIME_GRID.size)
 
-_STEP = 2  # hundredths of a second: the finest step of the grid
+_STEP = 2  # finest step of the grid, in hundredths of a second
 _TICKS_PER_SECOND = 1000
 _SUSTAIN = 64
-_DRUMS = 9  # the tenth channel
+_DRUMS = 9  # index of the tenth channel
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError)
 
 
 def read_notes(path: epath.Path) -> np.ndarray:
-    """Reads the notes of all tracks and channels but the drums, the pedal folded in.
+    """Reads the notes of all tracks and channels except the drums, with the pedal merged.
 
-    A note lasts until its key is released, or the pedal after it, or its pitch is struck again.
+    A note ends when its key, or later the pedal, is released, or when its pitch is struck again.
+
+    Returns:
+      Notes of dtype NOTE, shape (N,), sorted by onset.
 
     Raises:
-      DataError: the file can't be read, is no MIDI file, is damaged, or has no notes of a piano; or
+      DataError: the file can't be read, is not a MIDI file, is damaged, or has no piano notes; or
         mido is not installed.
     """
     return parse_notes(read_file(path), str(path))
 
 
 def parse_notes(data: bytes, name: str) -> np.ndarray:
-    """Like `read_notes`, of a file's content; `name` is for the messages."""
+    """Parses the content of a file; `name` is for messages; see `read_notes`."""
     mido = _mido()
     try:
         file = mido.MidiFile(file=io.BytesIO(data), clip=True)
@@ -68,7 +71,7 @@ def parse_notes(data: bytes, name: str) -> np.ndarray:
 
 
 def _mido() -> types.ModuleType:
-    """The module mido, imported on use: training on text does not need it."""
+    """Imports and returns the module mido, which training on text does not need."""
     try:
         import mido
     except ImportError as error:
@@ -77,9 +80,9 @@ def _mido() -> types.ModuleType:
 
 
 def _sounding(messages: list) -> list[tuple[float, float, int, int]]:
-    """Plays the messages, whose times are seconds after the one before."""
+    """Converts messages, timed in seconds since the previous message, to notes."""
     notes = []
-    sounding: dict[tuple[int, int], list] = {}  # onset, velocity, whether the key is down
+    sounding: dict[tuple[int, int], list] = {}  # onset, velocity, whether the key is pressed
     pedal = set()
     now = 0.0
 
@@ -116,7 +119,11 @@ def _sounding(messages: list) -> list[tuple[float, float, int, int]]:
 def write_notes(path: epath.Path, notes: np.ndarray) -> None:
     """Writes a MIDI file of one track, in ticks of a millisecond.
 
-    A string can't sound twice: a note ends where its pitch is struck again.
+    A note ends when its pitch is struck again.
+
+    Args:
+      path: file to write.
+      notes: array of dtype NOTE, shape (N,).
 
     Raises:
       DataError: the file can't be written, or mido is not installed.
@@ -126,7 +133,7 @@ def write_notes(path: epath.Path, notes: np.ndarray) -> None:
     off = np.rint((notes["onset"] + notes["duration"]) * _TICKS_PER_SECOND).astype(np.int64)
     order = np.lexsort((off, on, notes["pitch"]))
     on, off, pitch = on[order], off[order], notes["pitch"][order]
-    velocity = np.clip(notes["velocity"][order], 1, 127)  # 0 would be a release
+    velocity = np.clip(notes["velocity"][order], 1, 127)  # velocity 0 means a release
     again = pitch[1:] == pitch[:-1]
     off[:-1] = np.where(again, np.minimum(off[:-1], on[1:]), off[:-1])
     struck = off > on
@@ -138,7 +145,7 @@ def write_notes(path: epath.Path, notes: np.ndarray) -> None:
     track = file.add_track()
     track.append(mido.MetaMessage("set_tempo", tempo=500_000))
     now = 0
-    for time, is_on, pitch, velocity in sorted(events):  # releases come first at the same time
+    for time, is_on, pitch, velocity in sorted(events):  # at the same time, releases come first
         kind = "note_on" if is_on else "note_off"
         delta = int(time - now)
         track.append(mido.Message(kind, note=int(pitch), velocity=int(velocity), time=delta))
@@ -154,13 +161,13 @@ def write_notes(path: epath.Path, notes: np.ndarray) -> None:
 def encode(notes: np.ndarray) -> Int[np.ndarray, "N 4"]:
     """Quantises notes to events, in order of onset and pitch.
 
-    Onsets are rounded to 0.02 s before their differences are taken, so that the rounding of the
-    many short time shifts does not add up.  Of notes with one onset and pitch the longest stays; a
-    duration is cut where the same pitch is struck again.  The last time shift is 0.  What came
+    Onsets are rounded to 0.02 s before their differences are computed, so that rounding errors of
+    many short time shifts do not add up.  Of notes with the same onset and pitch, the longest is
+    kept; a duration is cut when the same pitch is struck again.  The last time shift is 0.  Time
     before the first onset is not encoded.
 
     Args:
-      notes: array of type NOTE, shape (N,), pitches 21 to 108.
+      notes: array of dtype NOTE, shape (N,), pitches 21 to 108.
     """
     onset = np.rint(notes["onset"] * (100 / _STEP)).astype(np.int64) * _STEP
     order = np.lexsort((-notes["duration"], notes["pitch"], onset))
@@ -184,17 +191,17 @@ def encode(notes: np.ndarray) -> Int[np.ndarray, "N 4"]:
 
 
 def time_shift(seconds: float) -> int:
-    """The nearest value of the channel."""
+    """Returns the index of the time shift that is nearest to a time in seconds."""
     return int(_nearest(np.array([100 * seconds]), TIME_GRID)[0])
 
 
 def _nearest(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Index of the nearest value of the grid."""
+    """Returns the index of the grid value that is nearest to each value."""
     return np.searchsorted((grid[1:] + grid[:-1]) / 2, values)
 
 
 def decode(events: Int[np.ndarray, "N 4"], start: float = 0.0) -> np.ndarray:
-    """Events as notes of type NOTE, the first at `start` seconds."""
+    """Converts events to notes of dtype NOTE, (N,); the first onset is `start` seconds."""
     shift = TIME_GRID[events[:, 3]]
     notes = np.empty(len(events), NOTE)
     notes["onset"] = start + (np.cumsum(shift) - shift) / 100

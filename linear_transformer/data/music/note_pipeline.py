@@ -1,4 +1,4 @@
-"""Windows of musical events with masks: for training with Grain, and for evaluation.
+"""Windows of musical events with masks, for training (with Grain) and evaluation.
 
 An event is a fixed number of tokens, one per channel: the four attributes of a note, or the notes
 of four voices.  Each channel has its own vocabulary: its values, then PAD, START and END.
@@ -16,11 +16,11 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.stream import Batch, check_shape, row_numbers
 from linear_transformer.data.text.corpus import split_documents
 
-# Special tokens, whose ids follow the values of a channel.
+# Special tokens; their ids follow the values of a channel.
 PAD, START, END = range(3)
 NUM_SPECIAL = 3
 _MAX_HOP = 10  # events between the starts of training windows
-_EPOCHS = 2**32  # as good as endless; the length of an endless dataset overflows in batches of 1
+_EPOCHS = 2**32  # practically endless; the length of an endless dataset overflows in batches of 1
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 Piece = np.ndarray
@@ -30,17 +30,17 @@ Window = Int[np.ndarray, "M C"]
 
 @dataclasses.dataclass(frozen=True)
 class EventCorpus:
-    """Pieces of music, and the functions that turn them into events.
+    """Pieces of music, and the functions that convert pieces to events.
 
     Attributes:
       name, licence: name and licence of the data set.
       channels: names of the tokens of an event.
-      num_values: values of each channel, special tokens apart.
-      time_shift: for each value of the last channel the time to the next event, in hundredths of a
-        second; None where events are evenly spaced.
-      load: reads the pieces, each an array of notes or steps; called when they are first asked for.
-      encode: piece to events; of a part of a piece too.
-      augment: the same with a random change that keeps it music.
+      num_values: number of values of each channel, without special tokens.
+      time_shift: time to the next event for each value of the last channel, in hundredths of a
+        second; None if events are evenly spaced.
+      load: reads the pieces, each an array of notes or steps; called at their first use.
+      encode: converts a piece, or a part of it, to events.
+      augment: converts a piece to events after a random, musically valid change.
     """
 
     name: str
@@ -54,21 +54,21 @@ class EventCorpus:
 
     @functools.cached_property
     def splits(self) -> Mapping[str, Sequence[Piece]]:
-        """The pieces of "train", "validation" and "test"."""
+        """Pieces of "train", "validation" and "test"."""
         return split_documents(self.load())
 
     def pieces(self, split: str) -> Sequence[Piece]:
-        """Returns the pieces of a split; an unknown name is a DataError."""
+        """Returns the pieces of a split; raises a DataError for an unknown name."""
         if split not in self.splits:
             raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
         return self.splits[split]
 
     def special(self, token: int) -> Int[np.ndarray, " C"]:
-        """The event of PAD, START or END."""
+        """Returns the event of PAD, START or END."""
         return np.array(self.num_values, np.int32) + token
 
     def elapsed(self, events: Int[np.ndarray, "*batch N C"]) -> Int[np.ndarray, "*batch N"]:
-        """Time from the first event to each, in hundredths of a second; 0 if evenly spaced."""
+        """Returns times since the first event, in hundredths of a second; 0 if evenly spaced."""
         if self.time_shift is None:
             return np.zeros(events.shape[:-1], np.int32)
         shifts = np.append(self.time_shift, [0] * NUM_SPECIAL)[events[..., -1]]
@@ -87,14 +87,13 @@ def training_events(
     """Makes the endless, shuffled dataset of augmented windows with random masks.
 
     Windows begin every `min(N / 4, 10)` events, up to half a window before and after the piece.
-    Each batch draws p from U(0, 0.5), and masks each event, all its channels, with probability
-    1 - p.
+    Each batch draws p from U(0, 0.5), and masks all channels of each event with probability 1 - p.
 
     Args:
-      corpus: the pieces; its train split is read.
+      corpus: corpus of pieces; its train split is read.
       batch_size: windows B of a batch of this process.
       num_events: events N of a window.
-      seed: 0 to 2^32 - 1.
+      seed: seed of order, augmentation and masks, 0 to 2^32 - 1.
       process_index: index of this process.
       process_count: number of processes that share the data.
 
@@ -104,7 +103,7 @@ def training_events(
       float32: 1 for masked events that are neither PAD nor START.
 
     Raises:
-      DataError: a value out of range.
+      DataError: a value is out of range.
     """
     check_shape(batch_size, num_events)
     if not 0 <= seed < 2**32:
@@ -140,20 +139,20 @@ def evaluation_events(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every event of a split in exactly one window, with masks that are always the same.
+    """Yields every event of a split in exactly one window, with the same masks at every call.
 
-    Each window has its own p.  What is left of a piece's last window and of the last batch is PAD.
+    Each window has its own p.  PAD fills up the last window of a piece and the last batch.
 
     Args:
-      corpus: whose split is read.
+      corpus: corpus of pieces.
       split: "train", "validation" or "test".
       batch_size: rows B of a batch of this process.
       num_events: events N of a window.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, or a value out of range.
+      DataError: the split is unknown, or a value is out of range.
     """
     check_shape(batch_size, num_events)
     windows = []
@@ -177,7 +176,7 @@ def evaluation_events(
 def masked_batch(
     corpus: EventCorpus, events: Int[np.ndarray, "B N C"], masked: Bool[np.ndarray, "B N"]
 ) -> Batch:
-    """The batch of `training_events` for given masks."""
+    """Makes a batch, as in `training_events`, from events and masks."""
     first = events[..., 0] - corpus.num_values[0]
     counted = masked & (first != PAD) & (first != START)
     return {
@@ -191,9 +190,9 @@ def masked_batch(
 def _augmented_window(
     corpus: EventCorpus, piece: Piece, start: int, num_events: int, rng: np.random.Generator
 ) -> Window:
-    """Events `start` to `start + N` of START, the piece, END; only this part is encoded."""
+    """Encodes events `start` to `start + N` of (START, the piece, END), and no other part."""
     first, last = max(start - 1, 0), min(start - 1 + num_events, len(piece))
-    # One note more, for the last time shift.
+    # One additional note gives the last time shift.
     events = corpus.augment(piece[first : last + 1], rng)
     if last < len(piece):
         events = events[:-1]
@@ -203,14 +202,14 @@ def _augmented_window(
 
 
 def framed(corpus: EventCorpus, events: Events, starts: bool, ends: bool) -> Window:
-    """The events after START and before END, where they start or end the piece."""
+    """Adds START if the events start the piece, and END if they end it."""
     before = [corpus.special(START)] * starts
     after = [corpus.special(END)] * ends
     return np.array([*before, *events, *after], np.int32).reshape(-1, len(corpus.channels))
 
 
 def padded(corpus: EventCorpus, events: Events, before: int, num_events: int) -> Window:
-    """`num_events` events: some PAD before these, the others after them."""
+    """Pads events to `num_events`, with `before` PAD events in front and the others behind."""
     window = np.tile(corpus.special(PAD), (num_events, 1))
     window[before : before + len(events)] = events
     return window

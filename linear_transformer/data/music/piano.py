@@ -1,7 +1,8 @@
 """Piano performances: ten pieces of MAESTRO, or a folder of MIDI files.
 
-The ten pieces are 101,901 notes in 2.8 hours, from the tests of the Python package `miditok` 3.1.0
-(4.2 MB source archive, downloaded with pip and not installed).  The split is by whole piece.
+The ten pieces have 101,901 notes in 2.8 hours.  Their source is the tests of the Python package
+`miditok` 3.1.0 (4.2 MB source archive, downloaded with pip and not installed).  Each piece belongs
+to one split.
 """
 
 import re
@@ -26,7 +27,7 @@ _ARCHIVE = "miditok-3.1.0.tar.gz"
 _SHA256 = "1f905b9be87a57dac28a86c1c7a7565674a5d2e57b2f650bc2fea97792f6bdef"
 _PIECE = re.compile(r"/tests/MIDIs_one_track/Maestro_(\d+)\.mid$")
 _NUM_NOTES = (2367, 12418, 3142, 5551, 14226, 18362, 20450, 11586, 8476, 5323)
-_CACHE = "maestro-10-notes-1.npz"  # counts up when the reader changes
+_CACHE = "maestro-10-notes-1.npz"  # increase the number when the reader changes
 
 _MAX_DILATION = 0.1
 _MAX_VELOCITY_SHIFT = 20
@@ -34,23 +35,23 @@ _MAX_TRANSPOSITION = 6
 
 
 def load_maestro(config: Any) -> EventCorpus:
-    """Returns the ten pieces, fetched when they are first asked for; `config` is not used.
+    """Makes the corpus of ten pieces, fetched at their first use; `config` is not used.
 
-    Asking raises:
+    Reading its pieces raises:
       FetchError: the archive is not cached and cannot be downloaded.
-      DataError: the archive is not the expected one.
+      DataError: the archive has other contents.
     """
     del config
     return corpus_of("maestro10", LICENCE, lambda: cached_arrays(_CACHE, _read_archive))
 
 
 def load_folder(config: Any) -> EventCorpus:
-    """Returns all .mid and .midi files below `config.path`, in the order of their names.
+    """Makes a corpus of all .mid and .midi files below `config.path`, sorted by path.
 
-    A file that links lead to twice, or a content that comes twice, is one piece.
+    Files with the same content, or reached by several links, are one piece.
 
-    Asking for them raises:
-      DataError: no such folder, fewer than three files, or a file that can't be read.
+    Reading its pieces raises:
+      DataError: the folder is missing, has fewer than three files, or a file can't be read.
     """
 
     def load() -> list[np.ndarray]:
@@ -72,9 +73,9 @@ def load_folder(config: Any) -> EventCorpus:
 
 
 def augment(notes: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4"]:
-    """Events of the notes after time dilation, a velocity shift and a transposition.
+    """Converts notes to events after random time dilation, velocity shift and transposition.
 
-    Notes that leave the keyboard come back by an octave.
+    Notes beyond the keyboard are moved back by an octave.
     """
     notes = notes.copy()
     dilation = rng.uniform(1 - _MAX_DILATION, 1 + _MAX_DILATION)
@@ -90,7 +91,7 @@ def augment(notes: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "N 4
 
 
 def corpus_of(name: str, licence: str, load: Callable[[], list[np.ndarray]]) -> EventCorpus:
-    """A corpus of pieces that are arrays of type `midi.NOTE`."""
+    """Makes a corpus of pieces that are arrays of dtype `midi.NOTE`."""
     return EventCorpus(
         name=name,
         licence=licence,

@@ -1,1 +1,1 @@
-"""Pathfinder: the data set, and the images that it is made of."""
+"""Pathfinder: the data set, and the generator of its images."""

@@ -1,11 +1,11 @@
-"""Pathfinder: images of dashed contours; the class says whether two discs are on the same one.
+"""Pathfinder: images of dashed contours; the class is 1 if two discs are on the same contour.
 
     python -m linear_transformer.data.pathfinder --out=DIR --size=32 --difficulty=hard
 
 makes images in the layout of Long Range Arena: DIR/pathfinder32/curv_contour_length_14/ with
 imgs/BATCH/sample_N.png and metadata/BATCH.npy, which is text.  Batch n is a function of
-(--seed, n), whatever the number of --processes.  Long Range Arena's task Pathfinder is 32 hard, and
-its Path-X is 128 hard, with 200,000 images each.
+(--seed, n) for any number of --processes.  Long Range Arena's Pathfinder has size 32, its Path-X
+has size 128; both are "hard" and have 200,000 images.
 """
 
 import collections
@@ -43,23 +43,23 @@ FOLDERS = {
 CONTOUR_LENGTHS = {"easy": 6, "intermediate": 9, "hard": 14}  # paddles
 SPLITS = ("train", "validation", "test")
 
-# Of metadata: folder, file, number, label, continuity, paddles of a contour, paddles of a
+# Columns of metadata: folder, file, number, label, continuity, paddles of a contour, paddles of a
 # distractor, length, thickness and gap of paddles, number of their contrasts.
 _COLUMNS = 11
 _BATCH = 1000  # images
-# In the published easy images of 32 pixels this file has no content.
+# In the published easy images of 32 pixels this file is empty.
 _EMPTY = "imgs/0/sample_172.png"
-# The errors of Pillow for a file that is not an image or is damaged.
+# Errors of Pillow for a file that is not an image or is damaged.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pathfinder:
-    """Files and labels by split; a file is read when its image is asked for.
+    """Files and labels by split; `read` reads the file of an image.
 
     Attributes:
-      folder: parent of the files, whose names are relative to it.
-      size: side of the square images, pixels.
+      folder: parent folder; the names of the files are relative to this folder.
+      size: side of the square images, in pixels.
       files: (N,) by "train", "validation" and "test".
       labels: (N,) by split.
     """
@@ -76,16 +76,16 @@ class Pathfinder:
     num_threads = 16
 
     def split(self, name: str) -> tuple[Sequence[str], Int[np.ndarray, " N"]]:
-        """Returns files and labels of a split; an unknown name is a DataError."""
+        """Returns files and labels of a split; raises a DataError for an unknown name."""
         if name not in self.files:
             raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(SPLITS)}')
         return self.files[name], self.labels[name]
 
     def read(self, file: str) -> tuple[UInt8[np.ndarray, " T"]]:
-        """The grey levels of an image, row by row.
+        """Reads the grey levels of an image, row by row, T = size^2.
 
         Raises:
-          DataError: the file is missing or damaged, or has another size than the first.
+          DataError: the file is missing or damaged, or the image has another size.
         """
         image = _read_image(self.folder / file)
         if image.shape != (self.size, self.size):
@@ -98,10 +98,10 @@ class Pathfinder:
 
 
 def load(config: Any) -> Pathfinder:
-    """Lists the images of `config.difficulty` below `config.path`: 80 % train, 10 %, 10 %.
+    """Lists the images of `config.difficulty` below `config.path`, split 80 / 10 / 10 %.
 
     Raises:
-      DataError: a path or difficulty that does not exist, or metadata that are missing or broken.
+      DataError: the path or difficulty does not exist, or metadata are missing or broken.
     """
     difficulty = config.difficulty
     if difficulty not in FOLDERS:
@@ -128,7 +128,7 @@ def load(config: Any) -> Pathfinder:
     tables = [path for path in entries(folder / "metadata") if path.suffix == ".npy"]
     for path in distinct(sorted(tables, key=_batch_number)):
         rows += _read_metadata(path)
-    rows = list(dict.fromkeys(rows))  # of a table that is there twice
+    rows = list(dict.fromkeys(rows))  # two tables may have the same rows
     if (_EMPTY, 1) in rows or (_EMPTY, 0) in rows:
         rows = _without_empty(folder, rows)
     if len(rows) < 10:
@@ -150,7 +150,7 @@ def _batch_number(path: epath.Path) -> tuple[int, str]:
 
 
 def _read_metadata(path: epath.Path) -> list[tuple[str, int]]:
-    """File and label of each image of a batch, from text or from an array of strings."""
+    """Reads file and label of each image of a batch, from text or from an array of strings."""
     data = read_file(path)
     if data.startswith(b"\x93NUMPY"):
         table = parse_npy(data, str(path))
@@ -172,7 +172,7 @@ def _read_metadata(path: epath.Path) -> list[tuple[str, int]]:
 
 
 def _without_empty(folder: epath.Path, rows: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Leaves out the published file that has no content; a new image of the same name stays."""
+    """Removes the published file that is empty; a generated image of the same name stays."""
     if (folder / _EMPTY).exists() and not (folder / _EMPTY).stat().length:
         logging.info("%s is skipped: it was published without content", folder / _EMPTY)
         return [row for row in rows if row[0] != _EMPTY]
@@ -193,10 +193,10 @@ def _read_image(path: epath.Path) -> UInt8[np.ndarray, "Y X"]:
 def write(
     out: epath.Path, *, size: int, difficulty: str, images: int, seed: int, processes: int
 ) -> epath.Path:
-    """Draws images and writes them to a new folder below `out`, which is returned.
+    """Draws images and writes them to a new folder below `out`; returns the folder.
 
     Raises:
-      DataError: a value out of range, or the folder exists or can't be written.
+      DataError: a value is out of range, or the folder exists or can't be written.
     """
     if size not in SETTINGS:
         raise DataError(f"--size={size}: use one of {', '.join(map(str, SETTINGS))}")
@@ -218,7 +218,7 @@ def write(
 def _write_batch(
     folder: epath.Path, size: int, contour_length: int, seed: int, batch: tuple[int, int]
 ) -> None:
-    """Draws one batch; its metadata come last, so that those of half a batch are never there."""
+    """Draws one batch; its metadata are written last, so that they exist for whole batches only."""
     number, count = batch
     setting = SETTINGS[size]
     drawn = draw(setting, contour_length, count, np.random.default_rng((seed, number)))

@@ -1,6 +1,6 @@
-"""Draws Pathfinder images: two long contours, short distractors, and two discs on contour ends.
+"""Generator of Pathfinder images: two long contours, short distractors, two discs on contour ends.
 
-The class is 1 if the discs are on one contour, else 0.  Images have the distribution of the
+The class is 1 if both discs are on one contour, else 0.  Images have the distribution of the
 published program (Linsley et al. 2018, "Learning long-range spatial dependencies with horizontal
 gated recurrent units", arXiv:1805.08315) with the parameters of Long Range Arena (Tay et al. 2021,
 arXiv:2011.04006).
@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 from linear_transformer.data.pathfinder.lanes import Contours, Field, grow
 from linear_transformer.data.pathfinder.paddles import Paddles, Setting, disc
 
-_GROUP = 100  # images that are drawn side by side
+_GROUP = 100  # number of images that are drawn together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Drawn:
 
     Attributes:
       images: (N, S, S), grey levels.
-      labels: (N,), 1 if both discs are on one contour.
-      gaps: (N,), half of the distance between paddles.
+      labels: (N,), 1 if both discs are on one contour, else 0.
+      gaps: (N,), half of the distance between paddles, in pixels.
       contours: (N, 2, P, 3), the two long contours: direction, row and column of each paddle.
       discs: (N, 2, 2), row and column of the two discs.
     """
@@ -37,7 +37,7 @@ class Drawn:
 
 
 def draw(setting: Setting, contour_length: int, count: int, rng: np.random.Generator) -> Drawn:
-    """Draws `count` images whose long contours have `contour_length` paddles."""
+    """Draws `count` images with long contours of `contour_length` paddles."""
     gaps = rng.choice(setting.gaps, count)
     order, groups = [], []
     for gap in np.unique(gaps):
@@ -54,7 +54,7 @@ def draw(setting: Setting, contour_length: int, count: int, rng: np.random.Gener
 def _draw_group(
     setting: Setting, paddles: Paddles, length: int, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """Images, labels, contours and discs as in `Drawn`."""
+    """Draws images of one gap; returns images, labels, contours and discs as in `Drawn`."""
     lanes, contours = grow(setting, paddles, length, count, rng)
     side = setting.size + 2 * paddles.pad
     picture = Field(np.zeros((count, side, side), np.float32), paddles.pad)
@@ -72,12 +72,12 @@ def _draw_group(
     for end in range(2):
         picture.merge(every, discs[:, end], np.broadcast_to(marker, (count, *marker.shape)))
     levels = picture.inner()
-    levels *= 255 / levels.max((1, 2), keepdims=True)  # there are black pixels in every image
+    levels *= 255 / levels.max((1, 2), keepdims=True)  # the minimum is 0 in every image
     return np.rint(levels).astype(np.uint8), labels, contours, discs
 
 
 def _paint(picture: Field, lanes: np.ndarray, contours: Contours, drawings: np.ndarray) -> None:
-    """Draws every paddle of contours that are in these lanes."""
+    """Draws every paddle of the contours in these lanes."""
     paddles = contours.reshape(len(contours), -1, 3)
     for placed in np.moveaxis(paddles, 1, 0):
         picture.merge(lanes, placed[:, 1:], drawings[placed[:, 0]].astype(np.float32))

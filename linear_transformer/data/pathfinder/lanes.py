@@ -1,8 +1,8 @@
-"""Grows the contours of Pathfinder images, many images side by side: one in each lane.
+"""Growth of the contours of Pathfinder images, in parallel: one image in each lane.
 
-Of hundreds or thousands of pairs of contours only one can be drawn to its end, so many
-tries are made at once.  All follow the published program (Linsley et al. 2018, arXiv:1805.08315): a
-try that gets stuck is discarded as a whole, and the next one starts from the beginning.
+Only one of hundreds or thousands of pairs of contours can be completed, so many attempts are made
+in parallel.  Each attempt follows the published program (Linsley et al. 2018, arXiv:1805.08315): an
+attempt that gets stuck is discarded as a whole, and the next one starts from the beginning.
 """
 
 import numpy as np
@@ -18,32 +18,32 @@ from linear_transformer.data.pathfinder.paddles import (
 
 Contours = Int[np.ndarray, "n c p 3"]  # direction, row and column of p paddles of c contours
 
-_TRIES = 3  # of placing a paddle
+_TRIES = 3  # attempts to place a paddle
 _DISTRACTOR_TRIES = 5
-_OCCUPIED = 76  # 0.3 times 255: masks up to this leave room for a first paddle
-_LEAST_FREE = 0.01  # of the pixels, for another distractor
+_OCCUPIED = 76  # 0.3 times 255: masks up to this level leave room for a first paddle
+_LEAST_FREE = 0.01  # share of free pixels that another distractor needs
 _LEAST_WEIGHT = 1e-4 * 255
-_BYTES = 2**25  # of all pairs that are tried side by side
+_BYTES = 2**25  # memory of all lanes that are tried in parallel
 
 
 class Field:
-    """Levels (n, S + 2 * pad, S + 2 * pad) of n square images with a border around each."""
+    """Levels (n, S + 2 * pad, S + 2 * pad) of n square images, each with a border."""
 
     def __init__(self, values: np.ndarray, pad: int):
         self.values, self.pad = values, pad
 
     def around(self, lanes: np.ndarray, at: Int[np.ndarray, "n 2"], side: int) -> np.ndarray:
-        """Copies (n, side, side) around points."""
+        """Copies windows (n, side, side) around points."""
         windows, index = self._windows(lanes, at, side)
         return windows[index]
 
     def merge(self, lanes: np.ndarray, at: Int[np.ndarray, "n 2"], patches: np.ndarray) -> None:
-        """Puts patches (n, K, K) around points; the larger level stays.  No lane comes twice."""
+        """Merges patches (n, K, K) around points by the maximum; the lanes must be distinct."""
         windows, index = self._windows(lanes, at, patches.shape[1])
         windows[index] = np.maximum(windows[index], patches)
 
     def inner(self) -> np.ndarray:
-        """A view of the images (n, S, S) without their borders."""
+        """Returns a view of the images (n, S, S) without their borders."""
         return self.values[:, self.pad : -self.pad, self.pad : -self.pad]
 
     def _windows(self, lanes: np.ndarray, at: np.ndarray, side: int):
@@ -55,11 +55,11 @@ class Field:
 
 
 class Lanes:
-    """n images that contours grow in.
+    """Lanes: n images in which contours grow.
 
     Attributes:
-      masks: the space that paddles keep free, 255 in and beyond the margin.
-      halos: the same, wider: no paddle may end there.
+      masks: space around paddles that must stay free, 255 in and beyond the margin.
+      halos: wider space around paddles in which no other paddle may end.
     """
 
     def __init__(self, setting: Setting, paddles: Paddles, masks: np.ndarray, halos: np.ndarray):
@@ -68,7 +68,7 @@ class Lanes:
 
     @classmethod
     def empty(cls, setting: Setting, paddles: Paddles) -> "Lanes":
-        """Empty lanes, as many as fit into memory at a time."""
+        """Makes empty lanes, as many as `_BYTES` of memory allow."""
         side = setting.size + 2 * paddles.pad
         count = _BYTES // (2 * side**2)
         fields = np.full((2, count, side, side), 255, np.uint8)
@@ -78,7 +78,7 @@ class Lanes:
         return cls(setting, paddles, *fields)
 
     def grow_pairs(self, length: int, rng: np.random.Generator) -> tuple["Lanes", Contours]:
-        """Tries a pair of contours of `length` paddles in each lane; returns lanes with a pair."""
+        """Tries to grow two contours of `length` paddles per lane; returns lanes that succeed."""
         count = len(self.masks.values)
         contours = np.zeros((count, 2, length, 3), int)
         alive = np.arange(count)
@@ -96,7 +96,7 @@ class Lanes:
         return Lanes(self.setting, self.paddles, *grown), contours[alive]
 
     def _begin_first(self, lanes, contours, rng):
-        """First paddles (n, 3) of the first contours, and the lanes that have room for them."""
+        """Returns lanes with room, and the first paddles (n, 3) of their first contours."""
         counts = np.array([len(tails) for tails in self.paddles.tails])
         direction = rng.integers(SEED_DIRECTIONS, size=len(lanes))
         room = counts[direction] > 0
@@ -107,7 +107,7 @@ class Lanes:
         return lanes, np.concatenate([direction[:, None], tails], 1)
 
     def _begin_second(self, lanes, contours, rng):
-        """First paddles (n, 3) of the second contours, at a distance from the others'."""
+        """Returns lanes, and first paddles (n, 3) of second contours, away from the first ones."""
         direction = rng.integers(SEED_DIRECTIONS, size=(len(lanes), 1))
         angle = rng.integers(SEED_DIRECTIONS, size=len(lanes)) * np.pi / 180
         away = self.setting.seed_distance * np.stack([np.sin(angle), np.cos(angle)], -1)
@@ -115,15 +115,15 @@ class Lanes:
         return lanes, np.concatenate([direction, tails], 1)
 
     def _inside(self, seeds: Int[np.ndarray, "n 3"]) -> np.ndarray:
-        """(n,): head and pivot of a first paddle are in the image."""
+        """Returns whether head and pivot of each first paddle are in the image, (n,)."""
         corners = np.concatenate(self._heads_and_pivots(seeds), axis=1)
         return np.all((corners >= 0) & (corners < self.setting.size), axis=1)
 
     def add_distractor(self, length: int, rng: np.random.Generator):
-        """Adds a contour of `length` paddles to each lane where one finds room.
+        """Adds a contour of `length` paddles to each lane that has room.
 
         Returns:
-          The lanes (n,), and the contours (n, 1, length, 3).
+          The indices of these lanes (n,), and the contours (n, 1, length, 3).
         """
         contours = np.zeros((len(self.masks.values), 1, length, 3), int)
         missing = np.arange(len(contours))
@@ -142,7 +142,7 @@ class Lanes:
         return found, contours[found]
 
     def _seed(self, lane: int, rng: np.random.Generator) -> tuple[int, int, int] | None:
-        """Direction, row and column of a first paddle anywhere, or None where it finds no room."""
+        """Draws direction, row and column of a first paddle; returns None if there is no room."""
         occupied = self.masks.inner()[lane] > _OCCUPIED
         if 1 - occupied.mean() < _LEAST_FREE:
             return None
@@ -164,8 +164,8 @@ class Lanes:
     def _grow(self, alive: np.ndarray, contours: Contours, rng: np.random.Generator) -> np.ndarray:
         """Extends contours in turn from their first paddles; returns lanes that did not get stuck.
 
-        What a paddle keeps free counts only after the next one, which it would block.  Of the
-        first of two contours the last paddle is never counted, as in the published program.
+        The space around a paddle is occupied only after the next paddle, which it would block.  The
+        last paddle of the first of two contours never occupies space, as in the published program.
         """
         _, pivots = self._heads_and_pivots(contours[:, :, 0])
         for paddle in range(1, contours.shape[2]):
@@ -181,7 +181,7 @@ class Lanes:
         return alive
 
     def _extend(self, lanes, pivots, directions, rng) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses next paddles (n, 3) at random; (n,) where one has room."""
+        """Draws the next paddles (n, 3); also returns whether each of them has room, (n,)."""
         paddles = self.paddles
         ends = pivots[:, None] + paddles.ends
         y, x = np.moveaxis(ends + self.halos.pad, -1, 0).clip(0, self.halos.values.shape[1] - 1)
@@ -210,7 +210,7 @@ class Lanes:
 def grow(
     setting: Setting, paddles: Paddles, length: int, count: int, rng: np.random.Generator
 ) -> tuple[Lanes, Contours]:
-    """Tries pairs of contours until `count` have grown, and returns the first of them."""
+    """Tries pairs of contours until `count` are complete; returns the first `count`."""
     grown, contours = [], []
     while sum(map(len, contours)) < count:
         lanes, pairs = Lanes.empty(setting, paddles).grow_pairs(length, rng)

@@ -1,7 +1,7 @@
-"""Settings of Pathfinder by image size, and the paddles that contours are made of.
+"""Settings of Pathfinder by image size, and the paddles of its contours.
 
-A contour is a row of short lines, its paddles.  Their directions come from a small set, so that
-every drawing is made once and looked up afterwards.
+A contour is a row of short lines, its paddles.  Their directions come from a small set, so each
+drawing is made once and then looked up.
 """
 
 import dataclasses
@@ -11,26 +11,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-SCALE = 2  # lines are drawn this many times larger, and reduced
-SEED_DIRECTIONS = 360  # whole degrees
+SCALE = 2  # factor by which lines are drawn larger before they are reduced
+SEED_DIRECTIONS = 360  # number of directions of a first paddle, in whole degrees
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The parameters of one image size in Long Range Arena (Tay et al. 2021, arXiv:2011.04006).
+    """Parameters of one image size in Long Range Arena (Tay et al. 2021, arXiv:2011.04006).
 
     All lengths are in pixels.
 
     Attributes:
       size: side S of the square images.
-      border: width of the margin of the image that contours keep free.
+      border: width of the margin that contours leave free.
       length, thickness: length and thickness of a paddle.
-      gaps: half of the distance between paddles of a contour; an image has one of these.
-      seed_distance: between the first ends of the two long contours.
+      gaps: possible values of half the distance between paddles; each image has one of them.
+      seed_distance: distance between the first ends of the two long contours.
       marker_radius: radius of the two discs.
-      continuity: the larger, the straighter.
+      continuity: straightness of contours; larger values give straighter contours.
       distractor_paddles: largest number of paddles in all distractors of an image.
-      contrast, distractor_contrast: contrast of the long contours and of the others; discs have 1.
+      contrast, distractor_contrast: contrast of long contours and distractors; discs have 1.
     """
 
     size: int
@@ -103,30 +103,30 @@ SETTINGS = {
 
 
 class Paddles:
-    """Drawings of a paddle in every direction R, and where the next one may go.
+    """Drawings of a paddle in each of R directions, and possible positions of the next paddle.
 
-    Coordinates are (row, column), angles go from columns to rows.  The first SEED_DIRECTIONS (Q)
-    directions are those of the first paddle, drawn from its tail to its head, which is `heads`
-    away.  The others belong to one of E `ends` each, where the head of a next paddle may be, and
-    are drawn backwards, from the head.  Drawings are levels 0 to 255 around the point where the
-    drawing begins.
+    Coordinates are (row, column); angles increase from columns to rows.  The first Q =
+    SEED_DIRECTIONS directions belong to the first paddle, drawn from its tail to its head.  The
+    other E directions belong to one of the `ends` each, a possible head of the next paddle, and
+    are drawn backwards, from the head.  Drawings have levels 0 to 255, centred at the point where
+    the drawing begins.
 
     Attributes:
-      gap: half of the distance between the paddles of a contour, pixels.
-      pad: pixels around an image that no drawing leaves.
+      gap: half of the distance between the paddles of a contour, in pixels.
+      pad: width of the border around an image that contains all drawings, in pixels.
       lines: (R, K, K), the paddle.
-      masks: (R, K, K), the space it keeps free, a line thickened by the gap on each side.
-      limits: (R, K, K), a mask below overlaps too much where it is larger than this.
-      halos: (R, H, H), the masks thickened by the gap once more: no paddle may end there.
+      masks: (R, K, K), space around the paddle: the line, thickened by the gap on each side.
+      limits: (R, K, K), levels above which an existing mask overlaps the paddle too much.
+      halos: (R, H, H), masks thickened by the gap once more; no paddle may end there.
       clearings: by seed direction, (n, 2) offsets that must be free around a tail.
-      tails: by seed direction, (n, 2), where the first contour of an empty image may begin: in the
-        middle, and, as in the published program, at borders that the paddle points along.
-      heads: (Q, 2), exactly from the tail to the head.
-      backs: (Q, 2), exactly from the head to the pivot, the point behind the tail around which the
-        paddle turns.
-      steps: (R, 2), exactly from a pivot to the next.
-      ends: (E, 2), from a pivot to heads.
-      weights: (R, E), how well each end continues each direction.
+      tails: by seed direction, (n, 2) possible tails of the first contour in an empty image: in the
+        middle, and, as in the published program, at borders that are parallel to the paddle.
+      heads: (Q, 2), exact offset from the tail to the head.
+      backs: (Q, 2), exact offset from the head to the pivot, the point behind the tail around which
+        the paddle rotates.
+      steps: (R, 2), exact offset from a pivot to the next pivot.
+      ends: (E, 2), offsets from a pivot to possible heads.
+      weights: (R, E), weight of each end as a continuation of each direction.
     """
 
     gap: int
@@ -143,7 +143,7 @@ class Paddles:
     ends: Int[np.ndarray, "E 2"]
     weights: Float[np.ndarray, "R E"]
 
-    _OVERLAP: ClassVar[int] = 459  # 1.8 times 255: sum of two masks that is too much
+    _OVERLAP: ClassVar[int] = 459  # 1.8 times 255: sum of two masks that is too large
 
     def __init__(self, setting: Setting, gap: int):
         self.gap, length = gap, setting.length
@@ -155,9 +155,9 @@ class Paddles:
         self.lines, self.masks = (np.stack(levels) for levels in zip(*pairs, strict=True))
         self.limits = np.minimum(self._OVERLAP - 1 - self.masks.astype(int), 255).astype(np.uint8)
         self.halos = np.stack([_thicken(np.pad(mask, gap), gap) for mask in self.masks])
-        # Tails may be outside where their heads are not.
+        # A tail may be outside the image although its head is inside.
         self.pad = self.halos.shape[1] // 2 + length + 1
-        # One row and column beside the paddle itself, as in the published program.
+        # Clearings are shifted by one row and column, as in the published program.
         reach = self.masks.shape[1] // 2
         offsets = [np.argwhere(mask == 255) - reach + 1 for mask in self.masks[:SEED_DIRECTIONS]]
         self.clearings = [near[(abs(near) <= length + gap).all(1)] for near in offsets]
@@ -176,7 +176,7 @@ class Paddles:
 def free_tails(
     occupied: Bool[np.ndarray, "S S"], clearing: Int[np.ndarray, "n 2"]
 ) -> Int[np.ndarray, "m 2"]:
-    """Pixels around which a clearing has no occupied pixel; there are none beyond the image."""
+    """Returns all pixels with a free clearing, (m, 2); pixels outside the image count as free."""
     reach, size = abs(clearing).max(), len(occupied)
     padded = np.pad(occupied, reach)
     blocked = np.zeros((size, size), bool)
@@ -186,7 +186,7 @@ def free_tails(
 
 
 def disc(radius: float) -> UInt8[np.ndarray, "K K"]:
-    """A filled circle around the middle pixel, levels 0 to 255."""
+    """Draws a filled circle around the middle pixel, with levels 0 to 255."""
     reach = int(np.ceil(radius)) + 2
     side = 2 * reach + 1
     y, x = np.indices((side * SCALE, side * SCALE)) - reach * SCALE
@@ -202,7 +202,7 @@ def _reverse(angles: np.ndarray) -> np.ndarray:
 
 
 def _circle(radius: int) -> Int[np.ndarray, "E 2"]:
-    """Pixels around a circle, found in steps of one pixel."""
+    """Returns the pixels of a circle, sampled in steps of one pixel."""
     exact = radius * _direction(np.arange(0, 2 * np.pi, 1 / radius))
     return np.unique(np.floor(exact).astype(int), axis=0)
 
@@ -210,17 +210,17 @@ def _circle(radius: int) -> Int[np.ndarray, "E 2"]:
 def shifted(
     at: Int[np.ndarray, "*n 2"], exact: Float[np.ndarray, "*n 2"]
 ) -> Int[np.ndarray, "*n 2"]:
-    """Moves pixels by distances, and rounds up.
+    """Moves pixels by exact offsets, and rounds up.
 
-    Sums are rounded as in the published program: next to the upper and left border, where floating
-    point is finest, a cosine of 6e-17 moves a point by a pixel.  Were sums exact, a tenth more of
-    the hard pairs of 32 pixels would succeed.
+    Sums are rounded as in the published program: near the upper and left border, where floating
+    point is finest, a cosine of 6e-17 moves a point by a pixel.  With exact sums, 10 % more of the
+    hard pairs of 32 pixels would succeed.
     """
     return np.ceil(at + exact).astype(int)
 
 
 def _draw(angle: float, setting: Setting, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Line and mask, (K, K) each, of a paddle from the middle into a direction."""
+    """Draws line and mask, (K, K) each, of a paddle from the middle at an angle."""
     reach = setting.length + int(np.ceil(setting.thickness)) + gap
     middle, side = reach * SCALE, 2 * reach * SCALE + 1
     large = Image.new("L", (side, side))
@@ -239,7 +239,7 @@ def _resize(levels: np.ndarray, shape: tuple[int, int]) -> UInt8[np.ndarray, "Y 
 
 
 def _thicken(levels: np.ndarray, radius: int) -> np.ndarray:
-    """The largest level within a radius of each pixel, nothing around the picture."""
+    """Returns the largest level within a radius of each pixel; the outside has level 0."""
     padded = np.pad(levels, radius)
     offsets = np.argwhere(np.ones((2 * radius + 1, 2 * radius + 1)))
     near = offsets[((offsets - radius) ** 2).sum(1) <= radius**2]

@@ -1,1 +1,1 @@
-"""Pairs of texts: citing articles, passages of one work."""
+"""Retrieval: pairs of citing articles, or of passages of one work."""

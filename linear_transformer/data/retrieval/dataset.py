@@ -1,4 +1,4 @@
-"""Pairs of texts, alike (1) or not (0): citing articles (AAN), or passages of one work.
+"""Pairs of texts, related (1) or not (0): citing articles (AAN), or passages of one work.
 
 python -m linear_transformer.data.retrieval --out=DIR [--pairs=N]
 
@@ -26,7 +26,7 @@ from linear_transformer.data.text.corpus import SPLITS
 from linear_transformer.errors import ConfigError
 
 PASSAGE_BYTES = 4_000
-NUM_PAIRS = 20_000  # for training; a tenth as many for validation, and for testing
+NUM_PAIRS = 20_000  # training pairs; validation and test have a tenth each
 
 _FILES = {
     "train": "new_aan_pairs.train.tsv",
@@ -37,25 +37,25 @@ _FOLDERS = ("", "tsv_data", "lra_release/tsv_data", "lra_release/lra_release/tsv
 _COLUMNS = ("label", "id1", "id2", "text1", "text2")
 _LABELS = {b"0": 0, b"0.0": 0, b"1": 1, b"1.0": 1}
 
-# Of every six works the first is for testing and the fourth for validation.
+# Of every six works, the first is in the test split and the fourth in the validation split.
 _ROLES = ("test", "train", "train", "validation", "train", "train")
-# Of shorter works (three poems) the same lines would come again and again.
+# Passages of shorter works (three poems) would repeat the same lines too often.
 _MIN_WORK_BYTES = 10 * PASSAGE_BYTES
 
 
 def load_aan(config: Any) -> ByteTexts:
-    """Pairs of articles of the ACL Anthology Network, of which one cites the other (1) or not (0).
+    """Loads pairs of articles of the ACL Anthology Network; label 1 if one cites the other, else 0.
 
-    Long Range Arena's Retrieval (Tay et al. 2020, arXiv:2011.04006), in the files
-    of its release: 147,086 / 18,090 / 17,437 pairs.  A row has five columns and no header; quotes
-    mean nothing.  The 10 GB are read once to check them and to find the texts, which are then
-    read when they are asked for; where they are is kept in the cache.
+    The task is Long Range Arena's Retrieval (Tay et al. 2020, arXiv:2011.04006), from the files of
+    its release: 147,086 / 18,090 / 17,437 pairs.  The files have five columns and no header;
+    quotes have no special meaning.  The 10 GB are read once to check the rows and to find the
+    offsets of the texts, which are cached; later, texts are read at their first use.
 
     Args:
-      config: `path` is a local folder: the release's, or one with the three files.
+      config: `path` is the local folder of the release, or a folder with the three files.
 
     Raises:
-      DataError: a file is missing or empty, or a row of another format.
+      DataError: a file is missing or empty, or a row has another format.
     """
     folder = existing_path(config.path, "aan", "the folder of Long Range Arena's release")
     folders = [folder / name for name in _FOLDERS]
@@ -71,37 +71,37 @@ def load_aan(config: Any) -> ByteTexts:
         buffers.append(buffer)
         which = np.full((*bounds.shape[:2], 1), number, np.int64)
         spans[split] = np.concatenate([which, bounds], axis=-1)
-    # Threads, because a text that is not in memory waits for the disk.
+    # Threads hide the latency of the disk.
     return ByteTexts("aan", "not stated", 2, tuple(buffers), spans, labels, num_threads=16)
 
 
 def load_passages(config: Any) -> ByteTexts:
-    """Pairs of 4,000-byte passages of Shakespeare, of one work (1) or of two (0); `config` unused.
+    """Makes pairs of 4,000-byte passages of Shakespeare: of one work (1) or of two works (0).
 
-    A stand-in for AAN that anyone can fetch.  What tells one play from another are its names and
-    its matter, which have to be found in both passages: on the test split the best threshold on
-    the cosine of tf-idf vectors gets 90 % of the pairs right with words, and 61 % with bytes.  (Of
-    addresses to the Congress, one president's or two's, 76 % with words: the answer is often not
-    in the text.)
+    The data set is a substitute for AAN that anyone can fetch; `config` is unused.  Names and
+    topics distinguish the plays, and a model has to find them in both passages: on the test split,
+    the best threshold on the cosine of tf-idf vectors gets 90 % of the pairs right with words, and
+    61 % with bytes.  (For addresses to the Congress, by one president or by two, the result with
+    words is 76 %: the answer is often not in the text.)
 
-    No work is in two splits, so names learned by heart are of no use.  Either passage alone says
-    nothing: works and places are drawn alike for both labels, half of the pairs each.  Passages
-    of one work do not overlap.
+    No work is in two splits, so memorised names are of no use.  A single passage has no information
+    on the label: works and positions have the same distribution for both labels, and each label has
+    half of the pairs.  Passages of one work do not overlap.
 
     Raises:
       FetchError: the archive is not cached and cannot be downloaded.
-      DataError: the archive is not the expected one.
+      DataError: the archive has other contents.
     """
     del config
     return pair_passages(works(), NUM_PAIRS)
 
 
 def pair_passages(works: Sequence[UInt8[np.ndarray, " _"]], num_pairs: int) -> ByteTexts:
-    """Draws pairs of passages, the same every time.
+    """Draws pairs of passages with a fixed seed.
 
     Args:
-      works: bytes of each; at least two long ones for every split.
-      num_pairs: for training; a tenth as many, but at least two, in the other splits.
+      works: bytes of each work; every split needs at least two long works.
+      num_pairs: number of training pairs; the other splits have a tenth each, but at least two.
     """
     works = [work for work in works if work.size >= _MIN_WORK_BYTES]
     sizes = np.array([work.size for work in works])
@@ -122,7 +122,7 @@ def pair_passages(works: Sequence[UInt8[np.ndarray, " _"]], num_pairs: int) -> B
 
 
 def write_tsv(texts: ByteTexts, folder: epath.Path) -> None:
-    """Writes pairs as AAN's three files; tabs and ends of lines become spaces.
+    """Writes pairs to three files in the format of AAN; tabs and line ends become spaces.
 
     Raises:
       ConfigError: the folder can't be written.
@@ -149,10 +149,10 @@ def _lines(texts: ByteTexts, split: str) -> Iterator[bytes]:
 def _draw(
     sizes: Int64[np.ndarray, " W"], labels: Int32[np.ndarray, " N"], rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, "N 2"], Int64[np.ndarray, "N 2"]]:
-    """Works and places of the passages in them.
+    """Draws works (N, 2), and positions (N, 2) of the passages in them.
 
-    Every place is one of two that do not overlap, in either label: of a work that gives one
-    passage only, the other place stays unused.
+    For both labels, two positions that do not overlap are drawn in a work.  If a work gives only
+    one passage, its other position is unused.
     """
     count = labels.size
     first = rng.integers(sizes.size, size=count)
@@ -161,7 +161,7 @@ def _draw(
     ends = sizes[works] - 2 * PASSAGE_BYTES
     a, b = (rng.integers(0, ends, endpoint=True) for _ in range(2))
     early, late = np.minimum(a, b), np.maximum(a, b) + PASSAGE_BYTES
-    partner = np.where(labels == 1, 0, 1)  # whose places the second passage has
+    partner = np.where(labels == 1, 0, 1)  # column of the positions of the second passage
     rows = np.arange(count)
     swapped = rng.integers(2, size=count) == 1
     left = np.where(swapped, late[:, 0], early[:, 0])
@@ -175,9 +175,9 @@ def works() -> list[UInt8[np.ndarray, " _"]]:
 
 
 class _File:
-    """The bytes of a file that is too large for memory, by slices.
+    """Bytes of a file that is too large for memory, read by slices.
 
-    They are read, not mapped: a mapped file that is cut short ends the process without a message.
+    The file is not memory-mapped: truncating a mapped file kills the process without a message.
     """
 
     def __init__(self, path: epath.Path):
@@ -198,7 +198,7 @@ class _File:
 def _open(
     path: epath.Path,
 ) -> tuple[_File, Int64[np.ndarray, "N 2 2"], Int32[np.ndarray, " N"]]:
-    """The file; the first byte of both texts and the byte behind the last; the labels."""
+    """Opens a file; returns it with the bounds (N, 2, 2) of both texts of a row, and labels."""
     try:
         status = os.stat(path)
         if not status.st_size:

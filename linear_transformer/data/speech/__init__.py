@@ -1,1 +1,1 @@
-"""Utterances with transcripts, and their features."""
+"""Speech: utterances with transcripts, and their features."""

@@ -1,8 +1,9 @@
-"""Sound files, and their log mel filterbanks.
+"""Log mel filterbanks of sound files.
 
-40 filters over windows of 25 ms every 10 ms, as Kaldi computes them (Povey window, pre-emphasis of
-0.97, no dither), and then mean 0 and variance 1 of each filter over the frames of the utterance.
-Katharopoulos et al. 2020 (section 4.3) has 40 filterbanks; the normalisation is assumed.
+The features are 40 filters over windows of 25 ms every 10 ms, as in Kaldi (Povey window,
+pre-emphasis of 0.97, no dither), normalised to mean 0 and variance 1 over the frames of an
+utterance.  Katharopoulos et al. 2020 (section 4.3) uses 40 filterbanks; this project assumes the
+normalisation.
 """
 
 from typing import BinaryIO
@@ -23,30 +24,30 @@ Samples = Float32[np.ndarray, " N"]
 Frames = Float32[np.ndarray, "T 40"]
 
 _FULL_SCALE = 32_768  # Kaldi's samples are 16-bit integers
-_SMALLEST_DEVIATION = 1e-5  # of a filter that hears nothing
+_SMALLEST_DEVIATION = 1e-5  # avoids a division by 0 for a constant filter
 
 
 def count_frames(num_samples: int, sample_rate: int) -> int:
-    """Number of windows that lie completely inside the sound."""
+    """Returns the number of windows that are completely inside the sound."""
     window, shift = (sample_rate * ms // 1000 for ms in (WINDOW_MS, SHIFT_MS))
     return max(1 + (num_samples - window) // shift, 0)
 
 
 def log_mel(samples: Samples, sample_rate: int) -> Frames:
-    """The normalised log energies of the filters, from 20 Hz to half the sample rate.
+    """Computes the normalised log energies of the filters, from 20 Hz to half the sample rate.
 
     Args:
-      samples: -1 to 1.
-      sample_rate: samples a second.
+      samples: samples from -1 to 1.
+      sample_rate: samples per second.
     """
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.samp_freq = sample_rate
     options.frame_opts.frame_length_ms = WINDOW_MS
     options.frame_opts.frame_shift_ms = SHIFT_MS
-    options.frame_opts.dither = 0  # random
+    options.frame_opts.dither = 0  # dither is random
     options.mel_opts.num_bins = NUM_FILTERS
     computer = kaldi_native_fbank.OnlineFbank(options)
-    # Its types ask for a sequence, and the function takes arrays.
+    # The type stub requires a sequence, but the function accepts arrays.
     computer.accept_waveform(sample_rate, samples * _FULL_SCALE)  # pyright: ignore[reportArgumentType]
     computer.input_finished()
     frames = np.empty((computer.num_frames_ready, NUM_FILTERS), np.float32)
@@ -56,7 +57,7 @@ def log_mel(samples: Samples, sample_rate: int) -> Frames:
 
 
 def normalize(frames: Frames) -> Frames:
-    """Mean 0 and variance 1 of each filter."""
+    """Normalises each filter to mean 0 and variance 1."""
     if not len(frames):
         return frames
     frames = frames.astype(np.float64)
@@ -65,7 +66,7 @@ def normalize(frames: Frames) -> Frames:
 
 
 def frames_of_file(path: epath.Path, sample_rate: int) -> int:
-    """Number of frames by the header of a sound file.
+    """Returns the number of frames, from the header of a sound file.
 
     Raises:
       DataError: see `read_samples`.
@@ -75,7 +76,7 @@ def frames_of_file(path: epath.Path, sample_rate: int) -> int:
 
 
 def read_file(path: epath.Path, sample_rate: int) -> Frames:
-    """The filterbanks of a sound file.
+    """Reads a sound file and computes its filterbanks.
 
     Raises:
       DataError: see `read_samples`.
@@ -85,15 +86,16 @@ def read_file(path: epath.Path, sample_rate: int) -> Frames:
 
 
 def read_samples(file: BinaryIO, name: str, sample_rate: int) -> Samples:
-    """The samples of a sound: WAV, FLAC, Ogg, NIST SPHERE without compression, ...
+    """Reads the samples of a sound: WAV, FLAC, Ogg, NIST SPHERE without compression, ...
 
     Args:
+      file: open file.
       name: name of the file, for messages.
-      sample_rate: required rate, samples a second.
+      sample_rate: required rate, in samples per second.
 
     Raises:
-      DataError: no sound, a damaged one or one cut short, one of several channels, or of another
-        rate.
+      DataError: the file is not a sound, is damaged or truncated, has several channels, or has
+        another rate.
     """
     sound = _open_sound(file, name, sample_rate)
     try:

@@ -1,6 +1,6 @@
-"""Detection of truncated sound files, by the length that their headers state.
+"""Detection of truncated sound files, from the length in their headers.
 
-libsndfile reads a truncated WAV file without an error, and the transcript would no longer fit.
+libsndfile reads a truncated WAV file without an error, but its transcript would no longer match.
 """
 
 import math
@@ -11,19 +11,19 @@ from typing import BinaryIO
 
 from linear_transformer.data.errors import DataError
 
-_UNKNOWN = 2**32 - 1  # the size of a sound that was written to a pipe, or that stands in "ds64"
-_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest one
+_UNKNOWN = 2**32 - 1  # marks a size that is unknown (output to a pipe) or stored in "ds64"
+_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest page
 _NIST_SIZE = re.compile(rb"NIST_1A\s+(\d+)")
 _NIST = re.compile(rb"^(channel_count|sample_count|sample_n_bytes) -i (\d+)", re.MULTILINE)
 
 
 def require_whole(file: BinaryIO, name: str) -> None:
-    """Raises a DataError where WAV, AIFF, Ogg or NIST SPHERE should have more than there is.
+    """Raises a DataError if a WAV, AIFF, Ogg or NIST SPHERE file is shorter than it should be.
 
     Other formats are checked when they are decoded.
 
     Args:
-      file: open file at its start; it is at its start again afterwards.
+      file: open file at its start; the function returns to the start.
       name: name of the file, for the message.
     """
     end = file.seek(0, os.SEEK_END)
@@ -44,7 +44,7 @@ def require_whole(file: BinaryIO, name: str) -> None:
 
 
 def _end_of_sound(file: BinaryIO, end: int) -> int | None:
-    """The end of the samples by the header of their chunk; None if the header does not state it."""
+    """Returns the end of the samples from the chunk header; None if the header lacks the size."""
     kind = file.read(12)[:4]
     size_of = ">I" if kind in (b"RIFX", b"FORM") else "<I"
     wide = None  # size of the samples beyond 4 GiB
@@ -63,7 +63,7 @@ def _end_of_sound(file: BinaryIO, end: int) -> int | None:
 
 
 def _end_of_nist(head: bytes) -> int | None:
-    """The end of the samples; None for compressed ones."""
+    """Returns the end of the samples; None if they are compressed."""
     values = {key: int(value) for key, value in _NIST.findall(head)}
     size = _NIST_SIZE.match(head)
     compressed = b"sample_coding -s" in head and b"pcm\n" not in head
@@ -73,7 +73,7 @@ def _end_of_nist(head: bytes) -> int | None:
 
 
 def _end_of_ogg(tail: bytes, end: int) -> int:
-    """The end of the last page; beyond the file if that page is cut or not marked as the last."""
+    """Returns the end of the last page; more than `end` if this page is cut or not marked last."""
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:
         return end + 1

@@ -1,4 +1,4 @@
-"""Batches of utterances, padded to one number of frames and of units."""
+"""Batches of utterances, padded to fixed numbers of frames and units."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,22 +16,24 @@ from linear_transformer.data.stream import Batch
 
 
 class Example(NamedTuple):
-    """An utterance, spelled."""
+    """Utterance with the ids of its transcript."""
 
     utterance: Utterance
     ids: Ids
 
 
 class SpeechSource:
-    """The utterances of a corpus that fit: a source of labelled batches.
+    """Source of labelled batches: the utterances of a corpus that fit into a row.
 
-    Left out, and counted, are utterances of more frames or units than a row has, those with more
-    units than CTC can place in their frames, and those that the units can't spell.  A label is the
-    utterance's number in its split.
+    Utterances are left out, and counted, if they have more frames or units than a row, more units
+    than CTC can align with their frames, or a transcript that the units can't spell.  A label is
+    the index of the utterance in its split.
 
     Args:
-      max_frames: T of a row.
-      max_units: U of a row.
+      corpus: the utterances.
+      units: units of the transcripts.
+      max_frames: frames T of a row.
+      max_units: units U of a row.
 
     Raises:
       DataError: a size is not positive.
@@ -49,23 +51,23 @@ class SpeechSource:
         self._splits: dict[str, tuple[list[Example], int]] = {}
 
     def split(self, name: str) -> tuple[list[Example], Int[np.ndarray, " N"]]:
-        """The examples and their numbers.
+        """Returns the examples and their indices.
 
         Raises:
-          DataError: an unknown split, files that are missing or broken, or no utterance that fits.
+          DataError: the split is unknown, files are missing or broken, or no utterance fits.
         """
         examples, _ = self._load(name)
         return examples, np.arange(len(examples), dtype=np.int32)
 
     def left_out(self, name: str) -> int:
-        """Number of utterances of a split that are left out."""
+        """Returns the number of utterances of a split that are left out."""
         return self._load(name)[1]
 
     def read(self, example: Example) -> Batch:
-        """The arrays of one row, padded.
+        """Returns the padded arrays of one row.
 
         Raises:
-          DataError: a broken file.
+          DataError: the file is broken.
         """
         frames = np.zeros((self.max_frames, NUM_FILTERS), np.float32)
         ids = np.full(self.max_units, BLANK, np.int32)
@@ -98,15 +100,15 @@ class SpeechSource:
     def _fits(self, utterance: Utterance, ids: Ids) -> bool:
         if len(ids) > self.max_units:
             return False
-        repeats = int(np.count_nonzero(ids[1:] == ids[:-1]))  # CTC puts a blank between them
+        repeats = int(np.count_nonzero(ids[1:] == ids[:-1]))  # CTC separates repeats by a blank
         return len(ids) + repeats <= utterance.num_frames <= self.max_frames
 
 
 def load_source(config: Any) -> SpeechSource:
-    """The source of `config.dataset`, spelled in `config.units`, in rows of the configured sizes.
+    """Makes the source of `config.dataset` with `config.units` and the configured row sizes.
 
     Raises:
-      DataError: a value that is unknown or out of range.
+      DataError: a value is unknown or out of range.
     """
     corpus, units = load_corpus(config), load_units(config)
     return SpeechSource(corpus, units, config.max_frames, config.max_units)
@@ -122,26 +124,26 @@ def training_utterances(
 ) -> grain.IterDataset:
     """Makes the endless dataset of utterances, shuffled anew every epoch.
 
-    All processes together see the same examples, however many processes there are.
+    For any number of processes, the processes together see the same examples.
 
     Args:
-      source: the utterances; its train split is read.
+      source: source of the utterances; its train split is read.
       batch_size: utterances B of a batch of this process.
-      seed: 0 to 2^32 - 1; decides the order.
+      seed: seed of the order, 0 to 2^32 - 1.
       process_index: index of this process.
       process_count: number of processes that share the data.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `frames` (B, T, 40)
-      float32 and `units` (B, U) int32, 0 behind each utterance; `num_frames`, `num_units` and
+      float32 and `units` (B, U) int32, 0 after each utterance; `num_frames`, `num_units` and
       `labels`, (B,) int32; and `weights` (B,) float32, all 1.
 
     Raises:
-      DataError: a value out of range; on reading, a broken file.
+      DataError: a value is out of range; on reading, a file is broken.
     """
 
     def read(example: Example, rng: np.random.Generator) -> Batch:
-        del rng  # an utterance is heard in one way
+        del rng  # utterances have no random augmentation
         return source.read(example)
 
     return training_batches(
@@ -162,17 +164,17 @@ def evaluation_utterances(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every utterance of a split once; the last batch is filled up with rows of weight 0.
+    """Yields every utterance of a split once; rows of weight 0 fill up the last batch.
 
     Args:
-      source: whose split is read.
+      source: source of the utterances.
       split: "train", "validation" or "test".
       batch_size: rows B of a batch of this process.
-      process_index: which of the processes this is.
+      process_index: index of this process.
       process_count: number of processes that share the rows of each batch.
 
     Raises:
-      DataError: an unknown split, a value out of range, or a broken file.
+      DataError: the split is unknown, a value is out of range, or a file is broken.
     """
     return evaluation_batches(
         source,

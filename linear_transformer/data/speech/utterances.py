@@ -1,6 +1,6 @@
 """Utterances with transcripts: Asterisk's voice prompts, LibriSpeech, folders of Kaldi recipes.
 
-`config.data.subsets` says which folders of LibriSpeech or of a Kaldi recipe each split is:
+`config.data.subsets` has the folders of LibriSpeech or of a Kaldi recipe for each split:
 
     {"train": ("train-clean-100",), "validation": ("dev-clean",), "test": ("test-clean",)}
     {"train": ("train_si284",), "validation": ("test_dev93",), "test": ("test_eval92",)}
@@ -37,7 +37,7 @@ from linear_transformer.data.text.corpus import SPLITS
 _SUFFIXES = (".flac", ".wav")
 
 _ASTERISK_RATE = 8_000
-_ASTERISK_CACHE = "asterisk-en-filterbanks-1.npz"  # counts up when the features change
+_ASTERISK_CACHE = "asterisk-en-filterbanks-1.npz"  # increase the number when features change
 _ASTERISK_FOLDER = "/en_US_f_Allison/"
 _ASTERISK_TEXTS = "./usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 _NOT_SPOKEN = re.compile(r"\[[^]]*\]|\([^)]*\)|<[^>]*>")
@@ -48,13 +48,13 @@ _KEYS = {"*": " star ", "#": " pound "}
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """A sound and its transcript.
+    """Sound with its transcript.
 
     Attributes:
       name: name of the file, for messages.
-      transcript: as the data set writes it.
-      num_frames: T.
-      read: gives the frames; a broken file is a DataError.
+      transcript: transcript as in the data set.
+      num_frames: number of frames T.
+      read: returns the frames, (T, 40); raises a DataError if the file is broken.
     """
 
     name: str
@@ -70,7 +70,7 @@ class SpeechCorpus:
     Attributes:
       name, licence: name and licence of the data set.
       num_threads: threads for reading; 0 reads in the calling thread.
-      load: lists the utterances of a split; a broken file is a DataError.
+      load: lists the utterances of a split; raises a DataError if a file is broken.
     """
 
     name: str
@@ -80,10 +80,10 @@ class SpeechCorpus:
 
 
 def load_corpus(config: Any) -> SpeechCorpus:
-    """The corpus that `config.dataset` names; files are looked for when a split is asked for.
+    """Makes the corpus that `config.dataset` names; its method `load` reads the files.
 
     Raises:
-      DataError: an unknown name or split, or another sample rate than the data set's.
+      DataError: the name is unknown, or the data set has another sample rate.
     """
     if config.dataset not in DATASETS:
         raise DataError(
@@ -95,13 +95,13 @@ def load_corpus(config: Any) -> SpeechCorpus:
 
 
 def _load_asterisk(config: Any) -> SpeechCorpus:
-    """Voice prompts of the telephone system Asterisk: 568 clips of one speaker, 25 minutes, 8 kHz.
+    """Loads voice prompts of the telephone system Asterisk: 568 clips, 25 minutes, 8 kHz.
 
-    From the Debian packages `asterisk-core-sounds-en-wav` and `asterisk-core-sounds-en` 1.6.1-1
-    (18 MB), which are not installed.  Clips in which no one speaks are left out.  A hash of the
-    transcript decides the split, a tenth each to validation and test, so that no transcript is in
-    two splits; many share most of their words.  All are of one speaker: errors say little about
-    other voices.
+    The source is the Debian packages `asterisk-core-sounds-en-wav` and `asterisk-core-sounds-en`
+    1.6.1-1 (18 MB), which are not installed.  Clips without speech are left out.  A hash of the
+    transcript selects the split (a tenth each for validation and test), so no transcript is in two
+    splits, but many transcripts share most of their words.  All clips have the same speaker, so
+    errors say little about other voices.
     """
     if config.sample_rate != _ASTERISK_RATE:
         raise DataError(
@@ -143,10 +143,10 @@ def _asterisk_utterances() -> Iterator[Utterance]:
 
 
 def prompts(text: str) -> dict[str, str]:
-    """The spoken text of each clip: keys and digits in words, without [sounds] and (remarks).
+    """Returns the spoken text of each clip: keys and digits as words, no [sounds] or (remarks).
 
     Args:
-      text: lines `name: transcript`.
+      text: lines of the form `name: transcript`.
     """
     said = {}
     for line in text.splitlines():
@@ -161,7 +161,7 @@ def prompts(text: str) -> dict[str, str]:
 
 
 def _asterisk_features() -> list[np.ndarray]:
-    """Names, lengths, and the frames of all clips, one after the other."""
+    """Computes names (N,), lengths (N,) and the concatenated frames of all clips."""
     package = fetch.fetch_debian_package(
         "asterisk-core-sounds-en-wav=1.6.1-1",
         "asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
@@ -182,7 +182,7 @@ def _asterisk_features() -> list[np.ndarray]:
 
 
 def _load_librispeech(config: Any) -> SpeechCorpus:
-    """SUBSET/SPEAKER/CHAPTER/*.flac or *.wav, and in each chapter *.trans.txt (Panayotov 2015)."""
+    """Loads SUBSET/SPEAKER/CHAPTER/*.flac, or *.wav, and *.trans.txt (Panayotov et al. 2015)."""
     layout = "a folder of LibriSpeech: train-clean-100, ..."
     return _of_folders(config, "CC BY 4.0", layout, _librispeech_subset)
 
@@ -210,9 +210,9 @@ def _librispeech_subset(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
 
 
 def _load_kaldi(config: Any) -> SpeechCorpus:
-    """SUBSET/wav.scp and SUBSET/text, rows of an utterance's name and its file or transcript.
+    """Loads SUBSET/wav.scp and SUBSET/text: rows of an utterance's name and file or transcript.
 
-    Relative files are looked for in `config.path`.  Commands (rows that end in "|") are not run:
+    Relative paths are relative to `config.path`.  Commands (rows that end in "|") are not run:
     write the sounds to files first.
     """
     layout = "the data folder of a Kaldi recipe: SUBSET/wav.scp and SUBSET/text"
@@ -239,7 +239,7 @@ def _of_folders(
     layout: str,
     list_subset: Callable[[epath.Path], Iterator[tuple[epath.Path, str]]],
 ) -> SpeechCorpus:
-    """A corpus of files, of which only the headers are read to list them."""
+    """Makes a corpus of files; listing them reads only their headers."""
 
     def subset(folder: epath.Path, split: str) -> Iterator[tuple[epath.Path, str]]:
         if not folder.is_dir():
@@ -276,7 +276,7 @@ def _folders_of(folder: epath.Path) -> list[epath.Path]:
 
 
 def _table(path: epath.Path) -> dict[str, str]:
-    """Rows of a name and the rest of the line."""
+    """Reads a table with rows of a name and the rest of the line."""
     rows = {}
     for line in decode_utf8(read_file(path), str(path)).splitlines():
         if line.strip():
