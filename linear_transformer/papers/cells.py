@@ -17,7 +17,7 @@ from linear_transformer.papers.tables import (
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One number of a table.
+    """Cell of a table: one number.
 
     Attributes:
       scale: PAPER or REDUCED; None if the experiment was not run.

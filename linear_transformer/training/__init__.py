@@ -1,1 +1,1 @@
-"""The training loop: state, step, optimizers, checkpoints, metrics."""
+"""Training: loop, state, step, optimizers, checkpoints, metrics."""

@@ -91,7 +91,7 @@ class ExperimentConfig:
       keep_checkpoints: number of checkpoints to keep, the newest ones.
       final_evaluation: whether to evaluate the whole validation split at the end.
       sample: whether to print a sample of the model's output at the end.
-      accumulate_steps: parts of a batch whose gradients are computed one after the other.
+      accumulate_steps: number of parts of a batch, processed one after the other.
       ema_decay: decay of the moving average of the parameters that is evaluated; 0 for none.
       label_smoothing: share of the target's probability that is spread over the vocabulary.
       mask_rate: share of the tokens that a masked language model predicts.

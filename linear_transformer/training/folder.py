@@ -45,7 +45,7 @@ def open_folder(
 def check_data(
     workdir: epath.Path, config: ml_collections.ConfigDict, fingerprints: dict[str, str]
 ) -> None:
-    """Raises a ConfigError unless the data are those that the run was started with.
+    """Raises a ConfigError unless the run was started with the same data.
 
     An older run without data.json is not checked; the function prints a line that says so.
     """

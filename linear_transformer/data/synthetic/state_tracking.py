@@ -85,8 +85,8 @@ class ModularArithmetic:
 
     Attributes:
       modulus: modulus of the arithmetic.
-      shortest: minimum length of an expression, whose length is odd and at most T - 1; 0 for always
-        the maximum.  Tokens after "=" are 0 and do not count.
+      shortest: minimum length of an expression; 0 for always the maximum.  Lengths are odd and at
+        most T - 1.  Tokens after "=" are 0 and do not count.
     """
 
     modulus: int = 5
