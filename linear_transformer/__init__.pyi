@@ -1,4 +1,4 @@
-"""The public names; `__init__.py` imports each when it is first used."""
+"""Public names; `__init__.py` imports each name at its first use."""
 
 from linear_transformer.models.classifier import (
     Classifier as Classifier,
