@@ -27,13 +27,8 @@ def get_config(
             "final_evaluation": True,
             "sample": True,
             "accumulate_steps": 1,
-            "mesh": {  # devices along each axis; 0 is all devices
-                "data": 0,
-                "fsdp": 1,
-                "tensor": 1,
-                "sequence": 1,
-                "exchange": "scan",
-            },
+            # Devices along each axis; 0 is all devices.
+            "mesh": {"data": 0, "fsdp": 1, "tensor": 1, "sequence": 1},
             "ema_decay": 0.0,
             "label_smoothing": 0.0,
             "data": {

@@ -8,7 +8,7 @@ communicates.
 A recurrence is a composition of affine maps S -> A S + B.  A shard needs the map of its own tokens
 and the state that enters it, the composition of all maps before it.  That takes 1 + log2(D)
 messages of one map, O(K V) numbers per head for any T, by a prefix scan (Hillis and Steele 1986,
-"Data parallel algorithms"), or one all-gather of all D maps.
+"Data parallel algorithms").
 """
 
 import functools
@@ -24,11 +24,7 @@ from linear_transformer.ops import segments
 from linear_transformer.types import PRNGKey, SegmentIds
 
 AXIS = "sequence"
-EXCHANGES = ("scan", "gather")
 _Arrays = TypeVar("_Arrays", bound=tuple[Array | None, ...])
-
-# How maps are exchanged: "scan" sends 1 + log2(D) maps one after the other, "gather" D at once.
-exchange = jax.make_user_context("scan")
 
 
 def shards() -> int:
@@ -297,8 +293,7 @@ def entering_state(
         kept = kept_B.reshape(-1, *[1] * (update.ndim - 1))
         transition = jnp.ones((), update.dtype) if transition is None else transition
         transition = jnp.where(kept, transition, 0)
-    before = _gather if exchange.value == "gather" else _scan
-    state = before(transition, update, compose, -1 if reverse else 1, place)
+    state = _scan(transition, update, compose, -1 if reverse else 1)
     if kept is not None:
         state = jnp.where(kept, state, 0)
     return jnp.where(place == 0, initial_state, state)
@@ -318,12 +313,11 @@ def _unpacked(packed: Array, transition: Array | None, update: Array) -> tuple:
     return None if transition is None else packed[..., width:], packed[..., :width]
 
 
-def _scan(transition, update, compose, step, place):
+def _scan(transition, update, compose, step):
     """Composes the maps before this shard's in log2(D) rounds that double their number.
 
     A shard without a sender receives zeros, which is the right map: there is no token before it.
     """
-    del place
     packed = _sent(_packed(transition, update), step)
     distance = 1
     while distance < shards() - 1:
@@ -335,13 +329,3 @@ def _scan(transition, update, compose, step, place):
         packed = b if last or a is None else _packed(compose(a, a_before), b)
         distance *= 2
     return packed[..., : update.shape[-1]]
-
-
-def _gather(transition, update, compose, step, place):
-    """Gathers all maps at once; each shard composes them for itself."""
-    maps = lax.all_gather(_packed(transition, update), AXIS)
-    state = jnp.zeros_like(update)
-    for n in range(shards() - 1):
-        a, b = _unpacked(maps[n if step > 0 else -1 - n], transition, update)
-        state = jnp.where(n < place, compose(a, state) + b, state)
-    return state

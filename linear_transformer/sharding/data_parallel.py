@@ -12,16 +12,12 @@ from linear_transformer.data.stream import NO_SEQUENCES, Sequences
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.split import Split, gathered, scatter
 from linear_transformer.nn.stack import BLOCKS
-from linear_transformer.ops import sequence_parallel
 from linear_transformer.sharding.mesh import AXES, FSDP, SEQUENCE
 from linear_transformer.sharding.placement import batch_spec, specs
 
 
 def sum_over_devices(
-    sums: Callable[..., Any],
-    declared: Any,
-    sequences: Sequences = NO_SEQUENCES,
-    exchange: str = "scan",
+    sums: Callable[..., Any], declared: Any, sequences: Sequences = NO_SEQUENCES
 ) -> Callable[..., Any]:
     """Extends `sums(parameters, rows, key) -> (gradients, metrics)` to the tokens of all devices.
 
@@ -33,7 +29,6 @@ def sum_over_devices(
       sums: function of one device and its tokens.
       declared: `nn.parameters.declarations` of the parameters.
       sequences: see `placement.put_batch`.
-      exchange: see `MeshConfig`.
     """
 
     def total(x: Any, axes: Sequence[str]) -> Any:
@@ -60,8 +55,7 @@ def sum_over_devices(
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
-            with sequence_parallel.exchange(exchange):
-                gradients, metrics = sums(_marked(parameters, axes), batch, key)
+            gradients, metrics = sums(_marked(parameters, axes), batch, key)
             gradients = jax.tree.map(
                 scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
             )

@@ -45,16 +45,14 @@ class MeshConfig:
       fsdp: devices with their own rows and a shard of the parameters; 1 keeps parameters whole.
       tensor: devices that shard each layer, a divisor of the heads; 1 keeps layers whole.
       sequence: devices that shard each row, padded if necessary; 1 keeps rows whole.
-      exchange: exchange of states between the shards of a row, see `ops.sequence_parallel`.
     """
 
     data: int = 0
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
-    exchange: str = "scan"
 
-    CHOICES: ClassVar[Mapping[str, Any]] = {"exchange": sequence_parallel.EXCHANGES}
+    CHOICES: ClassVar[Mapping[str, Any]] = {}
     RANGES: ClassVar[Mapping[str, Range]] = {
         "data": NOT_NEGATIVE,
         **dict.fromkeys(("fsdp", "tensor", "sequence"), Range(least=1)),

@@ -112,7 +112,6 @@ class Experiment:
             self.optimizer,
             accumulate_steps=self.config.accumulate_steps,
             sequences=self.task.sequences,
-            exchange=MeshConfig.from_config(self.config).exchange,
             **self._options,
         )
 

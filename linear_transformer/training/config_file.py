@@ -85,7 +85,7 @@ def load(workdir: epath.Path) -> ml_collections.ConfigDict:
 
 
 def read(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a run unchanged, also one written by another version of the code.
+    """Reads the config of a run, also one written by another version of the code.
 
     Raises:
       ConfigError: the folder holds no run, or the file is not a config.
@@ -99,4 +99,6 @@ def read(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path}: not a config ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")
+    if isinstance(mesh := values.get("mesh"), dict):
+        mesh.pop("exchange", None)  # a former key, which changed no result
     return ml_collections.ConfigDict(values)

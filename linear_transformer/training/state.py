@@ -110,14 +110,13 @@ def make_train_step(
     accumulate_steps: int,
     ema_decay: float,
     sequences: Sequences = NO_SEQUENCES,
-    exchange: str = "scan",
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted function `(state, batch) -> (state, metrics)`; it donates the state.
 
     With accumulation, the batch is split into equal parts along its rows. Sums and counts are added
     over the parts, so the gradient equals the gradient of the whole batch for any weights.  Under
     `jax.set_mesh`, the step runs on that mesh: each device has its own tokens, and state and batch
-    are arrays on the mesh (`sharding.placement`). `sequences` and `exchange` are arguments of
+    are arrays on the mesh (`sharding.placement`). `sequences` is an argument of
     `sharding.data_parallel.sum_over_devices`.
     """
 
@@ -143,7 +142,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         declared = declarations(nnx.merge(graphdef, state.parameters))
-        sums_of_all = sum_over_devices(sums, declared, sequences, exchange)
+        sums_of_all = sum_over_devices(sums, declared, sequences)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         sums_of_batch, metrics = sums_of_all(state.parameters, batch, key)
         gradients = without_moments(sums_of_batch)

@@ -129,6 +129,13 @@ def test_keys_that_an_older_run_lacks_have_their_defaults(tmp_path):
         config_file.save(make("gla", model__residual="gru"), workdir)
 
 
+def test_a_former_key_of_the_mesh_blocks_no_run(tmp_path):
+    values = configuration.plain(make())
+    values["mesh"]["exchange"] = "scan"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config_file.load(epath.Path(tmp_path)) == make()
+
+
 def test_a_run_of_another_version_is_one_line(tmp_path):
     values = configuration.plain(make())
     values["model"]["heads"] = values["model"].pop("num_heads")

@@ -159,29 +159,28 @@ def mesh(shards):
 
 
 @functools.cache
-def sharded(name, shards, exchange="scan"):
+def sharded(name, shards):
     """The operation, with its tokens spread over devices."""
     tokens = PartitionSpec(None, sequence_parallel.AXIS)
 
     def run(**arguments):
         specs = {n: PartitionSpec() if n in WHOLE else tokens for n in arguments}
-        with sequence_parallel.exchange(exchange):
-            return jax.shard_map(
-                lambda arguments: OPS[name](**arguments),
-                mesh=mesh(shards),
-                in_specs=(specs,),
-                out_specs=(tokens, PartitionSpec()),
-                check_vma=False,
-            )(arguments)
+        return jax.shard_map(
+            lambda arguments: OPS[name](**arguments),
+            mesh=mesh(shards),
+            in_specs=(specs,),
+            out_specs=(tokens, PartitionSpec()),
+            check_vma=False,
+        )(arguments)
 
     return run
 
 
-def check(name, shards, constants, time, exchange="scan"):
+def check(name, shards, constants, time):
     with jax.enable_x64(True):
         arrays = inputs(name, time)
         expected = contract.evaluate(OPS[name], arrays, constants)
-        actual = contract.evaluate(sharded(name, shards, exchange), arrays, constants)
+        actual = contract.evaluate(sharded(name, shards), arrays, constants)
         contract.assert_agree(actual, expected, TOLERANCE)
 
 
@@ -221,12 +220,6 @@ def test_what_is_not_finite_stays_in_its_document(packed):
     assert np.array_equal(actual["initial_state"], gradients["initial_state"])
 
 
-@pytest.mark.parametrize("name", names(()))
-def test_maps_gathered_at_once(name):
-    check(name, 4, documents(24, 4), 24, exchange="gather")
-    check(name, 8, {}, 24, exchange="gather")
-
-
 def test_padding():
     """At most two segments a row have a form of their own."""
     check("additive_bidirectional", 4, padded(24), 24)
@@ -237,9 +230,8 @@ def test_two_devices_and_one_token_each():
     check("vector", 2, {}, 2)
 
 
-def wrong_scan(transition, update, compose, step, place):
+def wrong_scan(transition, update, compose, step):
     """The maps of the two shards before, whatever their number."""
-    del place
     a, b = transition, update
     b = compose(a, sequence_parallel._sent(b, step)) + b
     return sequence_parallel._sent(b, step)

@@ -69,7 +69,6 @@ NONSENSE = {
     "data.batch_size": 0,
     "data.sequence_length": -1,
     "mesh.fsdp": 0,
-    "mesh.exchange": "ring",
     "seed": -1,
     "log_every": 0,
     "ema_decay": 1.0,

@@ -160,11 +160,11 @@ CONFIGS = {
 }
 
 
-def train(name, mesh, exchange="scan"):
+def train(name, mesh):
     """{metric: its sums and counts at each step}, and the last state."""
     config = CONFIGS[name]()
     config.update(num_steps=STEPS, seed=0, ema_decay=0.0)
-    config.mesh = dict(zip(AXES, mesh, strict=True), exchange=exchange)
+    config.mesh = dict(zip(AXES, mesh, strict=True))
     built = build.Experiment(config)
     mesh, task, state, step = built.mesh, built.task, built.init_state(), built.train_step()
     data = iter(task.training_data(0, 1))
@@ -184,8 +184,8 @@ def single(name):
     return train(name, (1, 1, 1, 1))[0]
 
 
-def check(name, mesh, exchange="scan"):
-    metrics, state = train(name, mesh, exchange)
+def check(name, mesh):
+    metrics, state = train(name, mesh)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=TOLERANCE), metrics, single(name)
     )
@@ -248,11 +248,6 @@ MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4)
 )
 def test_all_tasks(name, mesh):
     check(name, mesh)
-
-
-@pytest.mark.slow
-def test_states_gathered_at_once():
-    check("gla", (2, 1, 1, 4), exchange="gather")
 
 
 def evaluated(name, mesh, split="validation"):

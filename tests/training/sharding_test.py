@@ -135,8 +135,6 @@ def test_devices_are_left_out_on_request(monkeypatch):
 def test_mistakes():
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp is 0"):
         MeshConfig(fsdp=0)
-    with pytest.raises(ConfigError, match=r"config\.mesh\.exchange is 'ring'"):
-        MeshConfig(exchange="ring")
     with pytest.raises(ConfigError, match=r"asks for 64 devices \(16 fsdp x 4 sequence\)"):
         make_mesh(MeshConfig(fsdp=16, sequence=4), 64)
     with pytest.raises(ConfigError, match="asks for 1000 devices"):

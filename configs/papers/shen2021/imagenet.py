@@ -61,7 +61,7 @@ def get_config(variant: str = "one_module") -> ml_collections.ConfigDict:
             "final_evaluation": True,
             "sample": False,
             "accumulate_steps": 1,
-            "mesh": {"data": 0, "fsdp": 1, "tensor": 1, "sequence": 1, "exchange": "scan"},
+            "mesh": {"data": 0, "fsdp": 1, "tensor": 1, "sequence": 1},
             "ema_decay": 0.0,
             "data": {
                 "dataset": "image_folder",
