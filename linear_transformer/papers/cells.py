@@ -100,11 +100,11 @@ def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:
 
 
 def _how_to_run(row: Row, number: int, column: Column) -> str:
-    """Returns the command for a cell, or the reason why there is none."""
+    """Returns the command for a cell, or the reason why there is none; a mean has neither."""
     if column.benchmark and row.candidate:
         return f"`{column.benchmark.command}`"
     if column.metric is None:
-        return column.reason
+        return ""
     if paper := row.experiment(number, PAPER):
         return f"`{' '.join(paper.arguments())}`"
     reduced = row.experiment(number, REDUCED)

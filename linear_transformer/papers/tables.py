@@ -97,7 +97,7 @@ class Column:
     """Column of a table: one measure.
 
     Attributes:
-      metric: metric of a run's evaluation; None if no run has it.
+      metric: metric of a run's evaluation; None for benchmarks and means.
       reduced_metric: metric of the reduced twin if it differs.
       split: split that is evaluated.
       better: "lower" or "higher".
@@ -107,7 +107,6 @@ class Column:
       mean_of: names of other columns; this column is their mean.
       tolerance: allowed difference from the published number; an estimate, since the papers
         report single runs.
-      reason: reason why nothing measures the column.
     """
 
     name: str
@@ -121,7 +120,6 @@ class Column:
     benchmark: Benchmark | None = None
     mean_of: tuple[str, ...] = ()
     tolerance: float | None = None
-    reason: str = ""
 
     def metric_at(self, scale: str) -> str | None:
         return (self.reduced_metric if scale == REDUCED else None) or self.metric

@@ -21,9 +21,9 @@ NAMES = table_names()
 def test_all_tables_are_there_in_order():
     katharopoulos = ["figure1", "figure2", *(f"table{n}" for n in range(1, 6))]
     expected = [f"katharopoulos2020/{name}" for name in katharopoulos]
-    expected += ["lra2020/table1", "lra2020/table2", *(f"qin2022/table{n}" for n in range(1, 13))]
-    expected += ["qin2024/table1", *(f"shen2021/table_{n}" for n in ("coco", "detectors"))]
-    assert [*expected, "shen2021/table_imagenet", "shen2021/table_stereo"] == NAMES
+    expected += ["lra2020/table1", "lra2020/table2"]
+    expected += [f"qin2022/table{n}" for n in (1, 2, 3, 4, 6, *range(8, 13))]
+    assert [*expected, "qin2024/table1", "shen2021/table_imagenet"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,8 +39,7 @@ def test_experiments_are_configs(name):
         assert column.better in ("lower", "higher")
         for row in table.rows:
             experiments = [row.experiment(number, scale) for scale in (PAPER, REDUCED)]
-            fillable = column.metric or column.benchmark or column.mean_of
-            assert fillable or column.reason
+            assert column.metric or column.benchmark or column.mean_of
             if column.metric:
                 assert experiments[0] or row.reason
             for experiment in filter(None, experiments):
