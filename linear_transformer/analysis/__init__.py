@@ -1,1 +1,5 @@
-"""Curves, pictures and tables of runs, and measurements during training."""
+"""Commands `python -m linear_transformer.analysis.NAME`, which are the files `reports/NAME.py`."""
+
+from linear_transformer import reports
+
+__path__ = reports.__path__

@@ -1,6 +1,6 @@
 """Experiments, columns and benchmarks of the tables of Katharopoulos et al. 2020."""
 
-from linear_transformer.papers.tables import Benchmark, Column, Experiment
+from linear_transformer.reports.tables import Benchmark, Column, Experiment
 
 _ROUNDS = "model.mixers.lsh.rounds"
 _CONFIGS = "configs/papers/katharopoulos2020"

@@ -1,6 +1,6 @@
 """Longest sequences that fit into memory: figure 1 of Katharopoulos et al. 2020."""
 
-from linear_transformer.papers.tables import Benchmark, Column, Row, Table
+from linear_transformer.reports.tables import Benchmark, Column, Row, Table
 
 TABLE = Table(
     title="Time and memory of attention and its gradients",

@@ -1,6 +1,6 @@
 """Convergence of the copy task: figure 2 of Katharopoulos et al. 2020; see `copying.py`."""
 
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 _CONFIG = "configs/papers/katharopoulos2020/copying.py"
 

@@ -1,7 +1,7 @@
 """MNIST pixel by pixel: table 1 of Katharopoulos et al. 2020; see `mnist.py`."""
 
 from configs.papers.katharopoulos2020 import experiments
-from linear_transformer.papers.tables import Row, Table
+from linear_transformer.reports.tables import Row, Table
 
 _PUBLISHED = {
     "softmax": (0.621, 0.45),

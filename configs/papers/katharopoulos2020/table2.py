@@ -1,7 +1,7 @@
 """CIFAR-10 pixel by pixel: table 2 of Katharopoulos et al. 2020; see `cifar10.py`."""
 
 from configs.papers.katharopoulos2020 import experiments
-from linear_transformer.papers.tables import Row, Table
+from linear_transformer.reports.tables import Row, Table
 
 _PUBLISHED = {
     "softmax": (3.47, 0.004),

@@ -1,6 +1,6 @@
 """Speech recognition: table 3 of Katharopoulos et al. 2020; see `speech.py`."""
 
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 _CONFIG = "configs/papers/katharopoulos2020/speech.py"
 _ROWS = {

@@ -1,7 +1,7 @@
 """MNIST and CIFAR-10 with a KV cache for softmax: table 4 of Katharopoulos et al. 2020."""
 
 from configs.papers.katharopoulos2020 import experiments
-from linear_transformer.papers.tables import Row, Table
+from linear_transformer.reports.tables import Row, Table
 
 _PUBLISHED = {
     "softmax": (0.621, 0.45, 3.47, 0.004),

@@ -1,7 +1,7 @@
 """Seconds to draw one image: table 5 of Katharopoulos et al. 2020."""
 
 from configs.papers.katharopoulos2020 import experiments
-from linear_transformer.papers.tables import Column, Row, Table
+from linear_transformer.reports.tables import Column, Row, Table
 
 _PUBLISHED = {
     "softmax": (72.6, 10.2, 8651.4, 300.1),

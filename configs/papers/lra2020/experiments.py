@@ -1,7 +1,7 @@
-"""Tasks of Long Range Arena as columns of tables and as experiments with configs/lra."""
+"""Experiments of Long Range Arena with configs/lra, and their average."""
 
-from linear_transformer.analysis.published_lra import TASKS
-from linear_transformer.papers.tables import Column, Experiment
+from linear_transformer.reports.published_lra import TASKS
+from linear_transformer.reports.tables import Column, Experiment
 
 _CONFIGS = {task: f"configs/lra/{task.lower()}.py" for task in TASKS[:5]}
 _CONFIGS["Path-X"] = _CONFIGS["Pathfinder"]
@@ -13,12 +13,6 @@ _FILES = {
     "Pathfinder": "pathfinder32",
     "Path-X": "pathfinder128",
 }
-
-
-def column(task: str) -> Column:
-    return Column(
-        task, "%", metric="accuracy", better="higher", scale=100.0, digits=2, tolerance=1.0
-    )
 
 
 def average(tasks: tuple[str, ...]) -> Column:

@@ -1,8 +1,8 @@
 """Accuracies on Long Range Arena: table 1 of Tay et al. 2021."""
 
 from configs.papers.lra2020 import experiments
-from linear_transformer.analysis import published_lra
-from linear_transformer.papers.tables import Row, Table
+from linear_transformer.reports import published_lra
+from linear_transformer.reports.tables import Row, Table
 
 # Published average, and the mechanism of configs/lra/variants.py.
 _MODELS = {
@@ -20,9 +20,9 @@ _MODELS = {
 }
 _TASKS = published_lra.TASKS
 _ACCURACIES = {
-    row.model: row.accuracies[:5]
-    for row in published_lra.ROWS
-    if row.source.startswith("Long Range Arena, table 1")
+    model: accuracies[:5]
+    for source, model, accuracies in published_lra.PUBLISHED
+    if source.startswith("Long Range Arena, table 1")
 }
 
 
@@ -45,6 +45,6 @@ TABLE = Table(
     "measured with a tokenizer that lost the brackets, and Retrieval is far below what others "
     "measure for the same models.  For the average of the Sinkhorn Transformer the repository has "
     "51.29.  `python -m linear_transformer.analysis.lra` has later results.",
-    columns=(*map(experiments.column, _TASKS), experiments.average(_TASKS[:5])),
+    columns=(*published_lra.COLUMNS.values(), experiments.average(_TASKS[:5])),
     rows=tuple(_row(name, *choices) for name, choices in _MODELS.items()),
 )

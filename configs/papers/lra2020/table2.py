@@ -1,6 +1,6 @@
 """Speed and memory on byte-level text: table 2 of Tay et al. 2021."""
 
-from linear_transformer.papers.tables import Benchmark, Column, Row, Table
+from linear_transformer.reports.tables import Benchmark, Column, Row, Table
 
 _PUBLISHED = {
     "Transformer": (8.1, 4.9, 2.3, 1.4, 0.85, 2.65, 5.51, 9.48),

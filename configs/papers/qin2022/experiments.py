@@ -1,6 +1,6 @@
 """Source, column and rows that the tables of Qin et al. 2022 share."""
 
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 PAPER = "Qin et al. 2022, The Devil in Linear Transformer (arXiv:2210.10340)"
 _FILES = {"data.path": "wikitext103", "data.tokenizer": "gpt2"}

@@ -1,7 +1,7 @@
 """Relative standard deviation of gradients: table 2 of Qin et al. 2022."""
 
 from configs.papers.qin2022 import experiments
-from linear_transformer.papers.tables import Benchmark, Column, Row, Table
+from linear_transformer.reports.tables import Benchmark, Column, Row, Table
 
 TABLE = Table(
     title="Relative standard deviation of gradients",

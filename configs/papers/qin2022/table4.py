@@ -1,7 +1,7 @@
 """Causal language models on WikiText-103: table 4 of Qin et al. 2022; see `wikitext103_ar.py`."""
 
 from configs.papers.qin2022 import experiments
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 # Published perplexities, the variant of wikitext103_ar.py, and the mechanism of the reduced twin.
 _ROWS = {

@@ -1,7 +1,7 @@
 """WikiText-103, many models in one setting: table 1 of Qin et al. 2024 (TransNormerLLM)."""
 
 from configs.papers.qin2022.experiments import shakespeare
-from linear_transformer.papers.tables import Column, Row, Table
+from linear_transformer.reports.tables import Column, Row, Table
 
 # Perplexities, millions of parameters, and the mechanism of the reduced twin.
 _ROWS = {

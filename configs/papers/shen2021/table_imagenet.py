@@ -1,6 +1,6 @@
 """ResNet-50 with modules of efficient attention: results of Shen et al. 2021 on ImageNet."""
 
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 # Number of modules, top-1 accuracy, and variants of imagenet.py and fashion_mnist.py.
 _ROWS = (

@@ -3,7 +3,7 @@
 import json
 
 from linear_transformer.config import configuration
-from linear_transformer.papers.tables import Column, Experiment, Row, Table
+from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 CONFIG = "configs/papers/katharopoulos2020/copying.py"
 STEPS = 40

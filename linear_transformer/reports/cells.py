@@ -3,8 +3,8 @@
 import dataclasses
 import statistics
 
-from linear_transformer.papers.runs import Found, Run
-from linear_transformer.papers.tables import (
+from linear_transformer.reports.runs import Found, Run
+from linear_transformer.reports.tables import (
     PAPER,
     REDUCED,
     Column,
@@ -20,7 +20,7 @@ class Cell:
     """Cell of a table: one number.
 
     Attributes:
-      scale: PAPER or REDUCED; None if the experiment was not run.
+      scale: PAPER or REDUCED; None if no experiment of the table was run.
       values: one value for each seed, in the unit of the column.
       sources: origin of each value, as Markdown.
       runs: runs that gave the values.

@@ -1,14 +1,15 @@
 """Runs of a table's missing experiments, one after the other, with train.py and eval.py."""
 
 import dataclasses
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 
-from linear_transformer.papers import cells
-from linear_transformer.papers.runs import Found, Run, find
-from linear_transformer.papers.tables import Experiment, Table
+from linear_transformer.reports import cells
+from linear_transformer.reports.runs import Found, Run, find
+from linear_transformer.reports.tables import Experiment, Table
 
 
 @dataclasses.dataclass
@@ -26,7 +27,7 @@ class Job:
     experiment: Experiment
     rows: list[str]
     measures: list[tuple[str, str]]
-    workdir: pathlib.Path
+    workdir: os.PathLike[str]
     finished: bool
     seconds: float | None
 

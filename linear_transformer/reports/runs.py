@@ -14,7 +14,7 @@ from etils import epath
 
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.papers.tables import PAPER, REDUCED, Benchmark, Experiment
+from linear_transformer.reports.tables import PAPER, REDUCED, Benchmark, Experiment
 from linear_transformer.runtime import environment
 from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
@@ -45,13 +45,13 @@ class Run:
       environment: content of `environment.json`; empty for an older run without it.
     """
 
-    folder: pathlib.Path
+    folder: pathlib.Path | epath.Path
     config: dict[str, Any]
     records: list[dict[str, Any]]
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> "Run":
+    def read(cls, folder: pathlib.Path | epath.Path) -> "Run":
         path = epath.Path(folder)
         made = path / environment.FILE
         try:
@@ -89,7 +89,7 @@ class Run:
         if path.exists():
             try:
                 evaluation = json.loads(path.read_text())
-                if evaluation["step"] == self.step and metric in evaluation["metrics"]:
+                if evaluation["step"] >= self.step and metric in evaluation["metrics"]:
                     return float(evaluation["metrics"][metric]), True
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: not an evaluation; run eval.py again") from error
@@ -193,7 +193,7 @@ class Found:
         return [run for run in self.runs if run.is_of(config, experiment)]
 
 
-def find(folders: Sequence[pathlib.Path]) -> Found:
+def find(folders: Sequence[os.PathLike[str]]) -> Found:
     """Searches folders, and all folders below them, for runs and benchmark files.
 
     Raises:

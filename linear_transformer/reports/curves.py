@@ -19,6 +19,7 @@ from absl import flags
 from etils import epath
 
 from linear_transformer.errors import ConfigError
+from linear_transformer.reports.markdown import markdown_table
 from linear_transformer.runtime import program
 from linear_transformer.runtime.pictures import save_figure
 from linear_transformer.training.metrics import read_metrics
@@ -94,8 +95,7 @@ def markdown(curves: dict[str, Points], by: str) -> str:
             (name, *(f"{dict(points)[x]:.4f}" if x in dict(points) else "" for x in values))
             for name, points in curves.items()
         ]
-    rule = ("---", *["---:"] * (len(head) - 1))
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+    return markdown_table(head, rows, "r")
 
 
 def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) -> None:

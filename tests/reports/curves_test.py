@@ -5,8 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from linear_transformer.analysis import curves
 from linear_transformer.errors import ConfigError, UserError
+from linear_transformer.reports import curves
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from linear_transformer.analysis import curves
-from linear_transformer.papers.cells import Cell
-from linear_transformer.papers.tables import PAPER, REDUCED, Column, Published, Table
+from linear_transformer.reports import curves
+from linear_transformer.reports.cells import Cell
+from linear_transformer.reports.markdown import Footnotes, markdown_table
+from linear_transformer.reports.tables import PAPER, REDUCED, Column, Published, Table
 from linear_transformer.runtime.pictures import save_figure
 
 NOT_RUN = "not run"
@@ -36,7 +37,7 @@ def listing(tables: dict[str, list[Cell]]) -> str:
     rows = [(name, *counts(cells).values()) for name, cells in tables.items()]
     total = ("all", *map(sum, zip(*(row[1:] for row in rows), strict=True)))
     head = ("table", *counts([]))
-    return _table(head, [tuple(map(str, row)) for row in (*rows, total)], "r")
+    return markdown_table(head, [tuple(map(str, row)) for row in (*rows, total)], "r")
 
 
 def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
@@ -47,17 +48,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
       cells: its filled cells.
       part: name of the table if the document has several tables.
     """
-    notes: list[str] = []
-
-    def mark(number: int) -> str:
-        return f"[^{part}{'-' if part else ''}{number}]"
-
-    def marks(cell: Cell) -> str:
-        for source in cell.sources:
-            if source not in notes:
-                notes.append(source)
-        return "".join(mark(notes.index(source) + 1) for source in cell.sources)
-
+    notes = Footnotes(part)
     lines = [
         (
             cell.row.name,
@@ -65,7 +56,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
             number(cell.published, cell.column.digits),
             _measured(cell),
             _difference(cell),
-            _how(cell) + marks(cell),
+            _how(cell) + notes.marks(cell.sources),
         )
         for cell in cells
     ]
@@ -75,8 +66,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
         f"{table.source}.  {table.note}".strip(),
         f"{summary}.",
     ]
-    parts += [_table(_HEAD, lines, "lrrrl"), *_orders(table, cells)]
-    parts += ["\n".join(f"{mark(n)}: {note}" for n, note in enumerate(notes, 1))]
+    parts += [markdown_table(_HEAD, lines, "lrrrl"), *_orders(table, cells), str(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -149,13 +139,6 @@ def _orders(table: Table, cells: Sequence[Cell]) -> list[str]:
                 "published order."
             )
     return sentences
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """Returns a Markdown table; `align` has letters for the columns after the first, "r" or "l"."""
-    align = align.ljust(len(head) - 1, align[-1])
-    rule = ("---", *("---:" if letter == "r" else "---" for letter in align))
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def plot(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.papers.runs import find
-from linear_transformer.papers.tables import Experiment
-from tests.papers import folders
+from linear_transformer.reports.runs import find
+from linear_transformer.reports.tables import Experiment
+from tests.reports import folders
 
 PAPER = folders.TABLE.rows[0].paper
 REDUCED = folders.TABLE.rows[0].reduced
@@ -55,8 +55,10 @@ def test_values_are_of_the_last_step(tmp_path):
     assert done.value("train", "steps_per_second") is None
     assert done.seconds == 20 / 2 + 20 / 4
     record = {"step": folders.STEPS - 1, "metrics": {"accuracy": 0.1}}
-    (done.folder / "eval-test.json").write_text(json.dumps(record))
+    for run in (done, stopped):
+        (run.folder / "eval-test.json").write_text(json.dumps(record))
     assert done.value("test", "accuracy") is None
+    assert stopped.value("test", "accuracy") == (0.1, True)  # of a checkpoint after the last record
     (done.folder / "eval-test.json").write_text("{")
     with pytest.raises(ConfigError, match=r"eval-test\.json: not an evaluation"):
         done.value("test", "accuracy")

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from linear_transformer.errors import UserError
-from linear_transformer.papers import cells, report
-from linear_transformer.papers.runs import find
-from linear_transformer.papers.tables import PAPER, REDUCED, Column, Row, Table, load_table
-from tests.papers import folders
+from linear_transformer.reports import cells, report
+from linear_transformer.reports.runs import find
+from linear_transformer.reports.tables import PAPER, REDUCED, Column, Row, Table, load_table
+from tests.reports import folders
 
 LINEAR, SOFTMAX = folders.TABLE.rows
 

@@ -3,8 +3,8 @@
 import pytest
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.papers.runs import flatten
-from linear_transformer.papers.tables import (
+from linear_transformer.reports.runs import flatten
+from linear_transformer.reports.tables import (
     PAPER,
     REDUCED,
     Column,

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.papers import __main__ as command, launch
-from linear_transformer.papers.runs import find
-from linear_transformer.papers.tables import PAPER, REDUCED, load_table
+from linear_transformer.reports import __main__ as command, launch
+from linear_transformer.reports.runs import find
+from linear_transformer.reports.tables import PAPER, REDUCED, load_table
 from tests.cli.train_test import assert_one_line
-from tests.papers import folders
+from tests.reports import folders
 from tests.training import runs
 
 LINEAR, SOFTMAX = folders.TABLE.rows

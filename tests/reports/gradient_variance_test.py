@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linear_transformer.analysis import gradient_variance
-from linear_transformer.analysis.gradient_variance import Moments
+from linear_transformer.reports import gradient_variance
+from linear_transformer.reports.gradient_variance import Moments
 from tests.training import runs
 
 
@@ -26,10 +26,10 @@ def test_moments():
 
 def test_measure(text):
     config = runs.make_config(text)
-    values = [gradient_variance.measure(config, "norm", {}, steps=4, warmup=2) for _ in range(2)]
+    values = [gradient_variance.measure(config, "norm", steps=4, warmup=2) for _ in range(2)]
     assert values[0] == values[1]
     assert all(0 < value < 2 for value in values[0])
-    assert gradient_variance.measure(config, "linear", {}, steps=4, warmup=2) != values[0]
+    assert gradient_variance.measure(config, "linear", steps=4, warmup=2) != values[0]
 
 
 @pytest.mark.slow

@@ -39,9 +39,9 @@ import sys
 from absl import flags
 
 from linear_transformer.errors import ConfigError, RunError
-from linear_transformer.papers import cells, launch, report
-from linear_transformer.papers.runs import Found, find
-from linear_transformer.papers.tables import PAPER, REDUCED, Table, load_table, table_names
+from linear_transformer.reports import cells, launch, report
+from linear_transformer.reports.runs import Found, find
+from linear_transformer.reports.tables import PAPER, REDUCED, Table, load_table, table_names
 from linear_transformer.runtime import program
 
 BENCHMARKS = pathlib.Path("build/benchmarks")
