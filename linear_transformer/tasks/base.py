@@ -74,7 +74,7 @@ class Task(abc.ABC):
         """Returns facts for the start of a run: sizes, state, cost and data."""
 
     @abc.abstractmethod
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """Yields the rows of this process of every batch of a split (`evaluation.reader`)."""
 
     def evaluate(
@@ -85,7 +85,7 @@ class Task(abc.ABC):
         Under `jax.set_mesh`, the devices of the mesh share the rows of each batch, and every
         process gets the metrics of all rows; all processes must call this method.
         """
-        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        batches = itertools.islice(self.evaluation_batches(split), max_batches)
         return self.summarize(self._total(graphdef, parameters, batches), split)
 
     def evaluate_stateful(

@@ -59,7 +59,7 @@ class ImageClassification(Task):
             process_count=process_count,
         )
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         return evaluation_images(self.source, split, **evaluation.reader(self.data.batch_size))
 
     def loss(

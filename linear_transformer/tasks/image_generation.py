@@ -68,7 +68,7 @@ class ImageGeneration(TokenTask):
             process_count=process_count,
         ).map(_pixel_by_pixel)
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         reader = evaluation.reader(self.data.batch_size)
         images = evaluation_images(self.source, split, **reader)
         return map(_pixel_by_pixel, images)

@@ -121,7 +121,7 @@ class Inpainting(Task):
         means["nats_per_event"] = sum(means[f"nll_{name}"] for name in self.corpus.channels)
         return means
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         reader = evaluation.reader(self.data.batch_size)
         return evaluation_events(self.corpus, split, num_events=self.num_events, **reader)
 
@@ -134,7 +134,7 @@ class Inpainting(Task):
         the train split, a baseline without context.
         """
         batches, again = itertools.tee(
-            itertools.islice(self._evaluation_batches(split), max_batches)
+            itertools.islice(self.evaluation_batches(split), max_batches)
         )
         sums = self._total(graphdef, parameters, batches)
         events = sums["loss"][1] / len(self.corpus.channels)

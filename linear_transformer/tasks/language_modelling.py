@@ -106,7 +106,7 @@ class LanguageModelling(Task):
         means["perplexity"] = _exponential(nats)
         return means
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         return evaluation_batches(
             self.corpus.documents(split),
             self.corpus.tokenizer,
@@ -118,7 +118,7 @@ class LanguageModelling(Task):
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
         """Computes metrics at the training context: each window starts without earlier tokens."""
-        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        batches = itertools.islice(self.evaluation_batches(split), max_batches)
         sums = self._total(graphdef, parameters, batches)
         return self.summarize(sums, split) | {"tokens": sums["nll"][1]}
 

@@ -184,7 +184,7 @@ class MaskedLanguageModelling(Task):
         means["perplexity"] = math.exp(nats) if nats < 700 else math.inf
         return means
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         reader = evaluation.reader(self.data.batch_size)
         batches = evaluation_batches(
             self.corpus.documents(split),
@@ -206,7 +206,7 @@ class MaskedLanguageModelling(Task):
 
         Every token is an input once; the choice of predicted tokens depends on the split alone.
         """
-        batches = itertools.islice(self._evaluation_batches(split), max_batches)
+        batches = itertools.islice(self.evaluation_batches(split), max_batches)
         sums = self._total(graphdef, parameters, batches)
         return self.summarize(sums, split) | {"masked_tokens": sums["loss"][1]}
 

@@ -71,7 +71,7 @@ class SequenceClassification(Task):
             process_count=process_count,
         )
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         return evaluation_sequences(
             self.source,
             split,

@@ -74,7 +74,7 @@ class SpeechRecognition(Task):
             process_count=process_count,
         )
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         reader = evaluation.reader(self.data.batch_size)
         return evaluation_utterances(self.source, split, **reader)
 
@@ -157,7 +157,7 @@ class SpeechRecognition(Task):
 
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
         """Returns validation transcripts and the recognized text."""
-        batch = next(self._evaluation_batches("validation"))
+        batch = next(self.evaluation_batches("validation"))
         _, logits_BTE = self._forward(graphdef, parameters, batch)
         lines = []
         for row in itertools.islice(np.flatnonzero(batch["weights"]), _SAMPLED):

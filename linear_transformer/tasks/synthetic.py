@@ -98,7 +98,7 @@ class Synthetic(TokenTask):
             process_count=process_count,
         )
 
-    def _evaluation_batches(
+    def evaluation_batches(
         self, split: str, generator: Generator | None = None, length: int | None = None
     ) -> Iterator[Batch]:
         """Yields batches; beyond the training length they have fewer rows, but as many tokens."""
@@ -122,7 +122,7 @@ class Synthetic(TokenTask):
         """Computes metrics at the training length, `accuracy_at_*` and `sequences_at_*`."""
         metrics = super().evaluate(graphdef, parameters, split, max_batches)
         for name, (generator, length) in self.evaluations.items():
-            batches = self._evaluation_batches(split, generator, length)
+            batches = self.evaluation_batches(split, generator, length)
             sums = self._total(graphdef, parameters, itertools.islice(batches, max_batches))
             values = self.summarize(sums, split)
             for metric in ("accuracy", "sequences"):

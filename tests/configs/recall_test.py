@@ -88,7 +88,7 @@ def test_long_evaluations_keep_their_tokens(monkeypatch):
     monkeypatch.setattr("linear_transformer.tasks.synthetic._MOST_TOKENS", 64)
 
     def shapes(length):
-        batches = list(task._evaluation_batches("test", length=length))
+        batches = list(task.evaluation_batches("test", length=length))
         examples = sum(int(batch["weights"].sum()) for batch in batches)
         return [batch["inputs"].shape for batch in batches], examples
 

@@ -157,7 +157,7 @@ def losses_of_lengths(task, lengths):
     losses = []
     for length in lengths:
         task.data.sequence_length = length
-        batch = next(task._evaluation_batches("test"))
+        batch = next(task.evaluation_batches("test"))
         loss = jax.jit(
             lambda p, b: task.loss(nnx.merge(graphdef, p), b, None), compiler_options=QUICK
         )

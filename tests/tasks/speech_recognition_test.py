@@ -130,7 +130,7 @@ def test_padding_changes_no_loss():
         task = make_task(make_config(data__max_frames=frames))
         task.source._fits = lambda u, ids: u.num_frames <= T and len(ids) <= U
         graphdef, parameters = nnx.split(task.make_model(nnx.Rngs(1)))
-        batch = next(task._evaluation_batches("test"))
+        batch = next(task.evaluation_batches("test"))
         loss = jax.jit(lambda p, b, task=task, g=graphdef: task.loss(nnx.merge(g, p), b, None))
         losses.append(float(loss(parameters, batch)["loss"][0]))
     batch["num_frames"] = np.full(8, 23, np.int32)

@@ -261,7 +261,7 @@ def evaluated(name, mesh, split="validation"):
         if isinstance(task, LanguageModelling):
             carried = task.evaluate_stateful(graphdef, parameters, split)
             metrics |= {f"stateful_{key}": value for key, value in carried.items()}
-        batch = evaluation.put(next(task._evaluation_batches(split)), task.sequences)
+        batch = evaluation.put(next(task.evaluation_batches(split)), task.sequences)
         program = task.forward.lower(task, graphdef, parameters, batch)
         flops = program.compile(compiler_options=QUICKLY).cost_analysis()["flops"]
     # The exponential of a mean multiplies its rounding.
