@@ -15,6 +15,13 @@ REQUESTED = flags.DEFINE_bool(
     "compile_only", False, "Compile for --topology and report what it needs; run nothing."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs of a slice: v5e:4x4, v5p:2x2x1, ...")
+_PROGRAM = flags.DEFINE_enum(
+    "program",
+    None,
+    ["train", "eval", "decode"],
+    "Program of --compile_only: the training step, the forward pass of an evaluation batch, or a "
+    "decoding step of one token a row; by default train, and with eval.py decode.",
+)
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices, over a data-centre network.")
 
 
@@ -30,8 +37,12 @@ def prepare() -> None:
         accelerators.prepare_environment()
 
 
-def report(program: Literal["training", "decoding"], config: Any) -> None:
-    """Compiles the program and prints its memory, FLOPs and traffic.
+def report(program: Literal["train", "decode"], config: Any) -> None:
+    """Compiles a program and prints its memory, FLOPs, traffic and collectives.
+
+    Args:
+      program: program to compile if the command line has no --program.
+      config: config of the run.
 
     Raises:
       UserError: flags, config or data have a mistake.
@@ -42,11 +53,12 @@ def report(program: Literal["training", "decoding"], config: Any) -> None:
     if _TOPOLOGY.value is None:
         raise ConfigError("--compile_only needs --topology, such as --topology=v5e:4x4")
     devices = accelerators.describe_devices(_TOPOLOGY.value, _NUM_SLICES.value)
-    compile_step = {
-        "training": ahead_of_time.compile_training_step,
-        "decoding": ahead_of_time.compile_decoding_step,
-    }[program]
-    result = compile_step(config, devices)
+    compile_program = {
+        "train": ahead_of_time.compile_training_step,
+        "eval": ahead_of_time.compile_evaluation,
+        "decode": ahead_of_time.compile_decoding_step,
+    }[_PROGRAM.value or program]
+    result = compile_program(config, devices)
     for name, fact in result.lines().items():
         print(f"{name + ':':14} {fact}", flush=True)
     if not result.fits:

@@ -25,16 +25,16 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 
 
 def run() -> None:
-    process.show_in_help(__name__)
+    process.show_in_help(__name__, compile_only.__name__)
     if compile_only.requested():
-        command_line.run(compile_decoding, default="configs/default.py")
+        command_line.run(compile_program, default="configs/default.py")
     else:
         program.run(main)
 
 
-def compile_decoding(config: ml_collections.ConfigDict, line: CommandLine) -> None:
+def compile_program(config: ml_collections.ConfigDict, line: CommandLine) -> None:
     del line
-    compile_only.report("decoding", config)
+    compile_only.report("decode", config)
 
 
 def main() -> None:

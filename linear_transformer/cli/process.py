@@ -19,9 +19,10 @@ def prepare(usage: str | None) -> None:
     compile_only.prepare()
 
 
-def show_in_help(module: str) -> None:
-    """Makes --help list the flags of a module."""
+def show_in_help(*modules: str) -> None:
+    """Makes --help list the flags of modules."""
     from absl import flags
 
-    for flag in flags.FLAGS.get_key_flags_for_module(module):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    for module in modules:
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

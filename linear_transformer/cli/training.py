@@ -22,13 +22,13 @@ _PROFILE = flags.DEFINE_string(
 
 
 def run() -> None:
-    process.show_in_help(__name__)
+    process.show_in_help(__name__, compile_only.__name__)
     command_line.run(main, default="configs/default.py")
 
 
 def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
     if compile_only.REQUESTED.value:
-        compile_only.report("training", config)
+        compile_only.report("train", config)
         return
     workdir = epath.Path(_WORKDIR.value or _default_workdir(line))
     tracer = Tracer.parse(_PROFILE.value, workdir) if _PROFILE.value else None

@@ -7,7 +7,7 @@ machine; numerical results and speed are known only after a run there.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from linear_transformer.compile import compiled_program
 from linear_transformer.errors import ConfigError
-from linear_transformer.inference import generation as generate
+from linear_transformer.inference import generation
+from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops.pallas import choice
 from linear_transformer.runtime import accelerators
 from linear_transformer.runtime.accelerators import GIB, Accelerator
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import MeshConfig, make_mesh
+from linear_transformer.tasks.masked_language_modelling import MaskedLanguageModelling
 from linear_transformer.training import experiment
 from linear_transformer.training.build import Experiment, training_mesh
 from linear_transformer.training.state import TrainState
@@ -119,13 +121,6 @@ def _count(number: float) -> str:
     return f"{number:.4g} "
 
 
-@runtime_checkable
-class _Decoder(Protocol):
-    """Model that can decode token by token."""
-
-    def init_state(self, batch_size: int) -> Any: ...
-
-
 class TrainingStep(NamedTuple):
     """Training step on a mesh, with the shapes of its arguments.
 
@@ -162,44 +157,61 @@ def training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) 
 def compile_training_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
     """Compiles the step of `training_step`; arguments and errors are the same."""
     mesh, step, state, batch = training_step(config, devices)
-    tokens = config.data.batch_size * config.data.get("sequence_length", 0)
-    return _compile("training step", mesh, tokens, lambda: step.lower(state, batch))
+    return _compile("training step", mesh, _tokens(config), lambda: step.lower(state, batch))
+
+
+def compile_evaluation(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
+    """Compiles the forward pass of a batch of the validation split, on the mesh of training.
+
+    Arguments and errors are those of `training_step`.
+    """
+    built = Experiment(config, training_mesh(experiment.resolve(config), devices))
+    task = built.task
+    batch = next(task.evaluation_batches("validation"))
+    batch = placement.abstract_batch(built.mesh, batch, task.sequences)
+    return _compile(
+        "forward pass of an evaluation batch",
+        built.mesh,
+        _tokens(config),
+        lambda: task.forward.lower(task, built.graphdef, built.abstract_parameters(), batch),
+    )
 
 
 def compile_decoding_step(config: ml_collections.ConfigDict, devices: Sequence[Device]) -> Report:
-    """Compiles the loop that samples `generate.SEGMENT` tokens of `data.batch_size` sequences.
+    """Compiles the step that decodes one token of each of `data.batch_size` sequences.
 
     Parameters are sharded as in training; the sequences are spread over the devices.
 
     Raises:
-      UserError: see `compile_training_step`; or the task has no model that decodes.
+      UserError: see `training_step`; or the model of the task does not decode.
     """
     rows = config.data.batch_size
     mesh = make_mesh(MeshConfig.from_config(config), rows, devices)
     built = Experiment(config, mesh)
     model = built.model
-    if not isinstance(model, _Decoder):
-        raise ConfigError(f"config.task is {config.task!r}; its model has no decoding step")
+    if not isinstance(model, LanguageModel) or isinstance(built.task, MaskedLanguageModelling):
+        raise ConfigError(
+            f"--program=decode: config.task is {config.task!r}; its model has no decoding step"
+        )
     by_row = placement.rows_of(mesh)
     state = jax.eval_shape(lambda: model.init_state(rows))
     state = placement.abstract(state, jax.tree.map(lambda _: by_row, state))
     token_B = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = placement.abstract(key, NamedSharding(mesh, PartitionSpec()))
+    parameters = built.abstract_parameters()
     return _compile(
-        f"{generate.SEGMENT} decoding steps of {rows} rows",
+        f"decoding step of {rows} rows",
         mesh,
-        rows * generate.SEGMENT,
-        lambda: generate.decode.lower(
-            built.graphdef,
-            generate.Sampler(),
-            generate.SEGMENT,
-            built.abstract_parameters(),
-            state,
-            token_B,
-            key,
+        rows,
+        lambda: generation.decode.lower(
+            built.graphdef, generation.Sampler(), 1, parameters, state, token_B, key
         ),
     )
+
+
+def _tokens(config: ml_collections.ConfigDict) -> int:
+    return config.data.batch_size * config.data.get("sequence_length", 0)
 
 
 def _compile(

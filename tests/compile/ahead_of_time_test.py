@@ -221,7 +221,20 @@ def test_decoding(name):
     assert not report.cost.collectives  # every device has its rows and all parameters
     model = model_of(config)
     # One query is no matmul: XLA multiplies and sums, and only the projections are counted.
-    assert report.cost.flops == pytest.approx(2 * model.num_parameters * 32 * 8 / 4, rel=0.05)
+    assert report.cost.flops == pytest.approx(2 * model.num_parameters * 8 / 4, rel=0.05)
+
+
+def test_an_evaluation(sharded):
+    """Parameters are gathered once, and no gradients are scattered."""
+    report = ahead_of_time.compile_evaluation(
+        small(mesh__data=2, mesh__fsdp=2), described("v5e:2x2")
+    )
+    assert report.fits
+    assert report.mesh.shape == sharded.mesh.shape
+    assert report.cost.flops == pytest.approx(sharded.cost.flops / 4, rel=0.1)
+    sent = {kind: size for kind, (_, size) in report.cost.collectives.items()}
+    assert sent.keys() == {"all-gather", "all-reduce"}
+    assert sent["all-gather"] < 0.6 * sharded.cost.collectives["all-gather"][1]
 
 
 def test_command_lines(tmp_path):
@@ -231,6 +244,7 @@ def test_command_lines(tmp_path):
     large = "--config.data.batch_size=4194304"
     commands = {
         "fits": ["eval.py", *one, *decode],
+        "evaluation": ["train.py", *one, *decode, "--program=eval"],
         "large": ["eval.py", *one, *decode, large],
         "topology": ["train.py", "--compile_only", "--topology=v5e:big"],
         "none": ["train.py", "--compile_only"],
@@ -240,9 +254,11 @@ def test_command_lines(tmp_path):
         "no decoding": ["eval.py", *one, "--config=configs/lra/image.py:linear,quick"],
     }
     results = {name: runs.execute(given) for name, given in commands.items()}
-    assert results["fits"].returncode == 0, results["fits"].stderr
-    assert results["fits"].stderr == ""
-    assert "fits:          yes" in results["fits"].stdout
+    for name, program in (("fits", "decoding step of 8 rows"), ("evaluation", "forward pass")):
+        assert results[name].returncode == 0, results[name].stderr
+        assert results[name].stderr == ""
+        assert f"program:       {program}" in results[name].stdout
+        assert "fits:          yes" in results[name].stdout
     assert results["large"].returncode == 1
     assert "fits:          no" in results["large"].stdout
     errors = {
@@ -252,7 +268,7 @@ def test_command_lines(tmp_path):
         "hosts": "--topology=v5e:0x0",
         "mesh": "config.mesh",
         "slices": "--num_slices=0",
-        "no decoding": "config.task",
+        "no decoding": "--program=decode",
     }
     for name, expected in errors.items():
         (line,) = results[name].stderr.splitlines()
