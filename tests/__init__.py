@@ -22,7 +22,11 @@ def _prepare() -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Most of the time of these tests is LLVM's, for programs that run once. XLA's own passes stay
     # on, and so does everything of a TPU's compiler.
-    flags = ["--xla_backend_optimization_level=0"]
+    flags = [
+        "--xla_backend_optimization_level=0",
+        # The cores are busy with other tests, and LLVM's work on one module is less than on parts.
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
     if jaxlib.version.__version_info__ < (0, 11):
         # A third of the time to compile; later versions have no other emitters, and no such flag.
         flags.append("--xla_cpu_use_fusion_emitters=false")

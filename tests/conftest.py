@@ -1,5 +1,6 @@
 """Shapes and types of every public signature are checked while the tests run."""
 
+import gc
 import pathlib
 
 import jax
@@ -7,6 +8,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("linear_transformer", "beartype.beartype")
+
+# Traces make millions of objects that live on; looking at all of them takes a tenth of the time.
+gc.set_threshold(200_000, 20, 20)
 
 _MAPPINGS = pathlib.Path("/proc/self/maps")  # a line each; only Linux has it
 _MAX_MAPPINGS = 20_000  # Linux allows a process 65,530, and XLA crashes when it gets no more

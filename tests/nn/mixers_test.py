@@ -141,6 +141,10 @@ CORE = [
     or case[1] in ("chunks", "convolution", "cache", "window", "softmax block", "block")
     or case in (("linear", "rotary"), ("diag", "relu"))
 ]
+# One mixer of each class that carries a state, and of each layer that has a state of its own: their
+# subclasses see only the recurrent state of one segment.
+BASES = ("flash", "efficient", "gla", "mamba2", "delta_net", "rwkv7", "mlstm", "lru")
+CARRIERS = [case for case in CORE if case[0] in BASES or case[1] != "chunks"]
 # Mixers in which a token may have no influence at all, since a weight may be exactly 0.
 SPARSE = ("flash", "flash_quad", "rela", "lsh")
 # Compiling is all that these tests cost, and optimising would double it.
@@ -332,10 +336,16 @@ def test_split_anywhere(name, label, packed):
     assert_parts_are_whole(parts(name, label, packed), full)
 
 
-@pytest.mark.parametrize(("name", "label"), CORE)
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [case if case in CARRIERS else pytest.param(*case, marks=pytest.mark.slow) for case in CORE],
+)
 def test_steps_of_several_tokens_are_whole(name, label):
+    """In value, and in what a token sees through the states of earlier calls."""
     full, _ = whole(name, label, packed=True)
-    assert_rows_agree(steps(name, label)[0], full)
+    y, reach = steps(name, label)  # split at a boundary and inside of segments
+    assert_rows_agree(y, full)
+    assert_reach(name, label, packed=True, reach=reach)
 
 
 @pytest.mark.parametrize(("name", "label"), CORE)
@@ -391,10 +401,8 @@ def test_negative_control(name, label, fault):
         assert_parts_are_whole(found, whole(name, label, packed=True)[0])
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("name", "label"), CORE)
-def test_what_a_token_sees(name, label, packed):
-    """By the Jacobian: exactly 0 from later tokens and other documents, from no other ones."""
+def assert_reach(name, label, packed, reach):
+    """Exactly 0 from later tokens and other segments, and from no other tokens."""
     mixer, _ = build(name, label)
     ids = inputs(packed)[1]
     t, s = np.arange(T)[:, None], np.arange(T)
@@ -404,14 +412,17 @@ def test_what_a_token_sees(name, label, packed):
         visible = visible & (t - s < window)
     if name == "diag":
         visible = visible & (t // mixer.block_size == s // mixer.block_size)
-    found = [whole(name, label, packed)[1]]
-    if packed:
-        found.append(steps(name, label)[1])  # split at a boundary and inside of documents
-    for reach in found:
-        if name in SPARSE or label == "relu":
-            assert not np.any(reach & ~visible) and np.mean(reach[visible]) > 0.3
-        else:
-            assert np.array_equal(reach, visible)
+    if name in SPARSE or label == "relu":
+        assert not np.any(reach & ~visible) and np.mean(reach[visible]) > 0.3
+    else:
+        assert np.array_equal(reach, visible)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "label"), CORE)
+def test_what_a_token_sees(name, label, packed):
+    """The Jacobian of one call without a state."""
+    assert_reach(name, label, packed, whole(name, label, packed)[1])
 
 
 @pytest.mark.parametrize(
