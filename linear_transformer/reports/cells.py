@@ -22,7 +22,7 @@ class Cell:
     Attributes:
       scale: PAPER or REDUCED; None if no experiment of the table was run.
       values: one value for each seed, in the unit of the column.
-      sources: origin of each value, as Markdown.
+      sources: footnotes, as Markdown: the origin of each value, or remarks on it.
       runs: runs that gave the values.
       remark: note on the values; without values, how to measure them or why nothing measures them.
     """

@@ -16,7 +16,6 @@ The numbers of the paper are after 50,000 steps on WikiText-103.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +35,6 @@ from linear_transformer.nn.layers.batch_norm import without_moments
 from linear_transformer.reports import report
 from linear_transformer.reports.tables import load_table
 from linear_transformer.runtime import environment
-from linear_transformer.tasks.base import Task
 from linear_transformer.training import experiment
 from linear_transformer.training.build import Experiment, one_device
 
@@ -112,16 +110,12 @@ def measure(
     moments = Moments.zeros(_mixers(state.parameters))
     step = _make_step(built)
     parameters, optimizer_state = state.parameters, state.optimizer
-    for number, batch in zip(range(warmup + steps), _batches(built.task), strict=False):
-        measured = number >= warmup
+    batches = iter(built.task.training_data(0, 1))
+    for number in range(warmup + steps):
         parameters, optimizer_state, moments = step(
-            parameters, optimizer_state, moments, batch, number, measured
+            parameters, optimizer_state, moments, next(batches), number, number >= warmup
         )
     return moments.relative_deviations()
-
-
-def _batches(task: Task) -> Iterator[Any]:
-    return iter(task.training_data(0, 1))
 
 
 def _make_step(built: Experiment):
