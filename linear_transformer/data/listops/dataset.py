@@ -16,7 +16,7 @@ published results of Long Range Arena's first version.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from etils import epath
@@ -57,7 +57,7 @@ class Sequences(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, " T"]:
+    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, " T"]:
         index = range(len(self))[index]
         return self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]
 
