@@ -41,7 +41,7 @@ LONGEST = {
     "torch SDPA": 16384,
 }
 FORMS = ("chunk", "associative", "recurrent", "parallel", "unnormalised")
-GATED_FORMS = ("scalar decay", "vector decay", "delta", "gated delta", "kimi delta")
+GATED_FORMS = ("scalar decay", "vector decay", "value decay", "delta", "gated delta", "kimi delta")
 SOFTMAX_FORMS = ("softmax blockwise", "softmax parallel", "jax.nn.dot_product_attention")
 
 _FORMS = flags.DEFINE_list(
@@ -104,6 +104,9 @@ OPERATORS: dict[str, Callable[..., jax.Array]] = {
     ),
     "scalar decay": lambda q, k, v, gate: decayed_attention(q, k, v, gate[..., 0])[0],
     "vector decay": lambda q, k, v, gate: decayed_attention(q, k, v, gate)[0],
+    "value decay": lambda q, k, v, gate: decayed_attention(
+        q, k, v, None, log_value_decay_BTHV=gate
+    )[0],
     "delta": lambda q, k, v, beta: delta_attention(q, k, v, None, beta)[0],
     "gated delta": lambda q, k, v, gate, beta: delta_attention(q, k, v, gate[..., 0], beta)[0],
     "kimi delta": lambda q, k, v, gate, beta: delta_attention(q, k, v, gate, beta)[0],

@@ -114,7 +114,7 @@ def entering_states(
     Args:
       k: (B, H, G, C, K), keys with their decay to the end of the chunk.
       v: (B, H, G, C, V), values.
-      total: (B, H, G, #K, 1), decay of a state over each chunk; None means no decay.
+      total: (B, H, G, #K, #V), decay of a state over each chunk; None means no decay.
     """
     updates = matmul(masks.reaches(k).mT, masks.reaches(v), narrow, state.dtype)
     states = [state]

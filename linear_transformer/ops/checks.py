@@ -66,13 +66,16 @@ def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
 
     Values are checked only where they are known (not inside `jax.jit`).
     """
-    if x is None:
-        return
-    arrays(sizes, log_decay=(x, {1: "H", 3: "BTH"}.get(np.ndim(x), "BTHK")))
-    if is_known(x):
+    arrays(sizes, log_decay=(x, {1: "H", 3: "BTH"}.get(getattr(x, "ndim", 4), "BTHK")))
+    at_most_zero("log_decay", x)
+
+
+def at_most_zero(name: str, x: ArrayLike | None) -> None:
+    """Checks that known values are at most 0."""
+    if x is not None and is_known(x):
         x = np.asarray(x, np.float32)
         if np.any(x > 0):
-            raise ValueError(f"log_decay reaches {np.nanmax(x):.3g}; it must be at most 0")
+            raise ValueError(f"{name} reaches {np.nanmax(x):.3g}; it must be at most 0")
 
 
 def is_known(x: ArrayLike) -> bool:

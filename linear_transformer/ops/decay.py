@@ -1,11 +1,13 @@
-"""Linear attention with decay: the gated recurrence, with a scalar or a vector gate per head.
+"""Linear attention with decay: the gated recurrence, with gates of keys, of values, or of both.
 
-    S_t = a_t S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t,    a_t = exp(log_decay_t) <= 1
+    S_t = diag(a_t) S_{t-1} diag(c_t) + k_t v_t^T,    o_t = S_t^T q_t,    a_t, c_t <= 1
 
 A fixed scalar per head is retention (Sun et al., 2023, arXiv:2307.08621, equations 5-7), a scalar
-per token the gate of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060, section 6), and a vector over the
-key features the gate of gated linear attention (Yang et al., 2023, arXiv:2312.06635, equations
-3-5).  To normalise the weights, append a column of ones to the values and divide by its output.
+per token the gate of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060, section 6), and a vector a_t over
+the key features the gate of gated linear attention (Yang et al., 2023, arXiv:2312.06635, equations
+3-5).  Gated slot attention (Zhang et al., 2024, arXiv:2409.07146) uses a_t and, for its scores, a
+vector c_t over the value features; else c_t is 1.  To normalise the weights, append a column of
+ones to the values and divide by its output.
 
 A non-finite token affects no earlier output and no other segment.  This is exact in the recurrent
 and the associative form; in the chunk forms it holds outside of the token's own chunk, and
@@ -42,8 +44,9 @@ def decayed_attention(
     q_BTHK: Queries,
     k_BTHK: Keys,
     v_BTHV: Values,
-    log_decay: Float[Array, " H"] | Float[Array, "B T H"] | Float[Array, "B T H K"],
+    log_decay: Float[Array, " H"] | Float[Array, "B T H"] | Float[Array, "B T H K"] | None,
     *,
+    log_value_decay_BTHV: Float[Array, "B T H V"] | None = None,
     direction: str = "causal",
     bonus_HK: Float[Array, "H K"] | None = None,
     initial_state: State | None = None,
@@ -59,7 +62,8 @@ def decayed_attention(
       k_BTHK: keys.
       v_BTHV: values.
       log_decay: log a_t <= 0: (H,), fixed per head; (B, T, H), a scalar per token; or (B, T, H, K),
-        a vector over the key features.  -inf forgets everything before the token.
+        a vector over the key features.  -inf forgets everything before the token; None is 0.
+      log_value_decay_BTHV: log c_t <= 0, a vector over the value features; None is 0.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on; then
         S_t = a_t S_{t+1} + k_t v_t^T), or "bidirectional": both, with the token's own key once
         (Afzal et al., 2025, arXiv:2502.16249).
@@ -70,9 +74,10 @@ def decayed_attention(
         anticausal), in the segment of that token; zeros if None.
       segment_ids_BT: packed segments; each token sees only its own segment.
       key_mask_BS: False drops a key exactly; the decay of the token still acts.
-      form: "recurrent", "parallel" (with a vector gate, O(T^2 K) memory), "associative", "chunk",
-        "pallas" (the chunk form as a TPU kernel), or "auto": "recurrent" for T = 1, else "pallas"
-        for scalars where `ops.pallas.choice` expects it to be faster, else "chunk".
+      form: "recurrent", "parallel" (O(T^2) memory, times the widths of vector gates),
+        "associative", "chunk", "pallas" (the chunk form as a TPU kernel, without decays of values),
+        or "auto": "recurrent" for T = 1, else "pallas" for scalars where `ops.pallas.choice`
+        expects it to be faster, else "chunk".
       chunk_size: tokens per chunk of the chunk form; the kernel and vector gates round up to a
         power of two.
 
@@ -90,11 +95,15 @@ def decayed_attention(
         q_BTHK=q_BTHK,
         k_BTHK=k_BTHK,
         v_BTHV=v_BTHV,
+        log_value_decay_BTHV=log_value_decay_BTHV,
         bonus_HK=bonus_HK,
         initial_state=(initial_state, "BHKV"),
     )
     checks.segment_ids(segment_ids_BT, sizes)
     checks.log_decay(log_decay, sizes)
+    checks.at_most_zero("log_value_decay_BTHV", log_value_decay_BTHV)
+    if form == "pallas" and log_value_decay_BTHV is not None:
+        raise ValueError("form is 'pallas'; the kernel has no log_value_decay_BTHV")
     if bonus_HK is not None and direction != "causal":
         raise ValueError(f"direction is {direction!r}; a bonus needs causal")
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
@@ -103,7 +112,11 @@ def decayed_attention(
     state = recurrence.initial_state(initial_state, tuple(sizes[x] for x in "BHKV"), dtype)
     if q_BTHK.size == 0:  # an empty batch, or no tokens
         return jnp.zeros(v_BTHV.shape, v_BTHV.dtype), state
-    arrays = (q_BTHK, k_BTHK, v_BTHV, recurrence.per_token(log_decay, q_BTHK))
+    log_decay = jnp.zeros(q_BTHK.shape[2], dtype) if log_decay is None else log_decay
+    decays = (recurrence.per_token(log_decay, q_BTHK),)
+    if log_value_decay_BTHV is not None:
+        decays = (*decays, log_value_decay_BTHV)
+    arrays = (q_BTHK, k_BTHK, v_BTHV, decays)
     options = {"form": form, "chunk_size": chunk_size}
     attend = functools.partial(_sharded, **options)
     if bonus_HK is not None:
@@ -128,7 +141,14 @@ def _own(q, k, v, dtype):
     return jnp.sum(q.astype(dtype) * k, axis=-1, keepdims=True) * v
 
 
-def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
+def _state_decay(decays):
+    """Decay (.., #K, #V) of a state, from log decays of keys (.., #K) and, if given, values."""
+    decay, *of_values = (jnp.exp(x) for x in decays)
+    decay = decay[..., None]
+    return decay * of_values[0][..., None, :] if of_values else decay
+
+
+def _with_bonus(attend, q, k, v, decays, bonus, state, segment_ids_BT):
     """Attends from the query of token t + 1 to S_t, and from the first query to the initial state.
 
     A non-finite token, which a chunk form spreads within its chunk, thus reaches the token after
@@ -141,9 +161,9 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
         starts = segments.starts(segment_ids_BT)[..., None, None]
         q_read = jnp.where(starts, 0, q_read)
     q_next = jnp.pad(q_read[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    state = _entering(jnp.result_type(q, k, v), k, v, log_decay, state, segment_ids_BT)
+    state = _entering(jnp.result_type(q, k, v), k, v, decays, state, segment_ids_BT)
     first = jnp.einsum("bhk,bhkv->bhv", q_read[:, 0].astype(state.dtype), state)
-    o, final = attend(q_next, k, v, log_decay, state, segment_ids_BT)
+    o, final = attend(q_next, k, v, decays, state, segment_ids_BT)
     o = jnp.concatenate([first[:, None], o[:, :-1]], axis=1)
     if starts is not None:
         o = jnp.where(starts, 0, o)
@@ -151,72 +171,86 @@ def _with_bonus(attend, q, k, v, log_decay, bonus, state, segment_ids_BT):
     return o + _own(q * bonus, k, v, state.dtype), sequence_parallel.of_last(final)
 
 
-def _sharded(q, k, v, log_decay, state, segment_ids_BT, *, reverse=False, **options):
+def _sharded(q, k, v, decays, state, segment_ids_BT, *, reverse=False, **options):
     """Runs `_causal` on a shard of a sequence, or on the whole sequence."""
     narrow = jnp.result_type(q, k, v)
-    state = _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse)
-    o, state = _causal(q, k, v, log_decay, state, segment_ids_BT, **options)
+    state = _entering(narrow, k, v, decays, state, segment_ids_BT, reverse)
+    o, state = _causal(q, k, v, decays, state, segment_ids_BT, **options)
     return o, sequence_parallel.of_last(state, reverse=reverse)
 
 
-def _entering(narrow, k, v, log_decay, state, segment_ids_BT, reverse=False):
+def _entering(narrow, k, v, decays, state, segment_ids_BT, reverse=False):
     """Returns the state before this shard's first token; the given state on a single shard."""
     if sequence_parallel.shards() == 1:
         return state
     dtype = state.dtype
-    keys, values, decays, passes = k, v, log_decay, None
+    reaching, passes = [k, v], None
     if segment_ids_BT is not None:  # only its last segment, without the decay of the first token
         last_BT, passes_B = segments.leaving(segment_ids_BT)
-        keys, values = keep(last_BT, k), keep(last_BT, v)
-        decays = keep(last_BT & ~segments.starts(segment_ids_BT), log_decay)
-        passes = passes_B[:, None, None]
+        reaching = [keep(last_BT, x) for x in reaching]
+        decays = [keep(last_BT & ~segments.starts(segment_ids_BT), x) for x in decays]
+        passes = passes_B[:, None, None, None]
     # Sums run from the end, so they are exact where the total decay is not yet 0.
-    since = lax.cumsum(decays, axis=1, reverse=True)
-    after = jnp.pad(since[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    reaching = (keys * jnp.exp(after)).astype(narrow)
-    update = jnp.einsum("bthk,bthv->bhkv", reaching, values, preferred_element_type=dtype)
-    transition = jnp.exp(since[:, 0])
+    since = [lax.cumsum(x, axis=1, reverse=True) for x in decays]
+    for axis, sums in enumerate(since):
+        after = jnp.pad(sums[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        reaching[axis] = (reaching[axis] * jnp.exp(after)).astype(narrow)
+    update = jnp.einsum("bthk,bthv->bhkv", *reaching, preferred_element_type=dtype)
+    transition = _state_decay([sums[:, 0] for sums in since])
     if passes is not None:
         transition = jnp.where(passes, transition, 0)
-    transition = transition[..., None]
     return sequence_parallel.entering_state(
         transition, update, state, segment_ids_BT, reverse=reverse
     )
 
 
-def _causal(q, k, v, log_decay, state, segment_ids_BT, *, form, chunk_size):
+def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
-        if log_decay.shape[-1] == 1 and believed_to_win(q, v):
+        scalar = len(decays) == 1 and decays[0].shape[-1] == 1
+        if scalar and believed_to_win(q, v):
             form = "pallas"
     if form == "pallas":
-        o, state = pallas_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+        o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
         return opaque(o), state
-    log_decay = recurrence.clipped(log_decay.astype(state.dtype))
+    decays = [recurrence.clipped(x.astype(state.dtype)) for x in decays]
     starts = None
     if segment_ids_BT is not None:
         # The decay of a segment's first token acts on a dropped state: its value is irrelevant.
         starts = segments.starts(segment_ids_BT)[..., None, None]
-        log_decay = jnp.where(starts, 0, log_decay)
+        decays = [jnp.where(starts, 0, x) for x in decays]
         if form == "chunk":  # its sums of decays would carry NaN into the next segment
-            is_finite = jnp.all(jnp.isfinite(log_decay), axis=-1, keepdims=True)
-            log_decay = jnp.where(is_finite, log_decay, 0)
-            v = jnp.where(is_finite, v, jnp.nan)
+            for axis, x in enumerate(decays):
+                is_finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
+                decays[axis] = jnp.where(is_finite, x, 0)
+                v = jnp.where(is_finite, v, jnp.nan)
     if form == "chunk":
-        return chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size)
+        return chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size)
     if form == "parallel":
-        o, state = _parallel(q, k, v, log_decay, state, segment_ids_BT)
+        o, state = _parallel(q, k, v, decays, state, segment_ids_BT)
         return opaque(o), state
-    retention = jnp.exp(log_decay)
+    retention = _state_decay(decays)
     if starts is not None:
-        retention = jnp.where(starts, 0, retention)
+        retention = jnp.where(starts[..., None], 0, retention)
     scan = recurrence.recurrent if form == "recurrent" else recurrence.associative
-    o, state = scan(q, k, v, retention[..., None], state)
+    o, state = scan(q, k, v, retention, state)
     return opaque(o), state
 
 
-def _parallel(q, k, v, log_decay, state, segment_ids_BT):
-    """Computes the masked quadratic form: summed logarithms, differences, mask, then exp."""
+def _parallel(q, k, v, decays, state, segment_ids_BT):
+    """Computes the masked quadratic form: summed logarithms, differences, mask, then exp.
+
+    A decay of values is a scalar decay for each column of the state.
+    """
+    log_decay, *of_values = decays
+    if of_values:
+
+        def column(v, decay, state):
+            v, both, state = v[..., None], [log_decay + decay[..., None]], state[..., None]
+            o, state = _parallel(q, k, v, both, state, segment_ids_BT)
+            return o[..., 0], state[..., 0]
+
+        return jax.vmap(column, in_axes=-1, out_axes=-1)(v, of_values[0], state)
     dtype = state.dtype
     batch, time = q.shape[:2]
     run_BT = jnp.zeros((batch, time), jnp.int32)

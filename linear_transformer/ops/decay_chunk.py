@@ -10,6 +10,9 @@ and, given G = dL/do and R = dL/dS', with dA = G v^T times the pair decays,
     dQ = dA K + read (G S^T)          dv = A^T G + (reach K) R
     dK = dA^T Q + reach (v R^T)       dS = total R + (read Q)^T G
 
+Decays of values act in the same way on the values that reach, on the outputs that read, and on the
+pairs of A v.
+
 Masked products may spread a non-finite token within its own chunk; outside of it, earlier tokens
 and other segments keep their outputs and gradients.  No gradient passes through a non-finite
 output.
@@ -22,19 +25,20 @@ from jax.typing import DTypeLike
 
 from linear_transformer.ops import block_loop
 from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
-from linear_transformer.ops.gates import make_gate, totals
+from linear_transformer.ops.gates import VectorGate, make_gate, totals
 
 CHUNK_SIZE = 64
 CHUNKS_PER_BLOCK = {"scalar": 4, "vector": 8}
 
 
-def chunk_form(q, k, v, log_decay, state, segment_ids_BT, chunk_size):
-    gate = "scalar" if log_decay.shape[-1] == 1 else "vector"
+def chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size):
+    of_values = len(decays) == 2
+    gate = "vector" if of_values or decays[0].shape[-1] > 1 else "scalar"
     cut = block_loop.Cut.of(
         q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK[gate], halved=gate == "vector"
     )
-    family = _Decay(jnp.result_type(q, k, v))
-    return block_loop.attend_in_blocks(family, cut, (q, k, log_decay, v), state, segment_ids_BT)
+    family = (_ValueDecay if of_values else _Decay)(jnp.result_type(q, k, v))
+    return block_loop.attend_in_blocks(family, cut, (q, k, *decays, v), state, segment_ids_BT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +76,49 @@ class _Decay:
             dpairs, q * dq_read, k * dk_reach, jnp.sum(entering * leaving, axis=-1)
         )
         return dstate, (dq + dq_read, dk + dk_reach, dlog_decay, dv)
+
+
+class _ValueDecay(_Decay):
+    """Attention with decays of keys and values on one block."""
+
+    def forward(self, tokens, state, masks, n):
+        q, k, log_decay, log_value_decay, v = tokens
+        narrow, dtype = self.narrow, state.dtype
+        gate, columns = self._gates(log_decay, log_value_decay, masks)
+        total = totals(gate) * totals(columns).mT
+        reaching = (k * gate.reach, v * columns.reach)
+        entering, state = entering_states(*reaching, state, masks, narrow, total)
+        o = columns.outputs(gate.weights(q, k), v)
+        o += masks.reads(matmul(q * gate.read, entering, narrow, dtype) * columns.read)
+        return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
+
+    def backward(self, tokens, state, masks, n, o, is_finite, g, dstate):
+        q, k, log_decay, log_value_decay, v = tokens
+        narrow, dtype = self.narrow, state.dtype
+        gate, columns = self._gates(log_decay, log_value_decay, masks)
+        key_total, value_total = totals(gate), totals(columns).mT
+        total, k_reach, v_reach = key_total * value_total, k * gate.reach, v * columns.reach
+        # A non-finite decay of the chunk must not reach gradients of 0.
+        q_read, g_read = q * gate.read, jnp.where(is_finite, g * columns.read, 0)
+        g = jnp.where(is_finite, g, 0)
+        entering, _ = entering_states(k_reach, v_reach, state, masks, narrow, total)
+        leaving, dstate = leaving_gradients(q_read, g_read, dstate, masks, narrow, total)
+        weights = gate.weights(q, k)
+        dweights, _, dv, dvalue_pairs = columns.gradients(g, v, weights)
+        _, dq, dk, dpairs = gate.gradients(q, k, dweights)
+        dq_read = masks.reads(matmul(g_read, entering.mT, narrow, dtype) * gate.read)
+        dk_reach = masks.reaches(matmul(v_reach, leaving.mT, narrow, dtype) * gate.reach)
+        dv_reach = masks.reaches(matmul(k_reach, leaving, narrow, dtype) * columns.reach)
+        dread = masks.reads(matmul(q_read, entering, narrow, dtype) * g_read)
+        dtotal = entering * leaving
+        dlog_decay = gate.log_decay_gradients(
+            dpairs, q * dq_read, k * dk_reach, jnp.sum(dtotal * value_total, axis=-1)
+        )
+        dlog_value_decay = columns.log_decay_gradients(
+            dvalue_pairs, dread, v * dv_reach, jnp.sum(dtotal * key_total, axis=-2)
+        )
+        return dstate, (dq + dq_read, dk + dk_reach, dlog_decay, dlog_value_decay, dv + dv_reach)
+
+    def _gates(self, log_decay, log_value_decay, masks):
+        columns = VectorGate(log_value_decay, masks, self.narrow)
+        return make_gate(log_decay, masks, self.narrow), columns

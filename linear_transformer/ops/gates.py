@@ -19,7 +19,13 @@ right half and a key in the left half, with r = b at the end of the left half,
 
     A_ij = (q_i exp(b_i - r))^T (k_j exp(r - b_j))         both exponents <= 0
 
-is a matrix product for each of the log2(C) sizes of halves; only A_ii = q_i^T k_i remains.
+is a matrix product for each of the log2(C) sizes of halves; only A_ii = q_i^T k_i remains.  A gate
+of the value features v uses the same halves: with any weights W of the pairs, the outputs
+
+    o_i = sum_j W_ij exp(b_i - b_j) v_j = exp(b_i - r) * sum_j W_ij (exp(r - b_j) * v_j) + ...
+
+are the gradient of q in sum_ij W_ij A_ij for k = v.  Its gradients of k and log a, with q = dL/do,
+are hence the gradients of v and log a in L, and its A_ij are the gradients of W_ij.
 """
 
 import copy
@@ -178,6 +184,17 @@ class VectorGate(_Gate):
         for right, left, _ in self._operands(q, k):
             a = _join(a, matmul(right, left.mT, self.narrow, dtype))
         return self.masks.within(a[..., 0, :, :])
+
+    def outputs(self, weights, v):
+        """Sums over j of weights_ij exp(b_i - b_j) v_j, for a gate of the value features."""
+        *parts, diagonal = _parts(weights, len(self.levels))
+        o = diagonal[..., 0] * v
+        for decay, part in zip(self.levels, reversed(parts), strict=True):
+            half = decay.shape[-2]
+            left = _halves(v, half)[..., 0, :, :] * decay[..., 0, :, :]
+            right = matmul(part, left, self.narrow, o.dtype) * decay[..., 1, :, :]
+            o += jnp.stack([jnp.zeros_like(right), right], axis=-3).reshape(o.shape)
+        return o
 
     def gradients(self, q, k, dweights):
         """Returns the weights, and the gradients of q, k and log a from `dweights`."""

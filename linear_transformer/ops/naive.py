@@ -69,24 +69,29 @@ def linear_attention(q_TK, k_TK, v_TV, *, normalize=True, epsilon=1e-6, **start)
     return recur(step, (q_TK, k_TK, v_TV), **start)
 
 
-def decayed_attention(q_TK, k_TK, v_TV, log_decay_Tx, bonus_K=None, **start):
-    """Attention with decay: S_t = diag(a_t) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
+def decayed_attention(
+    q_TK, k_TK, v_TV, log_decay_Tx, log_value_decay_TV=None, bonus_K=None, **start
+):
+    """Attention with decay: S_t = diag(a_t) S_{t-1} diag(c_t) + k_t v_t^T, and o_t = S_t^T q_t.
 
-    The decay is a_t = exp(log_decay_t).  With one number per token this is RetNet (Sun et al. 2023,
-    arXiv:2307.08621, equations 5-7) and Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 6),
-    with K numbers gated linear attention (Yang et al. 2023, arXiv:2312.06635, equations 3-5).  With
-    a bonus, o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t: RWKV-6 (Peng et al. 2024,
-    arXiv:2404.05892).
+    The decays are a_t = exp(log_decay_t) of keys, and c_t = exp(log_value_decay_t) of values, 1 if
+    None.  With one number a_t per token this is RetNet (Sun et al. 2023, arXiv:2307.08621,
+    equations 5-7) and Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 6), with K numbers gated
+    linear attention (Yang et al. 2023, arXiv:2312.06635, equations 3-5).  With a bonus,
+    o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t: RWKV-6 (Peng et al. 2024, arXiv:2404.05892).
     """
+    if log_value_decay_TV is None:
+        log_value_decay_TV = jnp.zeros_like(v_TV)
 
-    def step(state_KV, q_K, k_K, v_V, log_decay_x):
+    def step(state_KV, q_K, k_K, v_V, log_decay_x, log_value_decay_V):
         before_KV, update_KV = state_KV, jnp.outer(k_K, v_V)
-        state_KV = jnp.exp(log_decay_x)[:, None] * before_KV + update_KV
+        state_KV = jnp.exp(log_decay_x)[:, None] * before_KV * jnp.exp(log_value_decay_V)
+        state_KV += update_KV
         if bonus_K is None:
             return state_KV, q_K @ state_KV
         return state_KV, q_K @ (before_KV + bonus_K[:, None] * update_KV)
 
-    return recur(step, (q_TK, k_TK, v_TV, log_decay_Tx), **start)
+    return recur(step, (q_TK, k_TK, v_TV, log_decay_Tx, log_value_decay_TV), **start)
 
 
 def delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, beta_T, **start):

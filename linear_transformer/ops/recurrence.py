@@ -11,6 +11,7 @@ is also the scalar or vector decay of the gated family.  The two forms here are 
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -46,10 +47,12 @@ def clipped(log_decay: Array) -> Array:
     return jnp.maximum(log_decay, math.log(float(jnp.finfo(log_decay.dtype).smallest_subnormal)))
 
 
-def backwards(attend: Callable, *arguments: Array | SegmentIds | None) -> tuple[Array, Array]:
+def backwards(
+    attend: Callable, *arguments: Array | tuple[Array, ...] | SegmentIds | None
+) -> tuple[Array, Array]:
     """Runs `attend(*tokens, state, segment_ids, reverse=True)` from the last token to the first."""
     *tokens, state, ids = arguments
-    *tokens, ids = (None if x is None else jnp.flip(x, 1) for x in (*tokens, ids))
+    *tokens, ids = jax.tree.map(lambda x: jnp.flip(x, 1), (*tokens, ids))
     o, state = attend(*tokens, state, ids, reverse=True)
     return jnp.flip(o, 1), state
 

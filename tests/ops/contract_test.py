@@ -127,6 +127,7 @@ CASES = {
     "fixed decay": decay("fixed", timeless=("log_decay",)),
     "scalar decay": decay("scalar", kinds=("usual", "resets", "mixed")),
     "vector decay": decay("vector", kinds=("usual", "resets", "mixed")),
+    "decays of keys and values": decay("both", kinds=("usual", "resets", "mixed")),
     "scalar decay, bonus": bonus("scalar"),
     "vector decay, bonus": bonus("vector", kinds=("mixed",)),
     "delta": delta("delta"),
@@ -278,7 +279,8 @@ def allowed(name, argument):
     pairs = (run[:, :, None] == run[:, None, :-1]) & (s <= t)
     if argument in ("q", "c"):
         pairs &= s == t
-    if argument in ("log_decay", "log_a", "read", "write"):  # act on the state before the token
+    # These act on the state before the token.
+    if argument in ("log_decay", "log_value_decay_BTHV", "log_a", "read", "write"):
         pairs &= ~starts[:, None]
     if argument in ("k", "v") and CASES[name].masks:
         pairs &= given["key_mask_BS"][:, None]

@@ -15,7 +15,8 @@ from tests.ops import contract
 
 B, H, K, V = 2, 3, 8, 5
 FORMS = ("recurrent", "parallel", "associative", "chunk")
-GATES = ("scalar", "vector")
+# Arguments by gate.
+GATES = {"scalar": "log_decay", "vector": "log_decay", "value": "log_value_decay_BTHV"}
 # The plain forms share their code between gates, and the segments' masks with additive attention.
 GATES_AND_FORMS = [(gate, "chunk") for gate in GATES] + [
     pytest.param(gate, form, marks=pytest.mark.slow) for gate in GATES for form in FORMS[:-1]
@@ -27,11 +28,11 @@ def op(form, direction="causal", chunk_size=None):
     call = functools.partial(
         decayed_attention, form=form, direction=direction, chunk_size=chunk_size
     )
-    return lambda q, k, v, log_decay, **kw: call(q, k, v, log_decay, **kw)
+    return lambda q, k, v, log_decay=None, **kw: call(q, k, v, log_decay, **kw)
 
 
 def gates(kind, normal):
-    """Log decays from normal numbers (B, T, H, K)."""
+    """Log decays from normal numbers (B, T, H, K or V)."""
     soft = -np.logaddexp(0, -(normal + 3))  # log sigmoid, of time scales from 1 to 500 tokens
     strong = np.random.default_rng(1).random(normal.shape) < 0.2
     return {
@@ -46,13 +47,18 @@ def gates(kind, normal):
 
 
 def inputs(time, dtype, *, gate, kind="usual", seed=0):
-    """Unit variance in queries, keys, values and state."""
+    """Unit variance in queries, keys, values and state; the gate "both" is of keys and values."""
     rng = np.random.default_rng(seed)
     q, k, v = (rng.normal(size=(B, time, H, width)) for width in (K, K, V))
     log_decay = gates(kind, rng.normal(size=(B, time, H, K)))
     state = rng.normal(size=(B, H, K, V))
-    log_decay = {"scalar": log_decay[..., 0], "vector": log_decay, "fixed": log_decay[0, 0, :, 0]}
-    arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay[gate], "initial_state": state}
+    of_keys = {"scalar": log_decay[..., 0], "fixed": log_decay[0, 0, :, 0]}
+    arrays = {"q": q, "k": k, "v": v}
+    if gate != "value":
+        arrays["log_decay"] = of_keys.get(gate, log_decay)
+    arrays["initial_state"] = state
+    if gate in ("value", "both"):
+        arrays["log_value_decay_BTHV"] = gates(kind, rng.normal(size=(B, time, H, V)))
     return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
 
 
@@ -60,15 +66,17 @@ def packed(rng, time):
     return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
 
 
-def definition(q, k, v, log_decay, bonus=None, **start):
+def definition(q, k, v, log_decay=0.0, log_value_decay_BTHV=None, bonus=None, **start):
     time = q.shape[1]
-    log_decay = np.broadcast_to(log_decay, (B, time, H)) if log_decay.ndim == 1 else log_decay
-    tokens = (q, k, v, log_decay.reshape(B, time, H, -1))
+    if np.ndim(log_decay) < 3:
+        log_decay = np.broadcast_to(log_decay, (B, time, H))
+    of_values = 0 * v if log_value_decay_BTHV is None else log_value_decay_BTHV
+    tokens = (q, k, v, log_decay.reshape(B, time, H, -1), of_values)
     if bonus is None:
         return contract.defined_recurrence(naive.decayed_attention, *tokens, **start)
 
-    def with_bonus(q, k, v, log_decay, bonus, **start):
-        return naive.decayed_attention(q, k, v, log_decay, bonus[0], **start)
+    def with_bonus(q, k, v, log_decay, of_values, bonus, **start):
+        return naive.decayed_attention(q, k, v, log_decay, of_values, bonus[0], **start)
 
     tokens = (*tokens, np.broadcast_to(bonus, q.shape))
     return contract.defined_recurrence(with_bonus, *tokens, **start)
@@ -94,12 +102,13 @@ def test_extreme_gates_stay_finite(gate, form, kind, dtype):
     results = contract.evaluate(op(form, chunk_size=16), arrays, packed(rng, 77))
     for name, x in results.items():
         assert np.all(np.isfinite(np.asarray(x, np.float32))), name
+    gradient = np.asarray(results[f"d_{GATES[gate]}"], np.float32)
     if kind == "-100":
-        assert np.max(np.abs(np.asarray(results["d_log_decay"], np.float32))) < 1e-30
+        assert np.max(np.abs(gradient)) < 1e-30
     if kind == "resets":
-        reset = np.isneginf(np.asarray(arrays["log_decay"], np.float32))
+        reset = np.isneginf(np.asarray(arrays[GATES[gate]], np.float32))
         assert reset.any()
-        assert np.all(np.asarray(results["d_log_decay"], np.float32)[reset] == 0)
+        assert np.all(gradient[reset] == 0)
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunk"])
@@ -134,7 +143,7 @@ def test_bfloat16_is_bounded(gate):
     arrays, rng = inputs(77, jnp.bfloat16, gate=gate)
     constants = packed(rng, 77)
     exact = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
-    arrays |= {name: exact[name] for name in ("initial_state", "log_decay")}
+    arrays |= {name: exact[name] for name in ("initial_state", GATES[gate])}
     expected = contract.evaluate(op("recurrent"), exact, constants)
     for form in ("recurrent", "chunk"):
         actual = contract.evaluate(op(form, chunk_size=8), arrays, constants)
@@ -206,8 +215,8 @@ def test_long_sequences(gate):
     arrays, _ = inputs(65536, jnp.float32, gate=gate)
     rng = np.random.default_rng(3)
     # Time scales from one token to a million, and rows of one head and two features only.
-    log_decay = -np.exp(rng.uniform(-14, 3, size=arrays["log_decay"].shape))
-    arrays["log_decay"] = jnp.asarray(log_decay, jnp.float32)
+    log_decay = -np.exp(rng.uniform(-14, 3, size=arrays[GATES[gate]].shape))
+    arrays[GATES[gate]] = jnp.asarray(log_decay, jnp.float32)
     arrays = {n: x[:1] if n == "initial_state" else x[:1, :, :1] for n, x in arrays.items()}
     arrays["initial_state"] = arrays["initial_state"][:, :1]
     actual = contract.evaluate(op("chunk"), arrays, {})
@@ -225,8 +234,8 @@ def test_a_million_tokens(gate, kind):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, time, 1, K)), jnp.float32) for _ in range(3))
     log_decay = gates(kind, rng.normal(size=(1, time, 1, K)))
-    log_decay = jnp.asarray(log_decay if gate == "vector" else log_decay[..., 0], jnp.float32)
-    arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+    log_decay = jnp.asarray(log_decay[..., 0] if gate == "scalar" else log_decay, jnp.float32)
+    arrays = {"q": q, "k": k, "v": v, GATES[gate]: log_decay}
     actual = contract.evaluate(op("chunk"), arrays, {})
     with jax.enable_x64(True):
         wide = {name: x.astype(jnp.float64) for name, x in arrays.items()}
@@ -242,9 +251,10 @@ def test_memory_is_linear(gate):
     temporaries = {}
     for time in (4096, 16384):
         shape = jax.ShapeDtypeStruct((1, time, 2, 64), jnp.float32)
-        log_decay = shape if gate == "vector" else jax.ShapeDtypeStruct((1, time, 2), jnp.float32)
-        loss = jax.grad(lambda *arrays: decayed_attention(*arrays)[0].sum(), argnums=(0, 1, 2, 3))
-        analysis = jax.jit(loss).lower(shape, shape, shape, log_decay).compile().memory_analysis()
+        log_decay = jax.ShapeDtypeStruct((1, time, 2), jnp.float32) if gate == "scalar" else shape
+        arrays = {"q": shape, "k": shape, "v": shape, GATES[gate]: log_decay}
+        loss = jax.grad(lambda arrays: op("auto")(**arrays)[0].sum())
+        analysis = jax.jit(loss).lower(arrays).compile().memory_analysis()
         temporaries[time] = analysis.temp_size_in_bytes
     states_per_token = 2 * 64 * 64 * 4 * 16384
     assert temporaries[16384] < 4.5 * temporaries[4096]
@@ -253,9 +263,9 @@ def test_memory_is_linear(gate):
 
 BROKEN = {
     "stale state": lambda q, k, v, a, state, ids: (q, k, v, a, jnp.zeros_like(state), ids),
-    "late decay": lambda q, k, v, a, state, ids: (q, k, v, jnp.roll(a, 1, 1), state, ids),
+    "late decay": lambda q, k, v, a, state, ids: (q, k, v, [jnp.roll(a[0], 1, 1)], state, ids),
     "one gradient": lambda q, k, v, a, state, ids: (
-        *(q, k, v, a.at[:, 55].set(lax.stop_gradient(a[:, 55]))),
+        *(q, k, v, [a[0].at[:, 55].set(lax.stop_gradient(a[0][:, 55]))]),
         *(state, ids),
     ),
 }
@@ -293,6 +303,11 @@ def named(arrays):
         ({"form": "fast"}, "form is 'fast'"),
         ({"initial_state": jnp.zeros((B, H, K, V + 1))}, "initial_state is"),
         ({"log_decay": jnp.zeros((B, 5, H, V))}, "log_decay"),
+        ({"log_value_decay_BTHV": jnp.ones((B, 5, H, V))}, "log_value_decay_BTHV reaches 1"),
+        (
+            {"log_value_decay_BTHV": jnp.zeros((B, 5, H, V)), "form": "pallas"},
+            "the kernel has no log_value_decay_BTHV",
+        ),
         ({"k": jnp.zeros((B, 6, H, K)), "v": jnp.zeros((B, 6, H, V))}, "k_BTHK is"),
     ],
 )

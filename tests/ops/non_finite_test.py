@@ -22,6 +22,9 @@ OPS = {
     ),
     "scalar": lambda q, k, v, g, **kw: decayed_attention(q, k, v, g[..., 0], **kw),
     "vector": decayed_attention,
+    "value": lambda q, k, v, g, **kw: decayed_attention(
+        q, k, v, None, log_value_decay_BTHV=g[..., :V], **kw
+    ),
     "bonus": lambda q, k, v, g, **kw: decayed_attention(
         q, k, v, g, bonus_HK=jnp.ones((H, K)), **kw
     ),
@@ -132,7 +135,7 @@ def test_padding_is_a_document_of_its_own(length):
 # --- Gradients of gates ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", ["scalar", "vector"])
+@pytest.mark.parametrize("gate", ["scalar", "vector", "value"])
 @pytest.mark.parametrize("form", ["recurrent", "associative", "parallel", "chunk"])
 def test_gate_gradients_lose_nothing(form, gate):
     """Terms of 1 beside terms of 1e8 that do not contain the gate: 1, 9, 17, 25."""
@@ -141,10 +144,12 @@ def test_gate_gradients_lose_nothing(form, gate):
     v = ones.at[:, 32:].set(1e8)
 
     def last_output(g):
-        return decayed_attention(q, k, v, g, form=form)[0][0, -1, 0, 0]
+        gates = (None, g) if gate == "value" else (g, None)
+        o, _ = decayed_attention(q, k, v, gates[0], log_value_decay_BTHV=gates[1], form=form)
+        return o[0, -1, 0, 0]
 
     gradient = jax.jit(jax.grad(last_output))(
-        jnp.zeros(q.shape if gate == "vector" else (1, 64, 1))
+        jnp.zeros(q.shape if gate != "scalar" else (1, 64, 1))
     )
     for feature in gradient[0, 1:33:8].reshape(4, -1).T:
         assert feature.tolist() == [1, 9, 17, 25]

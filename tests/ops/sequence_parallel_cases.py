@@ -54,6 +54,7 @@ OPS = {
     "fixed": fixed,
     "scalar": functools.partial(decayed_attention),
     "vector": functools.partial(decayed_attention),
+    "value": functools.partial(decayed_attention, log_decay=None),
     "anticausal": functools.partial(decayed_attention, direction="anticausal"),
     "bidirectional": functools.partial(decayed_attention, direction="bidirectional"),
     "bonus": functools.partial(decayed_attention),
@@ -110,6 +111,8 @@ def inputs(name, time, seed=0):
             arrays["log_decay_H"] = log_decay[0, 0, :, 0]
         elif name in ("vector", "bonus", "kimi_delta", "low_rank"):
             arrays["log_decay"] = log_decay
+        elif name == "value":
+            arrays["log_value_decay_BTHV"] = log_decay[..., :V]
         elif not name.startswith("additive") and name != "delta":
             arrays["log_decay"] = log_decay[..., 0]
         if name == "bonus":
