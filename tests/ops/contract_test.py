@@ -160,7 +160,7 @@ def documents(time):
     first = np.where(np.arange(time) < time // 2, 1, 2)
     second = np.full(time, 3)
     second[:SPLIT] = 9
-    second[SHORT_CHUNK] = 4
+    second[SHORT_CHUNK : SHORT_CHUNK + 1] = 4
     second[SPLIT + 4 * CHUNK :] = 5
     return np.stack([first, second]).astype(np.int32)
 
