@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,15 +71,9 @@ for _mechanism in (*_listed(), PARALLEL):
         raise ValueError(f"two mechanisms have the name {_mechanism.name!r}")
     MIXERS[_mechanism.name] = _mechanism
 
-# Ranges of numeric options by name, the same in all mixers.
-_POSITIVE = (
-    *("key_width", "state_width", "value_expansion", "expansion", "features", "groups", "steps"),
-    *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "compressed", "size"),
-    *("chunk_size", "block_size", "window", "cache_capacity", "max_length", "length"),
-    *("rounds", "buckets", "divisor", "temperature", "scale"),
-)
+# Ranges of numeric options by name, the same in all mixers; other integers are positive.
 _RANGES = {
-    **dict.fromkeys(_POSITIVE, POSITIVE),
+    **dict.fromkeys(("temperature", "scale"), POSITIVE),
     **dict.fromkeys(("epsilon", "convolution", "max_phase"), NOT_NEGATIVE),
     **dict.fromkeys(("r_min", "r_max"), UP_TO_ONE),
     "seed": SEED,
@@ -162,6 +157,8 @@ def check_options(name: str, options: Mapping[str, Any], key: str = "config.mode
     for option, value in options.items():
         if option not in known:
             raise unknown(f"{key}.{name}.{option}", known)
-        check_type(value, known[option].annotation, f"{key}.{name}.{option}")
-        if option in _RANGES:
-            check_range(value, _RANGES[option], f"{key}.{name}.{option}")
+        hint = known[option].annotation
+        check_type(value, hint, f"{key}.{name}.{option}")
+        is_integer = int in (hint, *typing.get_args(hint))
+        if option in _RANGES or is_integer:
+            check_range(value, _RANGES.get(option, POSITIVE), f"{key}.{name}.{option}")
