@@ -25,6 +25,9 @@ from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet as GatedD
 from linear_transformer.nn.mixers.gated_linear_attention import (
     GatedLinearAttention as GatedLinearAttention,
 )
+from linear_transformer.nn.mixers.gated_slot_attention import (
+    GatedSlotAttention as GatedSlotAttention,
+)
 from linear_transformer.nn.mixers.hgrn2 import HGRN2 as HGRN2
 from linear_transformer.nn.mixers.kimi_delta_attention import (
     KimiDeltaAttention as KimiDeltaAttention,

@@ -1,28 +1,26 @@
-"""The example of docs/adding_a_mechanism.md is a mixer, and computes what its docstring says."""
+"""docs/adding_a_mechanism.md has the code of the shipped file, and its commands train the mixer."""
 
-import pathlib
 import re
+import shlex
 
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from tests.training import runs
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "adding_a_mechanism.md"
-B, T, D = 2, 8, 8
+PAGE = (runs.ROOT / "docs" / "adding_a_mechanism.md").read_text()
+SMALLER = ["--config.model.num_layers=1", "--config.data.sequence_length=32"]
+SMALLER += ["--config.final_evaluation=False", "--config.sample=False"]
 
 
-def test_the_added_mechanism():
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names = {"__name__": "min_gru"}
-    exec(compile(program, str(PAGE), "exec"), names)
-    (mechanism,) = names["MECHANISMS"]
-    mixer = mechanism(D, 2, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
-    y, _ = mixer(x)
-    z, candidate = np.asarray(nnx.sigmoid(mixer.gate(x))), np.asarray(mixer.candidate(x))
-    h = np.zeros((B, T + 1, D), np.float32)
-    for t in range(T):
-        h[:, t + 1] = (1 - z[:, t]) * h[:, t] + z[:, t] * candidate[:, t]
-    np.testing.assert_allclose(y, mixer.output(jnp.asarray(h[:, 1:])), atol=1e-6)
-    _, state = mixer(x[:, :5], mixer.init_state(B))
-    np.testing.assert_allclose(mixer(x[:, 5:], state)[0], y[:, 5:], atol=1e-6)
+def test_the_code_is_the_shipped_file():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    shipped = runs.ROOT / "linear_transformer" / "nn" / "mixers" / "gated_slot_attention.py"
+    assert code == shipped.read_text()
+
+
+def test_the_commands_list_and_train_it(tmp_path):
+    commands = re.findall(r"^    python (.*)$", PAGE, re.MULTILINE)
+    listing, training = (shlex.split(command) for command in commands)
+    done = runs.execute(listing)
+    assert re.search(r"^gsa +softmax attention to slots", done.stdout, re.MULTILINE), done.stderr
+    done = runs.execute([*training, f"--workdir={tmp_path}", *SMALLER])
+    assert done.returncode == 0, done.stderr
+    assert runs.records(tmp_path)[-1]["step"] == 20

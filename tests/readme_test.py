@@ -24,7 +24,6 @@ PATH = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)+[\w-]+\.(?:py|md|sh|png|toml)\b")
 WRITTEN = {
     "build/benchmarks/long.png",
     "docs/figure1.png",
-    "linear_transformer/nn/mixers/min_gru.py",
 }
 QUICK = ["--config.num_steps=26", "--config.eval_every=13", "--config.eval_batches=1"]
 QUICK += ["--config.final_evaluation=False"]

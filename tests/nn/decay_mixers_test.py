@@ -142,6 +142,19 @@ def gla(mixer, x, position, history, s):
     return dense(mixer.output, silu(dense(mixer.gate, x)) * o.ravel()), s
 
 
+def gsa(mixer, x, position, history, s):
+    """Zhang et al. 2024, section 3; s holds the keys and the values of the slots."""
+    q, k, v = (heads(silu(dense(layer, x))) for layer in (mixer.query, mixer.key, mixer.value))
+    a = heads(sigmoid(dense(mixer.forget, x)) ** (1 / 8))[:, :, None]
+    s = s or [0, 0]
+    s[0] = a * s[0] + (1 - a) * k[:, None]
+    s[1] = a * s[1] + (1 - a) * v[:, None]
+    weights = np.exp(np.einsum("hmk,hk->hm", s[0], q))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    o = silu(np.einsum("hm,hmv->hv", weights, s[1]).ravel())
+    return dense(mixer.output, rms(o, 1e-5) * array(mixer.norm.scale)), s
+
+
 def hgrn2(mixer, x, position, history, s):
     """Qin et al. 2024, section 3.2."""
     q, f, v = (heads(dense(layer, x)) for layer in (mixer.query, mixer.forget, mixer.value))
@@ -232,6 +245,7 @@ CASES = [
     ("mamba2", "groups", mamba2),
     ("mlstm", "chunks", mlstm),
     ("gla", "chunks", gla),
+    ("gsa", "chunks", gsa),
     ("hgrn2", "chunks", hgrn2),
     ("rwkv6", "chunks", rwkv6),
     ("lion", "chunks", lion),
@@ -342,6 +356,8 @@ def test_depth_comes_from_the_model(scan):
         ("mlstm", {"epsilon": 0.0}, "epsilon is 0"),
         ("gla", {"gate_rank": 0}, "gate_rank is 0"),
         ("gla", {"temperature": 0.0}, "temperature is 0"),
+        ("gsa", {"slots": 0}, "slots is 0"),
+        ("gsa", {"temperature": 0.0}, "temperature is 0"),
         ("hgrn2", {"chunk_size": 0}, "chunk_size is 0"),
         ("rwkv6", {"mix_rank": 0}, "mix_rank is 0"),
         ("rwkv6", {"decay_rank": 0}, "decay_rank is 0"),

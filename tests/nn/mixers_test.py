@@ -105,6 +105,7 @@ OPTIONS = {
     },
     "mlstm": {"chunks": {"chunk_size": 4}},
     "gla": {"chunks": {"chunk_size": 4}},
+    "gsa": {"chunks": {"chunk_size": 4, "slots": 6}},
     "hgrn2": {"chunks": {"chunk_size": 4, "depth": 0.5}},
     "rwkv6": {"chunks": {"chunk_size": 4, "depth": 0.5}},
     "lion": {
