@@ -5,7 +5,7 @@ drawing is made once and then looked up.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -46,59 +46,22 @@ class Setting:
     distractor_contrast: float
 
 
+_BY_SIZE: dict[str, tuple[Any, ...]] = {
+    "size": (32, 64, 128, 256),
+    "border": (1, 1, 1, 22),
+    "length": (2, 5, 5, 5),
+    "thickness": (0.5, 1.0, 1.5, 2.0),
+    "gaps": ((1,), (1,), (2, 3), (3,)),
+    "seed_distance": (7, 12, 20, 27),
+    "marker_radius": (1.5, 2.5, 3.0, 5.0),
+    "continuity": (1.0, 1.8, 1.8, 1.8),
+    "distractor_paddles": (20, 22, 35, 30),
+    "contrast": (1.5, 0.8, 0.9, 1.0),
+    "distractor_contrast": (2.0, 0.8, 0.9, 1.0),
+}
 SETTINGS = {
-    32: Setting(
-        size=32,
-        border=1,
-        length=2,
-        thickness=0.5,
-        gaps=(1,),
-        seed_distance=7,
-        marker_radius=1.5,
-        continuity=1.0,
-        distractor_paddles=20,
-        contrast=1.5,
-        distractor_contrast=2.0,
-    ),
-    64: Setting(
-        size=64,
-        border=1,
-        length=5,
-        thickness=1.0,
-        gaps=(1,),
-        seed_distance=12,
-        marker_radius=2.5,
-        continuity=1.8,
-        distractor_paddles=22,
-        contrast=0.8,
-        distractor_contrast=0.8,
-    ),
-    128: Setting(
-        size=128,
-        border=1,
-        length=5,
-        thickness=1.5,
-        gaps=(2, 3),
-        seed_distance=20,
-        marker_radius=3.0,
-        continuity=1.8,
-        distractor_paddles=35,
-        contrast=0.9,
-        distractor_contrast=0.9,
-    ),
-    256: Setting(
-        size=256,
-        border=22,
-        length=5,
-        thickness=2.0,
-        gaps=(3,),
-        seed_distance=27,
-        marker_radius=5.0,
-        continuity=1.8,
-        distractor_paddles=30,
-        contrast=1.0,
-        distractor_contrast=1.0,
-    ),
+    values[0]: Setting(**dict(zip(_BY_SIZE, values, strict=True)))
+    for values in zip(*_BY_SIZE.values(), strict=True)
 }
 
 
