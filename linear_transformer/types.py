@@ -13,8 +13,8 @@ The name of an array ends in its axes: `q_BTHK`, `state_BHKV`, `logits_BTE`.
 
 Some files give a letter another meaning: N is the state width in `ops/selective_scan.py` and the
 steps per token in `ops/delta.py`; D is the channels in `ops/selective_scan.py`, the keys of a tile
-in `ops/softmax.py`, and the shards in `ops/sequence_parallel.py`; E is half of the buckets in
-`ops/hashing.py`; G is the gates of a cell in `nn/layers/bilstm.py`.
+in `ops/blockwise_softmax.py`, and the shards in `ops/sequence_parallel.py`; E is half of the
+buckets in `ops/hashing.py`; G is the gates of a cell in `nn/layers/bilstm.py`.
 
     mixer             layer of a block that mixes information between tokens
     feed-forward      layer of a block that is applied to each token alone

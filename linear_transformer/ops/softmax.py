@@ -16,18 +16,17 @@ output and no gradient of another output.  `fused` does not guarantee this.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
 from linear_transformer.ops import checks, sequence_parallel
-from linear_transformer.ops.custom_vjp import custom_vjp
-from linear_transformer.ops.non_finite import contained, finite_tokens, keep, spoil
+from linear_transformer.ops.blockwise_softmax import Spec, Tags, allowed_pairs, blockwise
+from linear_transformer.ops.non_finite import contained, spoil
+from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
 
 Direction = Literal["causal", "bidirectional"]
@@ -35,31 +34,12 @@ Form = Literal["auto", "parallel", "blockwise", "fused"]
 
 # Measured on 2 cores (AVX-512, 1 MiB of L2 each), fp32, K = V = 64: steps over 512 x 512 blocks
 # are a third faster than over 256 x 256 (larger matrix products); 1024 only adds work above the
-# diagonal.  2 heads per step (2 MiB of scores) stay in cache; 8 heads cost 5 %, 1 head 12 % more.
+# diagonal.
 _BLOCK_SIZE = 512
-_CPU_SCORES_PER_STEP = 2 * 512 * 512
 # A block much larger than the window is mostly masked: 128 is best at 128 and 256, 512 at 1024.
 _NARROW_WINDOW, _NARROW_WINDOW_BLOCK_SIZE = 256, 128
 # B H T S above which `blockwise` is faster: fresh memory for all scores costs page faults.
 _PARALLEL_MAX_SCORES = 2**20
-
-
-class _Spec(NamedTuple):
-    """Static options of one call; hashable, since jit and custom_vjp use them as keys."""
-
-    causal: bool
-    window: int | None
-    scale: float
-    ordered: bool  # Positions are 0, 1, 2, ...: block pairs can be excluded before tracing.
-    masked: bool  # Segments or missing keys: even blocks below the diagonal need the mask.
-    block_size: int
-
-
-class _Tags(NamedTuple):
-    """Integers of each token, shaped like a head of q or k: positions, and segments if any."""
-
-    queries: tuple[Array, ...]  # [B, T, 1, 1]
-    keys: tuple[Array, ...]  # [B, S, 1, 1]
 
 
 def softmax_attention(
@@ -159,11 +139,11 @@ def softmax_attention(
         key_positions_BS = jnp.where(key_mask_BS, key_positions_BS, -1)
     pairs = [(query_positions_BT, key_positions_BS), (segment_ids_BT, key_segment_ids_BS)]
     pairs = pairs if segment_ids_BT is not None else pairs[:1]
-    tags = _Tags(*(tuple(x[..., None, None] for x in xs) for xs in zip(*pairs, strict=True)))
+    tags = Tags(*(tuple(x[..., None, None] for x in xs) for xs in zip(*pairs, strict=True)))
     masked = not ordered or segment_ids_BT is not None or key_mask_BS is not None
     narrow = window is not None and window <= _NARROW_WINDOW
     block_size = block_size or (_NARROW_WINDOW_BLOCK_SIZE if narrow else _BLOCK_SIZE)
-    spec = _Spec(causal, window, scale, ordered, masked, block_size)
+    spec = Spec(causal, window, scale, ordered, masked, block_size)
 
     covered = _fused_covers(q_BTHK, k_BSHK, v_BSHV, masked)
     if form == "auto":
@@ -174,9 +154,7 @@ def softmax_attention(
     if form == "parallel":
         return _parallel(q, k, v, tags, spec).astype(v_BSHV.dtype)
     if form == "blockwise":
-        has = "it has one derivative, in reverse mode; form 'parallel' has all in any mode"
-        with checks.no_forward_mode("form 'blockwise'", has):
-            return _blockwise(*_vary_alike((q, k, v, tags)), spec).astype(v_BSHV.dtype)
+        return blockwise(q, k, v, tags, spec).astype(v_BSHV.dtype)
     if not covered:
         needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
@@ -191,30 +169,15 @@ def _fused_covers(q: Array, k: Array, v: Array, masked: bool) -> bool:
     return fits and not masked and jax.default_backend() == "gpu"
 
 
-def _accumulator_dtype(*arrays: Array) -> Any:
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
-def _allowed(tags: _Tags, spec: _Spec) -> Array:
-    """Mask of visible keys, [B, 1, S, T], from tags of [B, 1, 1, T] and [B, 1, S, 1]."""
-    query_positions, key_positions = tags.queries[0], tags.keys[0]
-    allowed_BxST = key_positions >= 0
-    if spec.causal:
-        allowed_BxST &= key_positions <= query_positions
-    if spec.window is not None:
-        allowed_BxST &= key_positions > query_positions - spec.window
-    for query_segments, key_segments in zip(tags.queries[1:], tags.keys[1:], strict=True):
-        allowed_BxST &= key_segments == query_segments
-    return allowed_BxST
-
-
-def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _Spec) -> Array:
-    dtype = _accumulator_dtype(q_BTHK, k_BSHK, v_BSHV)
+def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spec) -> Array:
+    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
     allowed_BxST = visible_BTS = None
     if spec.causal or spec.masked:
         queries = tuple(x.transpose(0, 2, 3, 1) for x in tags.queries)
-        allowed_BxST = _allowed(_Tags(queries, tuple(x.swapaxes(1, 2) for x in tags.keys)), spec)
+        allowed_BxST = allowed_pairs(
+            Tags(queries, tuple(x.swapaxes(1, 2) for x in tags.keys)), spec
+        )
         visible_BTS = allowed_BxST[:, 0].swapaxes(1, 2)
     q_BTHK, k_BSHK, v_BSHV, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
@@ -229,210 +192,3 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: _Tags, spec: _S
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
     o_BTHV = einsum("bhst,bshv->bthv", weights_BHST.astype(v_BSHV.dtype), v_BSHV)
     return spoil(spoiled_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
-
-
-# --- The blockwise form -------------------------------------------------------------------------
-#
-# Arrays are cut once into N contiguous blocks, [N, B, H, ...], of C queries or D keys.  Scores have
-# the keys first (DC): every product is then row-major, maxima and sums over keys run down columns,
-# and the statistics of a query broadcast along rows.  All of this vectorises.
-
-
-def _even_block(length: int, block_size: int) -> tuple[int, int]:
-    """Number and size of blocks: the least number for `block_size`, then the least size."""
-    num_blocks = max(1, -(-length // block_size))
-    size = -(-length // num_blocks)
-    return num_blocks, min(block_size, -(-size // 16) * 16)
-
-
-def _pairs(T: int, S: int, spec: _Spec) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (query block, key block) to compute, [P, 2]: first unmasked pairs, then masked ones."""
-    (num_q, C), (num_k, D) = (_even_block(length, spec.block_size) for length in (T, S))
-    i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(num_q), np.arange(num_k), indexing="ij"))
-    first_q, last_q, first_k, last_k = i * C, (i + 1) * C - 1, j * D, (j + 1) * D - 1
-    needed = np.ones(i.shape, bool)
-    unmasked = np.full(i.shape, not spec.masked) & (last_k < S)
-    if spec.causal and spec.ordered:
-        window = spec.window or 2**31
-        needed &= (first_k <= last_q) & (last_k > first_q - window)
-        unmasked &= (last_k <= first_q) & (first_k > last_q - window)
-    pairs = np.stack([i, j], 1).astype(np.int32)
-    return pairs[needed & unmasked], pairs[needed & ~unmasked]
-
-
-def _cut(x_BTHX: Array, blocks: tuple[int, int], *, transpose: bool, fill: int = 0) -> Array:
-    """Cuts [B, T, H, X], padded with `fill`, to blocks [N, B, H, C, X] (or [N, B, H, X, C])."""
-    (N, C), (B, T, H, X) = blocks, x_BTHX.shape
-    x = jnp.pad(x_BTHX, ((0, 0), (0, N * C - T), (0, 0), (0, 0)), constant_values=fill)
-    return x.reshape(B, N, C, H, X).transpose((1, 0, 3, 4, 2) if transpose else (1, 0, 3, 2, 4))
-
-
-def _join(x_NBHCX: Array, length: int) -> Array:
-    """Inverts `_cut`: returns [B, T, H, X]."""
-    N, B, H, C, X = x_NBHCX.shape
-    return x_NBHCX.transpose(1, 0, 3, 2, 4).reshape(B, N * C, H, X)[:, :length]
-
-
-def _matmul(a: Array, b: Array, dtype: Any) -> Array:
-    """Computes [b, h, m, n] @ [b, h, n, p]."""
-    return lax.dot_general(a, b, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
-
-
-class _Grid:
-    """Blocks of one call, and the loop over the pairs of blocks that must be computed."""
-
-    def __init__(self, q_BTHK: Array, k_BSHK: Array, spec: _Spec, cpu: bool):
-        self.B, self.T, self.H, _ = q_BTHK.shape
-        self.S = k_BSHK.shape[1]
-        self.spec = spec
-        self.queries = _even_block(self.T, spec.block_size)
-        self.keys = _even_block(self.S, spec.block_size)
-        self.heads = (self.B, self.H)  # Per step: on a CPU as many as fit the cache, else all.
-        if cpu:
-            most = max(1, _CPU_SCORES_PER_STEP // (self.queries[1] * self.keys[1]))
-            self.heads = (1, max(h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most))
-
-    def read(self, x: Array, at: tuple[Any, Any, Any]) -> Array:
-        """Slices [N, B, H, ...] to [b, h, ...]: one block, with the heads of one step."""
-        b, h = self.heads
-        if x.shape[2] == 1:  # Tags are shared by the heads.
-            at, h = (*at[:2], 0), 1
-        return lax.dynamic_slice(x, (*at, 0, 0), (1, b, h, *x.shape[3:]))[0]
-
-    def write(self, x: Array, at: tuple[Any, Any, Any], update: Array) -> Array:
-        return lax.dynamic_update_slice(x, update[None], (*at, 0, 0))
-
-    def fold(self, step: Callable[..., Any], carry: tuple[Array, ...], tags: _Tags) -> Any:
-        """Runs `carry = step(carry, at_q, at_k, mask)` for all pairs of blocks and all heads."""
-        # Two loops, without and with a mask, each compiled once for any T: masking all costs 5 %.
-        queries = [_cut(x, self.queries, transpose=True) for x in tags.queries]
-        keys = [_cut(x, self.keys, transpose=False, fill=-1) for x in tags.keys]
-        groups_b, groups_h = self.B // self.heads[0], self.H // self.heads[1]
-        for has_mask, table in enumerate(_pairs(self.T, self.S, self.spec)):
-
-            def body(n, carry, has_mask=has_mask, table=table):
-                group, pair = n // len(table), n % len(table)
-                i, j = jnp.asarray(table)[pair].astype(int)  # the dtype of all indices
-                head = (group // groups_h * self.heads[0], group % groups_h * self.heads[1])
-                at_q, at_k = (i, *head), (j, *head)
-                if not has_mask:
-                    return step(carry, at_q, at_k, lambda scores: scores)
-                blocks = ((queries, at_q), (keys, at_k))
-                tile = _Tags(*(tuple(self.read(x, at) for x in xs) for xs, at in blocks))
-                allowed = _allowed(tile, self.spec)
-                return step(carry, at_q, at_k, lambda x: jnp.where(allowed, x, -jnp.inf))
-
-            if len(table):
-                carry = lax.fori_loop(0, len(table) * groups_b * groups_h, body, carry)
-        return carry
-
-
-def _forward(q: Array, k: Array, v: Array, tags: _Tags, *, spec: _Spec, cpu: bool) -> Any:
-    """Returns o_BTHV, and the log-sum-exp of the scores of each query, lse_NBHxC."""
-    dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
-    # A mask drops a NaN score exactly, but 0 times a NaN value is NaN: values are made finite.
-    finite_BS = finite_tokens(k, v)
-    q, k, v = spoil(~finite_tokens(q), q), spoil(~finite_BS, k), keep(finite_BS, v)
-    qT_NBHKC = _cut(q, grid.queries, transpose=True)
-    k_NBHDK = _cut(k, grid.keys, transpose=False)
-    vT_NBHVD = _cut(v, grid.keys, transpose=True)
-
-    def step(carry, at_q, at_k, mask):
-        # Every write to the carry depends on all reads from it, so XLA updates it in place; a third
-        # array for the shift would be copied in every step.
-        oT, statistics = grid.read(carry[0], at_q), grid.read(carry[1], at_q)
-        shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-        scores = mask(_matmul(grid.read(k_NBHDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
-        new_shift = jnp.maximum(shift, jnp.max(scores, 2, keepdims=True))
-        weights = jnp.exp((scores - new_shift) * spec.scale)
-        decay = jnp.exp((shift - new_shift) * spec.scale)
-        total = total * decay + jnp.sum(weights, 2, keepdims=True)
-        oT = oT * decay + _matmul(grid.read(vT_NBHVD, at_k), weights.astype(v.dtype), dtype)
-        statistics = jnp.concatenate([new_shift, total], 2)
-        return grid.write(carry[0], at_q, oT), grid.write(carry[1], at_q, statistics)
-
-    # The first shift is finite, so a query without visible keys computes exp(-inf), not exp(nan).
-    N, B, H, _, C = qT_NBHKC.shape
-    shift = lax.full_like(qT_NBHKC, jnp.finfo(dtype).min, dtype, (N, B, H, 1, C))
-    statistics = jnp.concatenate([shift, jnp.zeros_like(shift)], 3)
-    oT = lax.full_like(qT_NBHKC, 0, dtype, (N, B, H, v.shape[3], C))
-    oT, statistics = grid.fold(step, (oT, statistics), tags)
-    shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-    total, empty = jnp.where(total == 0, 1, total), total == 0
-    # lse = inf makes the backward pass compute weights of exp(-inf) = 0 for a query without keys.
-    lse = jnp.where(empty, jnp.inf, shift * spec.scale + jnp.log(total))
-    return _join((oT / total).astype(v.dtype).swapaxes(3, 4), grid.T), lse
-
-
-def _backward(residuals: Any, do: Array, *, spec: _Spec, cpu: bool) -> Any:
-    """Returns the gradients of q, k, v."""
-    q, k, v, tags, o, lse_NBHxC = residuals
-    dtype, grid = _accumulator_dtype(q, k, v), _Grid(q, k, spec, cpu)
-    # No gradient passes through NaN outputs, nor through the tokens that cause them.
-    spoiled_NBHxC = jnp.isnan(lse_NBHxC)
-    lse_NBHxC = jnp.where(spoiled_NBHxC, jnp.inf, lse_NBHxC)
-    finite_BS = finite_tokens(k, v)
-    q, k, v = keep(finite_tokens(q), q), keep(finite_BS, k), keep(finite_BS, v)
-    delta = jnp.sum(o.astype(dtype) * do.astype(dtype), 3, keepdims=True)
-    delta_NBHxC = jnp.where(spoiled_NBHxC, 0, _cut(delta, grid.queries, transpose=True))
-    qT_NBHKC = _cut(q, grid.queries, transpose=True)
-    doT_NBHVC = _cut(do, grid.queries, transpose=True)
-    k_NBHDK = _cut(k, grid.keys, transpose=False)
-    v_NBHDV = _cut(v, grid.keys, transpose=False)
-
-    def step(carry, at_q, at_k, mask):
-        dqT, dk, dv = carry
-        qT, doT = grid.read(qT_NBHKC, at_q), grid.read(doT_NBHVC, at_q)
-        k_, v_ = grid.read(k_NBHDK, at_k), grid.read(v_NBHDV, at_k)
-        scores = mask(_matmul(k_, qT, dtype))
-        weights = jnp.exp(scores * spec.scale - grid.read(lse_NBHxC, at_q))
-        dweights = _matmul(v_, doT, dtype) - grid.read(delta_NBHxC, at_q)
-        dscores = weights * dweights * spec.scale
-        weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
-        dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
-        dk_ = grid.read(dk, at_k) + _matmul(dscores, qT.swapaxes(2, 3), dtype)
-        dv_ = grid.read(dv, at_k) + _matmul(weights, doT.swapaxes(2, 3), dtype)
-        return grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_), grid.write(dv, at_k, dv_)
-
-    carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBHDK, v_NBHDV))
-    dqT, dk, dv = grid.fold(step, carry, tags)
-    joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
-    return tuple(x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
-
-
-def _by_platform(function: Callable[..., Any], spec: _Spec, *args: Any) -> Any:
-    # Decided at lowering: a TPU program compiled on a CPU host needs the TPU's grouping of heads.
-    function = functools.partial(function, spec=spec)
-    cpu, default = (functools.partial(function, cpu=x) for x in (True, False))
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
-
-
-@custom_vjp(4)
-def _blockwise(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Array:
-    return _by_platform(_forward, spec, q, k, v, tags)[0]
-
-
-def _blockwise_fwd(q: Array, k: Array, v: Array, tags: _Tags, spec: _Spec) -> Any:
-    # `jax.checkpoint` recomputes only values that depend on parameters.  Masks do not depend on
-    # them and would be stored for all pairs of blocks: a byte per query, key and head.
-    q, tags = lax.optimization_barrier((q, tags))
-    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, tags)
-    return o_BTHV, (q, k, v, tags, o_BTHV, lse_NBHxC)
-
-
-def _blockwise_bwd(spec: _Spec, residuals: Any, do: Array) -> Any:
-    return *_by_platform(_backward, spec, residuals, do), None
-
-
-_blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
-
-
-def _vary_alike(arrays: Any) -> Any:
-    """In shard_map, marks all arrays as varying over the mesh axes that any array varies over."""
-    # Loops need equal types in and out, and the gradient of an unsharded array needs its sum.
-    leaves, structure = jax.tree.flatten(arrays)
-    varying = [jax.typeof(x).manual_axis_type.varying for x in leaves]
-    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
-    cast = functools.partial(lax.pcast, to="varying")
-    leaves = [cast(x, axes) if axes else x for x, axes in zip(leaves, missing, strict=True)]
-    return jax.tree.unflatten(structure, leaves)

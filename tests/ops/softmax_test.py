@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from linear_transformer.ops import naive, softmax
+from linear_transformer.ops import blockwise_softmax, naive, softmax
 from linear_transformer.ops.softmax import softmax_attention
 from tests.ops.contract import defined_attention
 
@@ -138,12 +138,12 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             check_same(actual, expected, TOLERANCE[np.dtype(dtype)])
 
     @parameterized.parameters(
-        (1, 300_000, "parallel"), (500, 500, "parallel"), (2000, 2000, "blockwise")
+        (1, 300_000, "_parallel"), (500, 500, "_parallel"), (2000, 2000, "blockwise")
     )
     def test_auto(self, T, S, form):
         q, k = (jax.ShapeDtypeStruct((2, n, 2, 8), np.float32) for n in (T, S))
         attention = functools.partial(inspect.unwrap(softmax_attention), direction="bidirectional")
-        with mock.patch.object(softmax, f"_{form}", return_value=jnp.zeros(())) as called:
+        with mock.patch.object(softmax, form, return_value=jnp.zeros(())) as called:
             jax.eval_shape(attention, q, k, k)
         called.assert_called_once()
 
@@ -165,7 +165,7 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         inputs, heads_per_step = make_inputs(70, B=3, H=4), 2
         expected = run(inputs, form="parallel")
         jax.clear_caches()
-        with mock.patch.object(softmax, "_CPU_SCORES_PER_STEP", heads_per_step * 32 * 32):
+        with mock.patch.object(blockwise_softmax, "_CPU_SCORES_PER_STEP", heads_per_step * 32 * 32):
             check_same(run(inputs, form="blockwise", block_size=32), expected, 1e-10)
         jax.clear_caches()
 
@@ -174,7 +174,9 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             spec = {"causal": True, "window": None, "scale": 1.0, "ordered": True, "masked": False}
             return [
                 len(x)
-                for x in softmax._pairs(64, 64, softmax._Spec(block_size=16, **spec | options))
+                for x in blockwise_softmax._pairs(
+                    64, 64, blockwise_softmax.Spec(block_size=16, **spec | options)
+                )
             ]
 
         self.assertEqual(count(), [6, 4])
@@ -289,7 +291,7 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         expected = run((q, k, v, do), form="parallel")
         options = {"form": "blockwise", "block_size": 16}
         check_same(run((q, k, v, do), **options), expected, 1e-10)
-        allowed, exp = softmax._allowed, jnp.exp
+        allowed, exp = blockwise_softmax.allowed_pairs, jnp.exp
 
         def off_by_one(tags, spec):
             return allowed(tags._replace(queries=(tags.queries[0] - 1,)), spec)
@@ -298,12 +300,14 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             return jnp.ones_like(x) if x.shape[2] == 1 else exp(x)
 
         patches = {
-            "mask": mock.patch.object(softmax, "_allowed", off_by_one),
+            "mask": mock.patch.object(blockwise_softmax, "allowed_pairs", off_by_one),
             "correction": mock.patch.object(
-                softmax, "jnp", types.SimpleNamespace(**vars(jnp) | {"exp": uncorrected})
+                blockwise_softmax, "jnp", types.SimpleNamespace(**vars(jnp) | {"exp": uncorrected})
             ),
             "delta": mock.patch.object(
-                softmax, "_backward", functools.partial(_without_delta, softmax._backward)
+                blockwise_softmax,
+                "_backward",
+                functools.partial(_without_delta, blockwise_softmax._backward),
             ),
         }
         jax.clear_caches()
