@@ -22,7 +22,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     later_or_same,
     matmul,
 )
-from linear_transformer.ops.pallas.chunk_scan import chunk_scan
+from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
 CHUNK_SIZE = 128  # the width of the matrix unit
@@ -46,7 +46,7 @@ def pallas_form(
     state = (state_BHKW,)
     if normalize:
         state = (state_BHKW[..., :-1], state_BHKW[..., None, :, -1])
-    chunk = CHUNK_SIZE if chunk_size is None else 1 << (chunk_size - 1).bit_length()
+    chunk = chunk_size or CHUNK_SIZE
     narrow = jnp.result_type(q_BTHK, k_BTHK, v_BTHV)
     step = _Step(feature_map, normalize, epsilon, narrow)
     o, state = chunk_scan(step, (q_BTHK, k_BTHK, v_BTHV), (), state, segment_ids_BT, chunk)
@@ -62,12 +62,8 @@ class _Step(NamedTuple):
     narrow: jnp.dtype
 
     def __call__(
-        self,
-        tokens: tuple[Array, ...],
-        gates: tuple[Array, ...],
-        state: tuple[Array, ...],
-        masks: Masks,
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self, tokens: Arrays, gates: Arrays, state: Arrays, masks: Masks
+    ) -> tuple[Array, Arrays]:
         del gates
         q, k, v = tokens
         if self.feature_map is not None:

@@ -16,7 +16,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     later_or_same,
     matmul,
 )
-from linear_transformer.ops.pallas.chunk_scan import chunk_scan
+from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
 from linear_transformer.ops.pallas.decays import ScalarDecays, VectorDecays
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
@@ -34,9 +34,7 @@ def pallas_form(
 ) -> tuple[Outputs, State]:
     """Computes causal `ops.decay.decayed_attention`; rounds chunks up to a power of two."""
     scalar = log_decay.shape[-1] == 1
-    chunk = CHUNK_SIZES["scalar" if scalar else "vector"]
-    if chunk_size is not None:
-        chunk = 1 << (chunk_size - 1).bit_length()
+    chunk = chunk_size or CHUNK_SIZES["scalar" if scalar else "vector"]
     step = _Step(jnp.result_type(q_BTHK, k_BTHK, v_BTHV))
     vectors, gates = ((), (log_decay[..., 0],)) if scalar else ((log_decay,), ())
     tokens = (*vectors, q_BTHK, k_BTHK, v_BTHV)
@@ -48,12 +46,8 @@ class _Step(NamedTuple):
     narrow: jnp.dtype
 
     def __call__(
-        self,
-        tokens: tuple[Array, ...],
-        gates: tuple[Array, ...],
-        state: tuple[Array, ...],
-        masks: Masks,
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self, tokens: Arrays, gates: Arrays, state: Arrays, masks: Masks
+    ) -> tuple[Array, Arrays]:
         *vectors, q, k, v = tokens
         decays = VectorDecays(*vectors) if vectors else ScalarDecays(*gates)
         weights = decays.weights(q, k, self.narrow)

@@ -28,7 +28,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     strictly_later,
     unrounded,
 )
-from linear_transformer.ops.pallas.chunk_scan import chunk_scan
+from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
 from linear_transformer.ops.pallas.decays import NoDecays, ScalarDecays, VectorDecays, meet
 from linear_transformer.ops.recurrence import clipped
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
@@ -77,7 +77,7 @@ def _scan(step, tokens, log_decay, gates, state, segment_ids_BT, chunk_size):
         gates = (*gates, log_decay[..., 0])
     else:
         tokens = (log_decay, *tokens)
-    chunk = CHUNK_SIZE if chunk_size is None else 1 << (chunk_size - 1).bit_length()
+    chunk = chunk_size or CHUNK_SIZE
     o, (state,) = chunk_scan(step, tokens, gates, (state,), segment_ids_BT, chunk)
     return o, state
 
@@ -86,12 +86,8 @@ class _Step(NamedTuple):
     narrow: jnp.dtype
 
     def __call__(
-        self,
-        tokens: tuple[Array, ...],
-        gates: tuple[Array, ...],
-        state: tuple[Array, ...],
-        masks: Masks,
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self, tokens: Arrays, gates: Arrays, state: Arrays, masks: Masks
+    ) -> tuple[Array, Arrays]:
         *vectors, q, r, w, v = _finite(masks, *tokens)
         scalars, (entering,) = _finite(masks, *gates), _finite(masks, *state)
         decays = NoDecays()
@@ -150,12 +146,8 @@ class _DeltaRule(NamedTuple):
     step: _Step
 
     def __call__(
-        self,
-        tokens: tuple[Array, ...],
-        gates: tuple[Array, ...],
-        state: tuple[Array, ...],
-        masks: Masks,
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self, tokens: Arrays, gates: Arrays, state: Arrays, masks: Masks
+    ) -> tuple[Array, Arrays]:
         *vectors, q, k, v = tokens
         beta, *scalars = gates
         r, w = k, column(beta) * k

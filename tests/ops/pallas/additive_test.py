@@ -10,8 +10,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
-from linear_transformer.ops.pallas import arithmetic, chunk_scan
+from linear_transformer.ops.pallas import arithmetic
 from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.layout import Layout
 from tests.ops import contract
 from tests.ops.additive_test import inputs
 from tests.ops.pallas import interpreted
@@ -74,7 +75,7 @@ def test_groups_of_heads_that_fill_the_lanes():
     """4 heads of 64: two programs of two heads each."""
     rng = np.random.default_rng(0)
     arrays = {n: jnp.asarray(rng.normal(size=(1, 20, 4, 64)), jnp.float32) for n in "qkv"}
-    layout = chunk_scan._Layout.of(tuple(arrays.values()), CHUNK)
+    layout = Layout.of(tuple(arrays.values()), CHUNK)
     assert (layout.group, layout.blocks) == (2, 1)
     actual = evaluate(op("pallas", False), arrays, {})
     contract.assert_agree(actual, evaluate(op("recurrent", False), arrays, {}), 2e-6)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from linear_transformer.ops.pallas import chunk_scan
+from linear_transformer.ops.pallas import layout
 from tests.ops.pallas.interpreted import CHUNK
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(request, monkeypatch):
     if "compile_test" not in request.node.nodeid:
-        monkeypatch.setattr(chunk_scan, "TOKENS_PER_BLOCK", 4 * CHUNK)
+        monkeypatch.setattr(layout, "TOKENS_PER_BLOCK", 4 * CHUNK)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from linear_transformer.ops.decay import decayed_attention
-from linear_transformer.ops.pallas import chunk_scan, decays
+from linear_transformer.ops.pallas import decays
 from linear_transformer.ops.pallas.arithmetic import ROWS_BY_ROWS, matmul
+from linear_transformer.ops.pallas.layout import Layout
 from tests.ops import contract
 from tests.ops.decay_test import B, inputs
 from tests.ops.pallas import interpreted
@@ -54,7 +55,7 @@ def test_programs_that_read_gates_together(heads, width, sharing):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 100, heads, width)), jnp.float32) for _ in range(3))
     log_decay = jnp.asarray(-rng.exponential(size=(1, 100, heads)), jnp.float32)
-    layout = chunk_scan._Layout.of((q, k, v), CHUNK)
+    layout = Layout.of((q, k, v), CHUNK)
     assert (layout.group, layout.sharing, layout.blocks) == (128 // width, sharing, 2)
     arrays = {"q": q, "k": k, "v": v, "log_decay": log_decay}
     actual, expected = (evaluate(op(form), arrays, {}) for form in ("pallas", "recurrent"))
