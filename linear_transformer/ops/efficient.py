@@ -19,13 +19,14 @@ A non-finite token makes the outputs of the queries that see it NaN, and changes
 no gradient of another output.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, log_space, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
-from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -67,19 +68,15 @@ def efficient_attention(
     Raises:
       ValueError: an argument has a wrong type, shape or value.
     """
-    sizes = log_space.check(
-        q_BTHK,
-        k_BSHK,
-        v_BSHV,
-        initial_state,
-        "BHK",
-        direction=direction,
-        segment_ids_BT=segment_ids_BT,
-        key_mask_BS=key_mask_BS,
-        form=form,
-        chunk_size=chunk_size,
-    )
-    dtype, narrow = (f(q_BTHK, k_BSHK, v_BSHV) for f in (accumulation_dtype, jnp.result_type))
+    options: dict[str, Any] = {
+        "direction": direction,
+        "segment_ids_BT": segment_ids_BT,
+        "form": form,
+        "chunk_size": chunk_size,
+    }
+    arrays = (q_BTHK, k_BSHK, v_BSHV)
+    sizes = log_space.check(*arrays, initial_state, "BHK", key_mask_BS=key_mask_BS, **options)
+    dtype, narrow = accumulation_dtype(*arrays), jnp.result_type(*arrays)
     log_sum, context = _contexts(initial_state, sizes, dtype)
     if 0 in (sizes["B"], sizes["T"]):
         if initial_state is None:
@@ -104,24 +101,7 @@ def efficient_attention(
             total = log_space.at_segment_ends(total, segment_ids_BT)
     arrays = (weights_BTHK, keep(keys_BS, jnp.exp(keys - total)).astype(narrow))
     arrays = (*arrays, keep(keys_BS, v_BSHV))
-    if direction == "causal":
-        o, context = decayed_attention(
-            *arrays,
-            log_space.log_decay(total, log_sum),
-            initial_state=context,
-            form=form,
-            chunk_size=chunk_size,
-            segment_ids_BT=segment_ids_BT,
-        )
-    else:
-        o, context = linear_attention(
-            *arrays,
-            direction="bidirectional",
-            feature_map=None,
-            normalize=False,
-            initial_state=jnp.exp(log_sum - total[:, 0])[..., None] * context,
-            segment_ids_BT=segment_ids_BT,
-        )
+    o, context = log_space.attend(*arrays, context, log_sum, total, **options)
     context = spoil(spoiled_BT[:, -1:], context[:, None])[:, 0]
     state = ScaledState(jnp.pad(context, _LAST_COLUMN, constant_values=1), total[:, -1])
     return spoil(spoiled_BT | ~queries_BT, o), state

@@ -17,6 +17,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import SegmentIds, State
 
 # The logarithm of an empty sum: finite, so that differences are never NaN, and low enough to be
@@ -111,6 +113,29 @@ def log_decay(
 ) -> Float[Array, "B T ..."]:
     """Log decay of the sums, the previous running value minus the current one."""
     return at_most_zero(_previous(running_BTHK, initial_BHK) - running_BTHK)
+
+
+def attend(q, k, v, sums, before, running, *, direction, segment_ids_BT, form, chunk_size):
+    """Attends with keys relative to the running log scale, from sums relative to the scale before.
+
+    If bidirectional, `running` is the scale of the whole segment.  The output has no normaliser.
+    """
+    if direction == "causal":
+        options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
+        decay = log_decay(running, before)
+        return decayed_attention(q, k, v, decay, initial_state=sums, **options)
+    factor = jnp.exp(before - running[:, 0])
+    factor = factor.reshape(*factor.shape, *[1] * (sums.ndim - factor.ndim))
+    return linear_attention(
+        q,
+        k,
+        v,
+        direction="bidirectional",
+        feature_map=None,
+        normalize=False,
+        initial_state=factor * sums,
+        segment_ids_BT=segment_ids_BT,
+    )
 
 
 def at_most_zero(log_decay: Float[Array, "*axes"]) -> Float[Array, "*axes"]:

@@ -11,6 +11,7 @@ that the two kernels are proportional.
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, log_space, sequence_parallel
-from linear_transformer.ops.additive import linear_attention
-from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
 from linear_transformer.ops.non_finite import keep
 from linear_transformer.ops.normalizer import divide, unit_length, with_ones
@@ -133,19 +132,15 @@ def log_feature_attention(
     Raises:
       ValueError: an argument has a wrong type, shape or value.
     """
-    sizes = log_space.check(
-        q_BTHK,
-        k_BSHK,
-        v_BSHV,
-        initial_state,
-        "BH",
-        direction=direction,
-        segment_ids_BT=segment_ids_BT,
-        key_mask_BS=key_mask_BS,
-        form=form,
-        chunk_size=chunk_size,
-    )
-    dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
+    options: dict[str, Any] = {
+        "direction": direction,
+        "segment_ids_BT": segment_ids_BT,
+        "form": form,
+        "chunk_size": chunk_size,
+    }
+    arrays = (q_BTHK, k_BSHK, v_BSHV)
+    sizes = log_space.check(*arrays, initial_state, "BH", key_mask_BS=key_mask_BS, **options)
+    dtype = accumulation_dtype(*arrays)
     if 0 in (sizes["B"], sizes["T"]):
         if initial_state is None:
             shape = tuple(sizes[axis] for axis in "BHK")
@@ -177,22 +172,5 @@ def log_feature_attention(
     # Operands are as narrow as v; numerator and denominator are not rounded before the division.
     narrow = v_BSHV.dtype
     arrays = (q.astype(narrow), k.astype(narrow), with_ones(v_BSHV).astype(dtype))
-    if direction == "causal":
-        o, sums = decayed_attention(
-            *arrays,
-            log_space.log_decay(largest, scale),
-            initial_state=sums,
-            form=form,
-            chunk_size=chunk_size,
-            segment_ids_BT=segment_ids_BT,
-        )
-    else:
-        o, sums = linear_attention(
-            *arrays,
-            direction="bidirectional",
-            feature_map=None,
-            normalize=False,
-            initial_state=jnp.exp(scale - largest[:, 0])[..., None, None] * sums,
-            segment_ids_BT=segment_ids_BT,
-        )
+    o, sums = log_space.attend(*arrays, sums, scale, largest, **options)
     return divide(o, FLOOR).astype(narrow), ScaledState(sums, largest[:, -1])
