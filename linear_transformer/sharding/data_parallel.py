@@ -35,16 +35,11 @@ def sum_over_devices(
         return lax.psum(x, axes) if axes else x
 
     def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        rows = RULES["rows"]
-        spread = tuple(axis for axis in (*rows, SEQUENCE) if mesh.shape.get(axis, 1) > 1)
+        spread = _spread((*RULES["rows"], SEQUENCE))
         if not spread:  # only "tensor" is left, which the compiler shards
             return sums(parameters, batch, key)
-        # Beside an axis that the compiler shards, it cannot sum over axes of one device.
-        manual = spread if mesh.shape["tensor"] > 1 else AXES
-        row_axes = tuple(axis for axis in spread if axis in rows)
-        axes = specs(mesh, parameters, declared)
-        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
+        row_axes = tuple(axis for axis in spread if axis in RULES["rows"])
+        axes = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
 
         def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
             if FSDP not in spec:
@@ -62,17 +57,33 @@ def sum_over_devices(
             return gradients, total(metrics, spread)
 
         whole = PartitionSpec()
-        batch_specs = {name: _restricted(batch_spec(name, sequences), manual) for name in batch}
-        run = jax.shard_map(
-            of_one,
-            in_specs=(split, batch_specs, whole),
-            out_specs=(split, whole),
-            axis_names=set(manual),
-            check_vma=False,  # the sums are written out above
-        )
-        return run(parameters, batch, key)
+        inputs = (axes, {name: batch_spec(name, sequences) for name in batch}, whole)
+        return _shard_map(of_one, spread, inputs, (axes, whole))(parameters, batch, key)
 
     return of_all
+
+
+def _spread(axes: Sequence[str]) -> tuple[str, ...]:
+    """Returns those mesh axes that have several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+
+
+def _shard_map(of_one: Callable, spread: tuple[str, ...], inputs: Any, outputs: Any) -> Callable:
+    """Maps `of_one`, which sums over the mesh axes `spread` itself, over the shards.
+
+    `inputs` and `outputs` are PartitionSpecs.
+    """
+    # Beside an axis that the compiler shards, it cannot sum over axes of one device.
+    manual = spread if _spread([axis for axis in AXES if axis not in spread]) else AXES
+    restricted = functools.partial(jax.tree.map, functools.partial(_restricted, axes=manual))
+    return jax.shard_map(
+        of_one,
+        in_specs=restricted(inputs),
+        out_specs=restricted(outputs),
+        axis_names=set(manual),
+        check_vma=False,  # `of_one` writes the sums out
+    )
 
 
 def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
@@ -123,28 +134,17 @@ def over_devices(
     """
 
     def of_all(parameters: Any, batch: Any) -> tuple[Any, Any]:
-        mesh = jax.sharding.get_abstract_mesh()
-        shared = (*RULES["rows"], *((SEQUENCE,) if sequences.names else ()))
-        spread = tuple(axis for axis in shared if mesh.shape.get(axis, 1) > 1)
+        spread = _spread((*RULES["rows"], *((SEQUENCE,) if sequences.names else ())))
         if not spread:
             return function(parameters, batch)
-        others = set(AXES) - set(spread)
-        manual = spread if any(mesh.shape[axis] > 1 for axis in others) else AXES
-        axes = specs(mesh, parameters, declared)
+        axes = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
 
         def of_one(parameters: Any, batch: Any) -> tuple[Any, Any]:
             sums, rows = function(_marked(parameters, axes), batch)
             return lax.psum(sums, spread), rows
 
-        split = jax.tree.map(functools.partial(_restricted, axes=manual), axes)
-        batch_specs = {name: _restricted(batch_spec(name, sequences), manual) for name in batch}
-        run = jax.shard_map(
-            of_one,
-            in_specs=(split, batch_specs),
-            out_specs=(PartitionSpec(), _restricted(PartitionSpec(RULES["rows"]), manual)),
-            axis_names=set(manual),
-            check_vma=False,  # the sums are written out above
-        )
-        return run(parameters, batch)
+        inputs = (axes, {name: batch_spec(name, sequences) for name in batch})
+        outputs = (PartitionSpec(), PartitionSpec(RULES["rows"]))
+        return _shard_map(of_one, spread, inputs, outputs)(parameters, batch)
 
     return of_all
