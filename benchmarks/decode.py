@@ -20,7 +20,7 @@ from absl import app, flags
 from benchmarks import peers, timing
 from benchmarks.programs import Decoder
 from linear_transformer.inference.generation import Sampler
-from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.language_model_config import LanguageModelConfig
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sequences decoded side by side.")
 _STEPS = flags.DEFINE_integer("steps", 783, "Tokens decoded: those of a 28 x 28 image but one.")

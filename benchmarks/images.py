@@ -30,7 +30,8 @@ from benchmarks.programs import Decoder
 from configs.papers.katharopoulos2020 import cifar10, mnist
 from linear_transformer.config import configuration
 from linear_transformer.generate_images import PixelSampler
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.ops.logistic_mixture import LEVELS
 
 DATASETS = {"mnist": mnist, "cifar10": cifar10}

@@ -11,7 +11,8 @@ from flax import nnx
 
 from benchmarks import timing
 from linear_transformer.inference.generation import Draw, decode
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.training.build import Experiment, one_device
 
 

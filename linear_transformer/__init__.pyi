@@ -4,8 +4,8 @@ from linear_transformer.models.classifier import (
     Classifier as Classifier,
     ClassifierConfig as ClassifierConfig,
 )
-from linear_transformer.models.language_model import (
-    LanguageModel as LanguageModel,
+from linear_transformer.models.language_model import LanguageModel as LanguageModel
+from linear_transformer.models.language_model_config import (
     LanguageModelConfig as LanguageModelConfig,
 )
 from linear_transformer.nn.layers.efficient_attention_2d import (

@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 
 from linear_transformer.config import configuration, shipped_configs
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import program
 

@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer.config import schema
 from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.errors import ConfigError
+from linear_transformer.models.model import Model
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.norms import NORMS, make_norm
 from linear_transformer.nn.layers.positions import sinusoidal
 from linear_transformer.nn.layers.residuals import RESIDUALS
@@ -177,7 +178,7 @@ class EventEmbedding(nnx.Module):
         return self.projection(jnp.concatenate(parts, axis=-1))
 
 
-class AlignedEncoderDecoder(nnx.Module):
+class AlignedEncoderDecoder(Model):
     """Model that maps masked events to logits of the value of every channel of every event."""
 
     def __init__(self, config: AlignedEncoderDecoderConfig, *, rngs: nnx.Rngs):
@@ -234,23 +235,9 @@ class AlignedEncoderDecoder(nnx.Module):
         self.decoder = stack(c.decoder_layers, "causal", memory=True)
         self.decoder_norm = make_norm(c.norm, c.width, dtype, rngs)
         self.heads = nnx.List(
-            [
-                Linear(
-                    c.width,
-                    size,
-                    axes=("embed", "vocabulary"),
-                    group="head",
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for size in c.vocab_sizes
-            ]
+            [Head(c.width, size, dtype=dtype, rngs=rngs) for size in c.vocab_sizes]
         )
         self.dropout = nnx.Dropout(c.dropout)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token in both halves and one head; see `LanguageModel.flops_per_token`."""
@@ -328,8 +315,7 @@ class AlignedEncoderDecoder(nnx.Module):
 
     def logits(self, h_BD: Float[Array, "*rows D"], channel: int) -> Float[Array, "*rows E"]:
         """Returns the logits of one channel in fp32 or wider."""
-        logits = self.heads[channel](h_BD)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return self.heads[channel](h_BD)
 
     def __call__(
         self,

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from linear_transformer.config import schema
 from linear_transformer.config.schema import Range
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.language_model_config import LanguageModelConfig
+from linear_transformer.models.model import Model
 from linear_transformer.models.trunk import Trunk
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.nn.parameters import embedding, vector
 from linear_transformer.ops import sequence_parallel
@@ -53,10 +54,9 @@ class ClassifierConfig(LanguageModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        looks_ahead = any(map(self.looks_ahead, self.pattern))
         if self.pooling == "auto":
-            object.__setattr__(self, "pooling", "cls" if looks_ahead else "mean")
-        if self.pooling == "cls" and not looks_ahead:
+            object.__setattr__(self, "pooling", "cls" if self.has_look_ahead else "mean")
+        if self.pooling == "cls" and not self.has_look_ahead:
             raise ConfigError(
                 "config.model.pooling is 'cls', a first token, and no mixer looks ahead; set "
                 f"config.model.mixers.{self.pattern[0]}.direction=bidirectional"
@@ -169,24 +169,13 @@ def _at(x_BTD: Float[Array, "B T D"], place_B: Int[Array, " B"]) -> Float[Array,
     return sequence_parallel.total(jnp.where(here_B[:, None], x_BD, 0))
 
 
-class Classifier(nnx.Module):
+class Classifier(Model):
     """Encoder with a linear layer to the logits of the classes."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         dtype = jnp.dtype(config.dtype)
-        self.head = Linear(
-            config.width,
-            config.num_classes,
-            axes=("embed", "vocabulary"),
-            group="head",
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        self.head = Head(config.width, config.num_classes, dtype=dtype, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token without the head, which runs once per row; see `LanguageModel`."""
@@ -200,5 +189,4 @@ class Classifier(nnx.Module):
         dropout_key: PRNGKey | None = None,
     ) -> Float[Array, "B E"]:
         """Returns logits (B, E) in fp32; the arguments are the same as for `Encoder`."""
-        logits_BE = self.head(self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key))
-        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))
+        return self.head(self.encoder(tokens_BT, mask_BT=mask_BT, dropout_key=dropout_key))

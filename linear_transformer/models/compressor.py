@@ -5,15 +5,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
-from linear_transformer.models.language_model import LanguageModelConfig
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.models.language_model_config import LanguageModelConfig
+from linear_transformer.models.model import Model
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import KeyMask, Logits, PRNGKey, Tokens
 
 
-class Compressor(nnx.Module):
+class Compressor(Model):
     """Encoder pooled at its last token, and a decoder with this vector and a position as input.
 
     The decoder follows MAD's compression task (Poli et al. 2024, arXiv:2403.17844): sinusoidal
@@ -33,18 +34,7 @@ class Compressor(nnx.Module):
         self.hidden = nnx.List(
             [Linear(c.width, c.width, axes=axes, dtype=dtype, rngs=rngs) for _ in range(2)]
         )
-        self.head = Linear(
-            c.width,
-            c.vocab_size,
-            axes=("embed", "vocabulary"),
-            group="head",
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        self.head = Head(c.width, c.vocab_size, dtype=dtype, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token; see `LanguageModel.flops_per_token`."""
@@ -69,5 +59,4 @@ class Compressor(nnx.Module):
         x_BTD = self.positions(x_BTD, jnp.broadcast_to(places_T, tokens_BT.shape))
         for norm, layer in zip(self.norms, self.hidden, strict=False):
             x_BTD = jax.nn.gelu(layer(apply_norm(norm, x_BTD, training=training)))
-        logits_BTE = self.head(apply_norm(self.norms[-1], x_BTD, training=training))
-        return logits_BTE.astype(jnp.promote_types(logits_BTE.dtype, jnp.float32)), None
+        return self.head(apply_norm(self.norms[-1], x_BTD, training=training)), None

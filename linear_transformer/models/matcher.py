@@ -6,11 +6,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linear_transformer.models.classifier import ClassifierConfig, Encoder
-from linear_transformer.nn.layers.linear import Linear
+from linear_transformer.models.model import Model
+from linear_transformer.nn.layers.linear import Head, Linear
 from linear_transformer.types import PRNGKey
 
 
-class Matcher(nnx.Module):
+class Matcher(Model):
     """Two towers with shared weights, a hidden layer on [a, b, a * b, a - b], and logits.
 
     The features follow the paper of Long Range Arena (Tay et al. 2021, arXiv:2011.04006, section
@@ -24,18 +25,7 @@ class Matcher(nnx.Module):
         self.hidden = Linear(
             4 * c.width, c.width, axes=("embed", "feed_forward"), dtype=dtype, rngs=rngs
         )
-        self.head = Linear(
-            c.width,
-            c.num_classes,
-            axes=("embed", "vocabulary"),
-            group="head",
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        self.head = Head(c.width, c.num_classes, dtype=dtype, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token of each sequence; see `Classifier.flops_per_token`."""
@@ -57,5 +47,4 @@ class Matcher(nnx.Module):
         )
         a_BD, b_BD = jnp.moveaxis(x_ID.reshape(batch, 2, -1), 1, 0)
         features = jnp.concatenate([a_BD, b_BD, a_BD * b_BD, a_BD - b_BD], axis=-1)
-        logits_BE = self.head(jax.nn.relu(self.hidden(features)))
-        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))
+        return self.head(jax.nn.relu(self.hidden(features)))

@@ -22,8 +22,9 @@ from jaxtyping import Array, Float
 from linear_transformer.config import schema
 from linear_transformer.config.schema import POSITIVE, Range
 from linear_transformer.errors import ConfigError
+from linear_transformer.models.model import Model
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.parameters import kernel, vector
 
 Features = Float[Array, "B _ _ _"]  # rows, columns and channels, which layers change
@@ -215,7 +216,7 @@ class ResidualBlock(nnx.Module):
         return total, size
 
 
-class ResNet(nnx.Module):
+class ResNet(Model):
     """Residual network: stem, residual blocks with optional attention, mean pooling, and logits."""
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
@@ -235,19 +236,13 @@ class ResNet(nnx.Module):
                 number += 1
                 if number in c.attention_after:
                     self.layers.append(ATTENTIONS[c.attention](inputs, dtype=dtype, rngs=rngs))
-        self.head = Linear(
+        self.head = Head(
             inputs,
             c.num_classes,
-            axes=("embed", "vocabulary"),
-            group="head",
             kernel_init=nnx.initializers.normal(0.01),  # as in Goyal et al. 2017
             dtype=dtype,
             rngs=rngs,
         )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def flops_per_image(self, size: Size) -> int:
         """FLOPs of one image in the forward pass, without norms, pooling and activations.
@@ -270,5 +265,4 @@ class ResNet(nnx.Module):
             x_BYXD = nnx.max_pool(x_BYXD, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
         for layer in self.layers:
             x_BYXD = layer(x_BYXD)
-        logits_BE = self.head(jnp.mean(x_BYXD, axis=(1, 2)))
-        return logits_BE.astype(jnp.promote_types(logits_BE.dtype, jnp.float32))
+        return self.head(jnp.mean(x_BYXD, axis=(1, 2)))

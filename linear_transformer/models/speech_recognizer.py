@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,10 +11,11 @@ from jaxtyping import Array, Float
 from linear_transformer.config import schema
 from linear_transformer.config.schema import FRACTION, POSITIVE, Range
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.language_model_config import LanguageModelConfig
+from linear_transformer.models.model import Model
 from linear_transformer.models.trunk import Trunk
 from linear_transformer.nn.layers.bilstm import BiLSTM
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.types import KeyMask, Logits, PRNGKey
 
@@ -92,7 +92,7 @@ class FrameEncoder(nnx.Module):
         return self.trunk(self.embedding(frames_BTI), mask_BT=mask, dropout_key=dropout_key)
 
 
-class SpeechRecognizer(nnx.Module):
+class SpeechRecognizer(Model):
     """Model of symbol logits per frame, 0 is the blank (Katharopoulos et al. 2020, section 4.3).
 
     Args:
@@ -110,13 +110,7 @@ class SpeechRecognizer(nnx.Module):
         else:
             self.encoder = FrameEncoder(c, features, rngs=rngs)
             width = c.width
-        self.head = Linear(
-            width, c.vocab_size, axes=("embed", "vocabulary"), group="head", dtype=dtype, rngs=rngs
-        )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        self.head = Head(width, c.vocab_size, dtype=dtype, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one frame; see `LanguageModel.flops_per_token`."""
@@ -136,5 +130,4 @@ class SpeechRecognizer(nnx.Module):
           mask_BT: False for padding behind an utterance, which changes no other frame.
           dropout_key: key for training; None turns dropout off.
         """
-        logits_BTE = self.head(self.encoder(frames_BTI, mask=mask_BT, dropout_key=dropout_key))
-        return logits_BTE.astype(jnp.promote_types(logits_BTE.dtype, jnp.float32))
+        return self.head(self.encoder(frames_BTI, mask=mask_BT, dropout_key=dropout_key))

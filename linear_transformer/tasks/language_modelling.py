@@ -23,7 +23,8 @@ from linear_transformer.data import (
 from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, generate
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.sharding.data_parallel import over_devices

@@ -23,7 +23,8 @@ from linear_transformer.config import configuration
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
 from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.base import Task

@@ -5,7 +5,8 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.config import configuration
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.tasks.base import Task
 
 

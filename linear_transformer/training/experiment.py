@@ -29,7 +29,7 @@ from linear_transformer.data.synthetic.generators import GENERATORS
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import AlignedEncoderDecoderConfig
 from linear_transformer.models.classifier import ClassifierConfig
-from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.models.resnet import ResNetConfig
 from linear_transformer.models.speech_recognizer import ENCODERS, TransformerConfig
 from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings

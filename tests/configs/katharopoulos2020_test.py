@@ -15,7 +15,8 @@ from configs.papers.katharopoulos2020 import cifar10, copying, mnist
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run, evaluate
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import logistic_mixture
 from linear_transformer.training.experiment import make_task

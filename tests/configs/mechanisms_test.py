@@ -9,7 +9,8 @@ from flax import nnx
 from configs import default, mechanisms
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 
 

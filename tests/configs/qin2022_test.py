@@ -10,7 +10,8 @@ from flax import nnx
 from configs.papers.qin2022 import ablations, wikitext103_ar, wikitext103_bidirectional
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer

@@ -20,7 +20,7 @@ from configs.recall import (
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.models.compressor import Compressor
-from linear_transformer.models.language_model import LanguageModelConfig
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.experiment import make_task
 

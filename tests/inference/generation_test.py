@@ -10,7 +10,8 @@ from flax import nnx
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, decode, generate, prefill
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 
 VOCABULARY = 19
 PROMPT = [3, 1, 4, 1, 5]

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 
 SIZES = {"vocab_size": 7, "width": 12, "num_layers": 2, "num_heads": 2, "feed_forward_width": 8}
 

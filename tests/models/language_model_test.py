@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.layers.positions import POSITIONS
 from tests.ops.contract import assert_agree, relative_rms
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.mixers.registry import MIXERS
 from tests.nn.mixers_test import PACKED_POSITIONS, SEGMENTS, B, D, H, T, build, turned
 from tests.ops.contract import assert_agree

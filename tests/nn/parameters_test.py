@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from linear_transformer.models.language_model import LanguageModel, LanguageModelConfig
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.mixers.registry import MIXERS

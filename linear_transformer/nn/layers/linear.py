@@ -49,6 +49,17 @@ class Linear(nnx.Linear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+class Head(Linear):
+    """Last layer of a model: logits in fp32 or wider."""
+
+    def __init__(self, width: int, outputs: int, **options: Any):
+        super().__init__(width, outputs, axes=("embed", "vocabulary"), group="head", **options)
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows E"]:
+        logits = super().__call__(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 def flops_of_weights(module: nnx.Module) -> int:
     """FLOPs of one token that is multiplied by each weight once; a multiply-add counts as two.
 
