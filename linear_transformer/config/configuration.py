@@ -3,15 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 
 from linear_transformer.config import schema
 from linear_transformer.errors import ConfigError
 
+Config = TypeVar("Config")
 
-def build(cls: type, values: Any, key: str, **extra: Any) -> Any:
+
+def build(cls: type[Config], values: Any, key: str, **extra: Any) -> Config:
     """Makes a config dataclass from the values of its keys.
 
     Args:

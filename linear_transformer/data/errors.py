@@ -1,6 +1,11 @@
 """Errors about data."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from linear_transformer.errors import UserError
+
+Entry = TypeVar("Entry")
 
 
 class DataError(UserError):
@@ -9,3 +14,21 @@ class DataError(UserError):
 
 class FetchError(DataError):
     """Failed download: there is no network, or the source does not answer."""
+
+
+def lookup(known: Mapping[str, Entry], name: str, key: str) -> Entry:
+    """Returns the entry with the name that a config key has.
+
+    Raises:
+      DataError: there is no such entry; the message has the key and the known names.
+    """
+    if name not in known:
+        raise DataError(f'{key} = "{name}": unknown; use one of {", ".join(known)}')
+    return known[name]
+
+
+def split_of(splits: Mapping[str, Entry], split: str, name: str) -> Entry:
+    """Returns a split of the data set `name`; raises a DataError for an unknown split."""
+    if split not in splits:
+        raise DataError(f'unknown split "{split}" of {name}: use {", ".join(splits)}')
+    return splits[split]

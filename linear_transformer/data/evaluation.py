@@ -2,19 +2,13 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import (
-    Batch,
-    Pieces,
-    check_shape,
-    concatenate,
-    cut,
-    gather,
-    row_numbers,
-)
+from linear_transformer.data.share import Share, check_shape, row_numbers
+from linear_transformer.data.stream import Batch, Pieces, concatenate, cut, gather
 from linear_transformer.data.text.tokenizers import Tokenizer
 
 
@@ -22,10 +16,8 @@ def evaluation_batches(
     documents: Sequence[np.ndarray],
     tokenizer: Tokenizer,
     *,
-    batch_size: int,
     sequence_length: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> Iterator[Batch]:
     """Yields windows of documents that a model reads without the text before them.
 
@@ -36,10 +28,8 @@ def evaluation_batches(
     Args:
       documents: arrays of token ids, without BOS.
       tokenizer: the tokenizer that made the ids.
-      batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Yields:
       `inputs` and `targets`, (B, T) int32, and `weights`, (B, T) float32.
@@ -47,9 +37,10 @@ def evaluation_batches(
     Raises:
       DataError: the documents have no tokens, or a size is less than 1.
     """
+    batch_size = share["batch_size"]
     check_shape(batch_size, sequence_length)
     stream, pieces = _cut_stream(documents, tokenizer, sequence_length)
-    for rows in row_numbers(len(pieces), batch_size, process_index, process_count):
+    for rows in row_numbers(len(pieces), **share):
         rows = rows[rows < len(pieces)]
         start, length = (
             np.pad(column[rows], (0, batch_size - rows.size))

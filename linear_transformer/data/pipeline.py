@@ -5,12 +5,14 @@ of integers, valid JSON, for a corpus of any size.
 """
 
 import functools
+from typing import Unpack
 
 import grain
 import numpy as np
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape, concatenate, cut
+from linear_transformer.data.share import Share, check_seed, check_shape, own_examples
+from linear_transformer.data.stream import Batch, concatenate, cut
 from linear_transformer.data.text.corpus import Corpus
 
 PACKINGS = ("contiguous", "packed")
@@ -23,12 +25,10 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 def training_dataset(
     corpus: Corpus,
     *,
-    batch_size: int,
     sequence_length: int,
     seed: int,
     packing: str,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
     """Makes the dataset of training batches.
 
@@ -46,12 +46,10 @@ def training_dataset(
 
     Args:
       corpus: the documents; its train split is read.
-      batch_size: rows B of a batch of this process.
       sequence_length: predictions T of a row.
       seed: seed of order and window borders, 0 to 2^32 - 1.
       packing: "contiguous" or "packed".
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: rows of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `inputs` and `targets`
@@ -61,12 +59,12 @@ def training_dataset(
     Raises:
       DataError: a value is out of range, or the text is shorter than one row.
     """
+    batch_size = share["batch_size"]
     check_shape(batch_size, sequence_length)
-    if not 0 <= seed < 2**32:
-        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    check_seed(seed)
     if packing not in PACKINGS:
         raise DataError(f'config.data.packing = "{packing}": use {" or ".join(PACKINGS)}')
-    shard = slice(process_index, None, process_count)
+    shard = own_examples(share)
     if packing == "contiguous":
         return _contiguous(corpus, batch_size, sequence_length, seed, shard)
     return _packed(corpus, batch_size, sequence_length, seed, shard)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import lookup
 from linear_transformer.data.text import embedded, enwik8, local_text, shakespeare, wikitext103
 from linear_transformer.data.text.corpus import Corpus
 
@@ -27,8 +27,4 @@ def load_corpus(config: Any) -> Corpus:
     Raises:
       DataError: the name is unknown or the files have a mistake; the message is one line.
     """
-    if config.dataset not in DATASETS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
-        )
-    return DATASETS[config.dataset](config)
+    return lookup(DATASETS, config.dataset, "config.data.dataset")(config)

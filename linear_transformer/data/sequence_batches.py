@@ -1,24 +1,29 @@
 """Batches of labelled sequences, single or in pairs, cut and padded to one length."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Integer
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, lookup
 from linear_transformer.data.images import datasets as images, image_tokens
 from linear_transformer.data.labelled import labelled_text
-from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.labelled.labelled_batches import (
+    LabelledSource,
+    evaluation_batches,
+    training_batches,
+)
 from linear_transformer.data.listops import dataset as listops
 from linear_transformer.data.pathfinder import dataset as pathfinder
 from linear_transformer.data.retrieval import dataset as retrieval
-from linear_transformer.data.stream import Batch, check_shape
+from linear_transformer.data.share import Share, check_shape
+from linear_transformer.data.stream import Batch
 
 
 @runtime_checkable
-class SequenceSource(Protocol):
+class SequenceSource(LabelledSource, Protocol):
     """Labelled sequences by split: "train", "validation" and "test".
 
     Attributes:
@@ -27,7 +32,6 @@ class SequenceSource(Protocol):
         256 grey levels and no padding.
       num_classes: number of labels, from 0.
       towers: number of sequences of an example: 1, or 2 that are compared.
-      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     @property
@@ -44,13 +48,6 @@ class SequenceSource(Protocol):
 
     @property
     def towers(self) -> int: ...
-
-    @property
-    def num_threads(self) -> int: ...
-
-    def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
-        """Returns the items that `read` takes, and labels; raises DataError for other names."""
-        ...
 
     def read(self, item: Any, /) -> tuple[Integer[np.ndarray, " T"], ...]:
         """Returns the ids of each tower, at full length."""
@@ -76,12 +73,9 @@ def load_source(config: Any) -> SequenceSource:
       DataError: the name is unknown, files are missing or broken, or images are shorter than a
         row.
     """
-    if config.dataset not in DATASETS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
-        )
+    load = lookup(DATASETS, config.dataset, "config.data.dataset")
     check_shape(config.batch_size, config.sequence_length)
-    source = DATASETS[config.dataset](config)
+    source = load(config)
     if not has_padding(source):
         items, _ = source.split("train")
         pixels = source.read(items[0])[0].size
@@ -101,11 +95,9 @@ def has_padding(source: SequenceSource) -> bool:
 def training_sequences(
     source: SequenceSource,
     *,
-    batch_size: int,
     sequence_length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
     """Makes the endless dataset of training sequences, shuffled anew every epoch.
 
@@ -113,11 +105,9 @@ def training_sequences(
 
     Args:
       source: source of the examples; its train split is read.
-      batch_size: examples B of a batch of this process.
       sequence_length: tokens T of a row; longer sequences are truncated.
       seed: seed of the order, 0 to 2^32 - 1.
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: examples of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `inputs` (B, T) int32,
@@ -127,57 +117,35 @@ def training_sequences(
     Raises:
       DataError: a value is out of range; on reading, a file is broken.
     """
-    check_shape(batch_size, sequence_length)
+    check_shape(share["batch_size"], sequence_length)
 
     def read(item: Any, rng: np.random.Generator) -> Batch:
         del rng  # sequences have no random augmentation
         return _example(source.read(item), sequence_length)
 
-    return training_batches(
-        source,
-        read,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return training_batches(source, read, seed=seed, **share)
 
 
 def evaluation_sequences(
-    source: SequenceSource,
-    split: str,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: SequenceSource, split: str, *, sequence_length: int, **share: Unpack[Share]
 ) -> Iterator[Batch]:
     """Yields every example of a split once; rows of weight 0 fill up the last batch.
 
     Args:
       source: source of the examples.
       split: "train", "validation" or "test".
-      batch_size: rows B of a batch of this process.
       sequence_length: tokens T of a row; longer sequences are truncated.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, a value is out of range, or a file is broken.
     """
-    check_shape(batch_size, sequence_length)
+    check_shape(share["batch_size"], sequence_length)
 
     def read(item: Any) -> Batch:
         return _example(source.read(item), sequence_length)
 
-    return evaluation_batches(
-        source,
-        split,
-        read,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return evaluation_batches(source, split, read, **share)
 
 
 def _example(sequences: tuple[Integer[np.ndarray, " _"], ...], sequence_length: int) -> Batch:

@@ -6,13 +6,10 @@ arithmetic on this one array.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
-
-from linear_transformer.data.errors import DataError
 
 Batch = dict[str, np.ndarray]
 
@@ -34,45 +31,6 @@ class Sequences(NamedTuple):
 NO_SEQUENCES = Sequences()
 # Arrays of tokens, and arrays with one value for each token.
 TOKENS = Sequences(("inputs", "targets", "weights", "segment_ids", "positions"))
-
-
-def check_shape(batch_size: int, sequence_length: int) -> None:
-    """Raises a DataError, which names the config key, unless both values are at least 1."""
-    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
-        if value < 1:
-            raise DataError(f"config.data.{name} = {value}: must be at least 1")
-
-
-def rows_per_process(batch_size: int, process_count: int) -> int:
-    """Returns the number of rows of a batch that one process reads.
-
-    Raises:
-      DataError: the processes can't share a batch evenly.
-    """
-    if batch_size % process_count:
-        raise DataError(
-            f"config.data.batch_size ({batch_size}) is not a multiple of the {process_count} "
-            "processes"
-        )
-    return batch_size // process_count
-
-
-def row_numbers(
-    examples: int, batch_size: int, process_index: int, process_count: int
-) -> Iterator[Int[np.ndarray, " B"]]:
-    """Yields the indices of the examples that this process reads for each batch of an evaluation.
-
-    The processes together read every example once.  All processes have the same number of batches;
-    indices >= `examples` are padding.
-
-    Args:
-      examples: number of examples.
-      batch_size: rows B of a batch of this process.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
-    """
-    for first in range(0, examples, batch_size * process_count):
-        yield first + process_index * batch_size + np.arange(batch_size)
 
 
 def concatenate(documents: Sequence[np.ndarray], bos_id: int, vocab_size: int) -> np.ndarray:

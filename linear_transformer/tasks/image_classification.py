@@ -1,6 +1,7 @@
 """Classification of images: cross entropy and accuracy."""
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import grain
 import jax
@@ -15,7 +16,8 @@ from linear_transformer.data.images.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.stream import Batch, rows_per_process
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import Batch
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.base import Task
@@ -35,12 +37,9 @@ class ImageClassification(Task):
         super().__init__(config)
         self.augmentation = Augmentation(flip=config.data.flip, padding=config.data.padding)
         self.source = load_source(config.data)
-        self.model_config: ResNetConfig = configuration.build(
-            ResNetConfig,
-            config.model,
-            "model",
-            num_classes=self.source.num_classes,
-            image_channels=self.source.shape[-1],
+        classes, channels = self.source.num_classes, self.source.shape[-1]
+        self.model_config = configuration.build(
+            ResNetConfig, config.model, "model", num_classes=classes, image_channels=channels
         )
 
     def make_model(self, rngs: nnx.Rngs) -> ResNet:
@@ -49,14 +48,12 @@ class ImageClassification(Task):
     def flops_per_example(self, model: ResNet) -> int:
         return model.flops_per_image(self.source.shape[:2])
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_images(
             self.source,
             self.augmentation,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
@@ -69,11 +66,6 @@ class ImageClassification(Task):
         # Maps bytes to -2 ... 2: about zero mean and unit variance.
         images_BYXC = batch["images"].astype(jnp.float32) / 63.75 - 2
         return classification_loss(model(images_BYXC), batch["labels"], batch["weights"])
-
-    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """Returns the loss in nats, and the share of right answers."""
-        del split
-        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
     def describe(self, model: ResNet) -> dict[str, str]:
         _, labels = self.source.split("train")

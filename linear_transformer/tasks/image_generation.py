@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Unpack
 
 import grain
 import jax
@@ -15,7 +16,8 @@ from linear_transformer.data.images.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.stream import Batch, Sequences, rows_per_process
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.ops import logistic_mixture
@@ -58,14 +60,12 @@ class ImageGeneration(TokenTask):
                 f"{self.source.name} has {length} predicted pixels"
             )
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_images(
             self.source,
             Augmentation(flip=False, padding=0),
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         ).map(_pixel_by_pixel)
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
@@ -81,8 +81,7 @@ class ImageGeneration(TokenTask):
         return {"loss": (jnp.sum(nll_BT * batch["weights"]), jnp.sum(batch["weights"]))}
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        del split
-        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        means = super().summarize(sums, split)
         return means | {"bits_per_dim": means["loss"] / math.log(2)}
 
     def describe(self, model: LanguageModel) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import grain
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from linear_transformer.config import configuration
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import lookup
 from linear_transformer.data.music import chorales, piano
 from linear_transformer.data.music.note_pipeline import (
     NUM_SPECIAL,
@@ -21,7 +21,8 @@ from linear_transformer.data.music.note_pipeline import (
     evaluation_events,
     training_events,
 )
-from linear_transformer.data.stream import Batch, Sequences, rows_per_process
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoder,
@@ -55,17 +56,11 @@ class Inpainting(Task):
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
-        if config.data.dataset not in DATASETS:
-            raise DataError(
-                f'config.data.dataset = "{config.data.dataset}": unknown; use one of '
-                f"{', '.join(DATASETS)}"
-            )
-        self.corpus = DATASETS[config.data.dataset](config.data)
-        self.model_config: AlignedEncoderDecoderConfig = configuration.build(
-            AlignedEncoderDecoderConfig,
-            config.model,
-            "model",
-            vocab_sizes=tuple(size + NUM_SPECIAL for size in self.corpus.num_values),
+        load = lookup(DATASETS, config.data.dataset, "config.data.dataset")
+        self.corpus = load(config.data)
+        sizes = tuple(size + NUM_SPECIAL for size in self.corpus.num_values)
+        self.model_config = configuration.build(
+            AlignedEncoderDecoderConfig, config.model, "model", vocab_sizes=sizes
         )
         channels = len(self.corpus.channels)
         if config.data.sequence_length < 1 or config.data.sequence_length % channels:
@@ -83,14 +78,12 @@ class Inpainting(Task):
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_events(
             self.corpus,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             num_events=self.num_events,
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         )
 
     def loss(
@@ -116,8 +109,7 @@ class Inpainting(Task):
         return metrics | {"loss": (total, count * len(logits))}
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        del split
-        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        means = super().summarize(sums, split)
         means["nats_per_event"] = sum(means[f"nll_{name}"] for name in self.corpus.channels)
         return means
 

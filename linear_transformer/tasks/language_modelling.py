@@ -6,30 +6,21 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.config import configuration
-from linear_transformer.data import (
-    evaluation_batches,
-    load_corpus,
-    stateful_batches,
-    training_dataset,
-)
-from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
+from linear_transformer.data import stateful_batches
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel
-from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.sharding.data_parallel import over_devices
 from linear_transformer.tasks import evaluation
-from linear_transformer.tasks.base import Task
+from linear_transformer.tasks.text_task import TextTask
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)
@@ -43,39 +34,14 @@ def negative_log_likelihood(logits_BTE: Logits, targets_BT: Tokens) -> Float[Arr
     return jax.nn.logsumexp(logits_BTE, axis=-1) - target_BT
 
 
-class LanguageModelling(Task):
+class LanguageModelling(TextTask):
     """The task of every config with `task = "language_modelling"`."""
 
     headline = "bits_per_byte"
-    sequences = TOKENS
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
-        self.corpus = load_corpus(config.data)
         self.label_smoothing = config.label_smoothing
-        self.model_config: LanguageModelConfig = configuration.build(
-            LanguageModelConfig,
-            config.model,
-            "model",
-            vocab_size=self.corpus.tokenizer.vocab_size,
-        )
-        self.model_config.require_causal()
-        length = config.data.sequence_length
-        self.model_config.require_positions("config.data.sequence_length", length)
-
-    def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
-        return LanguageModel(self.model_config, rngs=rngs)
-
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        return training_dataset(
-            self.corpus,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
-            sequence_length=self.data.sequence_length,
-            seed=self.seed,
-            packing=self.data.packing,
-            process_index=process_index,
-            process_count=process_count,
-        )
 
     def loss(
         self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
@@ -98,22 +64,14 @@ class LanguageModelling(Task):
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         tokens = sum(map(len, self.corpus.documents(split)))
         bytes_per_token = self.corpus.num_bytes[split] / tokens
-        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        means = super().summarize(sums, split)
         nats = means.pop("nll")
         means["bits_per_byte"] = nats / (LN2 * bytes_per_token)
         if self.corpus.num_words is not None:
             words_per_token = self.corpus.num_words[split] / tokens
-            means["word_perplexity"] = _exponential(nats / words_per_token)
-        means["perplexity"] = _exponential(nats)
+            means["word_perplexity"] = exponential(nats / words_per_token)
+        means["perplexity"] = exponential(nats)
         return means
-
-    def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_batches(
-            self.corpus.documents(split),
-            self.corpus.tokenizer,
-            sequence_length=self.data.sequence_length,
-            **evaluation.reader(self.data.batch_size),
-        )
 
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
@@ -173,20 +131,6 @@ class LanguageModelling(Task):
         sums, state = over_devices(step, declared)(parameters, batch | {"state": state})
         return state, *sums
 
-    def describe(self, model: LanguageModel) -> dict[str, str]:
-        context = self.data.sequence_length
-        state = jax.eval_shape(lambda: model.init_state(1)["layers"])
-        state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-        train_bytes = self.corpus.num_bytes["train"]
-        return {
-            "data": f"{self.corpus.name}, {train_bytes:,} bytes to train on "
-            f"({self.corpus.licence})",
-            "parameters": f"{model.num_parameters:,}",
-            "state": f"{state_bytes:,} bytes a sequence when decoding",
-            "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
-            f"at context {context}",
-        }
-
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:
         return "".join(self.stream(graphdef, parameters, "", 200, Sampler(0.8), seed=0))
 
@@ -208,5 +152,6 @@ class LanguageModelling(Task):
         yield decoder.finish()
 
 
-def _exponential(nats: float) -> float:
+def exponential(nats: float) -> float:
+    """Returns exp(nats), or infinity where it would overflow."""
     return math.exp(nats) if nats < 700 else math.inf

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -19,16 +18,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linear_transformer.config import configuration
-from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
-from linear_transformer.data.stream import TOKENS, Batch, rows_per_process
+from linear_transformer.data.stream import Batch
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
-from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.tasks import evaluation
-from linear_transformer.tasks.base import Task
-from linear_transformer.tasks.language_modelling import negative_log_likelihood
+from linear_transformer.tasks.language_modelling import exponential, negative_log_likelihood
+from linear_transformer.tasks.text_task import TextTask
 from linear_transformer.types import Metrics, PRNGKey, Tokens
 
 LN2 = math.log(2)
@@ -88,7 +84,7 @@ def _row_keys(key: PRNGKey, rows_B: Int[Array, " B"]) -> PRNGKey:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
 
 
-class MaskedLanguageModelling(Task):
+class MaskedLanguageModelling(TextTask):
     """The task of every config with `task = "masked_language_modelling"`.
 
     The text is the same as in language modelling, without leading BOS tokens; in a contiguous row,
@@ -96,39 +92,20 @@ class MaskedLanguageModelling(Task):
     """
 
     headline = "perplexity"
-    sequences = TOKENS
     no_state = "a masked language model has no state"
     no_prompt = "a masked language model does not write text"
 
     def __init__(self, config: ml_collections.ConfigDict):
-        super().__init__(config)
-        self.corpus = load_corpus(config.data)
+        super().__init__(config, special_tokens=1)
         self.mask_rate = config.mask_rate
         self.mask_id = self.corpus.tokenizer.vocab_size
-        self.model_config: LanguageModelConfig = configuration.build(
-            LanguageModelConfig, config.model, "model", vocab_size=self.mask_id + 1
-        )
-        if not any(map(self.model_config.looks_ahead, self.model_config.pattern)):
+
+    def _check_directions(self) -> None:
+        if not self.model_config.has_look_ahead:
             raise ConfigError(
                 "config.model: masked language modelling needs a mixer that looks ahead; set "
                 f"config.model.mixers.{self.model_config.pattern[0]}.direction=bidirectional"
             )
-        length = config.data.sequence_length
-        self.model_config.require_positions("config.data.sequence_length", length)
-
-    def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
-        return LanguageModel(self.model_config, rngs=rngs)
-
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
-        return training_dataset(
-            self.corpus,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
-            sequence_length=self.data.sequence_length,
-            seed=self.seed,
-            packing=self.data.packing,
-            process_index=process_index,
-            process_count=process_count,
-        )
 
     def loss(
         self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
@@ -178,23 +155,15 @@ class MaskedLanguageModelling(Task):
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         """Returns loss in nats, bits, perplexity and accuracy over the predicted tokens."""
-        del split
-        means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+        means = super().summarize(sums, split)
         nats = means["loss"]
         means["bits_per_masked_token"] = nats / LN2
-        means["perplexity"] = math.exp(nats) if nats < 700 else math.inf
+        means["perplexity"] = exponential(nats)
         return means
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        reader = evaluation.reader(self.data.batch_size)
-        batches = evaluation_batches(
-            self.corpus.documents(split),
-            self.corpus.tokenizer,
-            sequence_length=self.data.sequence_length,
-            **reader,
-        )
-        size, part, parts = reader.values()
-        for number, batch in enumerate(batches):
+        size, part, parts = evaluation.reader(self.data.batch_size).values()
+        for number, batch in enumerate(super().evaluation_batches(split)):
             first = (number * parts + part) * size
             batch["rows"] = np.arange(first, first + size, dtype=np.int32)
             batch["segment_ids"] = batch["weights"].astype(np.int32)  # padding is its own segment
@@ -210,14 +179,3 @@ class MaskedLanguageModelling(Task):
         batches = itertools.islice(self.evaluation_batches(split), max_batches)
         sums = self._total(graphdef, parameters, batches)
         return self.summarize(sums, split) | {"masked_tokens": sums["loss"][1]}
-
-    def describe(self, model: LanguageModel) -> dict[str, str]:
-        context = self.data.sequence_length
-        train_bytes = self.corpus.num_bytes["train"]
-        return {
-            "data": f"{self.corpus.name}, {train_bytes:,} bytes to train on "
-            f"({self.corpus.licence})",
-            "parameters": f"{model.num_parameters:,}",
-            "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
-            f"at context {context}",
-        }

@@ -1,6 +1,7 @@
 """Classification of sequences or of pairs of sequences: cross entropy and accuracy."""
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import grain
 import jax
@@ -15,7 +16,8 @@ from linear_transformer.data.sequence_batches import (
     load_source,
     training_sequences,
 )
-from linear_transformer.data.stream import Batch, Sequences, rows_per_process
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.models.matcher import Matcher
@@ -38,13 +40,8 @@ class SequenceClassification(Task):
         super().__init__(config)
         self.source = load_source(config.data)
         self.padded = has_padding(self.source)
-        self.model_config: ClassifierConfig = configuration.build(
-            ClassifierConfig,
-            config.model,
-            "model",
-            vocab_size=self.source.vocab_size,
-            num_classes=self.source.num_classes,
-        )
+        sizes = {"vocab_size": self.source.vocab_size, "num_classes": self.source.num_classes}
+        self.model_config = configuration.build(ClassifierConfig, config.model, "model", **sizes)
         if self.padded and self.model_config.input == "pixels":
             raise ConfigError(
                 f"config.model.input is 'pixels', and {self.source.name} is text; use 'tokens'"
@@ -61,14 +58,12 @@ class SequenceClassification(Task):
         make = Classifier if self.source.towers == 1 else Matcher
         return make(self.model_config, rngs=rngs)
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_sequences(
             self.source,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             sequence_length=self.data.sequence_length,
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
@@ -95,11 +90,6 @@ class SequenceClassification(Task):
         # All shards of a row have its logits; only the first shard counts the row.
         weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
         return classification_loss(logits_BE, batch["labels"], weights_B)
-
-    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """Returns the loss in nats, and the share of right answers."""
-        del split
-        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
     def describe(self, model: Classifier | Matcher) -> dict[str, str]:
         source = self.source

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import grain
 import jax
@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from linear_transformer.config import configuration
+from linear_transformer.data.share import Share
 from linear_transformer.data.speech.filterbanks import NUM_FILTERS, SHIFT_MS
 from linear_transformer.data.speech.speech_batches import (
     evaluation_utterances,
@@ -20,7 +21,7 @@ from linear_transformer.data.speech.speech_batches import (
     training_utterances,
 )
 from linear_transformer.data.speech.speech_units import BLANK
-from linear_transformer.data.stream import Batch, Sequences, rows_per_process
+from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.inference import ctc
 from linear_transformer.models.speech_recognizer import (
     ENCODERS,
@@ -40,7 +41,8 @@ class SpeechRecognition(Task):
     """The task of every config with `task = "speech_recognition"`.
 
     `config.encoder` is the kind of model in `config.model`: "transformer" or "bilstm".
-    `config.beam_width` sets the prefix beam search of evaluations; 0 takes the best path.
+    `config.beam_width` sets the prefix beam search of evaluations; 0 takes the best path.  The loss
+    is in nats per unit.  Error rates can exceed 1.
     """
 
     headline = "loss"
@@ -50,12 +52,8 @@ class SpeechRecognition(Task):
         super().__init__(config)
         self.beam_width = config.beam_width
         self.source = load_source(config.data)
-        self.model_config = configuration.build(
-            ENCODERS[config.encoder],
-            config.model,
-            "model",
-            vocab_size=self.source.units.size + 1,
-        )
+        kind, symbols = ENCODERS[config.encoder], self.source.units.size + 1
+        self.model_config = configuration.build(kind, config.model, "model", vocab_size=symbols)
         if isinstance(self.model_config, TransformerConfig):
             self.model_config.require_positions("config.data.max_frames", config.data.max_frames)
 
@@ -65,13 +63,11 @@ class SpeechRecognition(Task):
     def flops_per_example(self, model: SpeechRecognizer) -> int:
         return self.data.max_frames * model.flops_per_token(self.data.max_frames)
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_utterances(
             self.source,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
@@ -133,11 +129,6 @@ class SpeechRecognition(Task):
             return ctc.greedy(logits_TE)
         log_probs_TE = logits_TE - np.logaddexp.reduce(logits_TE, axis=1, keepdims=True)
         return ctc.prefix_beam_search(log_probs_TE, self.beam_width)[0]
-
-    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        """Returns the loss in nats per unit, and error rates of evaluations, which can exceed 1."""
-        del split
-        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
     def describe(self, model: SpeechRecognizer) -> dict[str, str]:
         source = self.source

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import grain
 import jax
@@ -11,7 +11,8 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, Sequences, rows_per_process
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.data.synthetic.generators import (
     Generator,
     evaluation_sequences,
@@ -88,14 +89,12 @@ class Synthetic(TokenTask):
             return Compressor(self.model_config, rngs=rngs)
         return super().make_model(rngs)
 
-    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
         return training_sequences(
             self.generator,
-            batch_size=rows_per_process(self.data.batch_size, process_count),
             sequence_length=self.data.sequence_length,
             seed=self.seed,
-            process_index=process_index,
-            process_count=process_count,
+            **share,
         )
 
     def evaluation_batches(
@@ -156,10 +155,6 @@ class Synthetic(TokenTask):
             "accuracy": (count - wrong_BT.sum(), count),
             "sequences": (solved_B.sum(), counted_B.sum()),
         }
-
-    def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
-        del split
-        return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
     def describe(self, model: LanguageModel | Compressor) -> dict[str, str]:
         data = {"data": f"{self.data.dataset}, made as it is read"}

@@ -1,4 +1,4 @@
-"""Base class of tasks with a causal language model on generated sequences or pixels."""
+"""Base class of tasks with a language model on rows of tokens or pixels."""
 
 import jax
 import ml_collections
@@ -11,7 +11,7 @@ from linear_transformer.tasks.base import Task
 
 
 class TokenTask(Task):
-    """Task with a causal `LanguageModel` on rows of one length.
+    """Task with a `LanguageModel` on rows of one length, causal unless a subclass says otherwise.
 
     Args:
       config: config of the experiment.
@@ -20,23 +20,26 @@ class TokenTask(Task):
 
     def __init__(self, config: ml_collections.ConfigDict, vocab_size: int):
         super().__init__(config)
-        self.model_config: LanguageModelConfig = configuration.build(
+        self.model_config = configuration.build(
             LanguageModelConfig, config.model, "model", vocab_size=vocab_size
         )
-        self.model_config.require_causal()
+        self._check_directions()
         length = config.data.sequence_length
         self.model_config.require_positions("config.data.sequence_length", length)
+
+    def _check_directions(self) -> None:
+        """Raises a ConfigError unless the mixers have the direction that the task needs."""
+        self.model_config.require_causal()
 
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
 
     def describe(self, model: LanguageModel) -> dict[str, str]:
+        facts = {"parameters": f"{model.num_parameters:,}"}
+        if not self.model_config.has_look_ahead:
+            state = jax.eval_shape(lambda: model.init_state(1)["layers"])
+            state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+            facts["state"] = f"{state_bytes:,} bytes a sequence when decoding"
         context = self.data.sequence_length
-        state = jax.eval_shape(lambda: model.init_state(1)["layers"])
-        state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-        return {
-            "parameters": f"{model.num_parameters:,}",
-            "state": f"{state_bytes:,} bytes a sequence when decoding",
-            "FLOPs": f"{3 * model.flops_per_token(context):,} per trained token "
-            f"at context {context}",
-        }
+        flops = 3 * model.flops_per_token(context)
+        return facts | {"FLOPs": f"{flops:,} per trained token at context {context}"}

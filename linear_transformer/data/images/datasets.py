@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, Integer, UInt8
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, lookup, split_of
 from linear_transformer.data.io import fetch
 from linear_transformer.data.io.reading import gunzip, require_distinct
 
@@ -59,9 +59,7 @@ class ImageSet:
 
     def split(self, name: str) -> tuple[UInt8[np.ndarray, "N Y X C"], Int[np.ndarray, " N"]]:
         """Returns images and labels of a split; raises a DataError for an unknown name."""
-        if name not in self.images:
-            raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.images)}')
-        return self.images[name], self.labels[name]
+        return split_of(self.images, name, self.name), self.labels[name]
 
     def read(
         self, image: UInt8[np.ndarray, "Y X C"], rng: np.random.Generator | None = None
@@ -77,11 +75,7 @@ def load_images(config: Any) -> ImageSet:
     Raises:
       DataError: the name is unknown, or a file is missing, truncated or of another format.
     """
-    if config.dataset not in DATASETS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
-        )
-    return DATASETS[config.dataset](config.path)
+    return lookup(DATASETS, config.dataset, "config.data.dataset")(config.path)
 
 
 def parse_idx(data: bytes, name: str) -> UInt8[np.ndarray, "..."]:

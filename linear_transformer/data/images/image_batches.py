@@ -1,30 +1,34 @@
 """Batches of labelled images, for training (with Grain) and evaluation."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, lookup
 from linear_transformer.data.images import datasets as images, image_folder
-from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.labelled.labelled_batches import (
+    LabelledSource,
+    evaluation_batches,
+    training_batches,
+)
+from linear_transformer.data.share import Share
 from linear_transformer.data.stream import Batch
 
 Image = UInt8[np.ndarray, "Y X C"]
 
 
 @runtime_checkable
-class ImageSource(Protocol):
+class ImageSource(LabelledSource, Protocol):
     """Labelled images by split, in memory or in files.
 
     Attributes:
       name, licence: name and licence of the data set.
       shape: rows Y, columns X and channels C of every image.
       num_classes: number of labels, from 0.
-      num_threads: threads for reading; 0 reads in the calling thread.
     """
 
     @property
@@ -38,13 +42,6 @@ class ImageSource(Protocol):
 
     @property
     def num_classes(self) -> int: ...
-
-    @property
-    def num_threads(self) -> int: ...
-
-    def split(self, name: str) -> tuple[Sequence[Any] | np.ndarray, Int[np.ndarray, " N"]]:
-        """Returns the items that `read` takes, and labels; raises DataError for other names."""
-        ...
 
     def read(self, item: Any, /, rng: np.random.Generator | None = None) -> Image:
         """Returns the image, or with `rng` a random view of the image for training."""
@@ -91,21 +88,15 @@ def load_source(config: Any) -> ImageSource:
     Raises:
       DataError: the name is unknown, or files are missing or broken.
     """
-    if config.dataset not in _LOADERS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(_LOADERS)}'
-        )
-    return _LOADERS[config.dataset](config)
+    return lookup(_LOADERS, config.dataset, "config.data.dataset")(config)
 
 
 def training_images(
     source: ImageSource,
     augmentation: Augmentation,
     *,
-    batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
     """Makes the endless dataset of augmented images, shuffled anew every epoch.
 
@@ -114,10 +105,8 @@ def training_images(
     Args:
       source: source of the images; its train split is read.
       augmentation: random changes of each training view of the source.
-      batch_size: images B of a batch of this process.
       seed: seed of order and augmentation, 0 to 2^32 - 1.
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: images of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `images` (B, Y, X, C)
@@ -130,32 +119,16 @@ def training_images(
     def read(item: Any, rng: np.random.Generator) -> Batch:
         return {"images": augmentation(source.read(item, rng), rng)}
 
-    return training_batches(
-        source,
-        read,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return training_batches(source, read, seed=seed, **share)
 
 
-def evaluation_images(
-    source: ImageSource,
-    split: str,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
+def evaluation_images(source: ImageSource, split: str, **share: Unpack[Share]) -> Iterator[Batch]:
     """Yields every image of a split once; images of weight 0 fill up the last batch.
 
     Args:
       source: source of the images.
       split: "train", "validation" or "test".
-      batch_size: rows B of a batch of this process.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, a value is out of range, or a file is broken.
@@ -164,11 +137,4 @@ def evaluation_images(
     def read(item: Any) -> Batch:
         return {"images": source.read(item)}
 
-    return evaluation_batches(
-        source,
-        split,
-        read,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return evaluation_batches(source, split, read, **share)

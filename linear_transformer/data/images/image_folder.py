@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, split_of
 from linear_transformer.data.io.reading import (
     distinct,
     entries,
@@ -73,9 +73,7 @@ class ImageFolder:
 
     def split(self, name: str) -> tuple[Sequence[epath.Path], Int[np.ndarray, " N"]]:
         """Returns files and labels of a split; raises a DataError for an unknown name."""
-        if name not in self.files:
-            raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(self.files)}')
-        return self.files[name], self.labels[name]
+        return split_of(self.files, name, NAME), self.labels[name]
 
     def read(
         self, file: epath.Path, rng: np.random.Generator | None = None

@@ -1,14 +1,14 @@
 """Batches of labelled examples of any kind, for training (with Grain) and evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape, row_numbers
+from linear_transformer.data.share import Share, check_seed, check_shape, own_examples, row_numbers
+from linear_transformer.data.stream import Batch
 
 
 @runtime_checkable
@@ -31,10 +31,8 @@ def training_batches(
     source: LabelledSource,
     read: Callable[[Any, np.random.Generator], Batch],
     *,
-    batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
     """Makes the endless dataset of the train split, shuffled anew every epoch.
 
@@ -43,10 +41,8 @@ def training_batches(
     Args:
       source: source of the examples; its train split is read.
       read: function from an item and a random generator to the arrays of an example.
-      batch_size: examples B of a batch of this process.
       seed: seed of order and augmentation, 0 to 2^32 - 1.
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: examples of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields the arrays of `read` with
@@ -55,16 +51,16 @@ def training_batches(
     Raises:
       DataError: a value is out of range; on reading, a file is broken.
     """
+    batch_size = share["batch_size"]
     check_shape(batch_size, 1)
-    if not 0 <= seed < 2**32:
-        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    check_seed(seed)
     items, labels = source.split("train")
 
     def example(number: int, rng: np.random.Generator) -> Batch:
         return _with_label(read(items[number], rng), labels[number])
 
     numbers = grain.MapDataset.range(len(items)).seed(seed).shuffle().repeat()
-    examples = numbers.random_map(example)[slice(process_index, None, process_count)]
+    examples = numbers.random_map(example)[own_examples(share)]
     return examples.to_iter_dataset(_read_options(source, batch_size)).batch(batch_size)
 
 
@@ -72,10 +68,7 @@ def evaluation_batches(
     source: LabelledSource,
     split: str,
     read: Callable[[Any], Batch],
-    *,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
+    **share: Unpack[Share],
 ) -> Iterator[Batch]:
     """Yields every example of a split once; zeros of weight 0 fill up the last batch.
 
@@ -83,17 +76,16 @@ def evaluation_batches(
       source: source of the examples.
       split: "train", "validation" or "test".
       read: function from an item to the arrays of an example.
-      batch_size: rows B of a batch of this process.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, a value is out of range, or a file is broken.
     """
+    batch_size = share["batch_size"]
     check_shape(batch_size, 1)
     items, labels = source.split(split)
 
-    rows = row_numbers(len(items), batch_size, process_index, process_count)
+    rows = row_numbers(len(items), **share)
     numbers = np.concatenate([np.zeros(0, np.int64), *rows])
 
     def example(row: int) -> Batch:

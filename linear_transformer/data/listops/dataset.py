@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, split_of
 from linear_transformer.data.io.reading import existing_path, require_distinct
 from linear_transformer.data.listops.trees import OPERATORS
 
@@ -77,9 +77,7 @@ class ListOps:
 
     def split(self, name: str) -> tuple[Sequences, Int[np.ndarray, " N"]]:
         """Returns rows and labels of a split; raises a DataError for an unknown name."""
-        if name not in self.sequences:
-            raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(FILES)}')
-        return self.sequences[name], self.labels[name]
+        return split_of(self.sequences, name, NAME), self.labels[name]
 
     def read(self, item: UInt8[np.ndarray, " T"]) -> tuple[UInt8[np.ndarray, " T"]]:
         return (item,)

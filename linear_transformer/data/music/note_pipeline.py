@@ -7,13 +7,15 @@ of four voices.  Each channel has its own vocabulary: its values, then PAD, STAR
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Unpack
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape, row_numbers
+from linear_transformer.data.errors import split_of
+from linear_transformer.data.share import Share, check_seed, check_shape, own_examples, row_numbers
+from linear_transformer.data.stream import Batch
 from linear_transformer.data.text.corpus import split_documents
 
 # Special tokens; their ids follow the values of a channel.
@@ -59,9 +61,7 @@ class EventCorpus:
 
     def pieces(self, split: str) -> Sequence[Piece]:
         """Returns the pieces of a split; raises a DataError for an unknown name."""
-        if split not in self.splits:
-            raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
-        return self.splits[split]
+        return split_of(self.splits, split, self.name)
 
     def special(self, token: int) -> Int[np.ndarray, " C"]:
         """Returns the event of PAD, START or END."""
@@ -78,11 +78,9 @@ class EventCorpus:
 def training_events(
     corpus: EventCorpus,
     *,
-    batch_size: int,
     num_events: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
     """Makes the endless, shuffled dataset of augmented windows with random masks.
 
@@ -91,11 +89,9 @@ def training_events(
 
     Args:
       corpus: corpus of pieces; its train split is read.
-      batch_size: windows B of a batch of this process.
       num_events: events N of a window.
       seed: seed of order, augmentation and masks, 0 to 2^32 - 1.
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: windows of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `events` (B, N, C) int32,
@@ -105,9 +101,9 @@ def training_events(
     Raises:
       DataError: a value is out of range.
     """
+    batch_size = share["batch_size"]
     check_shape(batch_size, num_events)
-    if not 0 <= seed < 2**32:
-        raise DataError(f"config.seed = {seed}: must be from 0 to 2^32 - 1")
+    check_seed(seed)
     pieces = corpus.pieces("train")
     hop = max(min(num_events // 4, _MAX_HOP), 1)
     half = num_events // 2
@@ -126,18 +122,12 @@ def training_events(
         return masked_batch(corpus, events, rng.random(events.shape[:2]) >= kept)
 
     windows = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat(_EPOCHS)
-    windows = windows[slice(process_index, None, process_count)].random_map(window)
+    windows = windows[own_examples(share)].random_map(window)
     return windows.batch(batch_size).random_map(mask).to_iter_dataset(_READ_OPTIONS)
 
 
 def evaluation_events(
-    corpus: EventCorpus,
-    split: str,
-    *,
-    batch_size: int,
-    num_events: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    corpus: EventCorpus, split: str, *, num_events: int, **share: Unpack[Share]
 ) -> Iterator[Batch]:
     """Yields every event of a split in exactly one window, with the same masks at every call.
 
@@ -146,15 +136,13 @@ def evaluation_events(
     Args:
       corpus: corpus of pieces.
       split: "train", "validation" or "test".
-      batch_size: rows B of a batch of this process.
       num_events: events N of a window.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, or a value is out of range.
     """
-    check_shape(batch_size, num_events)
+    check_shape(share["batch_size"], num_events)
     windows = []
     for piece in corpus.pieces(split):
         events = framed(corpus, corpus.encode(piece), True, True)
@@ -164,8 +152,9 @@ def evaluation_events(
     for number in range(len(windows)):
         rng = np.random.default_rng((20210714, number))
         masked.append(rng.random(num_events) >= rng.uniform(0, 0.5))
-    batches = list(row_numbers(len(windows), batch_size, process_index, process_count))
-    missing = len(batches) * batch_size * process_count - len(windows)
+    batches = list(row_numbers(len(windows), **share))
+    rows_of_all = share["batch_size"] * share.get("process_count", 1)
+    missing = len(batches) * rows_of_all - len(windows)
     windows += [padded(corpus, windows[0][:0], 0, num_events)] * missing
     masked += [np.zeros(num_events, bool)] * missing
     all_windows, all_masked = np.stack(windows), np.stack(masked)

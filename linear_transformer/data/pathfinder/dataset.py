@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, lookup, split_of
 from linear_transformer.data.io.processes import ordered_map
 from linear_transformer.data.io.reading import (
     decode_utf8,
@@ -77,9 +77,7 @@ class Pathfinder:
 
     def split(self, name: str) -> tuple[Sequence[str], Int[np.ndarray, " N"]]:
         """Returns files and labels of a split; raises a DataError for an unknown name."""
-        if name not in self.files:
-            raise DataError(f'unknown split "{name}" of {NAME}: use {", ".join(SPLITS)}')
-        return self.files[name], self.labels[name]
+        return split_of(self.files, name, NAME), self.labels[name]
 
     def read(self, file: str) -> tuple[UInt8[np.ndarray, " T"]]:
         """Reads the grey levels of an image, row by row, T = size^2.
@@ -104,23 +102,20 @@ def load(config: Any) -> Pathfinder:
       DataError: the path or difficulty does not exist, or metadata are missing or broken.
     """
     difficulty = config.difficulty
-    if difficulty not in FOLDERS:
-        raise DataError(
-            f'config.data.difficulty = "{difficulty}": unknown; use one of {", ".join(FOLDERS)}'
-        )
+    usual = lookup(FOLDERS, difficulty, "config.data.difficulty")
     folder = existing_path(
         config.path,
         NAME,
         "a folder that `python -m linear_transformer.data.pathfinder --out=DIR` wrote, as "
         "DIR/pathfinder32",
     )
-    if folder.name in FOLDERS.values() and folder.name != FOLDERS[difficulty]:
+    if folder.name in FOLDERS.values() and folder.name != usual:
         raise DataError(
-            f"config.data.path = {config.path}: not {difficulty}, which is {FOLDERS[difficulty]}; "
+            f"config.data.path = {config.path}: not {difficulty}, which is {usual}; "
             "change the path or config.data.difficulty"
         )
     if not (folder / "metadata").is_dir():
-        folder = folder / FOLDERS[difficulty]
+        folder = folder / usual
     if not (folder / "metadata").is_dir():
         raise DataError(f"config.data.path = {config.path}: no folder {folder}/metadata")
 

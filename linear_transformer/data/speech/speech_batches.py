@@ -1,7 +1,7 @@
 """Batches of utterances, padded to fixed numbers of frames and units."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import grain
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.labelled.labelled_batches import evaluation_batches, training_batches
+from linear_transformer.data.share import Share
 from linear_transformer.data.speech.filterbanks import NUM_FILTERS
 from linear_transformer.data.speech.speech_units import BLANK, Ids, Units, load_units
 from linear_transformer.data.speech.utterances import SpeechCorpus, Utterance, load_corpus
@@ -115,12 +116,7 @@ def load_source(config: Any) -> SpeechSource:
 
 
 def training_utterances(
-    source: SpeechSource,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: SpeechSource, *, seed: int, **share: Unpack[Share]
 ) -> grain.IterDataset:
     """Makes the endless dataset of utterances, shuffled anew every epoch.
 
@@ -128,10 +124,8 @@ def training_utterances(
 
     Args:
       source: source of the utterances; its train split is read.
-      batch_size: utterances B of a batch of this process.
       seed: seed of the order, 0 to 2^32 - 1.
-      process_index: index of this process.
-      process_count: number of processes that share the data.
+      **share: utterances of this process, see `data.share.Share`.
 
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `frames` (B, T, 40)
@@ -146,41 +140,20 @@ def training_utterances(
         del rng  # utterances have no random augmentation
         return source.read(example)
 
-    return training_batches(
-        source,
-        read,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return training_batches(source, read, seed=seed, **share)
 
 
 def evaluation_utterances(
-    source: SpeechSource,
-    split: str,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: SpeechSource, split: str, **share: Unpack[Share]
 ) -> Iterator[Batch]:
     """Yields every utterance of a split once; rows of weight 0 fill up the last batch.
 
     Args:
       source: source of the utterances.
       split: "train", "validation" or "test".
-      batch_size: rows B of a batch of this process.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, a value is out of range, or a file is broken.
     """
-    return evaluation_batches(
-        source,
-        split,
-        source.read,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return evaluation_batches(source, split, source.read, **share)

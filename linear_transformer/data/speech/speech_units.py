@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Integer
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import lookup
 from linear_transformer.data.io import fetch
 
 BLANK = 0  # blank of CTC; the ids of units begin with 1
@@ -130,8 +130,4 @@ def load_units(config: Any) -> Units:
     Raises:
       DataError: the name is unknown; see also `load_phonemes`.
     """
-    if config.units not in _UNITS:
-        raise DataError(
-            f'config.data.units = "{config.units}": unknown; use one of {", ".join(_UNITS)}'
-        )
-    return _UNITS[config.units]()
+    return lookup(_UNITS, config.units, "config.data.units")()

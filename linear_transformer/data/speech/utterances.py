@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, lookup
 from linear_transformer.data.io import fetch
 from linear_transformer.data.io.array_cache import cached_arrays
 from linear_transformer.data.io.reading import (
@@ -85,13 +85,10 @@ def load_corpus(config: Any) -> SpeechCorpus:
     Raises:
       DataError: the name is unknown, or the data set has another sample rate.
     """
-    if config.dataset not in DATASETS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(DATASETS)}'
-        )
+    load = lookup(DATASETS, config.dataset, "config.data.dataset")
     if config.sample_rate < 1:
         raise DataError(f"config.data.sample_rate = {config.sample_rate}: must be positive")
-    return DATASETS[config.dataset](config)
+    return load(config)
 
 
 def _load_asterisk(config: Any) -> SpeechCorpus:

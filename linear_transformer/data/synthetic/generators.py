@@ -7,13 +7,14 @@ the evaluation is always the same.
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import grain
 import numpy as np
 
-from linear_transformer.data.errors import DataError
-from linear_transformer.data.stream import Batch, check_shape, row_numbers
+from linear_transformer.data.errors import DataError, lookup
+from linear_transformer.data.share import Share, check_shape, own_examples, row_numbers
+from linear_transformer.data.stream import Batch
 from linear_transformer.data.synthetic import mad, needle, recall, state_tracking
 
 _EXAMPLES = 2**40  # practically endless
@@ -62,11 +63,7 @@ def make_generator(config: Any, **changes: Any) -> Generator:
     Raises:
       DataError: the name or an option is unknown.
     """
-    if config.dataset not in GENERATORS:
-        raise DataError(
-            f'config.data.dataset = "{config.dataset}": unknown; use one of {", ".join(GENERATORS)}'
-        )
-    make = GENERATORS[config.dataset]
+    make = lookup(GENERATORS, config.dataset, "config.data.dataset")
     options = {**config.options, **changes}
     for option in options:
         if option not in inspect.signature(make).parameters:
@@ -85,54 +82,44 @@ def require_length(generator: Generator, length: int, key: str) -> None:
 
 
 def training_sequences(
-    generator: Generator,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    generator: Generator, *, sequence_length: int, seed: int, **share: Unpack[Share]
 ) -> grain.IterDataset:
     """Makes endless batches: `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32."""
-    check_shape(batch_size, sequence_length)
+    check_shape(share["batch_size"], sequence_length)
 
     def make(index: int) -> Batch:
         return _example(generator, sequence_length, (seed, index))
 
-    examples = grain.MapDataset.range(process_index, _EXAMPLES, process_count).map(make)
-    return examples.batch(batch_size).to_iter_dataset(_READ_OPTIONS)
+    examples = grain.MapDataset.range(_EXAMPLES)[own_examples(share)].map(make)
+    return examples.batch(share["batch_size"]).to_iter_dataset(_READ_OPTIONS)
 
 
 def evaluation_sequences(
     generator: Generator,
     split: str,
     *,
-    batch_size: int,
     sequence_length: int,
     examples: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    **share: Unpack[Share],
 ) -> Iterator[Batch]:
     """Yields the same examples at every call; rows of weight 0 fill up the last batch.
 
     Args:
       generator: generator of the examples.
       split: "validation" or "test".
-      batch_size: rows B of a batch of this process.
       sequence_length: tokens T of a row.
       examples: number of examples of all processes.
-      process_index: index of this process.
-      process_count: number of processes that share the rows of each batch.
+      **share: rows of this process, see `data.share.Share`.
 
     Raises:
       DataError: the split is unknown, or a value is out of range.
     """
-    check_shape(batch_size, sequence_length)
+    check_shape(share["batch_size"], sequence_length)
     if split not in _SPLITS:
         raise DataError(f'unknown split "{split}": use {", ".join(_SPLITS)}')
     if examples < 1:
         raise DataError(f"config.data.evaluation_examples = {examples}: must be positive")
-    for numbers in row_numbers(examples, batch_size, process_index, process_count):
+    for numbers in row_numbers(examples, **share):
         rows = [_example(generator, sequence_length, (_SPLITS[split], int(i))) for i in numbers]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         batch["weights"][numbers >= examples] = 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, split_of
 from linear_transformer.data.text.corpus import SPLITS
 
 Example = tuple[bytes, int]  # a text and its label
@@ -45,9 +45,7 @@ class ByteTexts:
 
     def split(self, name: str) -> tuple[Int64[np.ndarray, "N towers 3"], Int[np.ndarray, " N"]]:
         """Returns spans and labels of a split; raises a DataError for an unknown name."""
-        if name not in self.spans:
-            raise DataError(f'unknown split "{name}" of {self.name}: use {", ".join(self.spans)}')
-        return self.spans[name], self.labels[name]
+        return split_of(self.spans, name, self.name), self.labels[name]
 
     def read(self, item: Int64[np.ndarray, "towers 3"]) -> tuple[Int32[np.ndarray, " _"], ...]:
         """Returns the ids of each text of a row of `spans`."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from linear_transformer.data.errors import DataError
+from linear_transformer.data.errors import DataError, split_of
 from linear_transformer.data.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
@@ -39,9 +39,7 @@ class Corpus:
 
     def documents(self, split: str) -> list[np.ndarray]:
         """Returns the documents of a split; raises a DataError for an unknown name."""
-        if split not in self.splits:
-            raise DataError(f'unknown split "{split}" of {self.name}: use {", ".join(self.splits)}')
-        return self.splits[split]
+        return split_of(self.splits, split, self.name)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of all documents; equal corpora have equal fingerprints."""

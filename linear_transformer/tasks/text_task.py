@@ -1,0 +1,51 @@
+"""Base class of tasks on the documents of a corpus."""
+
+from collections.abc import Iterator
+from typing import Unpack
+
+import grain
+import ml_collections
+
+from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
+from linear_transformer.data.share import Share
+from linear_transformer.data.stream import TOKENS, Batch
+from linear_transformer.models.language_model import LanguageModel
+from linear_transformer.tasks import evaluation
+from linear_transformer.tasks.token_task import TokenTask
+
+
+class TextTask(TokenTask):
+    """Task with a `LanguageModel` on text.
+
+    Args:
+      config: config of the experiment.
+      special_tokens: number of tokens that the task adds to the vocabulary of the text.
+    """
+
+    sequences = TOKENS
+
+    def __init__(self, config: ml_collections.ConfigDict, special_tokens: int = 0):
+        self.corpus = load_corpus(config.data)
+        super().__init__(config, self.corpus.tokenizer.vocab_size + special_tokens)
+
+    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+        return training_dataset(
+            self.corpus,
+            sequence_length=self.data.sequence_length,
+            seed=self.seed,
+            packing=self.data.packing,
+            **share,
+        )
+
+    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.corpus.documents(split),
+            self.corpus.tokenizer,
+            sequence_length=self.data.sequence_length,
+            **evaluation.reader(self.data.batch_size),
+        )
+
+    def describe(self, model: LanguageModel) -> dict[str, str]:
+        train_bytes = self.corpus.num_bytes["train"]
+        data = f"{self.corpus.name}, {train_bytes:,} bytes to train on ({self.corpus.licence})"
+        return {"data": data} | super().describe(model)
