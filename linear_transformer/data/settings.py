@@ -131,9 +131,7 @@ class SyntheticData(DataConfig):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **DataConfig.RANGES,
-        "sequence_length": POSITIVE,
-        "evaluation_examples": POSITIVE,
-        "evaluation_lengths": POSITIVE,
+        **dict.fromkeys(("sequence_length", "evaluation_examples", "evaluation_lengths"), POSITIVE),
     }
 
     @property
@@ -171,9 +169,7 @@ class SpeechData(DataConfig):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **DataConfig.RANGES,
-        "sample_rate": POSITIVE,
-        "max_frames": POSITIVE,
-        "max_units": POSITIVE,
+        **dict.fromkeys(("sample_rate", "max_frames", "max_units"), POSITIVE),
     }
 
     @property
