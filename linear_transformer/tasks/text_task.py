@@ -37,7 +37,7 @@ class TextTask(TokenTask):
             **share,
         )
 
-    def _evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
         return evaluation_batches(
             self.corpus.documents(split),
             self.corpus.tokenizer,
