@@ -4,7 +4,7 @@ Each check raises a ValueError before anything is traced, and costs nothing insi
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +83,17 @@ def is_known(x: ArrayLike) -> bool:
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
-def choice(name: str, value: object, choices: Sequence[str]) -> None:
+def choice(name: str, value: object, choices: Collection[str]) -> None:
     """Checks that an option is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def positive(**options: int | float | None) -> None:
+    """Checks that options, given by name, are positive; None is skipped."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be positive")
 
 
 def chunk_size(value: int | None) -> None:

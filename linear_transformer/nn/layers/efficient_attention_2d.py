@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights, merge_heads, split_heads
-from linear_transformer.nn.mixers.kernel_attention import check_positive
+from linear_transformer.ops import checks
 from linear_transformer.ops.efficient import (
     check_normalization,
     efficient_attention,
@@ -45,11 +45,10 @@ class EfficientAttention2D(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_normalization(normalization)
-        check_positive("heads", heads)
         keys = channels // 2 if key_channels is None else key_channels
         values = channels if value_channels is None else value_channels
+        checks.positive(heads=heads, key_channels=keys, value_channels=values)
         for name, size in (("key_channels", keys), ("value_channels", values)):
-            check_positive(name, size)
             if size % heads:
                 raise ValueError(f"{name} is {size}, not a multiple of heads ({heads})")
         self.heads = heads

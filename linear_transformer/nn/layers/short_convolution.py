@@ -46,6 +46,8 @@ class ShortConvolution(nnx.Module):
     """
 
     def __init__(self, features: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        if size < 2:
+            raise ValueError(f"convolution is {size}; it must be at least 2")
         self.features = features
         self.size = size
         self.dtype = dtype
@@ -114,3 +116,17 @@ class ShortConvolution(nnx.Module):
             "inputs": jnp.concatenate([x[:, time:] for x in inputs], axis=-1).astype(self.dtype),
             "segments": ids[:, time:],
         }
+
+
+def silu_convolution(
+    convolution: ShortConvolution,
+    bias_D: nnx.Param,
+    parts: Sequence[Float[Array, "B T _"]],
+    past: MixerState | None,
+    segment_ids: SegmentIds | None,
+) -> tuple[tuple[Float[Array, "B T _"], ...], MixerState | None]:
+    """Applies silu(convolution + bias) to features in several arrays, as in Mamba."""
+    parts, past = convolution.side_by_side(parts, past, segment_ids=segment_ids)
+    ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
+    biases = jnp.split(bias_D[...].astype(parts[0].dtype), ends)
+    return tuple(jax.nn.silu(x + b) for x, b in zip(parts, biases, strict=True)), past

@@ -1,4 +1,4 @@
-"""Interface of token mixers.
+"""Interface of token mixers, and the checks of their arguments.
 
     y_BTD, state = mixer(x_BTD, state=None, *, segment_ids=None, positions=None)
 
@@ -8,50 +8,19 @@ of zeros with the batch as first axis, so a row is reset by setting it to zero.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool
 
 from linear_transformer.ops import checks
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 MixerState = Any
-
-
-@runtime_checkable
-class Mixer(Protocol):
-    """Protocol of token mixers; see the docstring of this file.
-
-    Attributes:
-      capacity: most tokens that a state can process; None is no limit.
-    """
-
-    @property
-    def capacity(self) -> int | None: ...
-
-    def init_state(self, batch_size: int) -> MixerState:
-        """Returns the state before the first token."""
-        ...
-
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]: ...
-
-    def flops_per_token(self, context: int) -> int:
-        """FLOPs of one token in the forward pass, without projections; a multiply-add is two.
-
-        Args:
-          context: length of the sequence in tokens.
-        """
-        ...
 
 
 def checked(call: Callable) -> Callable:
@@ -71,6 +40,7 @@ def checked(call: Callable) -> Callable:
         sizes = checks.arrays(width, x_BTD=x_BTD)
         checks.tokens(sizes, segment_ids=(segment_ids, "BT"), positions=(positions, "BT"))
         if state is not None:
+            require_causal(self.direction)
             _check_state(self, state, sizes["B"])
         if 0 in (sizes["B"], sizes["T"]):
             return jnp.zeros(x_BTD.shape, getattr(self, "dtype", x_BTD.dtype)), state
@@ -78,6 +48,80 @@ def checked(call: Callable) -> Callable:
             return call(self, x_BTD, state, segment_ids=segment_ids, positions=positions)
 
     return checked_call
+
+
+class Mixer(nnx.Module):
+    """Base class of token mixers; see the docstring of this file.
+
+    A subclass defines `flops_per_token` and `_forward(x, state, segment_ids, positions) -> (y,
+    state)`, and `_init_state` if it can be causal.
+
+    Attributes:
+      capacity: most tokens that a state can process; None is no limit.
+      direction: "causal", or another value for a mixer without a state.
+    """
+
+    capacity: int | None = None
+    direction: str = "causal"
+
+    def __new__(cls, *arguments: Any, **options: Any):
+        for name in options:
+            if name not in parameters(cls):
+                raise TypeError(f"{cls.__name__} has no option {name!r}")
+        return super().__new__(cls)
+
+    def init_state(self, batch_size: int) -> MixerState:
+        """Returns the state before the first token."""
+        require_causal(self.direction)
+        return self._init_state(batch_size)
+
+    @checked
+    def __call__(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        positions: Positions | None = None,
+    ) -> tuple[Activations, MixerState | None]:
+        return self._forward(x_BTD, state, segment_ids, positions)
+
+    def flops_per_token(self, context: int) -> int:
+        """FLOPs of one token in the forward pass, without projections; a multiply-add is two.
+
+        Args:
+          context: length of the sequence in tokens.
+        """
+        raise NotImplementedError
+
+    def _init_state(self, batch_size: int) -> MixerState:
+        raise NotImplementedError
+
+    def _forward(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None,
+        segment_ids: SegmentIds | None,
+        positions: Positions | None,
+    ) -> tuple[Activations, MixerState | None]:
+        raise NotImplementedError
+
+
+@functools.cache
+def parameters(mixer: type) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a mixer's constructor by name.
+
+    `**options: Unpack[Options]` stands for those parameters of the next base class that have the
+    names in `Options`.
+    """
+    owner = next(cls for cls in mixer.__mro__ if "__init__" in vars(cls))
+    found = dict(inspect.signature(owner.__init__).parameters)
+    last = next(reversed(found))
+    if found[last].kind is inspect.Parameter.VAR_KEYWORD:
+        (options,) = get_args(found.pop(last).annotation)
+        inherited = parameters(owner.__mro__[1])
+        found |= {name: inherited[name] for name in get_type_hints(options)}
+    return found
 
 
 def _check_state(mixer, state, batch):

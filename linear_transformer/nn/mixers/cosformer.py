@@ -1,10 +1,12 @@
 """cosFormer attention (Qin et al. 2022, arXiv:2202.08791)."""
 
-import jax.numpy as jnp
+from typing import Unpack
+
 from flax import nnx
 
-from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.cosformer import cosine_features
 from linear_transformer.ops.normalizer import divide, with_ones
@@ -26,39 +28,21 @@ class CosFormer(KernelAttention):
         *,
         max_length: int = 1024,
         epsilon: float = 1e-6,
-        key_width: int | None = None,
-        direction: str = "causal",
-        bias: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
     ):
-        check_positive("max_length", max_length)
-        check_positive("epsilon", epsilon)
+        checks.positive(max_length=max_length, epsilon=epsilon)
         self.max_length = max_length
         self.epsilon = epsilon
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            direction=direction,
-            bias=bias,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, heads, rngs=rngs, **options)
 
     @property
     def capacity(self) -> int:
         return self.max_length
 
     @property
-    def _features(self) -> int:
-        return 2 * self.key_width
+    def _state_shape(self):
+        return 2 * self.key_width, self.value_width + 1
 
     def _attend(self, x, q, k, v, sums, segment_ids, positions):
         del x

@@ -1,21 +1,30 @@
 """Base class of delta-rule mixers: projections, a short convolution, unit keys and step sizes."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, delta_product
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations
+
+
+class DeltaOptions(RecurrentOptions, total=False):
+    """Options of every `DeltaMixer`."""
+
+    key_width: int | None
+    convolution: int
+    negative_eigenvalues: bool
 
 
 class DeltaMixer(RecurrentMixer):
@@ -42,6 +51,7 @@ class DeltaMixer(RecurrentMixer):
       form, chunk_size: see `ops.delta.delta_product`.
     """
 
+    forms = FORMS
     local: ShortConvolution
 
     def __init__(
@@ -53,28 +63,12 @@ class DeltaMixer(RecurrentMixer):
         convolution: int = 4,
         negative_eigenvalues: bool = False,
         steps: int = 1,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        checks.choice("form", form, FORMS)
-        if convolution < 2:
-            raise ValueError(f"convolution is {convolution}; it must be at least 2")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=width // heads if key_width is None else key_width,
-            value_width=width // heads,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(steps=steps)
+        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.negative_eigenvalues = negative_eigenvalues
         self.steps = steps
         keys, values = heads * self.key_width, heads * self.value_width

@@ -1,23 +1,23 @@
 """Attention within blocks of the sequence, the local half of TransNormer (Qin et al. 2022)."""
 
-from typing import get_args
+from typing import Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
-from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.ops import segments, sequence_parallel
-from linear_transformer.ops.block_local import Direction, Scores, attend, block_local_attention
-from linear_transformer.types import Activations, Positions, SegmentIds
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
+from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.block_local import Scores, attend, block_local_attention
 
 
-class DiagAttention(nnx.Module):
+class DiagAttention(ProjectedMixer):
     """DiagAttention: attention within non-overlapping blocks of tokens (section 4.2).
 
     Blocks are counted from the first input token of a row, even if the row is packed; see
@@ -28,7 +28,6 @@ class DiagAttention(nnx.Module):
       scores: "relu" (no normaliser: TransNormer T1) or "softmax" (T2).
       output_norm: norm over the merged heads before the output projection; None for no norm.
       lrpe: whether queries and keys get `nn.layers.positions.LRPE` of the place in the block.
-      direction: "causal" or "bidirectional"; only a causal mixer has a state.
     """
 
     def __init__(
@@ -40,42 +39,25 @@ class DiagAttention(nnx.Module):
         scores: str = "relu",
         output_norm: str | None = None,
         lrpe: bool = False,
-        direction: str = "causal",
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
     ):
-        self.heads = heads
+        checks.positive(block_size=block_size)
+        checks.choice("scores", scores, get_args(Scores))
+        super().__init__(width, heads, **options)
         self.head_width = head_width(width, heads)
-        if block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be positive")
-        for name, value, kinds in (
-            ("scores", scores, get_args(Scores)),
-            ("direction", direction, get_args(Direction)),
-        ):
-            if value not in kinds:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(kinds)}")
         self.block_size = block_size
         self.scores = scores
-        self.direction = direction
-        self.dtype = jnp.dtype(dtype)
-        axes = ("embed", "heads")
-        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
-        self.query = Linear(width, width, axes=axes, **options)
-        self.key = Linear(width, width, axes=axes, **options)
-        self.value = Linear(width, width, axes=axes, **options)
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
+        self.query = self._linear(width, rngs)
+        self.key = self._linear(width, rngs)
+        self.value = self._linear(width, rngs)
+        self.output = self._output_layer(rngs)
         self.lrpe = LRPE(self.head_width, rngs=rngs) if lrpe else None
         self.output_norm = (
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
         )
 
-    capacity = None  # no limit
-
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
+    def _init_state(self, batch_size):
         shape = (batch_size, self.block_size, self.heads, self.head_width)
         return {
             "keys": jnp.zeros(shape, self.dtype),
@@ -85,24 +67,13 @@ class DiagAttention(nnx.Module):
             "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
         }
 
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
+    def _forward(self, x_BTD, state, segment_ids, positions):
         del positions  # only the place within the block matters
-        q_BTHK = split_heads(self.query(x_BTD), self.heads)
-        k_BTHK = split_heads(self.key(x_BTD), self.heads)
-        v_BTHV = split_heads(self.value(x_BTD), self.heads)
+        q_BTHK, k_BTHK, v_BTHV = self._by_head(x_BTD, self.query, self.key, self.value)
         time = x_BTD.shape[1]
         first = sequence_parallel.offset(time)
         places_BT = jnp.broadcast_to(first + jnp.arange(time), x_BTD.shape[:2])
         if state is not None:
-            require_causal(self.direction)
             places_BT = places_BT + state["filled"][:, None]
         if self.lrpe is not None:
             places_BT = places_BT % self.block_size

@@ -1,10 +1,12 @@
 """Multi-head efficient attention (Shen et al. 2021, arXiv:1812.01243) as a token mixer."""
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.mixers.base import MixerState
-from linear_transformer.nn.mixers.kernel_attention import KernelAttention
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.ops.efficient import (
     check_normalization,
@@ -28,31 +30,14 @@ class EfficientAttention(KernelAttention):
         heads: int,
         *,
         normalization: str = "softmax",
-        key_width: int | None = None,
-        direction: str = "causal",
-        bias: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
     ):
         check_normalization(normalization)
-        if normalization == "scaling" and direction == "causal":
+        super().__init__(width, heads, rngs=rngs, **options)
+        if normalization == "scaling" and self.direction == "causal":
             raise ValueError("normalization is 'scaling'; it needs direction='bidirectional'")
         self.normalization = normalization
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            direction=direction,
-            bias=bias,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
 
     def _init_sums(self, batch_size: int) -> MixerState:
         sums = super()._init_sums(batch_size)

@@ -5,29 +5,37 @@ The unit is attention and feed-forward in one layer: `O = (U * A V) W_o`, with U
 copies of one Z = silu(x W_z).  The models of the paper have no other feed-forward.
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
-from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import vector
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
-from linear_transformer.ops.rectified import DIRECTIONS, rectified_attention
-from linear_transformer.types import Activations, Positions, SegmentIds
+from linear_transformer.ops.rectified import rectified_attention
+from linear_transformer.types import Activations, Positions
 
 
-class GatedAttentionUnit(nnx.Module):
+class UnitOptions(ProjectionOptions, total=False):
+    """Options of both variants."""
+
+    expansion: int
+    key_width: int
+    rotary: bool
+
+
+class GatedAttentionUnit(ProjectedMixer):
     """Base class of both variants: projections, gate and positions.
 
     Attributes:
       uses: names of the scaled and shifted copies of Z.
-      direction: "causal" or "bidirectional"; only a causal mixer has a state.
       rotary: whether queries and keys are rotated by position.
     """
 
@@ -37,31 +45,20 @@ class GatedAttentionUnit(nnx.Module):
         self,
         width: int,
         *,
-        direction: str,
-        expansion: int,
-        key_width: int,
-        rotary: bool,
-        bias: bool,
-        output_scale: float,
-        dtype: jnp.dtype,
+        expansion: int = 2,
+        key_width: int = 128,
+        rotary: bool = True,
         rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
     ):
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-        for name, value in (("expansion", expansion), ("key_width", key_width)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
+        super().__init__(width, 1, **options)
+        checks.positive(expansion=expansion, key_width=key_width)
         if key_width % 2:
             raise ValueError(f"key_width is {key_width}; rotary positions need an even one")
-        self.direction = direction
         self.key_width = key_width
         self.value_width = expansion * width
         self.rotary = rotary
-        self.dtype = dtype
-        features = 2 * self.value_width + key_width
-        self.projection = Linear(
-            width, features, axes=("embed", "heads"), use_bias=bias, dtype=dtype, rngs=rngs
-        )
+        self.projection = self._linear(2 * self.value_width + key_width, rngs)
         small = nnx.initializers.normal(0.02)
         # Around 1, not around 0 as in the released code: with two factors of 0.02, the squared
         # scores and their gradients are too small for a short run.
@@ -71,16 +68,7 @@ class GatedAttentionUnit(nnx.Module):
         self.offsets = nnx.Param(offsets, **vector(None, None))
         relative = small(rngs.params(), (2, key_width), jnp.float32)
         self.relative = nnx.Param(relative, **vector(None, None))
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(
-            self.value_width,
-            width,
-            axes=("heads", "embed"),
-            use_bias=bias,
-            dtype=dtype,
-            kernel_init=init,
-            rngs=rngs,
-        )
+        self.output = self._output_layer(rngs, self.value_width)
 
     def _project(
         self, x_BTD: Activations, positions: Positions
@@ -118,56 +106,28 @@ class FlashQuad(GatedAttentionUnit):
         width: int,
         heads: int,
         *,
-        direction: str = "causal",
-        expansion: int = 2,
-        key_width: int = 128,
         divisor: int = 512,
         cache_capacity: int = 1024,
-        rotary: bool = True,
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[UnitOptions],
     ):
         del heads  # the unit has one head
-        for name, value in (("divisor", divisor), ("cache_capacity", cache_capacity)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
+        checks.positive(divisor=divisor, cache_capacity=cache_capacity)
         self.divisor = divisor
         self.capacity = self.cache_capacity = cache_capacity
-        super().__init__(
-            width,
-            direction=direction,
-            expansion=expansion,
-            key_width=key_width,
-            rotary=rotary,
-            bias=bias,
-            output_scale=output_scale,
-            dtype=jnp.dtype(dtype),
-            rngs=rngs,
-        )
+        super().__init__(width, rngs=rngs, **options)
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
+    def _init_state(self, batch_size):
         features = {"keys": (self.key_width,), "values": (self.value_width,)}
         return token_cache.init_cache(batch_size, self.cache_capacity, features, self.dtype)
 
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
+    def _forward(self, x_BTD, state, segment_ids, positions):
         batch, time = x_BTD.shape[:2]
         if positions is None:
             positions = _count(batch, time, None if state is None else state["length"])
         u_BTV, v_BSV, (q_BTK, k_BSK) = self._project(x_BTD, positions)
         key_segments_BS, filled_BS = segment_ids, None
         if state is not None:
-            require_causal(self.direction)
             held, key_segments_BS, filled_BS, state = token_cache.extend(
                 state, {"keys": k_BSK, "values": v_BSV}, segment_ids
             )
@@ -197,55 +157,26 @@ class Flash(GatedAttentionUnit):
     """Mixed chunks: quadratic attention within `chunk_size` tokens, linear attention between."""
 
     uses = ("query", "key", "linear_query", "linear_key")
-    capacity = None  # no limit
 
     def __init__(
         self,
         width: int,
         heads: int,
         *,
-        direction: str = "causal",
-        expansion: int = 2,
-        key_width: int = 128,
         chunk_size: int = 64,
-        rotary: bool = True,
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[UnitOptions],
     ):
         del heads  # the unit has one head
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
+        checks.positive(chunk_size=chunk_size)
         self.chunk_size = chunk_size
-        super().__init__(
-            width,
-            direction=direction,
-            expansion=expansion,
-            key_width=key_width,
-            rotary=rotary,
-            bias=bias,
-            output_scale=output_scale,
-            dtype=jnp.dtype(dtype),
-            rngs=rngs,
-        )
+        super().__init__(width, rngs=rngs, **options)
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
+    def _init_state(self, batch_size):
         sizes = (self.chunk_size, self.key_width, self.value_width)
         return MixedChunkState.zeros(batch_size, *sizes, self.dtype)
 
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
-        if state is not None:
-            require_causal(self.direction)
+    def _forward(self, x_BTD, state, segment_ids, positions):
         if positions is None:
             batch, time = x_BTD.shape[:2]
             positions = _count(batch, time, None if state is None else state.length)

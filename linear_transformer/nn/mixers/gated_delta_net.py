@@ -1,11 +1,12 @@
 """Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464) and Gated DeltaProduct."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
+from linear_transformer.nn.mixers.delta_mixer import DeltaMixer, DeltaOptions
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.parameters import vector
@@ -17,11 +18,7 @@ class GatedDeltaNet(DeltaMixer):
         log a_t = -exp(A) softplus(W_a x_t + b)        y_t = W_O (norm(o_t) * silu(W_G x_t))
 
     With several steps per token, it is Gated DeltaProduct (Siems et al. 2025, arXiv:2502.10297).
-
-    Attributes:
-      key_width: features of queries and keys per head; None is width / heads, as for values.
-      convolution, negative_eigenvalues, steps: see `DeltaMixer`.
-      form, chunk_size: see `ops.delta.delta_product`.
+    `DeltaMixer` documents the options.
     """
 
     def __init__(
@@ -29,29 +26,11 @@ class GatedDeltaNet(DeltaMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
-        convolution: int = 4,
-        negative_eigenvalues: bool = False,
         steps: int = 1,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[DeltaOptions],
     ):
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            convolution=convolution,
-            negative_eigenvalues=negative_eigenvalues,
-            steps=steps,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, heads, steps=steps, rngs=rngs, **options)
         self.dt = self._linear(heads, rngs)
         self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (heads,)), **vector("heads"))
         decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)

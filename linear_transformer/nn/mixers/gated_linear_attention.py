@@ -1,14 +1,16 @@
 """Gated linear attention, GLA (Yang et al. 2023, arXiv:2312.06635)."""
 
+from typing import Unpack
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
-from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 
@@ -23,7 +25,6 @@ class GatedLinearAttention(RecurrentMixer):
         paper.
       gate_rank: rank of W_2 W_1.
       temperature: tau; a larger tau forgets more slowly.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     def __init__(
@@ -34,27 +35,13 @@ class GatedLinearAttention(RecurrentMixer):
         key_width: int | None = None,
         gate_rank: int = 16,
         temperature: float = 16.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        if gate_rank < 1:
-            raise ValueError(f"gate_rank is {gate_rank}; it must be positive")
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=max(head_width(width, heads) // 2, 1) if key_width is None else key_width,
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(gate_rank=gate_rank, temperature=temperature)
+        key_width = max(head_width(width, heads) // 2, 1) if key_width is None else key_width
+        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.temperature = temperature
         keys = heads * self.key_width
         self.query = self._linear(keys, rngs)
@@ -66,8 +53,7 @@ class GatedLinearAttention(RecurrentMixer):
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
-        layers = (self.query, self.key, self.value, self.forget)
-        q, k, v, forget = (split_heads(layer(x), self.heads) for layer in layers)
+        q, k, v, forget = self._by_head(x, self.query, self.key, self.value, self.forget)
         log_decay = jax.nn.log_sigmoid(forget.astype(self._state_dtype)) / self.temperature
         o, sums = decayed_attention(
             q * self.key_width**-0.5,

@@ -1,16 +1,16 @@
 """HGRN2, a gated linear RNN with an expanded state (Qin et al. 2024, arXiv:2404.07904)."""
 
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
@@ -31,7 +31,6 @@ class HGRN2(RecurrentMixer):
     Attributes:
       key_width: features of the gate per head, the expansion of the state; None is width / heads.
       depth: l / L for layer l (from 0) of L, set by the model.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     def __init__(
@@ -41,23 +40,11 @@ class HGRN2(RecurrentMixer):
         *,
         key_width: int | None = None,
         depth: float = 0.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads) if key_width is None else key_width,
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.query = self._linear(heads * self.key_width, rngs)
         self.forget = self._linear(heads * self.key_width, rngs)
         self.value = self._linear(width, rngs)
@@ -69,8 +56,7 @@ class HGRN2(RecurrentMixer):
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
-        layers = (self.query, self.forget, self.value)
-        q, forget, v = (split_heads(layer(x), self.heads) for layer in layers)
+        q, forget, v = self._by_head(x, self.query, self.forget, self.value)
         bound = self.lower_bound[...].astype(self._state_dtype)
         log_decay = jnp.logaddexp(
             jax.nn.log_sigmoid(bound),

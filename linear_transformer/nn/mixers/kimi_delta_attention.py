@@ -1,12 +1,13 @@
 """Kimi Delta Attention, KDA (Kimi Team 2025, arXiv:2510.26692)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from linear_transformer.nn.layers.linear import split_heads
-from linear_transformer.nn.mixers.delta_mixer import DeltaMixer
+from linear_transformer.nn.mixers.delta_mixer import DeltaMixer, DeltaOptions
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank
@@ -19,40 +20,12 @@ class KimiDeltaAttention(DeltaMixer):
         log a_t = -exp(A_h) softplus(W_2 W_1 x_t + b)
         y_t = W_O (norm(o_t) * sigmoid(W_4 W_3 x_t + c))
 
-    The rank of W_2 W_1 and of W_4 W_3 is the value width of a head.
-
-    Attributes:
-      key_width: features of queries and keys per head; None is width / heads, as for values.
-      convolution, negative_eigenvalues: see `DeltaMixer`.
-      form, chunk_size: see `ops.delta.delta_attention`.
+    The rank of W_2 W_1 and of W_4 W_3 is the value width of a head.  `DeltaMixer` documents the
+    options.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        key_width: int | None = None,
-        convolution: int = 4,
-        negative_eigenvalues: bool = False,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            convolution=convolution,
-            negative_eigenvalues=negative_eigenvalues,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **options: Unpack[DeltaOptions]):
+        super().__init__(width, heads, rngs=rngs, **options)
         rank, keys, values = self.value_width, heads * self.key_width, heads * self.value_width
         self.dt = LowRank(width, rank, keys, dtype=self.dtype, rngs=rngs)
         self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (keys,)), **vector("heads"))

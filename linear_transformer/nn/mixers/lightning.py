@@ -1,16 +1,17 @@
 """Lightning attention, the mixer of TransNormerLLM (Qin et al. 2024, arXiv:2405.17381)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 
@@ -26,7 +27,6 @@ class LightningAttention(RecurrentMixer):
     Attributes:
       depth: l / L, set by the model.
       lrpe: whether queries and keys get `nn.layers.positions.LRPE`; first layer only in the paper.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     def __init__(
@@ -37,23 +37,11 @@ class LightningAttention(RecurrentMixer):
         key_width: int | None = None,
         lrpe: bool = False,
         depth: float = 0.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads) if key_width is None else key_width,
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.query = self._linear(heads * self.key_width, rngs)
         self.key = self._linear(heads * self.key_width, rngs)
         self.value = self._linear(width, rngs)
@@ -65,9 +53,7 @@ class LightningAttention(RecurrentMixer):
         self.log_decay = nnx.Param(log_decay, **vector("heads"))
 
     def _mix(self, x, sums, past, segment_ids, positions):
-        q, k, v = (
-            split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = self._by_head(x, self.query, self.key, self.value)
         q, k = jax.nn.silu(q), jax.nn.silu(k)
         if self.lrpe is not None:
             q, k = self.lrpe(q, positions), self.lrpe(k, positions)

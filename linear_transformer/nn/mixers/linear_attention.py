@@ -1,24 +1,23 @@
 """Multi-head linear attention, the mixer of "Transformers are RNNs" (Katharopoulos et al. 2020)."""
 
+from typing import Any, Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE, rotate
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
-from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.kernel_attention import KernelOptions
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.ops import segments
-from linear_transformer.ops.additive import linear_attention
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.ops import checks
+from linear_transformer.ops.additive import DIRECTIONS, linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
-from linear_transformer.ops.recurrence import FORMS
-from linear_transformer.types import Activations, Positions, SegmentIds
-
-DIRECTIONS = ("causal", "anticausal", "bidirectional")
 
 
-class LinearAttention(nnx.Module):
+class LinearAttention(RecurrentMixer):
     """Linear attention: projections, a feature map of queries and keys, the additive recurrence.
 
     Attributes:
@@ -34,135 +33,71 @@ class LinearAttention(nnx.Module):
       form, chunk_size: see `ops.additive.linear_attention`.
     """
 
+    directions = DIRECTIONS
+
     def __init__(
         self,
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         feature_map: str = "elu_plus_one",
         normalize: bool = True,
         epsilon: float = 1e-6,
         rotary: bool = False,
         lrpe: bool = False,
         output_norm: str | None = None,
-        direction: str = "causal",
         convolution: int = 0,
-        bias: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
     ):
-        self.heads = heads
-        self.value_width = head_width(width, heads)
-        self.key_width = self.value_width if key_width is None else key_width
-        if feature_map not in FEATURE_MAPS:
-            raise ValueError(
-                f"feature_map is {feature_map!r}; choose one of {', '.join(FEATURE_MAPS)}"
-            )
-        if form not in FORMS:
-            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-        if self.key_width < 1:
-            raise ValueError(f"key_width is {self.key_width}; it must be positive")
+        checks.choice("feature_map", feature_map, FEATURE_MAPS)
+        super().__init__(width, heads, **options)
         if rotary and self.key_width % 2:
             raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}; it must be positive")
         if convolution < 0 or convolution == 1:
             raise ValueError(f"convolution is {convolution}; it must be 0 or at least 2")
         if rotary and lrpe:
             raise ValueError("rotary and lrpe are both on; choose one")
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-        if convolution and direction != "causal":
-            raise ValueError(f"convolution is causal, and direction is {direction!r}")
-        self.direction = direction
+        if convolution and self.direction != "causal":
+            raise ValueError(f"convolution is causal, and direction is {self.direction!r}")
         self.feature_map = feature_map
         self.normalize = normalize
         self.epsilon = epsilon
         self.rotary = rotary
-        self.dtype = jnp.dtype(dtype)
-        self.form = form
-        self.chunk_size = chunk_size
         keys = heads * self.key_width
-        axes = ("embed", "heads")
-        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
-        self.query = Linear(width, keys, axes=axes, **options)
-        self.key = Linear(width, keys, axes=axes, **options)
-        self.value = Linear(width, width, axes=axes, **options)
+        self.query = self._linear(keys, rngs)
+        self.key = self._linear(keys, rngs)
+        self.value = self._linear(width, rngs)
         self.convolution = (
             ShortConvolution(2 * keys + width, convolution, dtype=self.dtype, rngs=rngs)
             if convolution
             else None
         )
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
+        self.output = self._output_layer(rngs)
         self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
         self.output_norm = (
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
         )
 
-    capacity = None  # no limit
+    @property
+    def local(self) -> ShortConvolution | None:
+        return self.convolution
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
-        shape = (batch_size, self.heads, self.key_width, self.value_width + self.normalize)
-        state = {
-            "sums": jnp.zeros(shape, jnp.promote_types(self.dtype, jnp.float32)),
-            "segment": jnp.zeros((batch_size,), jnp.int32),
-        }
+    @property
+    def _state_shape(self):
+        return self.key_width, self.value_width + self.normalize
+
+    def _mix(self, x, sums, past, segment_ids, positions):
+        mixed = (self.query(x), self.key(x), self.value(x))
         if self.convolution is not None:
-            state["convolution"] = self.convolution.init_state(batch_size)
-        return state
-
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
-        if state is not None:
-            require_causal(self.direction)
-        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-        new_state = {}
-        if self.convolution is not None:
-            past = None if state is None else state["convolution"]
-            (q, k, v), past = self.convolution.side_by_side(
-                (q, k, v), past, segment_ids=segment_ids
-            )
-            new_state["convolution"] = past
-        q_BTHK, k_BTHK, v_BTHV = (split_heads(x, self.heads) for x in (q, k, v))
-        sums = None if state is None else state["sums"]
-        if state is not None and segment_ids is not None:
-            kept = segments.continues(state["segment"], segment_ids)
-            sums = jnp.where(kept[:, None, None, None], state["sums"], 0)
-        o_BTHV, sums = self._attend(q_BTHK, k_BTHK, v_BTHV, sums, segment_ids, positions)
-        o_BTD = merge_heads(o_BTHV)
-        if self.output_norm is not None:
-            o_BTD = self.output_norm(o_BTD)
-        y_BTD = self.output(o_BTD)
-        if state is None:
-            return y_BTD, None
-        last = state["segment"] if segment_ids is None else segment_ids[:, -1]
-        return y_BTD, new_state | {"sums": sums, "segment": last}
-
-    def flops_per_token(self, context: int) -> int:
-        """FLOPs of one token for k v^T and q^T S; see `Mixer.flops_per_token`."""
-        del context  # the cost of a token does not depend on its position
-        return 4 * self.heads * self.key_width * (self.value_width + self.normalize)
+            mixed, past = self.convolution.side_by_side(mixed, past, segment_ids=segment_ids)
+        q, k, v = (split_heads(a, self.heads) for a in mixed)
+        o, sums = self._attend(q, k, v, sums, segment_ids, positions)
+        o = merge_heads(o)
+        return o if self.output_norm is None else self.output_norm(o), sums, past
 
     def _attend(self, q, k, v, sums, segment_ids, positions):
-        options = {
-            "segment_ids_BT": segment_ids,
-            "direction": self.direction,
-            "form": self.form,
-            "chunk_size": self.chunk_size,
-        }
+        options: dict[str, Any] = {"direction": self.direction, **self._recurrence(segment_ids)}
         feature_map = FEATURE_MAPS[self.feature_map]
         turn = rotate if self.rotary else self.lrpe
         if turn is None:

@@ -1,21 +1,28 @@
 """Linformer: softmax attention to k learned combinations of the keys (Wang et al. 2020)."""
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
-from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import vector
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.softmax import softmax_attention
-from linear_transformer.types import Activations, Keys, Positions, SegmentIds
+from linear_transformer.types import Keys
 
 
-class Linformer(nnx.Module):
+class Linformer(ProjectedMixer):
     """Attention `softmax(Q (E K)^T / sqrt(d)) F V` (equation 7) for inputs of limited length.
+
+    Tokens attend to the first segment of each row; all later tokens are padding.  A combination
+    sums over tokens and cannot separate segments, so padding is set to 0 before.  Outputs at
+    padding have no meaning.  A call with more than `length` tokens raises a ValueError.
 
     Attributes:
       direction: "bidirectional"; the default is an error, so that a config states the direction.
@@ -29,29 +36,20 @@ class Linformer(nnx.Module):
         width: int,
         heads: int,
         *,
-        direction: str = "causal",
         length: int,
         compressed: int = 256,
         share: bool = False,
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
     ):
-        if direction != "bidirectional":
-            raise ValueError(f"direction is {direction!r}; linformer is 'bidirectional' only")
-        for name, value in (("length", length), ("compressed", compressed)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
-        self.direction = direction
-        self.heads = heads
+        super().__init__(width, heads, **options)
+        if self.direction == "causal":
+            raise ValueError("direction is 'causal'; linformer is 'bidirectional' only")
+        checks.positive(length=length, compressed=compressed)
         self.key_width = head_width(width, heads)
         self.capacity = self.length = length
         self.compressed = compressed
-        self.dtype = jnp.dtype(dtype)
-        axes = ("embed", "heads")
-        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
-        self.projection = Linear(width, 3 * width, axes=axes, **options)
+        self.projection = self._linear(3 * width, rngs)
 
         def combinations() -> nnx.Param:
             init = nnx.initializers.normal(length**-0.5)
@@ -60,32 +58,10 @@ class Linformer(nnx.Module):
 
         self.combine_keys = combinations()
         self.combine_values = None if share else combinations()
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
+        self.output = self._output_layer(rngs)
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
-
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
-        """Attends to the first segment of each row; all later tokens are padding.
-
-        A combination sums over tokens and cannot separate segments, so padding is set to 0 before.
-        Outputs at padding have no meaning.
-
-        Raises:
-          ValueError: there is a state, or there are more than `length` tokens.
-        """
-        del positions
-        if state is not None:
-            require_causal(self.direction)
+    def _forward(self, x_BTD, state, segment_ids, positions):
+        del state, positions
         time, shards = x_BTD.shape[1], sequence_parallel.shards()
         if shards * (time - 1) >= self.length:  # shards have the same number of tokens
             raise ValueError(f"{shards * time} tokens are more than length ({self.length})")

@@ -1,15 +1,17 @@
 """LION-S: selective decay in both directions (Afzal et al. 2025, arXiv:2502.16249)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mamba2 import DT_RANGE
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import DIRECTIONS, decayed_attention
 from linear_transformer.ops.normalizer import with_ones
 
@@ -29,8 +31,9 @@ class Lion(RecurrentMixer):
     Attributes:
       gate: "vector", one per key feature, or "scalar", one per head.
       direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
+
+    directions = DIRECTIONS
 
     def __init__(
         self,
@@ -40,28 +43,14 @@ class Lion(RecurrentMixer):
         key_width: int | None = None,
         gate: str = "vector",
         direction: str = "causal",
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        if gate not in GATES:
-            raise ValueError(f"gate is {gate!r}; choose one of {', '.join(GATES)}")
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        checks.choice("gate", gate, GATES)
         super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads) if key_width is None else key_width,
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
+            width, heads, key_width=key_width, direction=direction, bias=False, **options
         )
-        self.direction = direction
+        self.output = self._output_layer(rngs)
         self.gate = gate
         keys = heads * self.key_width
         self.query = self._linear(keys, rngs)
@@ -83,15 +72,13 @@ class Lion(RecurrentMixer):
         return -jnp.log(jnp.expm1(rate_HK)).reshape(shape)
 
     @property
-    def _columns(self):
-        return self.value_width + 1
+    def _state_shape(self):
+        return self.key_width, self.value_width + 1
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
         dtype = self._state_dtype
-        q, k, v = (
-            split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = self._by_head(x, self.query, self.key, self.value)
         q, k = bounded_features(q.astype(dtype)), bounded_features(k.astype(dtype))
         log_decay = jax.nn.log_sigmoid(self.decay(x).astype(dtype))
         if self.gate == "vector":

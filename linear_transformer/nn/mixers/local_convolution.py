@@ -1,82 +1,54 @@
 """Convolution over nearby tokens only: the control that shows how local a benchmark is."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.layers.linear import Linear
-from linear_transformer.nn.mixers.base import MixerState, checked, require_causal
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import taps
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
-from linear_transformer.types import Activations, Positions, SegmentIds
 
 
-class LocalConvolution(nnx.Module):
+class LocalConvolution(ProjectedMixer):
     """Depthwise convolution `y_t = W sum_i w_i * (V x)_{t+i}` for |i| <= size // 2.
 
     The score of this mixer on a benchmark needs no long-range memory (Miralles-Gonzalez et al.
-    2025, arXiv:2501.14850, use kernels of 61 and of 5 taps).
+    2025, arXiv:2501.14850, use kernels of 61 and of 5 taps).  Only the first segment of each row is
+    convolved: all later tokens are padding.
 
     Attributes:
       direction: "bidirectional"; the default is an error, so that a config states the direction.
       size: number of taps; odd.
     """
 
-    capacity = None  # no limit
-
     def __init__(
         self,
         width: int,
         heads: int,
         *,
-        direction: str = "causal",
         size: int = 61,
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
     ):
-        del heads  # the convolution is depthwise
-        if direction != "bidirectional":
-            raise ValueError(f"direction is {direction!r}; convolution is 'bidirectional' only")
+        super().__init__(width, heads, **options)
+        if self.direction == "causal":
+            raise ValueError("direction is 'causal'; convolution is 'bidirectional' only")
         if size < 1 or size % 2 == 0:
             raise ValueError(f"size is {size}; it must be odd and positive")
-        self.direction = direction
         self.size = size
-        axes = ("embed", "heads")
-        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
-        self.value = Linear(width, width, axes=axes, **options)
+        self.value = self._linear(width, rngs)
         init = nnx.initializers.normal(size**-0.5)
         weights = init(rngs.params(), (size, width), jnp.float32)
         self.taps = nnx.Param(weights, **taps(None, "heads"))
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
-        self.width = width
-        self.dtype = jnp.dtype(dtype)
+        self.output = self._output_layer(rngs)
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
-
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
-        """Convolves the first segment of each row; all later tokens are padding.
-
-        Raises:
-          ValueError: there is a state.
-        """
-        del positions
-        if state is not None:
-            require_causal(self.direction)
+    def _forward(self, x_BTD, state, segment_ids, positions):
+        del state, positions
         v_BTD = self.value(x_BTD)
         if segment_ids is not None:
             run_BT = sequence_parallel.run_index(segment_ids)

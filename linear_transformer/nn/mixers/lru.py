@@ -1,6 +1,7 @@
 """LRU, the linear recurrent unit (Orvieto et al. 2023, arXiv:2303.06349)."""
 
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ from jax import lax
 
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 
 
@@ -30,6 +32,8 @@ class LRU(RecurrentMixer):
       form, chunk_size: see `ops.selective_scan.diagonal_scan`.
     """
 
+    forms = FORMS
+
     def __init__(
         self,
         width: int,
@@ -39,33 +43,16 @@ class LRU(RecurrentMixer):
         r_min: float = 0.4,
         r_max: float = 0.99,
         max_phase: float = 2 * math.pi,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
         del heads
         state_width = width if state_width is None else state_width
-        if form not in FORMS:
-            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-        if state_width < 1:
-            raise ValueError(f"state_width is {state_width}; it must be positive")
+        checks.positive(state_width=state_width, max_phase=max_phase)
         if not 0 <= r_min < r_max < 1:
             raise ValueError(f"r_min is {r_min}, r_max is {r_max}; need 0 <= r_min < r_max < 1")
-        if not max_phase > 0:
-            raise ValueError(f"max_phase is {max_phase}; it must be positive")
-        super().__init__(
-            width,
-            1,
-            key_width=state_width,
-            value_width=width,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, 1, key_width=state_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.output_gate = self._linear(width, rngs, axes=("heads", "embed"))
         # Real and imaginary rows of B and C, with variances 1 / 2D and 1 / N.
         half = nnx.initializers.variance_scaling(0.5, "fan_in", "normal")
@@ -76,7 +63,7 @@ class LRU(RecurrentMixer):
             width,
             axes=("heads", "embed"),
             use_bias=False,
-            dtype=dtype,
+            dtype=self.dtype,
             kernel_init=double,
             rngs=rngs,
         )

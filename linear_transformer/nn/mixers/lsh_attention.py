@@ -1,18 +1,21 @@
 """Multi-head LSH attention (Kitaev et al. 2020, Reformer), the lsh-X baseline."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.layers.linear import Linear, merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.mixers import token_cache
-from linear_transformer.nn.mixers.base import MixerState, checked, head_width, require_causal
+from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
+from linear_transformer.ops import checks
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
-from linear_transformer.types import Activations, Positions, SegmentIds
 
 
-class LSHAttention(nnx.Module):
+class LSHAttention(ProjectedMixer):
     """LSH attention: queries serve as keys, and fixed random rotations hash them.
 
     Attributes:
@@ -20,7 +23,6 @@ class LSHAttention(nnx.Module):
       buckets: number of buckets of each hash; even.
       chunk_size, chunking: see `ops.hashing.lsh_attention`.  Only "window" can decode, because the
         chunks of "sorted" depend on the number of later tokens.
-      direction: "causal" or "bidirectional".
       seed: seed of the rotations, which all layers share.
       cache_capacity: tokens that the decoding state can hold; older tokens are dropped.  Each call
         hashes the whole cache again.
@@ -35,42 +37,28 @@ class LSHAttention(nnx.Module):
         buckets: int = 64,
         chunk_size: int = 32,
         chunking: str = "window",
-        direction: str = "causal",
         seed: int = 0,
         cache_capacity: int = 1024,
-        bias: bool = True,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
     ):
-        sizes = {"rounds": rounds, "chunk_size": chunk_size, "cache_capacity": cache_capacity}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
+        super().__init__(width, heads, **options)
+        checks.positive(rounds=rounds, chunk_size=chunk_size, cache_capacity=cache_capacity)
         if buckets < 2 or buckets % 2:
             raise ValueError(f"buckets is {buckets}; it must be even and positive")
-        if chunking not in CHUNKINGS:
-            raise ValueError(f"chunking is {chunking!r}; choose one of {', '.join(CHUNKINGS)}")
-        if direction not in ("causal", "bidirectional"):
-            raise ValueError(f"direction is {direction!r}; choose causal or bidirectional")
-        if chunking == "window" and direction != "causal":
-            raise ValueError(f"direction {direction!r} needs chunking 'sorted'")
-        self.heads = heads
+        checks.choice("chunking", chunking, CHUNKINGS)
+        if chunking == "window" and self.direction != "causal":
+            raise ValueError(f"direction {self.direction!r} needs chunking 'sorted'")
         self.key_width = head_width(width, heads)
         self.rounds = rounds
         self.buckets = buckets
         self.chunk_size = chunk_size
         self.chunking = chunking
-        self.direction = direction
         self.seed = seed
         self.capacity = self.cache_capacity = cache_capacity
-        self.dtype = jnp.dtype(dtype)
-        axes = ("embed", "heads")
-        options = {"use_bias": bias, "dtype": dtype, "rngs": rngs}
-        self.query = Linear(width, width, axes=axes, **options)
-        self.value = Linear(width, width, axes=axes, **options)
-        init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "normal")
-        self.output = Linear(width, width, axes=axes[::-1], kernel_init=init, **options)
+        self.query = self._linear(width, rngs)
+        self.value = self._linear(width, rngs)
+        self.output = self._output_layer(rngs)
 
     @property
     def rotations(self) -> jax.Array:
@@ -78,8 +66,7 @@ class LSHAttention(nnx.Module):
         shape = (self.rounds, self.key_width, self.buckets // 2)
         return jax.random.normal(jax.random.key(self.seed), shape, jnp.float32)
 
-    def init_state(self, batch_size: int) -> MixerState:
-        require_causal(self.direction)
+    def _init_state(self, batch_size):
         if self.chunking != "window":
             raise ValueError(f"chunking {self.chunking!r} cannot decode; use 'window'")
         shape = (self.heads, self.key_width)
@@ -87,21 +74,11 @@ class LSHAttention(nnx.Module):
             batch_size, self.cache_capacity, {"queries": shape, "values": shape}, self.dtype
         )
 
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
+    def _forward(self, x_BTD, state, segment_ids, positions):
         del positions  # only the order of the tokens matters
         time, filled_BS = x_BTD.shape[1], None
-        q_BTHK = split_heads(self.query(x_BTD), self.heads)
-        v_BTHK = split_heads(self.value(x_BTD), self.heads)
+        q_BTHK, v_BTHK = self._by_head(x_BTD, self.query, self.value)
         if state is not None:
-            require_causal(self.direction)
             new = {"queries": q_BTHK, "values": v_BTHK}
             held, segment_ids, filled_BS, state = token_cache.extend(state, new, segment_ids)
             q_BTHK, v_BTHK = held["queries"], held["values"]

@@ -1,18 +1,20 @@
 """Mamba, the selective state space model (Gu and Dao 2023, arXiv:2312.00752)."""
 
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import Linear
-from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
 
@@ -33,6 +35,7 @@ class Mamba(RecurrentMixer):
       form, chunk_size: see `ops.selective_scan.selective_scan`.
     """
 
+    forms = FORMS
     local: ShortConvolution
 
     def __init__(
@@ -44,36 +47,15 @@ class Mamba(RecurrentMixer):
         state_width: int = 16,
         dt_rank: int | None = None,
         convolution: int = 4,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
         del heads
+        checks.positive(expansion=expansion, state_width=state_width, dt_rank=dt_rank)
         self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
-        if form not in FORMS:
-            raise ValueError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-        if expansion < 1:
-            raise ValueError(f"expansion is {expansion}; it must be positive")
-        if state_width < 1:
-            raise ValueError(f"state_width is {state_width}; it must be positive")
-        if self.dt_rank < 1:
-            raise ValueError(f"dt_rank is {dt_rank}; it must be positive")
-        if convolution < 2:
-            raise ValueError(f"convolution is {convolution}; it must be at least 2")
         inner = expansion * width
-        super().__init__(
-            width,
-            1,
-            key_width=state_width,
-            value_width=inner,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, 1, key_width=state_width, value_width=inner, bias=False, **options)
+        self.output = self._output_layer(rngs, inner)
         self.value = self._linear(inner, rngs)
         self.gate = self._linear(inner, rngs)
         self.local = ShortConvolution(inner, convolution, dtype=self.dtype, rngs=rngs)

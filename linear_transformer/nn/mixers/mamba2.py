@@ -1,18 +1,20 @@
 """Mamba-2, structured state space duality (Dao and Gu 2024, arXiv:2405.21060)."""
 
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
-from linear_transformer.nn.layers.short_convolution import ShortConvolution
+from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
 
@@ -40,7 +42,6 @@ class Mamba2(RecurrentMixer):
       state_width: N, width of B and C.
       groups: number of different B and C per token; a divisor of the heads.
       convolution: tokens in the window of the short convolution.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     local: ShortConvolution
@@ -54,33 +55,19 @@ class Mamba2(RecurrentMixer):
         state_width: int = 64,
         groups: int = 1,
         convolution: int = 4,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        if expansion < 1:
-            raise ValueError(f"expansion is {expansion}; it must be positive")
-        if state_width < 1:
-            raise ValueError(f"state_width is {state_width}; it must be positive")
+        checks.positive(expansion=expansion, state_width=state_width)
         if groups < 1 or heads % groups:
             raise ValueError(f"groups is {groups}; it must divide the number of heads ({heads})")
-        if convolution < 2:
-            raise ValueError(f"convolution is {convolution}; it must be at least 2")
+        value_width = head_width(expansion * width, heads)
         super().__init__(
-            width,
-            heads,
-            key_width=state_width,
-            value_width=head_width(expansion * width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
+            width, heads, key_width=state_width, value_width=value_width, bias=False, **options
         )
         self.groups = groups
-        self.inner = heads * self.value_width
+        self.inner = heads * value_width
+        self.output = self._output_layer(rngs, self.inner)
         mixed = self.inner + 2 * groups * state_width
         self.gate = self._linear(self.inner, rngs)
         self.value = self._linear(self.inner, rngs)

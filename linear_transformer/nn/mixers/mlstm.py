@@ -1,5 +1,7 @@
 """mLSTM, the matrix memory of xLSTM (Beck et al. 2024, arXiv:2405.04517, equations 19-27)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,12 +11,11 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
-from linear_transformer.nn.layers.short_convolution import ShortConvolution
-from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, silu_convolution
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
-from linear_transformer.ops import segments, sequence_parallel
+from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
 from linear_transformer.ops.normalizer import with_ones
@@ -34,7 +35,6 @@ class MLSTM(RecurrentMixer):
     Attributes:
       convolution: tokens in the window of the short convolution.
       epsilon: lower bound of the divisor, in units of exp(m_t).
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     local: ShortConvolution
@@ -47,27 +47,12 @@ class MLSTM(RecurrentMixer):
         key_width: int | None = None,
         convolution: int = 4,
         epsilon: float = 1e-6,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        if convolution < 2:
-            raise ValueError(f"convolution is {convolution}; it must be at least 2")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon is {epsilon}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads) if key_width is None else key_width,
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(epsilon=epsilon)
+        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.epsilon = epsilon
         self.local = ShortConvolution(width, convolution, dtype=self.dtype, rngs=rngs)
         self.convolution_bias = nnx.Param(jnp.zeros((width,)), **vector("embed"))
@@ -80,8 +65,8 @@ class MLSTM(RecurrentMixer):
         self.norm = HeadNorm(heads, self.value_width, center=True, dtype=self.dtype)
 
     @property
-    def _columns(self):
-        return self.value_width + 1
+    def _state_shape(self):
+        return self.key_width, self.value_width + 1
 
     def _init_sums(self, batch_size):
         return {
@@ -96,7 +81,7 @@ class MLSTM(RecurrentMixer):
         (local,), past = silu_convolution(
             self.local, self.convolution_bias, (x,), past, segment_ids
         )
-        q, k = (split_heads(layer(local), self.heads) for layer in (self.query, self.key))
+        q, k = self._by_head(local, self.query, self.key)
         v = split_heads(self.value(x), self.heads)
         log_input = self.input_gate(x).astype(dtype)
         log_forget = jax.nn.log_sigmoid(self.forget_gate(x).astype(dtype))

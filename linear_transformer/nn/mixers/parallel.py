@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.mixers.base import Mixer, MixerState, checked
-from linear_transformer.types import Activations, Positions, SegmentIds
+from linear_transformer.nn.mixers.base import Mixer
 
 
-class Parallel(nnx.Module):
+class Parallel(Mixer):
     """Sum of the outputs of several mixers for the same input; the state is a dict by mixer name.
 
     A local and a global mixer together are the parallel form of TransNormer (Qin et al. 2022, table
@@ -26,19 +25,11 @@ class Parallel(nnx.Module):
         limits = [mixer.capacity for mixer in self.branches]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def init_state(self, batch_size: int) -> MixerState:
+    def _init_state(self, batch_size):
         states = [mixer.init_state(batch_size) for mixer in self.branches]
         return dict(zip(self.names, states, strict=True))
 
-    @checked
-    def __call__(
-        self,
-        x_BTD: Activations,
-        state: MixerState | None = None,
-        *,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
-    ) -> tuple[Activations, MixerState | None]:
+    def _forward(self, x_BTD, state, segment_ids, positions):
         y_BTD = jnp.zeros_like(x_BTD)
         new_state = {}
         for name, mixer in zip(self.names, self.branches, strict=True):

@@ -1,11 +1,14 @@
 """FAVOR+, the attention of Performers (Choromanski et al. 2021, arXiv:2009.14794)."""
 
+from typing import Unpack
+
 import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.mixers.base import MixerState
-from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.log_space import ScaledState
 from linear_transformer.ops.random_features import (
@@ -40,38 +43,20 @@ class Performer(KernelAttention):
         features: int = 64,
         orthogonal: bool = True,
         seed: int = 0,
-        key_width: int | None = None,
-        direction: str = "causal",
-        bias: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
     ):
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel is {kernel!r}; choose one of {', '.join(KERNELS)}")
-        check_positive("features", features)
+        checks.choice("kernel", kernel, KERNELS)
+        checks.positive(features=features)
         self.kernel = kernel
         self.features = features
         self.orthogonal = orthogonal
         self.seed = seed
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            direction=direction,
-            bias=bias,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(width, heads, rngs=rngs, **options)
 
     @property
-    def _features(self) -> int:
-        return self.features
+    def _state_shape(self):
+        return self.features, self.value_width + 1
 
     def flops_per_token(self, context: int) -> int:
         projections = 4 * self.heads * self.features * self.key_width

@@ -1,13 +1,15 @@
 """Random feature attention, RFA, with its gate (Peng et al. 2021, arXiv:2103.02143)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.layers.linear import Linear
-from linear_transformer.nn.mixers.kernel_attention import KernelAttention, check_positive
+from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.normalizer import divide, with_ones
@@ -46,46 +48,25 @@ class RandomFeatureAttention(KernelAttention):
         orthogonal: bool = True,
         seed: int = 0,
         epsilon: float = 1e-2,
-        key_width: int | None = None,
-        direction: str = "causal",
-        bias: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
     ):
-        check_positive("features", features)
-        check_positive("scale", scale)
-        check_positive("epsilon", epsilon)
-        if gate and direction != "causal":
-            raise ValueError(f"gate is True; it needs direction='causal', not {direction!r}")
+        checks.positive(features=features, scale=scale, epsilon=epsilon)
         self.features = features
         self.scale = scale
         self.orthogonal = orthogonal
         self.seed = seed
         self.epsilon = epsilon
-        super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            direction=direction,
-            bias=bias,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.gate = (
-            Linear(width, heads, axes=("embed", "heads"), dtype=dtype, rngs=rngs) if gate else None
-        )
+        super().__init__(width, heads, rngs=rngs, **options)
+        if gate and self.direction != "causal":
+            raise ValueError(f"gate is True; it needs direction='causal', not {self.direction!r}")
+        self.gate = self._linear(heads, rngs, use_bias=True) if gate else None
         sigma_HK = jnp.full((heads, self.key_width), scale)
         self.sigma_HK = nnx.Param(sigma_HK, **vector("heads", None)) if learn_scale else None
 
     @property
-    def _features(self) -> int:
-        return 2 * self.features
+    def _state_shape(self):
+        return 2 * self.features, self.value_width + 1
 
     def flops_per_token(self, context: int) -> int:
         projections = 4 * self.heads * self.features * self.key_width

@@ -21,7 +21,7 @@ from linear_transformer.config.schema import (
     unknown,
 )
 from linear_transformer.nn import mixers
-from linear_transformer.nn.mixers.base import Mixer
+from linear_transformer.nn.mixers.base import Mixer, parameters
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.parallel import Parallel
 
@@ -103,11 +103,10 @@ def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any)
 def mixer_options(name: str) -> dict[str, inspect.Parameter]:
     """Returns the options of a mixer by name, with their types and the mechanism's defaults."""
     make, defaults = MIXERS[name].mixer, MIXERS[name].defaults
-    if isinstance(make, type):  # the signature of an nnx.Module is the one of its metaclass
-        make = make.__init__
+    known = parameters(make) if isinstance(make, type) else inspect.signature(make).parameters
     return {
         option: parameter.replace(default=defaults.get(option, parameter.default))
-        for option, parameter in inspect.signature(make).parameters.items()
+        for option, parameter in known.items()
         if option not in ("self", *RESERVED)
     }
 

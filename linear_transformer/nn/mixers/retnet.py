@@ -1,15 +1,18 @@
 """Multi-scale retention, the mixer of RetNet (Sun et al. 2023, arXiv:2307.08621)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
-from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 
@@ -26,7 +29,6 @@ class Retention(RecurrentMixer):
       normalize: whether retention scores are divided by the root of the sum of the decays and then
         by max(|sum of scores|, 1) (section 2.1, "Retention Score Normalization").  The head norm
         that follows cancels this factor up to rounding.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     def __init__(
@@ -38,40 +40,29 @@ class Retention(RecurrentMixer):
         value_expansion: int = 2,
         rotary: bool = True,
         normalize: bool = True,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        key_width = head_width(width, heads) if key_width is None else key_width
-        if rotary and key_width % 2:
-            raise ValueError(f"rotary positions need an even key width, not {key_width}")
-        if value_expansion < 1:
-            raise ValueError(f"value_expansion is {value_expansion}; it must be positive")
+        checks.positive(value_expansion=value_expansion)
+        value_width = head_width(value_expansion * width, heads)
         super().__init__(
-            width,
-            heads,
-            key_width=key_width,
-            value_width=head_width(value_expansion * width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
+            width, heads, key_width=key_width, value_width=value_width, bias=False, **options
         )
+        if rotary and self.key_width % 2:
+            raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
         self.rotary = rotary
         self.normalize = normalize
-        values = heads * self.value_width
-        self.query = self._linear(heads * key_width, rngs)
-        self.key = self._linear(heads * key_width, rngs)
+        keys, values = heads * self.key_width, heads * value_width
+        self.output = self._output_layer(rngs, values)
+        self.query = self._linear(keys, rngs)
+        self.key = self._linear(keys, rngs)
         self.value = self._linear(values, rngs)
         self.gate = self._linear(values, rngs)
-        self.norm = HeadNorm(heads, self.value_width, affine=False, epsilon=1e-6, dtype=self.dtype)
+        self.norm = HeadNorm(heads, value_width, affine=False, epsilon=1e-6, dtype=self.dtype)
 
     @property
-    def _columns(self):
-        return self.value_width + self.normalize
+    def _state_shape(self):
+        return self.key_width, self.value_width + self.normalize
 
     def _init_sums(self, batch_size):
         sums = {"memory": super()._init_sums(batch_size)}
@@ -81,9 +72,7 @@ class Retention(RecurrentMixer):
 
     def _mix(self, x, sums, past, segment_ids, positions):
         sums = {} if sums is None else sums
-        q, k, v = (
-            split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = self._by_head(x, self.query, self.key, self.value)
         if self.rotary:
             q, k = rotate(q, positions), rotate(k, positions)
         q = q * self.key_width**-0.5

@@ -1,5 +1,7 @@
 """Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv:2404.05892, section 4)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,10 +9,10 @@ from flax import nnx
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 INPUTS = ("receptance", "key", "value", "gate", "decay")
@@ -30,7 +32,6 @@ class RWKV6(RecurrentMixer):
     Attributes:
       mix_rank, decay_rank: ranks of W_2 W_1 for the mixing of the inputs and for the decay.
       depth: l / L for layer l (from 0) of L, set by the model.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     local: TokenShift
@@ -43,26 +44,12 @@ class RWKV6(RecurrentMixer):
         mix_rank: int = 32,
         decay_rank: int = 64,
         depth: float = 0.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        for name, rank in (("mix_rank", mix_rank), ("decay_rank", decay_rank)):
-            if rank < 1:
-                raise ValueError(f"{name} is {rank}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads),
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(mix_rank=mix_rank, decay_rank=decay_rank)
+        super().__init__(width, heads, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.local = TokenShift(width, dtype=self.dtype)
         self.receptance = self._linear(width, rngs)
         self.key = self._linear(width, rngs)

@@ -1,18 +1,18 @@
 """Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv:2503.14456, section 4)."""
 
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.delta_mixer import unit_length
 from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer
+from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
@@ -41,6 +41,7 @@ class RWKV7(RecurrentMixer):
       form, chunk_size: see `ops.delta.low_rank_delta_attention`.
     """
 
+    forms = FORMS
     local: TokenShift
 
     def __init__(
@@ -52,36 +53,20 @@ class RWKV7(RecurrentMixer):
         rate_rank: int = 32,
         gate_rank: int = 64,
         depth: float = 0.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        checks.choice("form", form, FORMS)
-        ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "gate_rank": gate_rank}
-        for name, rank in ranks.items():
-            if rank < 1:
-                raise ValueError(f"{name} is {rank}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=width // heads,
-            value_width=width // heads,
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(decay_rank=decay_rank, rate_rank=rate_rank, gate_rank=gate_rank)
+        super().__init__(width, heads, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.local = TokenShift(width, dtype=self.dtype)
         self.receptance = self._linear(width, rngs)
         self.key = self._linear(width, rngs)
         self.value = self._linear(width, rngs)
-        options = {"dtype": self.dtype, "rngs": rngs}
-        self.decay = LowRank(width, decay_rank, width, activation=jnp.tanh, **options)
-        self.rate = LowRank(width, rate_rank, width, **options)
-        self.gate = LowRank(width, gate_rank, width, activation=jax.nn.sigmoid, **options)
+        given = {"dtype": self.dtype, "rngs": rngs}
+        self.decay = LowRank(width, decay_rank, width, activation=jnp.tanh, **given)
+        self.rate = LowRank(width, rate_rank, width, **given)
+        self.gate = LowRank(width, gate_rank, width, activation=jax.nn.sigmoid, **given)
         # Epsilon of the released head norm: 1e-5 times its head width of 64.
         self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
 
