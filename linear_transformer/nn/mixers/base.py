@@ -10,7 +10,7 @@ of zeros with the batch as first axis, so a row is reset by setting it to zero.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +57,12 @@ class Mixer(nnx.Module):
     state)`, and `_init_state` if it can be causal.
 
     Attributes:
+      mechanisms: mechanisms of this class, made by the decorator `mechanism.mechanism`.
       capacity: most tokens that a state can process; None is no limit.
       direction: "causal", or another value for a mixer without a state.
     """
 
+    mechanisms: ClassVar[tuple[Any, ...]] = ()
     capacity: int | None = None
     direction: str = "causal"
 

@@ -5,13 +5,22 @@ from typing import Unpack
 from flax import nnx
 
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.cosformer import cosine_features
 from linear_transformer.ops.normalizer import divide, with_ones
 
 
+@mechanism(
+    "cosformer",
+    meaning="linear attention with ReLU features and a cosine of the distance",
+    source="Qin et al. 2022, arXiv:2202.08791, equations 9-12",
+    options={"max_length": 1024},
+    length_option="max_length",
+    limits_length=True,
+    bidirectional={},
+)
 class CosFormer(KernelAttention):
     """Linear attention with ReLU features, weighted by a cosine of the distance between tokens.
 
@@ -60,17 +69,3 @@ class CosFormer(KernelAttention):
             **self._recurrence(segment_ids),
         )
         return divide(o, self.epsilon).astype(v.dtype), sums
-
-
-MECHANISMS = (
-    Mechanism(
-        name="cosformer",
-        mixer=CosFormer,
-        meaning="linear attention with ReLU features and a cosine of the distance",
-        source="Qin et al. 2022, arXiv:2202.08791, equations 9-12",
-        options={"max_length": 1024},
-        length_option="max_length",
-        limits_length=True,
-        bidirectional={},
-    ),
-)

@@ -11,12 +11,18 @@ from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.block_local import Scores, attend, block_local_attention
 
 
+@mechanism(
+    "diag",
+    meaning="DiagAttention: attention inside blocks of tokens that do not overlap",
+    source="Qin et al. 2022, arXiv:2210.10340, section 4",
+    bidirectional={},
+)
 class DiagAttention(ProjectedMixer):
     """DiagAttention: attention within non-overlapping blocks of tokens (section 4.2).
 
@@ -150,14 +156,3 @@ class DiagAttention(ProjectedMixer):
 
         kept = {name: keep(row) for name, row in rows.items()}
         return o, kept | {"filled": filled_B, "segment": segment_ids[:, -1]}
-
-
-MECHANISMS = (
-    Mechanism(
-        name="diag",
-        mixer=DiagAttention,
-        meaning="DiagAttention: attention inside blocks of tokens that do not overlap",
-        source="Qin et al. 2022, arXiv:2210.10340, section 4",
-        bidirectional={},
-    ),
-)

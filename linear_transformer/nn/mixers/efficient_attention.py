@@ -7,7 +7,7 @@ from flax import nnx
 
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops.efficient import (
     check_normalization,
     efficient_attention,
@@ -16,6 +16,12 @@ from linear_transformer.ops.efficient import (
 from linear_transformer.ops.log_space import ScaledState
 
 
+@mechanism(
+    "efficient",
+    meaning="softmax of queries over features and of keys over tokens",
+    source="Shen et al. 2021, arXiv:1812.01243, E(Q, K, V)",
+    bidirectional={},
+)
 class EfficientAttention(KernelAttention):
     """Efficient attention: a softmax of queries over features and of keys over positions.
 
@@ -57,14 +63,3 @@ class EfficientAttention(KernelAttention):
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
-
-
-MECHANISMS = (
-    Mechanism(
-        name="efficient",
-        mixer=EfficientAttention,
-        meaning="softmax of queries over features and of keys over tokens",
-        source="Shen et al. 2021, arXiv:1812.01243, E(Q, K, V)",
-        bidirectional={},
-    ),
-)

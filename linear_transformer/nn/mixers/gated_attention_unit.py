@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks, sequence_parallel
@@ -91,6 +91,18 @@ class GatedAttentionUnit(ProjectedMixer):
         return rotate(copies, distances)[0, :, 0] @ key
 
 
+@mechanism(
+    "flash_quad",
+    meaning="gated attention unit: attention with squared ReLU scores over all tokens",
+    source="Hua et al. 2022, arXiv:2202.10447, section 3",
+    options={"divisor": None, "key_width": 64, "cache_capacity": 1024},
+    rotary=True,
+    feed_forward_ratio=0,
+    layers=2,
+    length_option="divisor",
+    bidirectional={},
+    causal_only=("cache_capacity",),
+)
 class FlashQuad(GatedAttentionUnit):
     """Quadratic unit: weights A = max(Q K^T / n + b, 0)^2 over all tokens, and a cache in decoding.
 
@@ -153,6 +165,16 @@ class FlashQuad(GatedAttentionUnit):
         return int(2 * (self.key_width + self.value_width) * seen)
 
 
+@mechanism(
+    "flash",
+    meaning="gated attention unit: quadratic inside chunks, linear attention between chunks",
+    source="Hua et al. 2022, arXiv:2202.10447, section 3",
+    options={"chunk_size": 64, "key_width": 64},
+    rotary=True,
+    feed_forward_ratio=0,
+    layers=2,
+    bidirectional={},
+)
 class Flash(GatedAttentionUnit):
     """Mixed chunks: quadratic attention within `chunk_size` tokens, linear attention between."""
 
@@ -207,31 +229,3 @@ class Flash(GatedAttentionUnit):
 def _count(batch: int, time: int, start_B: Array | None = None) -> Positions:
     first = sequence_parallel.offset(time) if start_B is None else start_B[:, None]
     return jnp.broadcast_to(first + jnp.arange(time), (batch, time))
-
-
-MECHANISMS = (
-    Mechanism(
-        name="flash",
-        mixer=Flash,
-        meaning="gated attention unit: quadratic inside chunks, linear attention between chunks",
-        source="Hua et al. 2022, arXiv:2202.10447, section 3",
-        options={"chunk_size": 64, "key_width": 64},
-        rotary=True,
-        feed_forward_ratio=0,
-        layers=2,
-        bidirectional={},
-    ),
-    Mechanism(
-        name="flash_quad",
-        mixer=FlashQuad,
-        meaning="gated attention unit: attention with squared ReLU scores over all tokens",
-        source="Hua et al. 2022, arXiv:2202.10447, section 3",
-        options={"divisor": None, "key_width": 64, "cache_capacity": 1024},
-        rotary=True,
-        feed_forward_ratio=0,
-        layers=2,
-        length_option="divisor",
-        bidirectional={},
-        causal_only=("cache_capacity",),
-    ),
-)

@@ -8,10 +8,24 @@ from flax import nnx
 
 from linear_transformer.nn.mixers.delta_mixer import DeltaMixer, DeltaOptions
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.parameters import vector
 
 
+@mechanism(
+    "gated_delta_net",
+    meaning="delta rule with one decay for each head and token, and a swish gate",
+    source="Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464",
+    options={"negative_eigenvalues": False},
+    knows_order=True,
+)
+@mechanism(
+    "delta_product",
+    meaning="gated delta rule with two steps for each token and negative eigenvalues",
+    source="Siems et al. 2025, arXiv:2502.10297",
+    defaults={"steps": 2, "negative_eigenvalues": True},
+    knows_order=True,
+)
 class GatedDeltaNet(DeltaMixer):
     """Delta rule with the decay of Mamba-2, a scalar per head and token, and a swish gate.
 
@@ -44,23 +58,3 @@ class GatedDeltaNet(DeltaMixer):
 
     def _gated(self, o_BTD, x_BTD):
         return o_BTD * jax.nn.silu(self.gate(x_BTD))
-
-
-MECHANISMS = (
-    Mechanism(
-        name="gated_delta_net",
-        mixer=GatedDeltaNet,
-        meaning="delta rule with one decay for each head and token, and a swish gate",
-        source="Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464",
-        options={"negative_eigenvalues": False},
-        knows_order=True,
-    ),
-    Mechanism(
-        name="delta_product",
-        mixer=GatedDeltaNet,
-        meaning="gated delta rule with two steps for each token and negative eigenvalues",
-        source="Siems et al. 2025, arXiv:2502.10297",
-        defaults={"steps": 2, "negative_eigenvalues": True},
-        knows_order=True,
-    ),
-)

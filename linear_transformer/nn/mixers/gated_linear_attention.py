@@ -8,12 +8,18 @@ from flax import nnx
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 
+@mechanism(
+    "gla",
+    meaning="linear attention with a forget gate for every key feature, from the token",
+    source="Yang et al. 2023, arXiv:2312.06635, section 4.4",
+    knows_order=True,
+)
 class GatedLinearAttention(RecurrentMixer):
     """Linear attention with forget gates per token and key feature, and a swish gate (section 4.4).
 
@@ -64,14 +70,3 @@ class GatedLinearAttention(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         return jax.nn.silu(self.gate(x)) * merge_heads(self.norm(o)), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="gla",
-        mixer=GatedLinearAttention,
-        meaning="linear attention with a forget gate for every key feature, from the token",
-        source="Yang et al. 2023, arXiv:2312.06635, section 4.4",
-        knows_order=True,
-    ),
-)

@@ -1,17 +1,25 @@
 """Gated slot attention, GSA (Zhang et al. 2024, arXiv:2409.07146)."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linear_transformer.nn.layers.linear import merge_heads, split_heads
-from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
+from linear_transformer.nn.layers.linear import merge_heads
+from linear_transformer.nn.mixers.mechanism import mechanism
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
+from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 
+@mechanism(
+    "gsa",
+    meaning="softmax attention to slots with forget gates",
+    source="Zhang et al. 2024, arXiv:2409.07146, section 3",
+    knows_order=True,
+)
 class GatedSlotAttention(RecurrentMixer):
     """Softmax attention to M slots per head, each with a key, a value and a forget gate.
 
@@ -24,7 +32,6 @@ class GatedSlotAttention(RecurrentMixer):
     Attributes:
       slots: M, the number of slots per head.
       temperature: tau; a larger tau forgets more slowly.
-      form, chunk_size: see `ops.decay.decayed_attention`.
     """
 
     def __init__(
@@ -34,27 +41,12 @@ class GatedSlotAttention(RecurrentMixer):
         *,
         slots: int = 64,
         temperature: float = 8.0,
-        form: str = "auto",
-        chunk_size: int | None = None,
-        output_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[RecurrentOptions],
     ):
-        if slots < 1:
-            raise ValueError(f"slots is {slots}; it must be positive")
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive")
-        super().__init__(
-            width,
-            heads,
-            key_width=head_width(width, heads),
-            value_width=head_width(width, heads),
-            form=form,
-            chunk_size=chunk_size,
-            output_scale=output_scale,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        checks.positive(slots=slots, temperature=temperature)
+        super().__init__(width, heads, bias=False, **options)
+        self.output = self._output_layer(rngs)
         self.slots = slots
         self.temperature = temperature
         self.query = self._linear(width, rngs)
@@ -78,10 +70,9 @@ class GatedSlotAttention(RecurrentMixer):
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
         sums = {} if sums is None else sums
-        layers = (self.query, self.key, self.value)
-        q, k, v = (jax.nn.silu(split_heads(layer(x), self.heads)) for layer in layers)
-        forget = split_heads(self.forget(x), self.heads).astype(self._state_dtype)
-        log_decay = jax.nn.log_sigmoid(forget) / self.temperature
+        *projected, forget = self._by_head(x, self.query, self.key, self.value, self.forget)
+        q, k, v = map(jax.nn.silu, projected)
+        log_decay = jax.nn.log_sigmoid(forget.astype(self._state_dtype)) / self.temperature
         write = -jnp.expm1(log_decay).astype(v.dtype)  # 1 - a_t
         options = self._recurrence(segment_ids)
         scores, keys = decayed_attention(
@@ -98,14 +89,3 @@ class GatedSlotAttention(RecurrentMixer):
             weights, write, v, log_decay, initial_state=sums.get("values"), **options
         )
         return self.norm(jax.nn.silu(merge_heads(o))), {"keys": keys, "values": values}, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="gsa",
-        mixer=GatedSlotAttention,
-        meaning="softmax attention to slots with forget gates",
-        source="Zhang et al. 2024, arXiv:2409.07146, section 3",
-        knows_order=True,
-    ),
-)

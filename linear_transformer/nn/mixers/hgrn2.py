@@ -9,13 +9,20 @@ from flax import nnx
 
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
 
 
+@mechanism(
+    "hgrn2",
+    meaning="gated linear RNN: the key is what the forget gate leaves",
+    source="Qin et al. 2024, arXiv:2404.07904",
+    knows_order=True,
+    knows_depth=True,
+)
 class HGRN2(RecurrentMixer):
     """Gated linear RNN with key 1 - f_t; the lower bound of the forget gate f_t grows with depth.
 
@@ -73,15 +80,3 @@ class HGRN2(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         return self.norm(merge_heads(o)), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="hgrn2",
-        mixer=HGRN2,
-        meaning="gated linear RNN: the key is what the forget gate leaves",
-        source="Qin et al. 2024, arXiv:2404.07904",
-        knows_order=True,
-        knows_depth=True,
-    ),
-)

@@ -9,11 +9,18 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import split_heads
 from linear_transformer.nn.mixers.delta_mixer import DeltaMixer, DeltaOptions
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank
 from linear_transformer.nn.parameters import vector
 
 
+@mechanism(
+    "kda",
+    meaning="delta rule with a decay for every key feature",
+    source="Kimi Team 2025, arXiv:2510.26692",
+    options={"negative_eigenvalues": False},
+    knows_order=True,
+)
 class KimiDeltaAttention(DeltaMixer):
     """Delta rule with a decay for every key feature and a sigmoid gate, both of low rank.
 
@@ -40,15 +47,3 @@ class KimiDeltaAttention(DeltaMixer):
 
     def _gated(self, o_BTD, x_BTD):
         return o_BTD * jax.nn.sigmoid(self.gate(x_BTD))
-
-
-MECHANISMS = (
-    Mechanism(
-        name="kda",
-        mixer=KimiDeltaAttention,
-        meaning="delta rule with a decay for every key feature",
-        source="Kimi Team 2025, arXiv:2510.26692",
-        options={"negative_eigenvalues": False},
-        knows_order=True,
-    ),
-)

@@ -10,12 +10,27 @@ from jax import lax
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 
 
+@mechanism(
+    "lightning",
+    meaning="linear attention with a fixed decay for each head and layer",
+    source="Qin et al. 2024, arXiv:2405.17381",
+    knows_order=True,
+    knows_depth=True,
+)
+@mechanism(
+    "lightning_lrpe",
+    meaning="lightning attention with LRPE, the first layer of TransNormerLLM",
+    source="Qin et al. 2024, arXiv:2405.17381",
+    defaults={"lrpe": True},
+    knows_order=True,
+    knows_depth=True,
+)
 class LightningAttention(RecurrentMixer):
     """Linear attention with a fixed decay per head and layer, a norm without gain, a linear gate.
 
@@ -62,24 +77,3 @@ class LightningAttention(RecurrentMixer):
             q, k, v, log_decay_H, initial_state=sums, **self._recurrence(segment_ids)
         )
         return self.norm(merge_heads(o)) * self.gate(x), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="lightning",
-        mixer=LightningAttention,
-        meaning="linear attention with a fixed decay for each head and layer",
-        source="Qin et al. 2024, arXiv:2405.17381",
-        knows_order=True,
-        knows_depth=True,
-    ),
-    Mechanism(
-        name="lightning_lrpe",
-        mixer=LightningAttention,
-        meaning="lightning attention with LRPE, the first layer of TransNormerLLM",
-        source="Qin et al. 2024, arXiv:2405.17381",
-        defaults={"lrpe": True},
-        knows_order=True,
-        knows_depth=True,
-    ),
-)

@@ -10,13 +10,36 @@ from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE, rotate
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixers.kernel_attention import KernelOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import DIRECTIONS, linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
 
 
+@mechanism(
+    "linear",
+    meaning="linear attention with a feature map, normalised; configs add a short convolution",
+    source="Katharopoulos et al. 2020, arXiv:2006.16236, equations 8-20",
+    options={"feature_map": "elu_plus_one", "convolution": 4},
+    knows_order="convolution",
+    rotary=True,
+    bidirectional={},
+    causal_only=("convolution",),
+)
+@mechanism(
+    "norm",
+    meaning="NormAttention: a norm of the output in place of the denominator, and LRPE",
+    source="Qin et al. 2022, arXiv:2210.10340, equation 14",
+    defaults={
+        "feature_map": "elu",
+        "normalize": False,
+        "output_norm": "simplermsnorm",
+        "lrpe": True,
+    },
+    bidirectional={},
+    causal_only=("convolution",),
+)
 class LinearAttention(RecurrentMixer):
     """Linear attention: projections, a feature map of queries and keys, the additive recurrence.
 
@@ -138,32 +161,3 @@ class LinearAttention(RecurrentMixer):
             o = o / (z + self.epsilon)
             numerator = jnp.concatenate([numerator, denominator], axis=-1)
         return o, numerator
-
-
-MECHANISMS = (
-    Mechanism(
-        name="linear",
-        mixer=LinearAttention,
-        meaning="linear attention with a feature map, normalised; configs add a short convolution",
-        source="Katharopoulos et al. 2020, arXiv:2006.16236, equations 8-20",
-        options={"feature_map": "elu_plus_one", "convolution": 4},
-        knows_order="convolution",
-        rotary=True,
-        bidirectional={},
-        causal_only=("convolution",),
-    ),
-    Mechanism(
-        name="norm",
-        mixer=LinearAttention,
-        meaning="NormAttention: a norm of the output in place of the denominator, and LRPE",
-        source="Qin et al. 2022, arXiv:2210.10340, equation 14",
-        defaults={
-            "feature_map": "elu",
-            "normalize": False,
-            "output_norm": "simplermsnorm",
-            "lrpe": True,
-        },
-        bidirectional={},
-        causal_only=("convolution",),
-    ),
-)

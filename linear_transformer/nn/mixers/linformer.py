@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks, sequence_parallel
@@ -17,6 +17,15 @@ from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Keys
 
 
+@mechanism(
+    "linformer",
+    meaning="softmax attention to learned combinations of the keys",
+    source="Wang et al. 2020, arXiv:2006.04768, equation 7",
+    length_option="length",
+    limits_length=True,
+    causal=False,
+    bidirectional={},
+)
 class Linformer(ProjectedMixer):
     """Attention `softmax(Q (E K)^T / sqrt(d)) F V` (equation 7) for inputs of limited length.
 
@@ -97,17 +106,3 @@ class Linformer(ProjectedMixer):
         """FLOPs of one token for E K, F V and the attention; see `Mixer.flops_per_token`."""
         del context
         return 8 * self.heads * self.key_width * self.compressed
-
-
-MECHANISMS = (
-    Mechanism(
-        name="linformer",
-        mixer=Linformer,
-        meaning="softmax attention to learned combinations of the keys",
-        source="Wang et al. 2020, arXiv:2006.04768, equation 7",
-        length_option="length",
-        limits_length=True,
-        causal=False,
-        bidirectional={},
-    ),
-)

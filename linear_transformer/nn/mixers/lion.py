@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mixers.mamba2 import DT_RANGE
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import DIRECTIONS, decayed_attention
@@ -18,6 +18,13 @@ from linear_transformer.ops.normalizer import with_ones
 GATES = ("scalar", "vector")
 
 
+@mechanism(
+    "lion",
+    meaning="LION-S: normalised attention with selective decays, one way or both ways",
+    source="Afzal et al. 2025, arXiv:2502.16249",
+    knows_order=True,
+    bidirectional={},
+)
 class Lion(RecurrentMixer):
     """Normalised attention with weights q_i^T (product of the gates between i and j) k_j.
 
@@ -107,15 +114,3 @@ def zero_order_hold(log_decay: Float[Array, "*rows K"]) -> Float[Array, "*rows K
     near = log_decay > -1e-3
     safe = jnp.where(near, -1.0, log_decay)
     return jnp.where(near, 1 + log_decay / 2 + log_decay**2 / 6, jnp.expm1(safe) / safe)
-
-
-MECHANISMS = (
-    Mechanism(
-        name="lion",
-        mixer=Lion,
-        meaning="LION-S: normalised attention with selective decays, one way or both ways",
-        source="Afzal et al. 2025, arXiv:2502.16249",
-        knows_order=True,
-        bidirectional={},
-    ),
-)

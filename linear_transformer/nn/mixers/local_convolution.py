@@ -7,13 +7,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import taps
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
 
 
+@mechanism(
+    "convolution",
+    meaning="a depthwise convolution of 61 tokens: the control that tells how local a task is",
+    source="Miralles-Gonzalez et al. 2025, arXiv:2501.14850",
+    options={"size": 61},
+    causal=False,
+    bidirectional={},
+)
 class LocalConvolution(ProjectedMixer):
     """Depthwise convolution `y_t = W sum_i w_i * (V x)_{t+i}` for |i| <= size // 2.
 
@@ -86,16 +94,3 @@ def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Floa
     y_BDT = jnp.fft.irfft(x_BDF * taps_DF, padded)
     y_BDT = jax.lax.slice_in_dim(y_BDT, size // 2, size // 2 + time, axis=2)
     return spoil(reached_BT, jnp.swapaxes(y_BDT, 1, 2)).astype(x_BTD.dtype)
-
-
-MECHANISMS = (
-    Mechanism(
-        name="convolution",
-        mixer=LocalConvolution,
-        meaning="a depthwise convolution of 61 tokens: the control that tells how local a task is",
-        source="Miralles-Gonzalez et al. 2025, arXiv:2501.14850",
-        options={"size": 61},
-        causal=False,
-        bidirectional={},
-    ),
-)

@@ -9,13 +9,19 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.layers.linear import Linear
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 
 
+@mechanism(
+    "lru",
+    meaning="linear recurrent unit: complex diagonal states with learned decays",
+    source="Orvieto et al. 2023, arXiv:2303.06349, section 3",
+    knows_order=True,
+)
 class LRU(RecurrentMixer):
     """Complex diagonal recurrence with decays fixed over time, and a gated output (section 3).
 
@@ -103,14 +109,3 @@ class LRU(RecurrentMixer):
 
     def _project(self, o_BTI):
         return self.output(o_BTI) * jax.nn.sigmoid(self.output_gate(o_BTI))
-
-
-MECHANISMS = (
-    Mechanism(
-        name="lru",
-        mixer=LRU,
-        meaning="linear recurrent unit: complex diagonal states with learned decays",
-        source="Orvieto et al. 2023, arXiv:2303.06349, section 3",
-        knows_order=True,
-    ),
-)

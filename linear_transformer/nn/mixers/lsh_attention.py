@@ -9,12 +9,20 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
 
 
+@mechanism(
+    "lsh",
+    meaning="Reformer: softmax attention among the tokens of the same hash",
+    source="Kitaev et al. 2020, arXiv:2001.04451, section 2",
+    options={"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024},
+    bidirectional={"chunking": "sorted"},
+    causal_only=("cache_capacity",),
+)
 class LSHAttention(ProjectedMixer):
     """LSH attention: queries serve as keys, and fixed random rotations hash them.
 
@@ -99,16 +107,3 @@ class LSHAttention(ProjectedMixer):
         seen = min(2 * self.chunk_size, context)
         width = self.heads * self.key_width
         return self.rounds * width * (self.buckets + 4 * seen)
-
-
-MECHANISMS = (
-    Mechanism(
-        name="lsh",
-        mixer=LSHAttention,
-        meaning="Reformer: softmax attention among the tokens of the same hash",
-        source="Kitaev et al. 2020, arXiv:2001.04451, section 2",
-        options={"rounds": 4, "buckets": 16, "chunk_size": 32, "cache_capacity": 1024},
-        bidirectional={"chunking": "sorted"},
-        causal_only=("cache_capacity",),
-    ),
-)

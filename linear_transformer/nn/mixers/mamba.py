@@ -11,13 +11,21 @@ from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
 
+@mechanism(
+    "mamba",
+    meaning="selective state space: every channel has states with decays of the token",
+    source="Gu and Dao 2023, arXiv:2312.00752, algorithm 2",
+    knows_order=True,
+    feed_forward_ratio=0,
+    layers=2,
+)
 class Mamba(RecurrentMixer):
     """Selective state space, with a decay per entry of the D x N state (section 3.4, algorithm 2).
 
@@ -106,16 +114,3 @@ class Mamba(RecurrentMixer):
         )
         y_BTD = y_BTD + u_BTD * self.skip[...].astype(u_BTD.dtype)
         return y_BTD * jax.nn.silu(self.gate(x)), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="mamba",
-        mixer=Mamba,
-        meaning="selective state space: every channel has states with decays of the token",
-        source="Gu and Dao 2023, arXiv:2312.00752, algorithm 2",
-        knows_order=True,
-        feed_forward_ratio=0,
-        layers=2,
-    ),
-)

@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
@@ -28,6 +28,14 @@ def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
+@mechanism(
+    "mamba2",
+    meaning="state space duality: one decay for each head and token",
+    source="Dao and Gu 2024, arXiv:2405.21060, section 7",
+    knows_order=True,
+    feed_forward_ratio=0,
+    layers=2,
+)
 class Mamba2(RecurrentMixer):
     """State space model with one decay per head and token (section 7, figure 6).
 
@@ -116,16 +124,3 @@ class Mamba2(RecurrentMixer):
         )
         o = o + v * self.skip[...].astype(v.dtype)[:, None]
         return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="mamba2",
-        mixer=Mamba2,
-        meaning="state space duality: one decay for each head and token",
-        source="Dao and Gu 2024, arXiv:2405.21060, section 7",
-        knows_order=True,
-        feed_forward_ratio=0,
-        layers=2,
-    ),
-)

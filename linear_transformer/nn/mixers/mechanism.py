@@ -2,17 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from linear_transformer.nn.mixers.base import Mixer
+
+MixerType = TypeVar("MixerType", bound=type[Mixer])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mechanism:
     """Mixer by name; a call constructs the mixer.
 
-    A file of this folder lists its mechanisms in `MECHANISMS`, and `registry.MIXERS` collects the
-    mechanisms of all files.
+    The decorator `mechanism` makes a mechanism of a mixer, and `registry.MIXERS` collects the
+    mechanisms of all mixers of this folder.
 
     Attributes:
       name: name in a layer pattern, and after the colon in `--config=FILE:NAME`.
@@ -72,3 +74,19 @@ class Mechanism:
             return dict(options)
         kept = {key: value for key, value in options.items() if key not in self.causal_only}
         return {**kept, **self.bidirectional, "direction": "bidirectional"}
+
+
+def mechanism(name: str, **properties: Any) -> Callable[[MixerType], MixerType]:
+    """Decorates a mixer as the mechanism with this name, before those it has already.
+
+    Args:
+      name: name of the mechanism.
+      **properties: other attributes of `Mechanism`, except `mixer`.
+    """
+
+    def decorated(mixer: MixerType) -> MixerType:
+        first = Mechanism(name=name, mixer=mixer, **properties)
+        mixer.mechanisms = (first, *vars(mixer).get("mechanisms", ()))
+        return mixer
+
+    return decorated

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks, segments, sequence_parallel
@@ -22,6 +22,12 @@ from linear_transformer.ops.normalizer import with_ones
 from linear_transformer.types import PRNGKey, SegmentIds
 
 
+@mechanism(
+    "mlstm",
+    meaning="matrix memory of xLSTM, with exponential input gates and sigmoid forget gates",
+    source="Beck et al. 2024, arXiv:2405.04517, equations 19-27",
+    knows_order=True,
+)
 class MLSTM(RecurrentMixer):
     """Matrix memory with exponential input gates, sigmoid forget gates and a normaliser.
 
@@ -153,14 +159,3 @@ def running_maximum(
         maximum = apply(a, maximum, before_BH2[:, None, :, 1])
     shifted = sequence_parallel.halo(maximum, before=1)[:, :-1]
     return jnp.where(starts, first, shifted), maximum
-
-
-MECHANISMS = (
-    Mechanism(
-        name="mlstm",
-        mixer=MLSTM,
-        meaning="matrix memory of xLSTM, with exponential input gates and sigmoid forget gates",
-        source="Beck et al. 2024, arXiv:2405.04517, equations 19-27",
-        knows_order=True,
-    ),
-)

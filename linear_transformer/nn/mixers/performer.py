@@ -7,7 +7,7 @@ from flax import nnx
 
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.log_space import ScaledState
@@ -21,6 +21,13 @@ from linear_transformer.ops.random_features import (
 KERNELS = ("softmax", "relu")
 
 
+@mechanism(
+    "performer",
+    meaning="FAVOR+: softmax attention by positive random features",
+    source="Choromanski et al. 2021, arXiv:2009.14794, lemma 1",
+    options={"kernel": "softmax", "features": 64},
+    bidirectional={},
+)
 class Performer(KernelAttention):
     """Softmax attention estimated with positive random features, or attention with ReLU features.
 
@@ -81,15 +88,3 @@ class Performer(KernelAttention):
             return linear_attention(q, k, v, feature_map=None, **options)
         q, k = (positive_log_features(a, w_HMK) for a in (q, k))
         return log_feature_attention(q, k, v, **options)
-
-
-MECHANISMS = (
-    Mechanism(
-        name="performer",
-        mixer=Performer,
-        meaning="FAVOR+: softmax attention by positive random features",
-        source="Choromanski et al. 2021, arXiv:2009.14794, lemma 1",
-        options={"kernel": "softmax", "features": 64},
-        bidirectional={},
-    ),
-)

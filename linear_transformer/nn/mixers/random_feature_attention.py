@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
@@ -16,6 +16,14 @@ from linear_transformer.ops.normalizer import divide, with_ones
 from linear_transformer.ops.random_features import draw_projections, fourier_features
 
 
+@mechanism(
+    "rfa",
+    meaning="softmax attention by random Fourier features, with a gate that forgets",
+    source="Peng et al. 2021, arXiv:2103.02143, equations 3-7",
+    options={"features": 64, "gate": True},
+    bidirectional={},
+    causal_only=("gate",),
+)
 class RandomFeatureAttention(KernelAttention):
     """Attention with random sin and cos features of queries and keys of unit length (section 3.1).
 
@@ -91,16 +99,3 @@ class RandomFeatureAttention(KernelAttention):
             k *= jax.nn.sigmoid(-logits_BTH)[..., None].astype(k.dtype)
             o, sums = decayed_attention(q, k, v_and_ones, jax.nn.log_sigmoid(logits_BTH), **options)
         return divide(o, self.epsilon).astype(v.dtype), sums
-
-
-MECHANISMS = (
-    Mechanism(
-        name="rfa",
-        mixer=RandomFeatureAttention,
-        meaning="softmax attention by random Fourier features, with a gate that forgets",
-        source="Peng et al. 2021, arXiv:2103.02143, equations 3-7",
-        options={"features": 64, "gate": True},
-        bidirectional={},
-        causal_only=("gate",),
-    ),
-)

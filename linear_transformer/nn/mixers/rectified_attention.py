@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.rectified import rectified_attention
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -33,6 +33,15 @@ class GatedRMSNorm(nnx.Module):
         return (y * jax.nn.sigmoid(self.gate[...] * x)).astype(self.dtype)
 
 
+@mechanism(
+    "rela",
+    meaning="attention with ReLU in place of softmax, and a gated norm; configs set a window",
+    source="Zhang et al. 2021, arXiv:2104.07012, equation 5",
+    options={"window": 64},
+    rotary=True,
+    bidirectional={},
+    causal_only=("window", "cache_capacity"),
+)
 class RectifiedAttention(CachedAttention):
     """Attention with weights max(q.k / sqrt(K), 0) and a norm that sets the scale of the output."""
 
@@ -71,17 +80,3 @@ class RectifiedAttention(CachedAttention):
             key_mask_BS=filled_BS,
         )
         return self.output(self.norm(merge_heads(o_BTHV))), state
-
-
-MECHANISMS = (
-    Mechanism(
-        name="rela",
-        mixer=RectifiedAttention,
-        meaning="attention with ReLU in place of softmax, and a gated norm; configs set a window",
-        source="Zhang et al. 2021, arXiv:2104.07012, equation 5",
-        options={"window": 64},
-        rotary=True,
-        bidirectional={},
-        causal_only=("window", "cache_capacity"),
-    ),
-)

@@ -1,4 +1,4 @@
-"""Registry of mixers by name: all mechanisms that files of this folder list in `MECHANISMS`."""
+"""Registry of mixers by name: the mechanisms of all mixers of this folder."""
 
 import importlib
 import inspect
@@ -29,11 +29,13 @@ from linear_transformer.nn.mixers.parallel import Parallel
 RESERVED = ("width", "heads", "output_scale", "depth", "dtype", "rngs")
 
 
-def _listed() -> Iterator[Mechanism]:
-    """Yields the mechanisms of all files of this folder."""
+def _decorated() -> Iterator[Mechanism]:
+    """Yields the mechanisms of all mixers of this folder."""
     for module in pkgutil.iter_modules(mixers.__path__, f"{mixers.__name__}."):
         if module.name != __name__:
-            yield from getattr(importlib.import_module(module.name), "MECHANISMS", ())
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type) and value.__module__ == module.name:
+                    yield from vars(value).get("mechanisms", ())
 
 
 def _parallel(
@@ -66,7 +68,7 @@ PARALLEL = Mechanism(
     source="Qin et al. 2022, arXiv:2210.10340, table 12",
 )
 MIXERS: dict[str, Mechanism] = {}
-for _mechanism in (*_listed(), PARALLEL):
+for _mechanism in (*_decorated(), PARALLEL):
     if _mechanism.name in MIXERS:
         raise ValueError(f"two mechanisms have the name {_mechanism.name!r}")
     MIXERS[_mechanism.name] = _mechanism

@@ -10,12 +10,20 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
 
+@mechanism(
+    "retnet",
+    meaning="retention: a fixed decay for each head, rotary positions, and a swish gate",
+    source="Sun et al. 2023, arXiv:2307.08621, equations 5-8",
+    knows_order=True,
+    rotary=True,
+    feed_forward_ratio=2,
+)
 class Retention(RecurrentMixer):
     """Retention with fixed decays from 1 - 2^-5 on, one per head, and a swish gate (equations 5-8).
 
@@ -93,16 +101,3 @@ class Retention(RecurrentMixer):
             o = o[..., :-1] / jnp.maximum(jnp.abs(o[..., -1:]), 1)
         o = merge_heads(self.norm(o))
         return jax.nn.silu(self.gate(x)) * o, new_sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="retnet",
-        mixer=Retention,
-        meaning="retention: a fixed decay for each head, rotary positions, and a swish gate",
-        source="Sun et al. 2023, arXiv:2307.08621, equations 5-8",
-        knows_order=True,
-        rotary=True,
-        feed_forward_ratio=2,
-    ),
-)

@@ -9,7 +9,7 @@ from flax import nnx
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
@@ -18,6 +18,13 @@ from linear_transformer.ops.decay import decayed_attention
 INPUTS = ("receptance", "key", "value", "gate", "decay")
 
 
+@mechanism(
+    "rwkv6",
+    meaning="a decay for every key feature, a bonus for the current token, and token shift",
+    source="Peng et al. 2024, arXiv:2404.05892, section 4",
+    knows_order=True,
+    knows_depth=True,
+)
 class RWKV6(RecurrentMixer):
     """Data-dependent vector decay, a bonus for the current token, and a data-dependent token shift.
 
@@ -110,15 +117,3 @@ class RWKV6(RecurrentMixer):
         )
         o = merge_heads(self.norm(o))
         return jax.nn.silu(self.gate(inputs["gate"])) * o, sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="rwkv6",
-        mixer=RWKV6,
-        meaning="a decay for every key feature, a bonus for the current token, and token shift",
-        source="Peng et al. 2024, arXiv:2404.05892, section 4",
-        knows_order=True,
-        knows_depth=True,
-    ),
-)

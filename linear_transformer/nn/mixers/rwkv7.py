@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.delta_mixer import unit_length
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
@@ -21,6 +21,13 @@ from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
 
 
+@mechanism(
+    "rwkv7",
+    meaning="generalised delta rule with a decay for every key feature, and token shift",
+    source="Peng et al. 2025, arXiv:2503.14456, section 4",
+    knows_order=True,
+    knows_depth=True,
+)
 class RWKV7(RecurrentMixer):
     """Generalised delta rule with a vector decay w_t, a vector rate a_t and a removal key kappa_t.
 
@@ -127,15 +134,3 @@ class RWKV7(RecurrentMixer):
         )
         bonus = jnp.sum(r * k * self.bonus[...].astype(dtype), axis=-1, keepdims=True)
         return gate * merge_heads(self.norm(o) + bonus.astype(v.dtype) * v), sums, past
-
-
-MECHANISMS = (
-    Mechanism(
-        name="rwkv7",
-        mixer=RWKV7,
-        meaning="generalised delta rule with a decay for every key feature, and token shift",
-        source="Peng et al. 2025, arXiv:2503.14456, section 4",
-        knows_order=True,
-        knows_depth=True,
-    ),
-)

@@ -10,11 +10,20 @@ from jax import lax
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
-from linear_transformer.nn.mixers.mechanism import Mechanism
+from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks, segments
 from linear_transformer.ops.softmax import Form, softmax_attention
 
 
+@mechanism(
+    "softmax",
+    meaning="softmax attention with a key-value cache, or over a sliding window",
+    source="Vaswani et al. 2017, arXiv:1706.03762, equation 1",
+    options={"cache_capacity": 1024},
+    rotary=True,
+    bidirectional={},
+    causal_only=("window", "cache_capacity"),
+)
 class SoftmaxAttention(CachedAttention):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
@@ -109,17 +118,3 @@ class SoftmaxAttention(CachedAttention):
             form=self.form,
         )
         return o, kept | {"length": state["length"] + time, "segment": segment_ids[:, -1]}
-
-
-MECHANISMS = (
-    Mechanism(
-        name="softmax",
-        mixer=SoftmaxAttention,
-        meaning="softmax attention with a key-value cache, or over a sliding window",
-        source="Vaswani et al. 2017, arXiv:1706.03762, equation 1",
-        options={"cache_capacity": 1024},
-        rotary=True,
-        bidirectional={},
-        causal_only=("window", "cache_capacity"),
-    ),
-)
