@@ -1,5 +1,7 @@
 """Residual block of a mixer and a feed-forward, each with a norm."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,8 +10,14 @@ from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
-from linear_transformer.nn.mixers.base import Mixer, MixerState
-from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
+from linear_transformer.nn.mixers.base import Mixer, MixerState, Places
+from linear_transformer.types import Activations, PRNGKey
+
+
+class BlockInputs(Places, total=False):
+    """Arguments of a block that are the same for all blocks of a stack."""
+
+    memory_BTD: Activations | None
 
 
 class Block(nnx.Module):
@@ -59,9 +67,8 @@ class Block(nnx.Module):
         state: MixerState | None = None,
         *,
         memory_BTD: Activations | None = None,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
+        **places: Unpack[Places],
     ) -> tuple[Activations, MixerState | None]:
         keys = [None] * 4 if dropout_key is None else jax.random.split(dropout_key, 4)
         pre = self.norm_position == "pre"
@@ -69,12 +76,8 @@ class Block(nnx.Module):
         def normed(norm: nnx.Module, x_BTD: Activations) -> Activations:
             return apply_norm(norm, x_BTD, training=dropout_key is not None)
 
-        h_BTD, state = self.mixer(
-            normed(self.mixer_norm, x_BTD) if pre else x_BTD,
-            state,
-            segment_ids=segment_ids,
-            positions=positions,
-        )
+        h_BTD = normed(self.mixer_norm, x_BTD) if pre else x_BTD
+        h_BTD, state = self.mixer(h_BTD, state, **places)
         x_BTD = self.mixer_residual(x_BTD, self._drop(h_BTD, keys[0]))
         if not pre:
             x_BTD = normed(self.mixer_norm, x_BTD)

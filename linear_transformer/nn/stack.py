@@ -1,6 +1,7 @@
 """Stack of blocks in a loop, or in a scan, which keeps compile time constant in depth."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,10 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 
-from linear_transformer.nn.block import Block
+from linear_transformer.nn.block import Block, BlockInputs
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.split import gathered
-from linear_transformer.types import Activations, Positions, PRNGKey, SegmentIds
+from linear_transformer.types import Activations, PRNGKey
 
 BLOCKS = "blocks"  # in the paths of a stack's parameters, and in no other path
 
@@ -75,21 +76,12 @@ class Stack(nnx.Module):
         x_BTD: Activations,
         states: MixerState | None = None,
         *,
-        memory_BTD: Activations | None = None,
-        segment_ids: SegmentIds | None = None,
-        positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
+        **inputs: Unpack[BlockInputs],
     ) -> tuple[Activations, MixerState | None]:
         def apply(graphdef, parameters, x_BTD, state, key):
             block = nnx.merge(graphdef, gathered(parameters))
-            return block(
-                x_BTD,
-                state,
-                memory_BTD=memory_BTD,
-                segment_ids=segment_ids,
-                positions=positions,
-                dropout_key=key,
-            )
+            return block(x_BTD, state, dropout_key=key, **inputs)
 
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]

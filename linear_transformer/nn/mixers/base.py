@@ -10,7 +10,7 @@ of zeros with the batch as first axis, so a row is reset by setting it to zero.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypedDict, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,13 @@ from linear_transformer.ops import checks
 from linear_transformer.types import Activations, Positions, SegmentIds
 
 MixerState = Any
+
+
+class Places(TypedDict, total=False):
+    """Segment and position of each token, as arguments of a mixer."""
+
+    segment_ids: SegmentIds | None
+    positions: Positions | None
 
 
 def checked(call: Callable) -> Callable:
