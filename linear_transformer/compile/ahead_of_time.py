@@ -173,7 +173,7 @@ def compile_evaluation(config: ml_collections.ConfigDict, devices: Sequence[Devi
         "forward pass of an evaluation batch",
         built.mesh,
         _tokens(config),
-        lambda: task.forward.lower(task, built.graphdef, built.abstract_parameters(), batch),
+        lambda: task.forward.lower(task, built.graphdef, built.abstract_state().evaluated, batch),
     )
 
 
@@ -199,7 +199,7 @@ def compile_decoding_step(config: ml_collections.ConfigDict, devices: Sequence[D
     token_B = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = placement.abstract(key, NamedSharding(mesh, PartitionSpec()))
-    parameters = built.abstract_parameters()
+    parameters = built.abstract_state().evaluated
     return _compile(
         f"decoding step of {rows} rows",
         mesh,

@@ -51,10 +51,9 @@ class Run:
         config = config_file.load(workdir)
         built = Experiment(config, _make_mesh(config, spread))
         check_data(workdir, config, fingerprints(config.data, built.task))
-        parameters = built.abstract_parameters()
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, clean=False)
         try:
-            restored = checkpoints.restore_evaluated(parameters, averaged=config.ema_decay > 0)
+            restored = checkpoints.restore_evaluated(built.abstract_state())
         finally:
             checkpoints.close()
         if restored is None:

@@ -3,6 +3,7 @@
     self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
 
 A declaration is metadata of the `nnx.Param`, which Flax keeps through split, merge and eval_shape.
+The statistics of batch norms (`nnx.BatchStat`) declare their logical axes in the same way.
 Optimizers, shardings and FLOP counts use the declaration, and never the name of a parameter.
 """
 
@@ -64,7 +65,7 @@ def taps(*axes: str | None) -> dict[str, Any]:
     return {_KEY: Declaration(axes, "vector", weight_decay=False, per_token=True)}
 
 
-def declaration(parameter: nnx.Param, name: str) -> Declaration:
+def declaration(parameter: nnx.Variable, name: str) -> Declaration:
     """Returns the declaration of a parameter.
 
     Args:
@@ -79,16 +80,17 @@ def declaration(parameter: nnx.Param, name: str) -> Declaration:
     return parameter.get_metadata(_KEY)
 
 
-def declarations(model: nnx.Module) -> dict[str, Any]:
+def declarations(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, Any]:
     """Returns the declarations of a model's parameters, in the structure of `nnx.to_pure_dict`.
 
     Args:
       model: module with arrays, or with their shapes only.
+      kind: `nnx.Param` to leave out the statistics of batch norms, as optimizers need it.
 
     Raises:
       ValueError: a parameter has no declaration.
     """
-    parameters = nnx.state(model, nnx.Param)
+    parameters = nnx.state(model, kind)
     for path, parameter in nnx.to_flat_state(parameters):
         declaration(parameter, "/".join(map(str, path)))
     return nnx.to_pure_dict(parameters, lambda parameter: parameter.get_metadata(_KEY))

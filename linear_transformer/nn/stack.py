@@ -81,7 +81,8 @@ class Stack(nnx.Module):
     ) -> tuple[Activations, MixerState | None]:
         def apply(graphdef, parameters, x_BTD, state, key):
             block = nnx.merge(graphdef, gathered(parameters))
-            return block(x_BTD, state, dropout_key=key, **inputs)
+            x_BTD, state = block(x_BTD, state, dropout_key=key, **inputs)
+            return x_BTD, state, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
 
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
@@ -90,20 +91,19 @@ class Stack(nnx.Module):
             apply = jax.jit(apply, static_argnums=(0,))  # equal blocks are traced once
 
         def run(parameters, x_BTD, states, keys):
-            new_states = []
+            new_states, statistics = [], []
             for i, (graphdef, parameter) in enumerate(zip(graphdefs, parameters, strict=True)):
                 state = None if states is None else states[i]
                 key = None if keys is None else keys[i]
-                x_BTD, state = apply(graphdef, parameter, x_BTD, state, key)
+                x_BTD, state, of_block = apply(graphdef, parameter, x_BTD, state, key)
                 new_states.append(state)
-            return x_BTD, (None if states is None else new_states)
+                statistics.append(of_block)
+            return x_BTD, (None if states is None else new_states, statistics)
 
         graphdefs, parameters = zip(*[nnx.split(block) for block in self.blocks], strict=True)
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, (self.repetitions, len(graphdefs)))
-        if not self.scan:
-            return run(parameters, x_BTD, states, None if keys is None else keys[0])
 
         def repetition(x_BTD, scanned):
             parameters, states, keys = scanned
@@ -111,9 +111,16 @@ class Stack(nnx.Module):
                 states = jax.tree.map(lambda x: x, states)
             return run(parameters, x_BTD, states, keys)
 
-        if states is not None:  # the scan needs repetitions as the first axis, not the batch
-            states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
-        x_BTD, states = lax.scan(repetition, x_BTD, (parameters, states, keys))
-        if states is not None:
-            states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
+        if self.scan:
+            if states is not None:  # the scan needs repetitions as the first axis, not the batch
+                states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
+            x_BTD, (states, statistics) = lax.scan(repetition, x_BTD, (parameters, states, keys))
+            if states is not None:
+                states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
+        else:
+            keys = None if keys is None else keys[0]
+            x_BTD, (states, statistics) = run(parameters, x_BTD, states, keys)
+        if dropout_key is not None:
+            for block, of_block in zip(self.blocks, statistics, strict=True):
+                nnx.update(block, of_block)
         return x_BTD, states

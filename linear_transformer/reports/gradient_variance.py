@@ -31,7 +31,6 @@ from rich.table import Table
 
 from linear_transformer.cli import command_line
 from linear_transformer.cli.command_line import CommandLine
-from linear_transformer.nn.layers.batch_norm import without_moments
 from linear_transformer.reports import report
 from linear_transformer.reports.tables import load_table
 from linear_transformer.runtime import environment
@@ -108,7 +107,7 @@ def measure(
     built = Experiment(config, one_device())
     state = built.init_state()
     moments = Moments.zeros(_mixers(state.parameters))
-    step = _make_step(built)
+    step = _make_step(built, state.statistics)
     parameters, optimizer_state = state.parameters, state.optimizer
     batches = iter(built.task.training_data(0, 1))
     for number in range(warmup + steps):
@@ -118,15 +117,16 @@ def measure(
     return moments.relative_deviations()
 
 
-def _make_step(built: Experiment):
+def _make_step(built: Experiment, statistics: Any):
     def loss(parameters, batch, key):
-        total, count = built.task.loss(nnx.merge(built.graphdef, parameters), batch, key)["loss"]
+        model = nnx.merge(built.graphdef, parameters, statistics)
+        total, count = built.task.loss(model, batch, key)["loss"]
         return total / jnp.maximum(count, 1)
 
     @jax.jit
     def step(parameters, optimizer_state, moments, batch, number, measured):
         key = jax.random.fold_in(jax.random.key(built.config.seed), number)
-        gradients = without_moments(jax.grad(loss)(parameters, batch, key))
+        gradients = jax.grad(loss)(parameters, batch, key)
         added = moments.add(_mixers(gradients))
         moments = jax.tree.map(lambda new, old: jnp.where(measured, new, old), added, moments)
         updates, optimizer_state = built.optimizer.update(gradients, optimizer_state, parameters)

@@ -19,11 +19,11 @@ from linear_transformer.sharding.placement import batch_spec, specs
 def sum_over_devices(
     sums: Callable[..., Any], declared: Any, sequences: Sequences = NO_SEQUENCES
 ) -> Callable[..., Any]:
-    """Extends `sums(parameters, rows, key) -> (gradients, metrics)` to the tokens of all devices.
+    """Extends `sums(parameters, rows, key) -> (gradients, others)` to the tokens of all devices.
 
     The devices are the mesh of the context; without a mesh, the result is `sums` itself.  Gradients
-    are sums over tokens, sharded like the parameters.  Each shard of the rows has its own key, so
-    that dropout depends on the number of shards.
+    are sums over tokens, sharded like the parameters; other sums, like metrics, are whole.  Each
+    shard of the rows has its own key, so that dropout depends on the number of shards.
 
     Args:
       sums: function of one device and its tokens.
@@ -50,11 +50,11 @@ def sum_over_devices(
         def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
-            gradients, metrics = sums(_marked(parameters, axes), batch, key)
+            gradients, others = sums(_marked(parameters, axes), batch, key)
             gradients = jax.tree.map(
                 scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
             )
-            return gradients, total(metrics, spread)
+            return gradients, total(others, spread)
 
         whole = PartitionSpec()
         inputs = (axes, {name: batch_spec(name, sequences) for name in batch}, whole)

@@ -12,7 +12,6 @@ from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
 from linear_transformer.training import capacity
 from linear_transformer.training.experiment import make_task, resolve
@@ -56,7 +55,6 @@ class Experiment:
       task: the task, with its model, data and loss.
       model: the model with `jax.ShapeDtypeStruct` in place of arrays.
       graphdef: the model without its parameters.
-      declared: `nn.parameters.declarations` of the parameters.
       optimizer: the optimizer with its schedule.
     """
 
@@ -81,9 +79,9 @@ class Experiment:
             )
         self.model = nnx.eval_shape(lambda: self.task.make_model(ParameterRngs(config.seed)))
         self.graphdef = nnx.graphdef(self.model)
-        self.declared = declarations(self.model)
         optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
-        self.optimizer = make_optimizer(optimizer, config.num_steps, self.declared)
+        declared = declarations(self.model, nnx.Param)
+        self.optimizer = make_optimizer(optimizer, config.num_steps, declared)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -97,17 +95,10 @@ class Experiment:
         """Returns shapes, dtypes and shardings of `init_state` without computing anything."""
         return abstract_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
 
-    def abstract_parameters(self) -> Any:
-        """Returns shapes, dtypes and shardings of the parameters alone."""
-        parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
-        return placement.abstract(
-            parameters, placement.shardings(self.mesh, parameters, self.declared)
-        )
-
     def train_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
         """Returns the training step of the config; call it under `jax.set_mesh(mesh)`."""
         return make_train_step(
-            self.graphdef,
+            self.model,
             self.task.loss,
             self.optimizer,
             accumulate_steps=self.config.accumulate_steps,

@@ -59,7 +59,7 @@ class Checkpoints:
         """
         try:
             with _quiet():
-                self._write(step, {"state": state._asdict(), "progress": progress})
+                self._write(step, _parts(**state._asdict()) | {"progress": progress})
         except Exception as error:  # the libraries do not always raise OSError
             self._failed = True
             raise RunError(
@@ -85,39 +85,41 @@ class Checkpoints:
         Raises:
           ConfigError: complete checkpoints exist, but none of them can be read.
         """
-        restored = self._newest(state._asdict())
-        return restored and (TrainState(**restored[0]), restored[1])
+        return self._newest(state, _parts(**state._asdict()))
 
-    def restore_evaluated(self, parameters: Any, *, averaged: bool) -> tuple[Any, int] | None:
-        """Reads the parameters that evaluation uses, and their step, but not the optimizer state.
+    def restore_evaluated(self, state: TrainState) -> tuple[Any, int] | None:
+        """Reads `TrainState.evaluated` and its step, but nothing else of the state.
 
         Args:
-          parameters: arrays or `jax.ShapeDtypeStruct` of the same shapes, with shardings.
-          averaged: whether to read the moving average of the parameters in their place.
+          state: a state of the same shapes (arrays or `jax.ShapeDtypeStruct`), with shardings.
 
         Returns:
-          Parameters and step of the newest readable checkpoint; None if there is no checkpoint.
+          `evaluated` and step of the newest readable checkpoint; None if there is no checkpoint.
 
         Raises:
           ConfigError: complete checkpoints exist, but none of them can be read.
         """
-        name = "average" if averaged else "parameters"
+        name = "parameters" if state.average is None else "average"
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            restored = self._newest({name: parameters})
-        return restored and (restored[0][name], restored[1]["step"])
+            parts = _parts(state.statistics, **{name: getattr(state, name)})
+            restored = self._newest(state, parts)
+        return restored and (restored[0].evaluated, restored[1]["step"])
 
-    def _newest(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def _newest(
+        self, state: TrainState, parts: dict[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads parts of the state, and the progress, from the newest readable checkpoint."""
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts
         )
         committed = saved_steps(self._checkpointer.directory)
         for checkpoint in reversed(self._checkpointer.checkpoints):
-            loaded = self._load(checkpoint, {"state": abstract, "progress": None})
+            loaded = self._load(checkpoint, abstract | {"progress": None})
             if loaded is not None:
-                return loaded["state"], loaded["progress"]
+                progress = loaded.pop("progress")
+                return state._replace(**loaded.pop("state"), **loaded), progress
             self._unreadable.append(checkpoint.step)
         if committed:
             raise ConfigError(f"{self._checkpointer.directory}: no checkpoint can be read")
@@ -152,6 +154,11 @@ class Checkpoints:
             return
         with _quiet(), contextlib.suppress(Exception):  # `save` has raised this error already
             self._checkpointer.close()
+
+
+def _parts(statistics: Any, **fields: Any) -> dict[str, Any]:
+    """Returns the parts of a checkpoint; only models with statistics have a part for them."""
+    return {"state": fields} | ({"statistics": statistics} if statistics else {})
 
 
 @contextlib.contextmanager

@@ -365,7 +365,7 @@ class _Loop:
         began = time.perf_counter()
         self._settle()
         self.stop.saving()
-        if not _all_finite(state.parameters):
+        if not _all_finite((state.parameters, state.statistics)):
             raise NonFiniteLossError(
                 f"a parameter is not finite after step {self.step}; no checkpoint of it was saved"
             )

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from linear_transformer.data.stream import NO_SEQUENCES, Sequences
-from linear_transformer.nn.layers.batch_norm import update_moments, without_moments
+from linear_transformer.nn.layers.batch_norm import DECAY
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
@@ -28,17 +28,20 @@ class TrainState(NamedTuple):
       parameters: nested dict of arrays.
       optimizer: state of the optax transformation.
       average: exponential moving average of the parameters, or None.
+      statistics: nested dict of the running statistics of batch norms; empty without any.
     """
 
     step: jax.Array
     parameters: Any
     optimizer: Any
     average: Any
+    statistics: Any
 
     @property
     def evaluated(self) -> Any:
-        """Parameters that evaluation and sampling use."""
-        return self.parameters if self.average is None else self.average
+        """Parameters that evaluation and sampling use, and statistics, in one nested dict."""
+        parameters = self.parameters if self.average is None else self.average
+        return nnx.to_pure_dict(nnx.merge_state(parameters, self.statistics))
 
 
 def _initializer(
@@ -51,10 +54,10 @@ def _initializer(
 
     def init() -> tuple[TrainState, nnx.Module]:
         model = make_model(ParameterRngs(seed))
-        parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        parameters, statistics = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, nnx.BatchStat))
         average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
         state = TrainState(
-            jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average
+            jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average, statistics
         )
         return state, model
 
@@ -102,7 +105,7 @@ def abstract_state(
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
+    model: nnx.Module,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
@@ -113,16 +116,23 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted function `(state, batch) -> (state, metrics)`; it donates the state.
 
+    The model may hold `jax.ShapeDtypeStruct` in place of arrays; its values are not used.
+
     With accumulation, the batch is split into equal parts along its rows. Sums and counts are added
     over the parts, so the gradient equals the gradient of the whole batch for any weights.  Under
     `jax.set_mesh`, the step runs on that mesh: each device has its own tokens, and state and batch
     are arrays on the mesh (`sharding.placement`). `sequences` is an argument of
     `sharding.data_parallel.sum_over_devices`.
     """
+    graphdef, _, abstract = nnx.split(model, nnx.Param, nnx.BatchStat)
+    declared = declarations(model)
 
     def loss_sum(parameters, batch, key):
-        metrics = loss(nnx.merge(graphdef, parameters), batch, key)
-        return metrics["loss"][0], metrics
+        zeros = jax.tree.map(jnp.zeros_like, abstract)  # batch norms add to them
+        model = nnx.merge(graphdef, parameters, zeros)
+        metrics = loss(model, batch, key)
+        of_batch = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return metrics["loss"][0], (metrics, of_batch)
 
     gradient = jax.grad(loss_sum, has_aux=True)
 
@@ -141,22 +151,20 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        declared = declarations(nnx.merge(graphdef, state.parameters))
         sums_of_all = sum_over_devices(sums, declared, sequences)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        sums_of_batch, metrics = sums_of_all(state.parameters, batch, key)
-        gradients = without_moments(sums_of_batch)
+        gradients, (metrics, of_batch) = sums_of_all(state.parameters, batch, key)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        parameters = update_moments(parameters, sums_of_batch)
         average = state.average
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
+        statistics = optax.incremental_update(of_batch, state.statistics, 1 - DECAY)
         one = jnp.ones(())
         metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
-        state = TrainState(state.step + 1, parameters, optimizer_state, average)
+        state = TrainState(state.step + 1, parameters, optimizer_state, average, statistics)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1:  # the new state keeps the shardings of the old one
             state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state, declared))

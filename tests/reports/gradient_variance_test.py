@@ -25,7 +25,7 @@ def test_moments():
 
 
 def test_measure(text):
-    config = runs.make_config(text)
+    config = runs.make_config(text, model__norm="batchnorm")
     values = [gradient_variance.measure(config, "norm", steps=4, warmup=2) for _ in range(2)]
     assert values[0] == values[1]
     assert all(0 < value < 2 for value in values[0])

@@ -22,7 +22,7 @@ from tests.training import runs
 def make_state(step: int) -> TrainState:
     a, b = jax.random.split(jax.random.key(step))
     parameters = {"kernel": jax.random.normal(a, (64, 64)), "scale": jax.random.normal(b, ())}
-    return TrainState(jnp.int32(step), parameters, (jnp.zeros(3),), None)
+    return TrainState(jnp.int32(step), parameters, (jnp.zeros(3),), None, {})
 
 
 def progress_of(step: int) -> dict:
@@ -122,12 +122,29 @@ def test_any_damage_to_any_file_is_noticed(damage, workdir, warnings):
     runs.assert_same_state(restore(workdir)[0], make_state(6))
 
 
+def test_a_checkpoint_without_the_statistics_of_the_model_is_refused(workdir, warnings):
+    state = make_state(6)._replace(statistics={"norm": {"moments": jnp.zeros(6)}})
+    for read in (Checkpoints.restore, Checkpoints.restore_evaluated):
+        checkpoints = Checkpoints(epath.Path(workdir), 3)
+        with pytest.raises(ConfigError, match="no checkpoint can be read"):
+            read(checkpoints, state)
+        checkpoints.close()
+    assert len(warnings) == 6
+    assert all("'statistics']) for loading were not found" in line for line in warnings)
+
+
 @pytest.mark.parametrize("averaged", [False, True])
-def test_evaluation_reads_the_parameters_alone(averaged, tmp_path, monkeypatch, warnings):
+def test_evaluation_reads_parameters_and_statistics_alone(
+    averaged, tmp_path, monkeypatch, warnings
+):
     """What the optimizer has in the checkpoint is overwritten, and nobody notices."""
     monkeypatch.setattr(module, "_verify", lambda folder: None)
     optimizer = jax.random.bits(jax.random.key(0), (2**18,))  # which does not compress
-    state = make_state(6)._replace(optimizer=optimizer, average=make_state(7).parameters)
+    state = make_state(6)._replace(
+        optimizer=optimizer,
+        average=make_state(7).parameters,
+        statistics={"norm": {"moments": jnp.arange(6.0)}},
+    )
     checkpoints = Checkpoints(epath.Path(tmp_path), 1)
     checkpoints.save(6, state, progress_of(6))
     known, overwritten = np.asarray(optimizer).tobytes()[2**19 + 1000 :][:64], 0
@@ -138,9 +155,10 @@ def test_evaluation_reads_the_parameters_alone(averaged, tmp_path, monkeypatch, 
             path.write_bytes(content[:place] + bytes(2**18) + content[place + 2**18 :])
             overwritten += 1
     assert overwritten == 1
-    parameters, step = checkpoints.restore_evaluated(state.parameters, averaged=averaged)
-    expected = state.average if averaged else state.parameters
-    jax.tree.map(np.testing.assert_array_equal, parameters, expected)
+    asked = state if averaged else state._replace(average=None)
+    evaluated, step = checkpoints.restore_evaluated(asked)
+    expected = (state.average if averaged else state.parameters) | state.statistics
+    jax.tree.map(np.testing.assert_array_equal, evaluated, expected)
     assert step == 6
     # Orbax leaves its other reads unfinished, and Python reports each where it is collected.
     monkeypatch.setattr(sys, "unraisablehook", lambda unfinished: None)

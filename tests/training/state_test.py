@@ -41,9 +41,8 @@ def make_batch(noise=0.0):
 def make_step(accumulate_steps=1, ema_decay=0.0, seed=0, loss=loss):
     optimizer = optax.adamw(0.1, weight_decay=0.0)
     state = init_state(Model, optimizer, seed=3, ema_decay=ema_decay)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Model(ParameterRngs(0))))
     return state, make_train_step(
-        graphdef,
+        nnx.eval_shape(lambda: Model(ParameterRngs(0))),
         loss,
         optimizer,
         seed=seed,
@@ -116,7 +115,7 @@ def test_average():
             lambda a, p: decay * a + (1 - decay) * np.asarray(p), expected, state.parameters
         )
         assert_close(state.average, expected, 1e-6)
-    assert state.evaluated is state.average
+    chex.assert_trees_all_equal(state.evaluated, state.average)
     assert not np.allclose(
         state.average["dense"]["kernel"], state.parameters["dense"]["kernel"], rtol=1e-3
     )
@@ -125,7 +124,7 @@ def test_average():
 def test_without_an_average_the_parameters_are_evaluated():
     state, _ = make_step()
     assert state.average is None
-    assert state.evaluated is state.parameters
+    chex.assert_trees_all_equal(state.evaluated, state.parameters)
 
 
 def test_weights_of_zero_change_nothing():
