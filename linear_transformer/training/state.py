@@ -87,8 +87,14 @@ def init_state(
         None.
     """
     init = _initializer(make_model, optimizer, seed, ema_decay)
-    shardings = None if mesh is None else _shardings(mesh, *nnx.eval_shape(init))
-    return jax.jit(lambda: init()[0], out_shardings=shardings)()
+
+    def sharded() -> TrainState:
+        state, model = init()
+        if mesh is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, _shardings(mesh, state, model))
+
+    return jax.jit(sharded)()
 
 
 def abstract_state(

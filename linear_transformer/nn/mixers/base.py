@@ -74,7 +74,7 @@ class Mixer(nnx.Module):
     direction: str = "causal"
 
     def __new__(cls, *arguments: Any, **options: Any):
-        for name in options:
+        for name in options:  # `**options` of a constructor takes any name
             if name not in parameters(cls):
                 raise TypeError(f"{cls.__name__} has no option {name!r}")
         return super().__new__(cls)
