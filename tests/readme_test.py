@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import mechanisms
 from tests.training import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,6 +37,15 @@ def test_the_program_runs():
     assert names["o"].shape == (2, 1000, 4, 64)
     assert jnp.abs(names["y"]).max() > 1
     np.testing.assert_allclose(names["y_last"], names["y"][:, 999:], atol=1e-5)
+
+
+def test_the_mechanisms_are_counted():
+    text = README.read_text()
+    (count,) = re.findall(r"The library has (\d+)\s+mechanisms", text)
+    (section,) = re.findall(r"^## Mechanisms$(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"`(\w+)`", section)
+    assert set(names) <= set(mechanisms.NAMES)
+    assert len(names) == len(set(names)) == int(count)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -85,7 +85,7 @@ def gathered(x_BT: Array) -> Array:
 
 
 def own(x_BT: Array) -> Array:
-    """This shard's tokens of the array that `gathered` returns."""
+    """Slices this shard's tokens out of the array that `gathered` returns."""
     time = x_BT.shape[1] // shards()
     return lax.dynamic_slice_in_dim(x_BT, offset(time), time, axis=1)
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 from linear_transformer.nn.mixers.base import reset_rows
+from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
 from linear_transformer.nn.mixers.registry import MIXERS
 from tests.ops.contract import assert_agree, relative_rms
 
@@ -142,10 +143,16 @@ CORE = [
     or case[1] in ("chunks", "convolution", "cache", "window", "softmax block", "block")
     or case in (("linear", "rotary"), ("diag", "relu"))
 ]
-# One mixer of each class that carries a state, and of each layer that has a state of its own: their
-# subclasses see only the recurrent state of one segment.
-BASES = ("flash", "efficient", "gla", "mamba2", "delta_net", "rwkv7", "mlstm", "lru")
-CARRIERS = [case for case in CORE if case[0] in BASES or case[1] != "chunks"]
+# `RecurrentMixer` carries the state of its subclasses, which see the recurrent state of one segment
+# only.  So one of them is enough for each kind of that state and of the layers with their own one.
+SUBCLASSES = ("efficient", "gla", "gsa", "mamba2", "delta_net", "rwkv7", "mlstm", "lru")
+
+
+def carries_its_state(name):
+    return getattr(MIXERS[name].mixer, "_forward", None) is not RecurrentMixer._forward
+
+
+CARRIERS = [c for c in CORE if c[0] in SUBCLASSES or c[1] != "chunks" or carries_its_state(c[0])]
 # Mixers in which a token may have no influence at all, since a weight may be exactly 0.
 SPARSE = ("flash", "flash_quad", "rela", "lsh")
 # Compiling is all that these tests cost, and optimising would double it.
