@@ -18,13 +18,14 @@ if __name__ == "__main__":
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import peers, timing
-from linear_transformer.ops import additive
+from linear_transformer.ops import additive, block_loop
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
@@ -229,9 +230,8 @@ def sweep() -> list[dict[str, Any]]:
             def operator(q, k, v, size=size):
                 return linear(q, k, v, form="chunk", chunk_size=size)
 
-            kept, additive.CHUNKS_PER_BLOCK = additive.CHUNKS_PER_BLOCK, count
-            programs[size, count] = compiled(operator, inputs)
-            additive.CHUNKS_PER_BLOCK = kept
+            with mock.patch.multiple(block_loop, MAX_CHUNKS=count, CACHED_NUMBERS=1 << 62):
+                programs[size, count] = compiled(operator, inputs)
         runs = {f"{size} x {count}": p.call for (size, count), p in programs.items()}
         timings = timing.interleave(runs, timing.ROUNDS.value)
         for (size, count), program in programs.items():

@@ -40,9 +40,8 @@ from linear_transformer.types import (
 )
 
 # With C = 64 the quadratic part (4 C V FLOPs per token) costs as much as the state part (4 K V at
-# K = 64); blocks of 8 chunks fit the processor cache (benchmarks/attention.py --sweep).
+# K = 64).
 CHUNK_SIZE = 64
-CHUNKS_PER_BLOCK = 8
 DIRECTIONS = ("causal", "anticausal", "bidirectional")
 
 
@@ -165,11 +164,20 @@ def _check_feature_map(feature_map, normalize, *features):
                 )
 
 
-def _divide(o_BTHV: Float[Array, "B T H W"], epsilon: float) -> Outputs:
-    # Non-finite outputs take no part in the gradient: 0 / NaN is NaN.
-    finite = jnp.all(jnp.isfinite(o_BTHV), axis=-1, keepdims=True)
-    o_BTHV = jnp.where(finite, o_BTHV, 1)
-    return jnp.where(finite, o_BTHV[..., :-1] / (o_BTHV[..., -1:] + epsilon), jnp.nan)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _divide(o_BTHW: Float[Array, "B T H W"], epsilon: float) -> Outputs:
+    """Divides by the sum of the weights, the last column; no gradient passes a non-finite row."""
+    return o_BTHW[..., :-1] / (o_BTHW[..., -1:] + epsilon)
+
+
+@_divide.defjvp
+def _(epsilon, primals, tangents):
+    (o,), (do,) = primals, tangents
+    x = _divide(o, epsilon)
+    is_finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
+    dx = do[..., :-1] - jnp.where(is_finite, x, 0) * do[..., -1:]
+    denominator = jnp.where(is_finite, o[..., -1:] + epsilon, 1)
+    return x, jnp.where(is_finite, dx / denominator, 0)
 
 
 def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
@@ -304,9 +312,9 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
-    time, narrow = q.shape[1], jnp.result_type(q, k, v)
-    cut = block_loop.Cut.of(time, chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK)
-    phi = _Features(feature_map, time if cut.padding else None)
+    narrow = jnp.result_type(q, k, v)
+    cut = block_loop.Cut.of(v, chunk_size or CHUNK_SIZE)
+    phi = _Features(feature_map, cut.time if cut.padding else None)
     saved = state.dtype if normalize else jnp.dtype(bool)
     family = _Additive(phi, normalize, epsilon, narrow, saved)
     return block_loop.attend_in_blocks(family, cut, (q, k, v), state, segment_ids_BT)

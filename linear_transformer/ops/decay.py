@@ -219,11 +219,6 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
         # The decay of a segment's first token acts on a dropped state: its value is irrelevant.
         starts = segments.starts(segment_ids_BT)[..., None, None]
         decays = [jnp.where(starts, 0, x) for x in decays]
-        if form == "chunk":  # its sums of decays would carry NaN into the next segment
-            for axis, x in enumerate(decays):
-                is_finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
-                decays[axis] = jnp.where(is_finite, x, 0)
-                v = jnp.where(is_finite, v, jnp.nan)
     if form == "chunk":
         return chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size)
     if form == "parallel":

@@ -28,15 +28,12 @@ from linear_transformer.ops.blocks import entering_states, leaving_gradients, ma
 from linear_transformer.ops.gates import VectorGate, make_gate, totals
 
 CHUNK_SIZE = 64
-CHUNKS_PER_BLOCK = {"scalar": 4, "vector": 8}
 
 
 def chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size):
     of_values = len(decays) == 2
-    gate = "vector" if of_values or decays[0].shape[-1] > 1 else "scalar"
-    cut = block_loop.Cut.of(
-        q.shape[1], chunk_size or CHUNK_SIZE, CHUNKS_PER_BLOCK[gate], halved=gate == "vector"
-    )
+    halved = of_values or decays[0].shape[-1] > 1  # by a vector gate
+    cut = block_loop.Cut.of(v, chunk_size or CHUNK_SIZE, halved=halved)
     family = (_ValueDecay if of_values else _Decay)(jnp.result_type(q, k, v))
     return block_loop.attend_in_blocks(family, cut, (q, k, *decays, v), state, segment_ids_BT)
 
@@ -51,6 +48,7 @@ class _Decay:
 
     def forward(self, tokens, state, masks, n):
         q, k, log_decay, v = tokens
+        k, log_decay = _contained(k, log_decay, masks)
         narrow, dtype = self.narrow, state.dtype
         gate = make_gate(log_decay, masks, narrow)
         entering, state = entering_states(k * gate.reach, v, state, masks, narrow, totals(gate))
@@ -60,6 +58,7 @@ class _Decay:
 
     def backward(self, tokens, state, masks, n, o, is_finite, g, dstate):
         q, k, log_decay, v = tokens
+        k, log_decay = _contained(k, log_decay, masks)
         narrow, dtype = self.narrow, state.dtype
         g = jnp.where(is_finite, g, 0)
         gate = make_gate(log_decay, masks, narrow)
@@ -83,6 +82,8 @@ class _ValueDecay(_Decay):
 
     def forward(self, tokens, state, masks, n):
         q, k, log_decay, log_value_decay, v = tokens
+        k, log_decay = _contained(k, log_decay, masks)
+        v, log_value_decay = _contained(v, log_value_decay, masks)
         narrow, dtype = self.narrow, state.dtype
         gate, columns = self._gates(log_decay, log_value_decay, masks)
         total = totals(gate) * totals(columns).mT
@@ -94,6 +95,8 @@ class _ValueDecay(_Decay):
 
     def backward(self, tokens, state, masks, n, o, is_finite, g, dstate):
         q, k, log_decay, log_value_decay, v = tokens
+        k, log_decay = _contained(k, log_decay, masks)
+        v, log_value_decay = _contained(v, log_value_decay, masks)
         narrow, dtype = self.narrow, state.dtype
         gate, columns = self._gates(log_decay, log_value_decay, masks)
         key_total, value_total = totals(gate), totals(columns).mT
@@ -122,3 +125,11 @@ class _ValueDecay(_Decay):
     def _gates(self, log_decay, log_value_decay, masks):
         columns = VectorGate(log_value_decay, masks, self.narrow)
         return make_gate(log_decay, masks, self.narrow), columns
+
+
+def _contained(x, log_decay, masks):
+    """Moves NaN of decays to the features that they decay: sums of decays cross segments."""
+    if masks.read is None:
+        return x, log_decay
+    is_finite = jnp.isfinite(log_decay)
+    return jnp.where(is_finite, x, jnp.nan), jnp.where(is_finite, log_decay, 0)

@@ -29,7 +29,6 @@ are hence the gradients of v and log a in L, and its A_ij are the gradients of W
 """
 
 import copy
-import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -107,20 +106,13 @@ def _earlier(chunk):
 
 def _sums(terms, x):
     """Sums over the selected tokens of a chunk, in full precision on every platform."""
-    terms = jnp.broadcast_to(terms.astype(x.dtype), (*x.shape[:-2], *terms.shape[-2:]))
-    return jnp.matmul(terms, x, precision=lax.Precision.HIGHEST)
-
-
-def _sums_before(x):
-    """Exclusive running sums over the last axis, by groups of at most 8."""
-    size = math.gcd(x.shape[-1], 8)
-    groups = x.reshape(*x.shape[:-1], -1, size)
-
-    def product(a):
-        strictly = jnp.triu(jnp.ones((a.shape[-1],) * 2, a.dtype), 1)
-        return jnp.matmul(a, strictly, precision=lax.Precision.HIGHEST)
-
-    return (product(groups) + product(jnp.sum(groups, axis=-1))[..., None]).reshape(x.shape)
+    terms, exact = terms.astype(x.dtype), lax.Precision.HIGHEST
+    if x.shape[-1] <= 2 and terms.ndim == 2:  # no copy of `terms` for every head and chunk
+        return jnp.matmul(x.mT, terms.T, precision=exact).mT
+    if x.shape[-1] <= 2 and terms.ndim == 5:
+        return jnp.einsum("bgts,bhgsk->bhgtk", terms[:, 0], x, precision=exact)
+    terms = jnp.broadcast_to(terms, (*x.shape[:-2], *terms.shape[-2:]))
+    return jnp.matmul(terms, x, precision=exact)
 
 
 class ScalarGate(_Gate):
@@ -139,7 +131,8 @@ class ScalarGate(_Gate):
         dtype, chunk = self.pairs.dtype, q.shape[-2]
         weights = self.weights(q, k)
         # a_t is in the pairs (i, j) with j < t <= i: sums over j first, then over i.
-        earlier = _sums_before(weights * dweights)
+        before = _earlier(chunk).T.astype(dtype)
+        earlier = jnp.matmul(weights * dweights, before, precision=lax.Precision.HIGHEST)
         dlog_decay = jnp.sum(jnp.where(_later_or_same(chunk).T, earlier, 0), axis=-2)[..., None]
         dweights = self.pairs * dweights
         dq = matmul(dweights, k, self.narrow, dtype)

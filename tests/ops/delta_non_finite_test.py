@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linear_transformer.ops import delta_chunk
+from linear_transformer.ops import block_loop
 from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
 
 B, T, H, K, V, CHUNK = 1, 40, 1, 4, 3, 4
@@ -36,7 +36,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(delta_chunk, "CHUNKS_PER_BLOCK", 2)
+    monkeypatch.setattr(block_loop, "MAX_CHUNKS", 2)
 
 
 def _product(q, k, v, log_decay, beta, **options):

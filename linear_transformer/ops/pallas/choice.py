@@ -23,6 +23,11 @@ def compiling_for(platform: str, devices: int) -> Iterator[None]:
         _TARGET.reset(token)
 
 
+def target() -> tuple[str, int]:
+    """Platform and number of the devices that code is traced for."""
+    return _TARGET.get() or (jax.default_backend(), jax.device_count())
+
+
 def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
     """Returns whether to prefer a kernel: on TPUs, for long sequences of heads that fill the lanes.
 
@@ -36,7 +41,7 @@ def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
     """
     mesh = jax.sharding.get_abstract_mesh()
     by_hand = not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)
-    platform, devices = _TARGET.get() or (jax.default_backend(), jax.device_count())
+    platform, devices = target()
     return (
         platform == "tpu"
         and (devices == 1 or by_hand)
