@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import block_loop, checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
-from linear_transformer.ops.non_finite import keep, opaque
+from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
 from linear_transformer.ops.normalizer import with_ones
 from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import believed_to_win
@@ -142,7 +142,7 @@ def linear_attention(
             run_BT,
         )
     if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
-        o = opaque(o)  # like the chunk form and the division by the normaliser
+        o = stop_non_finite_gradient(o)  # like the chunk form and the division by the normaliser
     return o.astype(v_BSHV.dtype), state
 
 

@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from linear_transformer.ops import checks, segments, sequence_parallel
-from linear_transformer.ops.non_finite import contained, spoil
+from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -126,7 +126,7 @@ def attend(
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     scale = float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale
-    q, k, v, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
+    q, k, v, affected_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHTS = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
     scores_BHTS = scores_BHTS * scale
     visible = visible_BTS[:, None]
@@ -138,4 +138,4 @@ def attend(
         weights = jnp.where(visible, weights, 0)
     weights = weights.astype(narrow)
     o_BTHV = jnp.einsum("bhts,bshv->bthv", weights, v, preferred_element_type=dtype)
-    return spoil(spoiled_BT, o_BTHV).astype(v_BSHV.dtype)
+    return set_nan(affected_BT, o_BTHV).astype(v_BSHV.dtype)

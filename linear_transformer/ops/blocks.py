@@ -86,7 +86,7 @@ class Masks(NamedTuple):
         return x if self.through is None else jnp.where(self.through[:, :, g], x, 0)
 
 
-def heard(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]]:
+def needs_gradient(do: Array, dstate: Array, masks: Masks) -> list[Bool[Array, "B H 1 1"]]:
     """Returns for each chunk whether anything that depends on its entering state has a gradient.
 
     If nothing has one, the gradient of the entering state must be set to 0 by `where`: products of
@@ -136,9 +136,9 @@ def leaving_gradients(
       total: see `entering_states`.
     """
     reads = matmul(masks.reads(q).mT, masks.reads(do), narrow, dstate.dtype)
-    gradients, is_heard = [dstate], heard(do, dstate, masks)
+    gradients, need_gradient = [dstate], needs_gradient(do, dstate, masks)
     for g in reversed(range(reads.shape[2])):
         after = masks.carried(gradients[-1], g)
         after = after if total is None else total[:, :, g] * after
-        gradients.append(jnp.where(is_heard[g], after + reads[:, :, g], 0))
+        gradients.append(jnp.where(need_gradient[g], after + reads[:, :, g], 0))
     return jnp.stack(gradients[-2::-1], axis=2), gradients[-1]

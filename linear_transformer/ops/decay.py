@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
-from linear_transformer.ops.non_finite import keep, opaque
+from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
 from linear_transformer.ops.pallas.choice import believed_to_win
 from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -132,7 +132,7 @@ def decayed_attention(
         later, _ = recurrence.backwards(attend, *arrays, *start)
         o = o + later - _own(q_BTHK, k_BTHK, v_BTHV, dtype)
     if bonus_HK is not None or direction == "bidirectional":  # the token's own term is added
-        o = opaque(o)
+        o = stop_non_finite_gradient(o)
     return o.astype(v_BTHV.dtype), state
 
 
@@ -212,7 +212,7 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
             form = "pallas"
     if form == "pallas":
         o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
-        return opaque(o), state
+        return stop_non_finite_gradient(o), state
     decays = [recurrence.clipped(x.astype(state.dtype)) for x in decays]
     starts = None
     if segment_ids_BT is not None:
@@ -223,13 +223,13 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
         return chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size)
     if form == "parallel":
         o, state = _parallel(q, k, v, decays, state, segment_ids_BT)
-        return opaque(o), state
+        return stop_non_finite_gradient(o), state
     retention = _state_decay(decays)
     if starts is not None:
         retention = jnp.where(starts[..., None], 0, retention)
     scan = recurrence.recurrent if form == "recurrent" else recurrence.associative
     o, state = scan(q, k, v, retention, state)
-    return opaque(o), state
+    return stop_non_finite_gradient(o), state
 
 
 def _parallel(q, k, v, decays, state, segment_ids_BT):

@@ -40,7 +40,7 @@ from jaxtyping import Array, Float
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
-from linear_transformer.ops.non_finite import opaque
+from linear_transformer.ops.non_finite import stop_non_finite_gradient
 from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
@@ -278,7 +278,7 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     o = o[..., :values] + jnp.where(read_BT, read, 0)
     passed = jnp.matmul(transition, state, precision=lax.Precision.HIGHEST)
     final = sequence_parallel.of_last(jnp.where(passes_B, passed, 0) + update)
-    return opaque(o).astype(v.dtype), final
+    return stop_non_finite_gradient(o).astype(v.dtype), final
 
 
 def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
@@ -289,7 +289,7 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     if form == "pallas":
         with checks.reverse_mode(form):
             o, state = pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
-        return opaque(o), state
+        return stop_non_finite_gradient(o), state
     starts = None
     if segment_ids_BT is not None:
         # A segment's first token reads from an empty state, and its decay acts on a dropped one.
@@ -298,14 +298,14 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     if form == "chunk":
         with checks.reverse_mode(form):
             o, state = chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
-        return opaque(o), state
+        return stop_non_finite_gradient(o), state
     arrays = (x.astype(state.dtype) for x in (q, r, w, v, jnp.exp(log_decay)))
     scan = _recurrent if form == "recurrent" else _associative
-    o, state = scan(*_spoiling_values(*arrays), starts, state)
-    return opaque(o).astype(v.dtype), state
+    o, state = scan(*_non_finite_to_values(*arrays), starts, state)
+    return stop_non_finite_gradient(o).astype(v.dtype), state
 
 
-def _spoiling_values(q, r, w, v, decay):
+def _non_finite_to_values(q, r, w, v, decay):
     """Moves non-finite read vectors, write vectors and decays to the values, which become NaN.
 
     An output or a state on which nothing depends has a gradient of 0.  Multiplied by a non-finite
@@ -344,7 +344,7 @@ def _recurrent(q, r, w, v, decay, starts, state):
 def _associative(q, r, w, v, decay, starts, state):
     """Runs `lax.associative_scan` over the maps S -> M S + N with M = diag(a) - w r^T."""
     m = decay[..., None] * jnp.eye(r.shape[-1], dtype=r.dtype) - w[..., :, None] * r[..., None, :]
-    # An overflow makes the update NaN instead, like a non-finite input (`_spoiling_values`).
+    # An overflow makes the update NaN instead, like a non-finite input (`_non_finite_to_values`).
     finite = jnp.all(jnp.isfinite(m), axis=(-2, -1), keepdims=True)
     n = jnp.where(finite, w[..., :, None] * v[..., None, :], jnp.nan)
     m = jnp.where(finite, m, 0)

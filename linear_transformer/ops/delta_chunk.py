@@ -44,7 +44,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from linear_transformer.ops import block_loop
-from linear_transformer.ops.blocks import heard, matmul
+from linear_transformer.ops.blocks import matmul, needs_gradient
 from linear_transformer.ops.gates import make_gate, totals
 
 CHUNK_SIZE = 32  # on 2 CPU cores 1.2 to 1.5 times faster than 64
@@ -71,14 +71,14 @@ class _Delta:
     def forward(self, tokens, state, masks, n):
         narrow, dtype = self.narrow, state.dtype
         q, *others = tokens
-        spoiled = _spoiled(masks, *others)
+        affected = _affected(masks, *others)
         r, w, log_decay, v = _finite(masks, *others)
         gate = make_gate(log_decay, masks, narrow)
-        u, entering, state = _states(_operands(r, w, v, gate), masks, state, spoiled)
+        u, entering, state = _states(_operands(r, w, v, gate), masks, state, affected)
         (u_finite,) = _finite(masks, u)
         o = matmul(gate.weights(q, w), u_finite, narrow, dtype)
         o += masks.reads(matmul(q * gate.read, entering, narrow, dtype))
-        return state, _spoil(o, _spoiled(masks, u)), None
+        return state, _set_nan(o, _affected(masks, u)), None
 
     def backward(self, tokens, state, masks, n, o, saved, g, dstate):
         narrow, dtype = self.narrow, state.dtype
@@ -125,7 +125,7 @@ def _finite(masks, *arrays):
     return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
 
 
-def _spoiled(masks, *arrays) -> Bool[Array, "B H G C 1"] | None:
+def _affected(masks, *arrays) -> Bool[Array, "B H G C 1"] | None:
     """Mask of tokens that see a non-finite token of their chunk and segment; None if unpacked."""
     if masks.read is None:
         return None
@@ -134,8 +134,8 @@ def _spoiled(masks, *arrays) -> Bool[Array, "B H G C 1"] | None:
     return jnp.any(masks.pairs & ~finite[..., None, :], axis=-1, keepdims=True)
 
 
-def _spoil(x, spoiled):
-    return x if spoiled is None else jnp.where(spoiled, jnp.nan, x)
+def _set_nan(x, affected):
+    return x if affected is None else jnp.where(affected, jnp.nan, x)
 
 
 def _chosen(mask, g, rows):
@@ -166,11 +166,11 @@ def _operands(r, w, v, gate):
     )
 
 
-def _states(x: _Operands, masks, state, spoiled=None):
+def _states(x: _Operands, masks, state, affected=None):
     """Returns the values u, the states entering the chunks, and the state leaving the block."""
     values = jnp.concatenate([x.v, x.r_read], axis=-1)
     v, r = jnp.split(_product(x.inverse, values), [x.v.shape[-1]], axis=-1)
-    v = _spoil(v, spoiled)
+    v = _set_nan(v, affected)
     states, written = [state], []
     for g in range(v.shape[2]):
         read_g = _chosen(masks.read, g, _product(r[:, :, g], states[-1]))
@@ -189,13 +189,13 @@ def _state_gradients(x: _Operands, masks, do, reads, through, dstate):
     """
     values = jnp.concatenate([through, x.w_reach], axis=-1)
     e, w = jnp.split(_product(x.inverse.mT, values), [do.shape[-1]], axis=-1)
-    gradients, errors, is_heard = [dstate], [], heard(do, dstate, masks)
+    gradients, errors, need_gradient = [dstate], [], needs_gradient(do, dstate, masks)
     for g in reversed(range(do.shape[2])):
         errors.append(e[:, :, g] + _product(w[:, :, g], gradients[-1]))
         leaving = masks.carried(gradients[-1], g)
         update = reads[:, :, g] - _product(x.r_read[:, :, g].mT, errors[-1])
         gradient = x.total[:, :, g] * leaving + update
-        gradients.append(jnp.where(is_heard[g], gradient, 0))
+        gradients.append(jnp.where(need_gradient[g], gradient, 0))
     return jnp.stack(errors[::-1], axis=2), jnp.stack(gradients[-2::-1], axis=2), gradients[-1]
 
 

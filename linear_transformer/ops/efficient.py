@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import checks, log_space, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.log_space import EMPTY, ScaledState
-from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
+from linear_transformer.ops.non_finite import finite_tokens, keep, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -88,7 +88,7 @@ def efficient_attention(
     if key_mask_BS is not None:
         keys_BS, lost_BS = keys_BS & key_mask_BS, lost_BS & key_mask_BS
     held_B = finite_tokens(context[:, None], log_sum[:, None])[:, 0]
-    spoiled_BT = log_space.seen(lost_BS, ~held_B, segment_ids_BT, direction)
+    affected_BT = log_space.seen(lost_BS, ~held_B, segment_ids_BT, direction)
     context = jnp.where(held_B[:, None, None, None], context, 0)
     log_sum = jnp.where(held_B[:, None, None], log_sum, EMPTY)
     weights_BTHK = jax.nn.softmax(keep(queries_BT, q_BTHK).astype(dtype), axis=-1).astype(narrow)
@@ -102,9 +102,9 @@ def efficient_attention(
     arrays = (weights_BTHK, keep(keys_BS, jnp.exp(keys - total)).astype(narrow))
     arrays = (*arrays, keep(keys_BS, v_BSHV))
     o, context = log_space.attend(*arrays, context, log_sum, total, **options)
-    context = spoil(spoiled_BT[:, -1:], context[:, None])[:, 0]
+    context = set_nan(affected_BT[:, -1:], context[:, None])[:, 0]
     state = ScaledState(jnp.pad(context, _LAST_COLUMN, constant_values=1), total[:, -1])
-    return spoil(spoiled_BT | ~queries_BT, o), state
+    return set_nan(affected_BT | ~queries_BT, o), state
 
 
 _LAST_COLUMN = ((0, 0), (0, 0), (0, 0), (0, 1))

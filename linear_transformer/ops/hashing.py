@@ -117,10 +117,10 @@ def _attend(
         o_BTHV = jnp.take_along_axis(o, back_BTH[..., None], axis=1)
         return o_BTHV, *(jnp.take_along_axis(x, back_BTH, axis=1) for x in rest)
 
-    o_RBTHV, lse_RBTH, spoiled_RBTH = lax.map(attend, rotations_RKE)
+    o_RBTHV, lse_RBTH, affected_RBTH = lax.map(attend, rotations_RKE)
     weights_RBTH = jax.nn.softmax(lse_RBTH, axis=0) if R > 1 else jnp.ones_like(lse_RBTH)
     o_BTHV = jnp.einsum("rbth,rbthv->bthv", weights_RBTH, o_RBTHV)
-    o_BTHV = jnp.where(jnp.any(spoiled_RBTH, axis=0)[..., None], jnp.nan, o_BTHV)
+    o_BTHV = jnp.where(jnp.any(affected_RBTH, axis=0)[..., None], jnp.nan, o_BTHV)
     if key_mask_BS is not None:
         o_BTHV = keep(key_mask_BS, o_BTHV)
     return o_BTHV.astype(dtype)
@@ -176,8 +176,8 @@ def _near(q, k, v, group, lost, place, chunk, chunking, direction):
     o = jnp.einsum(
         "bnhcd,bndhv->bnchv", weights, with_previous(chunks(v)), preferred_element_type=dtype
     )
-    spoiled = jnp.any(visible & lost_k, axis=-1)
+    affected = jnp.any(visible & lost_k, axis=-1)
     return (
         o.reshape(o.shape[0], -1, *o.shape[3:])[:, :time],
-        *(x.swapaxes(2, 3).reshape(o.shape[0], -1, o.shape[3])[:, :time] for x in (lse, spoiled)),
+        *(x.swapaxes(2, 3).reshape(o.shape[0], -1, o.shape[3])[:, :time] for x in (lse, affected)),
     )

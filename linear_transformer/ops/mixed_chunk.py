@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.additive import linear_attention
-from linear_transformer.ops.non_finite import contained, finite_tokens, keep, spoil
+from linear_transformer.ops.non_finite import contained, finite_tokens, keep, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
@@ -252,12 +252,12 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
 
     q, k, values, run = (x.reshape(-1, *x.shape[2:]) for x in map(chunked, arrays))  # B N, C
     visible = (run[:, :, None] == run[:, None]) & (run > 0)[..., None]
-    q, k, values, spoiled = contained(q, k, values, visible)
+    q, k, values, affected = contained(q, k, values, visible)
     distance_CC = jnp.arange(C)[:, None] - jnp.arange(C)
     scores = jnp.einsum("nck,ndk->ncd", q, k, preferred_element_type=dtype)
     weights = _weights(scores, bias_E, distance_CC, visible, C).astype(values.dtype)
     o = jnp.einsum("ncd,ndv->ncv", weights, values, preferred_element_type=dtype)
-    o = spoil(spoiled, o).reshape(B, -1, v.shape[-1])
+    o = set_nan(affected, o).reshape(B, -1, v.shape[-1])
     o = lax.dynamic_slice_in_dim(o, place, T, axis=1)
     linear, _ = linear_attention(
         linear_q[:, :, None],
@@ -313,8 +313,8 @@ def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
         o = jnp.einsum("bcd,bdv->bcv", weights, v, preferred_element_type=sums.dtype)
         reader, state = keep(reads_BC, linear_q), carried.astype(q.dtype)
         o += jnp.einsum("bck,bkv->bcv", reader, state, preferred_element_type=sums.dtype)
-        spoiled_BC = jnp.any(visible & ~gives_BC[:, None], axis=2) | ~asks_BC
-        o = spoil(spoiled_BC | (reads_BC & ~held_B[:, None]), o)
+        affected_BC = jnp.any(visible & ~gives_BC[:, None], axis=2) | ~asks_BC
+        o = set_nan(affected_BC | (reads_BC & ~held_B[:, None]), o)
         update = _update(carried, goes_on_B, linear_k, v, in_last_BC)
         lost_B = jnp.any(in_last_BC & ~gives_BC, axis=1) | (goes_on_B & ~held_B)
         update = jnp.where(lost_B[:, None, None], jnp.nan, update)

@@ -26,14 +26,14 @@ def keep(
     return jnp.where(tokens_BT.reshape(*tokens_BT.shape, *[1] * (x_BT.ndim - 2)), x_BT, 0)
 
 
-def spoil(
+def set_nan(
     tokens_BT: Bool[Array, "#B T"], x_BT: Inexact[Array, "B T ..."]
 ) -> Inexact[Array, "B T ..."]:
     """Replaces the marked tokens by NaN."""
     return jnp.where(tokens_BT.reshape(*tokens_BT.shape, *[1] * (x_BT.ndim - 2)), jnp.nan, x_BT)
 
 
-def opaque(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, "B T ..."]:
+def stop_non_finite_gradient(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, "B T ..."]:
     """Returns `x_BT`, without a gradient for tokens with a non-finite feature.
 
     Without it an operation after the sum, such as a norm over all features, would turn the gradient

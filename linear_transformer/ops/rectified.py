@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
-from linear_transformer.ops.non_finite import contained, spoil
+from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -132,7 +132,7 @@ def rectified_attention(
         visible_BCS = (query_run[:, :, None] == key_run[:, None]) & mask[:, None]
         if causal:
             visible_BCS &= (distance_CS >= 0) & (distance_CS < reach)
-        q, k, v, spoiled_BC = contained(q, k, v, visible_BCS)
+        q, k, v, affected_BC = contained(q, k, v, visible_BCS)
         scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
         if bias_E is not None:
             nth = distance_CS + distances - row
@@ -140,7 +140,7 @@ def rectified_attention(
         weights = jnp.where(visible_BCS[:, None], jax.nn.relu(scores), 0) ** power
         weights = weights.astype(narrow)
         o = jnp.einsum("bhcs,bshv->bchv", weights, v, preferred_element_type=dtype)
-        return spoil(spoiled_BC, o)
+        return set_nan(affected_BC, o)
 
     if num_blocks == 1:
         o_BTHV = attend(jnp.zeros((), jnp.int32))

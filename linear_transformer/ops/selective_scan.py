@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Inexact
 
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.custom_vjp import custom_vjp
-from linear_transformer.ops.non_finite import opaque
+from linear_transformer.ops.non_finite import stop_non_finite_gradient
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import SegmentIds
 
@@ -215,7 +215,7 @@ def _run(
             state = _entering(run, product(inputs), state, ids_BT, reverse)
         with checks.no_forward_mode(f"form {form!r}", "it has all derivatives in reverse mode"):
             y, state = run(state)
-        return opaque(y), sequence_parallel.of_last(state, reverse=reverse)
+        return stop_non_finite_gradient(y), sequence_parallel.of_last(state, reverse=reverse)
 
     arguments = (*inputs, state, segment_ids_BT)
     return scan(*arguments) if direction == "causal" else recurrence.backwards(scan, *arguments)

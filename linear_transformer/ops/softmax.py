@@ -25,7 +25,7 @@ from jaxtyping import Int
 
 from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.blockwise_softmax import Spec, Tags, allowed_pairs, blockwise
-from linear_transformer.ops.non_finite import contained, spoil
+from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
 
@@ -179,7 +179,7 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spe
             Tags(queries, tuple(x.swapaxes(1, 2) for x in tags.keys)), spec
         )
         visible_BTS = allowed_BxST[:, 0].swapaxes(1, 2)
-    q_BTHK, k_BSHK, v_BSHV, spoiled_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
+    q_BTHK, k_BSHK, v_BSHV, affected_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
     if allowed_BxST is not None:
         scores_BHST = jnp.where(allowed_BxST, scores_BHST, -jnp.inf)
@@ -191,4 +191,4 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spe
     sum_BHT = jnp.sum(weights_BHST, 2)
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
     o_BTHV = einsum("bhst,bshv->bthv", weights_BHST.astype(v_BSHV.dtype), v_BSHV)
-    return spoil(spoiled_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
+    return set_nan(affected_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)

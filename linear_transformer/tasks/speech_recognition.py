@@ -90,13 +90,13 @@ class SpeechRecognition(Task):
         self, model: SpeechRecognizer, batch: dict[str, jax.Array], dropout_key: PRNGKey | None
     ) -> tuple[Metrics, Logits]:
         places_T = sequence_parallel.places(batch["frames"].shape[1])
-        heard_BT = places_T < batch["num_frames"][:, None]
+        mask_BT = places_T < batch["num_frames"][:, None]
         spelled_BU = jnp.arange(self.data.max_units) < batch["num_units"][:, None]
-        logits_BTE = model(batch["frames"], mask_BT=heard_BT, dropout_key=dropout_key)
+        logits_BTE = model(batch["frames"], mask_BT=mask_BT, dropout_key=dropout_key)
         # An alignment covers the whole utterance; only the first of its shards counts the loss.
-        logits_BTE, heard_BT = map(sequence_parallel.gathered, (logits_BTE, heard_BT))
+        logits_BTE, mask_BT = map(sequence_parallel.gathered, (logits_BTE, mask_BT))
         weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
-        nll_B = optax.ctc_loss(logits_BTE, ~heard_BT, batch["units"], ~spelled_BU, blank_id=BLANK)
+        nll_B = optax.ctc_loss(logits_BTE, ~mask_BT, batch["units"], ~spelled_BU, blank_id=BLANK)
         sums = jnp.sum(nll_B * weights_B), jnp.sum(batch["num_units"] * weights_B)
         return {"loss": sums}, logits_BTE
 

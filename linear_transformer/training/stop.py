@@ -148,7 +148,7 @@ class Stop:
 
     def _watch(self) -> None:
         """Runs in the thread: receives signals even while the main thread is in C++."""
-        heard = False
+        interrupted = False
         while True:
             timeout = None if self.received is None else _POLL_SECONDS
             if select.select([self._pipe], [], [], timeout)[0]:
@@ -156,9 +156,9 @@ class Stop:
                 if not numbers:
                     return
                 for number in filter(self._previous.__contains__, numbers):
-                    if heard and number == signal.SIGINT:
+                    if interrupted and number == signal.SIGINT:
                         self._end(1, "once more: this process ends without saving")
-                    heard = True
+                    interrupted = True
                     self._receive(number)
             if self.received is None or self._saving:
                 continue

@@ -75,7 +75,7 @@ def inputs(seed=0):
     return np.random.default_rng(seed).normal(size=(B, T, D)).astype(np.float32)
 
 
-def spoiled(value=np.nan):
+def non_finite(value=np.nan):
     x = inputs()
     x[:, PLACE] = value
     return x
@@ -109,7 +109,7 @@ def check_contained(name, documents, value, **options):
     cotangent = inputs(seed=1) * untouched[:, None]
     run = functools.partial(compiled(name, **options), ids=np.tile(documents, (B, 1)))
     clean, expected = run(inputs(), cotangent=cotangent)
-    y, gradient = run(spoiled(value), cotangent=cotangent)
+    y, gradient = run(non_finite(value), cotangent=cotangent)
     assert np.array_equal(y[:, untouched], clean[:, untouched])
     assert not np.isfinite(y[:, PLACE]).all()  # and it is not hidden
     assert np.isfinite(expected).all()
@@ -138,7 +138,7 @@ def test_a_convolution_keeps_a_nan_in_its_neighbourhood():
     ids, tokens = np.zeros((B, T), int), np.arange(T)
     clean, expected = compiled("convolution")(inputs(), ids, inputs(seed=1))
     far = abs(tokens - PLACE) > 1
-    y, gradient = compiled("convolution")(spoiled(), ids, inputs(seed=1) * far[:, None])
+    y, gradient = compiled("convolution")(non_finite(), ids, inputs(seed=1) * far[:, None])
     assert np.isnan(y[:, ~far]).all()
     np.testing.assert_allclose(y[:, far], clean[:, far], atol=1e-5)
     further = abs(tokens - PLACE) > 2

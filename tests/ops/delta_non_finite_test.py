@@ -1,4 +1,4 @@
-"""A token that is not finite spoils no earlier chunk and no other document, gradients included."""
+"""A token that is not finite changes no earlier chunk and no other document, gradients included."""
 
 import functools
 
@@ -92,10 +92,10 @@ def assert_contained(name, form, documents, place, value, chosen=NAMES):
         compiled(name, form), ids=ids if len(documents) > 1 else None, cotangent=cotangent
     )
     clean, expected = run(inputs())
-    spoiled = inputs()
+    non_finite = inputs()
     for array in chosen:
-        spoiled[array][:, place] = value
-    o, gradients = run(spoiled)
+        non_finite[array][:, place] = value
+    o, gradients = run(non_finite)
     assert np.array_equal(o[:, untouched], clean[:, untouched])
     assert not np.isfinite(o[:, place]).any()  # and it is not hidden
     for array in NAMES:

@@ -127,14 +127,14 @@ def check_contained(name, chosen, value, both=False):
     tokens = np.arange(T)
     mine = (tokens >= 6) & (tokens < 13)
     touched = mine & ((tokens >= PLACE) | both)
-    if chosen == 0 and name != "lsh" and name != "lsh sorted":  # a query spoils its own output
+    if chosen == 0 and name != "lsh" and name != "lsh sorted":  # a query makes its own output NaN
         touched = tokens == PLACE
     cotangent = np.random.default_rng(1).normal(size=(B, T, H, K)).astype(np.float32)
     cotangent *= ~touched[:, None, None]
-    spoiled = inputs()
-    spoiled[chosen][:, PLACE] = value
+    non_finite = inputs()
+    non_finite[chosen][:, PLACE] = value
     clean, expected = compiled(name, both)(inputs(), IDS, cotangent)
-    o, gradients = compiled(name, both)(spoiled, IDS, cotangent)
+    o, gradients = compiled(name, both)(non_finite, IDS, cotangent)
     assert np.array_equal(o[:, ~touched], clean[:, ~touched])
     if not (name.startswith("lsh") and chosen == 1):
         assert not np.isfinite(o[:, PLACE]).all()  # and it is not hidden

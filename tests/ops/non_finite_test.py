@@ -1,4 +1,4 @@
-"""A token that is not finite spoils no earlier chunk and no other document, gradients included."""
+"""A token that is not finite changes no earlier chunk and no other document, gradients included."""
 
 import functools
 
@@ -58,7 +58,7 @@ def ids(documents):
     return np.tile(np.repeat(np.arange(len(documents)), [b - a for a, b in documents]), (B, 1))
 
 
-def spoiled(arrays, place, value, chosen=(0, 1, 2, 3)):
+def non_finite(arrays, place, value, chosen=(0, 1, 2, 3)):
     arrays = [x.copy() for x in arrays]
     for i in chosen:
         arrays[i][:, place] = value
@@ -75,7 +75,7 @@ def assert_contained(name, form, documents, place, value, chosen=(0, 1, 2, 3)):
     cotangent = np.random.default_rng(1).normal(size=(B, T, H, V)) * untouched[:, None, None]
     run = functools.partial(compiled(name, form), ids=ids(documents), cotangent=cotangent)
     clean, clean_gradients = run(inputs())
-    o, gradients = run(spoiled(inputs(), place, value, chosen))
+    o, gradients = run(non_finite(inputs(), place, value, chosen))
     assert np.array_equal(o[:, untouched], clean[:, untouched])
     assert not np.isfinite(o[:, place]).all()  # and it is not hidden
     for gradient, expected in zip(gradients, clean_gradients, strict=True):

@@ -215,8 +215,8 @@ def test_what_is_not_finite_stays_in_its_document(packed):
 
     run = jax.jit(run)
     expected, gradients = run(arrays)
-    spoiled = {n: x if n in WHOLE else x.at[:, 10].set(jnp.nan) for n, x in arrays.items()}
-    o, actual = run(spoiled)
+    non_finite = {n: x if n in WHOLE else x.at[:, 10].set(jnp.nan) for n, x in arrays.items()}
+    o, actual = run(non_finite)
     assert np.array_equal(o[untouched], expected[untouched]) and np.isnan(o[:, 10]).all()
     for name in set(arrays) - set(WHOLE):
         assert np.array_equal(actual[name][untouched], gradients[name][untouched]), name

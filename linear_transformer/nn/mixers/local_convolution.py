@@ -11,7 +11,7 @@ from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import taps
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.ops.non_finite import finite_tokens, keep, spoil
+from linear_transformer.ops.non_finite import finite_tokens, keep, set_nan
 
 
 @mechanism(
@@ -93,4 +93,4 @@ def convolve(x_BTD: Float[Array, "B T D"], taps_ID: Float[Array, "I D"]) -> Floa
     taps_DF = jnp.fft.rfft(jnp.flip(taps_ID, 0).T.astype(dtype), padded)
     y_BDT = jnp.fft.irfft(x_BDF * taps_DF, padded)
     y_BDT = jax.lax.slice_in_dim(y_BDT, size // 2, size // 2 + time, axis=2)
-    return spoil(reached_BT, jnp.swapaxes(y_BDT, 1, 2)).astype(x_BTD.dtype)
+    return set_nan(reached_BT, jnp.swapaxes(y_BDT, 1, 2)).astype(x_BTD.dtype)

@@ -224,14 +224,14 @@ def _backward_kernel(
             dtokens_h, drows_h, dstate_h = pullback((g, leaving))
             # If the chunk and all later chunks have a gradient of 0, the entering state has it too:
             # products of 0 with NaN tokens must not reach it.
-            heard = any_of(g != 0)
+            needs_gradient = any_of(g != 0)
             for x in leaving:
-                heard |= any_of(masks.carried(x) != 0)
+                needs_gradient |= any_of(masks.carried(x) != 0)
             layout.store(dtokens, c, h, dtokens_h)
             for ref, x in zip(drows, drows_h, strict=True):
                 ref[h, c] = x
             for ref, x in zip(dstate, dstate_h, strict=True):
-                ref[h] = jnp.where(heard, x, 0)
+                ref[h] = jnp.where(needs_gradient, x, 0)
 
     lax.fori_loop(0, layout.chunks, chunk, None)
     layout.store_rows(drows, dgates)

@@ -105,7 +105,7 @@ class _Step(NamedTuple):
         update = unrounded(masks.reaches(w * decays.reach), u, COLUMNS_BY_COLUMNS)
         leaving = masks.carried(decays.total * entering) + update
         if masks.packed:
-            o, leaving = _spoiled(o, leaving, written, tokens, gates, state[0], masks)
+            o, leaving = _set_nan(o, leaving, written, tokens, gates, state[0], masks)
         return o, (leaving,)
 
 
@@ -116,7 +116,7 @@ def _finite(masks, *arrays):
     return tuple(jnp.where(jnp.isfinite(x), x, 0) for x in arrays)
 
 
-def _spoiled(o, leaving, written, tokens, gates, entering, masks):
+def _set_nan(o, leaving, written, tokens, gates, entering, masks):
     """Sets outputs and state to NaN from a non-finite entry on, within its segment.
 
     Flags are the numbers 1 and 0.

@@ -1,4 +1,4 @@
-"""In the kernels, a token that is not finite spoils no earlier chunk and no other document."""
+"""In the kernels, a token that is not finite changes no earlier chunk and no other document."""
 
 import numpy as np
 import pytest
