@@ -313,11 +313,11 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
     narrow = jnp.result_type(q, k, v)
-    cut = block_loop.Cut.of(v, chunk_size or CHUNK_SIZE)
-    phi = _Features(feature_map, cut.time if cut.padding else None)
+    blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE)
+    phi = _Features(feature_map, blocking.time if blocking.padding else None)
     saved = state.dtype if normalize else jnp.dtype(bool)
-    family = _Additive(phi, normalize, epsilon, narrow, saved)
-    return block_loop.attend_in_blocks(family, cut, (q, k, v), state, segment_ids_BT)
+    rule = _Additive(phi, normalize, epsilon, narrow, saved)
+    return block_loop.attend_in_blocks(rule, blocking, (q, k, v), state, segment_ids_BT)
 
 
 class _Features(NamedTuple):
@@ -342,7 +342,7 @@ class _Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Additive:
-    """Linear attention on one block, see `block_loop.Family`.
+    """Linear attention on one block, see `block_loop.BlockRule`.
 
     What is saved is the denominator of each token, infinite if the output is not finite; without a
     normaliser, whether the output is finite.

@@ -1,8 +1,8 @@
 """Loop over the blocks of a chunk form, with a backward pass that stores O(T / C) states.
 
-Time is cut into blocks of G chunks of C tokens (see `ops.blocks`).  A `Family` has the mathematics
-of one block; this file pads the tokens, slices and writes the blocks, stores the state at the
-border of every block, and visits the blocks in reverse order for the gradients.
+Time is cut into blocks of G chunks of C tokens (see `ops.blocks`).  A `BlockRule` has the
+mathematics of one block; this file pads the tokens, slices and writes the blocks, stores the state
+at the border of every block, and visits the blocks in reverse order for the gradients.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -26,7 +26,7 @@ CACHED_NUMBERS = 1 << 17
 Tokens = tuple[Array, ...]  # (B, T, H, ...) each, the values last; in a block (B, H, G, C, ...)
 
 
-class Cut(NamedTuple):
+class Blocking(NamedTuple):
     """Division of `time` tokens into blocks of `block` tokens and chunks of `chunk` tokens."""
 
     time: int
@@ -53,7 +53,7 @@ class Cut(NamedTuple):
 
 
 @runtime_checkable
-class Family(Protocol):
+class BlockRule(Protocol):
     """Mathematics of one block; hashable, and without arrays.
 
     Attributes:
@@ -85,46 +85,50 @@ class Family(Protocol):
 
 
 def attend_in_blocks(
-    family: Family, cut: Cut, tokens: Tokens, state: State, segment_ids_BT: SegmentIds | None
+    rule: BlockRule,
+    blocking: Blocking,
+    tokens: Tokens,
+    state: State,
+    segment_ids_BT: SegmentIds | None,
 ) -> tuple[Outputs, State]:
     """Returns outputs in the shape and dtype of the values, and the final state."""
     run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
-    if cut.padding:  # padding belongs to the last segment
-        pad = ((0, 0), (0, cut.padding), (0, 0), (0, 0))
+    if blocking.padding:  # padding belongs to the last segment
+        pad = ((0, 0), (0, blocking.padding), (0, 0), (0, 0))
         tokens = tuple(jnp.pad(x, pad) for x in tokens)
         if run_BT is not None:
             run_BT = jnp.pad(run_BT, pad[:2], mode="edge")
-    o, state = _loop(family, cut, tokens, state, run_BT)
-    return o[:, : cut.time], state
+    o, state = _loop(rule, blocking, tokens, state, run_BT)
+    return o[:, : blocking.time], state
 
 
 @custom_vjp(0, 1)
-def _loop(family, cut, tokens, state, run_BT) -> tuple[Array, State]:
-    return _forward(family, cut, tokens, state, run_BT)[0]
+def _loop(rule, blocking, tokens, state, run_BT) -> tuple[Array, State]:
+    return _forward(rule, blocking, tokens, state, run_BT)[0]
 
 
-def _forward(family, cut, tokens, state, run_BT):
+def _forward(rule, blocking, tokens, state, run_BT):
     values = tokens[-1]
-    count = values.shape[1] // cut.block
+    count = values.shape[1] // blocking.block
 
     def body(n, carry):
         state, o, saved, states = carry
         states = states.at[n].set(state)
-        tokens_n = tuple(read(x, n, cut.chunk, cut.block) for x in tokens)
-        masks = Masks.of_block(run_BT, n, cut.chunk, cut.block)
-        state, o_n, saved_n = family.forward(tokens_n, state, masks, n)
+        tokens_n = tuple(read(x, n, blocking.chunk, blocking.block) for x in tokens)
+        masks = Masks.of_block(run_BT, n, blocking.chunk, blocking.block)
+        state, o_n, saved_n = rule.forward(tokens_n, state, masks, n)
         saved = None if saved is None else write(saved, saved_n, n)
         return state, write(o, o_n, n), saved, states
 
-    saved = None if family.saved is None else jnp.zeros((*values.shape[:3], 1), family.saved)
+    saved = None if rule.saved is None else jnp.zeros((*values.shape[:3], 1), rule.saved)
     states = jnp.zeros((count, *state.shape), state.dtype)
     carry = (state, jnp.zeros(values.shape, values.dtype), saved, states)
     state, o, saved, states = lax.fori_loop(0, count, body, carry)
-    residuals = (tokens, run_BT, states, o if family.reads_outputs else None, saved)
+    residuals = (tokens, run_BT, states, o if rule.reads_outputs else None, saved)
     return (o, state), residuals
 
 
-def _backward(family, cut, residuals, cotangents):
+def _backward(rule, blocking, residuals, cotangents):
     tokens, run_BT, states, o, saved = residuals
     do, dstate = cotangents
     count = states.shape[0]
@@ -133,10 +137,11 @@ def _backward(family, cut, residuals, cotangents):
         dstate, dtokens = carry
         n = count - 1 - i
         *tokens_n, o_n, saved_n, do_n = (
-            None if x is None else read(x, n, cut.chunk, cut.block) for x in (*tokens, o, saved, do)
+            None if x is None else read(x, n, blocking.chunk, blocking.block)
+            for x in (*tokens, o, saved, do)
         )
-        masks = Masks.of_block(run_BT, n, cut.chunk, cut.block)
-        dstate, dtokens_n = family.backward(
+        masks = Masks.of_block(run_BT, n, blocking.chunk, blocking.block)
+        dstate, dtokens_n = rule.backward(
             tuple(tokens_n), states[n], masks, n, o_n, saved_n, do_n, dstate
         )
         return dstate, tuple(write(x, x_n, n) for x, x_n in zip(dtokens, dtokens_n, strict=True))

@@ -33,14 +33,14 @@ CHUNK_SIZE = 64
 def chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size):
     of_values = len(decays) == 2
     halved = of_values or decays[0].shape[-1] > 1  # by a vector gate
-    cut = block_loop.Cut.of(v, chunk_size or CHUNK_SIZE, halved=halved)
-    family = (_ValueDecay if of_values else _Decay)(jnp.result_type(q, k, v))
-    return block_loop.attend_in_blocks(family, cut, (q, k, *decays, v), state, segment_ids_BT)
+    blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE, halved=halved)
+    rule = (_ValueDecay if of_values else _Decay)(jnp.result_type(q, k, v))
+    return block_loop.attend_in_blocks(rule, blocking, (q, k, *decays, v), state, segment_ids_BT)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decay:
-    """Attention with decay on one block, see `block_loop.Family`; finiteness is saved."""
+    """Attention with decay on one block, see `block_loop.BlockRule`; finiteness is saved."""
 
     narrow: jnp.dtype
     saved: DTypeLike = bool

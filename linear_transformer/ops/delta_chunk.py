@@ -55,14 +55,14 @@ _product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 def chunk_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow):
     # The inverse and the vector decays cut chunks in halves.
-    cut = block_loop.Cut.of(v, chunk_size or CHUNK_SIZE, halved=True)
+    blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE, halved=True)
     tokens = (q, r, w, log_decay, v)
-    return block_loop.attend_in_blocks(_Delta(narrow), cut, tokens, state, segment_ids_BT)
+    return block_loop.attend_in_blocks(_Delta(narrow), blocking, tokens, state, segment_ids_BT)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Delta:
-    """Delta rule on one block, see `block_loop.Family`; nothing is saved."""
+    """Delta rule on one block, see `block_loop.BlockRule`; nothing is saved."""
 
     narrow: jnp.dtype
     saved: None = None

@@ -3,7 +3,7 @@
     S_t = a_t S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t        (S: K x V per head)
 
 `a_t` is 1 for additive attention and 0 at the start of a packed segment; broadcast over K and V it
-is also the scalar or vector decay of the gated family.  The two forms here are the definition:
+is also the scalar or vector decay of the gated mechanisms.  The two forms here are the definition:
 `recurrent` is the RNN (O(K V) memory, T sequential steps) and the reference in the tests;
 `associative` composes the affine maps S -> a S + B in log2(T) parallel steps (O(T K V) memory).
 """

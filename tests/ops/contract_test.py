@@ -1,6 +1,6 @@
 """Every operation with a state is one function in all its forms: split, packed, masked, any length.
 
-A case is what a family says of itself; the test bodies are the same for all of them.  Compiling is
+A case describes one operation; the test bodies are the same for all of them.  Compiling is
 all that they cost, so each program proves as much as it can: a sequence in two parts is a test of
 two lengths and of the gradient of a state too, and the gradients of each token by itself show what
 causality, documents, masks and the initial state let through.
