@@ -34,7 +34,7 @@ def sum_over_devices(
     def total(x: Any, axes: Sequence[str]) -> Any:
         return lax.psum(x, axes) if axes else x
 
-    def of_all(parameters: Any, batch: Any, key: jax.Array) -> Any:
+    def on_all_devices(parameters: Any, batch: Any, key: jax.Array) -> Any:
         spread = _spread((*RULES["rows"], SEQUENCE))
         if not spread:  # only "tensor" is left, which the compiler shards
             return sums(parameters, batch, key)
@@ -47,7 +47,7 @@ def sum_over_devices(
             x = x.part if isinstance(x, Split) else scatter(x, tuple(spec))
             return total(x, [axis for axis in spread if axis != FSDP])
 
-        def of_one(parameters: Any, batch: Any, key: jax.Array) -> Any:
+        def on_one_device(parameters: Any, batch: Any, key: jax.Array) -> Any:
             if row_axes:
                 key = jax.random.fold_in(key, lax.axis_index(row_axes))
             gradients, others = sums(_marked(parameters, axes), batch, key)
@@ -58,9 +58,9 @@ def sum_over_devices(
 
         whole = PartitionSpec()
         inputs = (axes, {name: batch_spec(name, sequences) for name in batch}, whole)
-        return _shard_map(of_one, spread, inputs, (axes, whole))(parameters, batch, key)
+        return _shard_map(on_one_device, spread, inputs, (axes, whole))(parameters, batch, key)
 
-    return of_all
+    return on_all_devices
 
 
 def _spread(axes: Sequence[str]) -> tuple[str, ...]:
@@ -69,8 +69,8 @@ def _spread(axes: Sequence[str]) -> tuple[str, ...]:
     return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
 
 
-def _shard_map(of_one: Callable, spread: tuple[str, ...], inputs: Any, outputs: Any) -> Callable:
-    """Maps `of_one`, which sums over the mesh axes `spread` itself, over the shards.
+def _shard_map(function: Callable, spread: tuple[str, ...], inputs: Any, outputs: Any) -> Callable:
+    """Maps `function`, which sums over the mesh axes `spread` itself, over the shards.
 
     `inputs` and `outputs` are PartitionSpecs.
     """
@@ -78,11 +78,11 @@ def _shard_map(of_one: Callable, spread: tuple[str, ...], inputs: Any, outputs: 
     manual = spread if _spread([axis for axis in AXES if axis not in spread]) else AXES
     restricted = functools.partial(jax.tree.map, functools.partial(_restricted, axes=manual))
     return jax.shard_map(
-        of_one,
+        function,
         in_specs=restricted(inputs),
         out_specs=restricted(outputs),
         axis_names=set(manual),
-        check_vma=False,  # `of_one` writes the sums out
+        check_vma=False,  # `function` writes the sums out
     )
 
 
@@ -133,18 +133,18 @@ def over_devices(
       A function of all rows, which returns the sums of all devices and the arrays of all rows.
     """
 
-    def of_all(parameters: Any, batch: Any) -> tuple[Any, Any]:
+    def on_all_devices(parameters: Any, batch: Any) -> tuple[Any, Any]:
         spread = _spread((*RULES["rows"], *((SEQUENCE,) if sequences.names else ())))
         if not spread:
             return function(parameters, batch)
         axes = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
 
-        def of_one(parameters: Any, batch: Any) -> tuple[Any, Any]:
+        def on_one_device(parameters: Any, batch: Any) -> tuple[Any, Any]:
             sums, rows = function(_marked(parameters, axes), batch)
             return lax.psum(sums, spread), rows
 
         inputs = (axes, {name: batch_spec(name, sequences) for name in batch})
         outputs = (PartitionSpec(), PartitionSpec(RULES["rows"]))
-        return _shard_map(of_one, spread, inputs, outputs)(parameters, batch)
+        return _shard_map(on_one_device, spread, inputs, outputs)(parameters, batch)
 
-    return of_all
+    return on_all_devices
