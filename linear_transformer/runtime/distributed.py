@@ -161,13 +161,13 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-    """Raises a ConfigError in every process if the processes differ in a fact, and names the fact.
+def agree(settings: Mapping[str, Any]) -> None:
+    """Raises a ConfigError in every process if the processes differ in a setting, which it names.
 
     Args:
-      facts: JSON values by name; every process calls this at the same point.
+      settings: JSON values by name; every process calls this at the same point.
     """
-    texts = gather(texts_of(facts))
+    texts = gather(texts_of(settings))
     for name in sorted(set().union(*texts)):
         for process, other in enumerate(texts):
             here, there = texts[0].get(name, "missing"), other.get(name, "missing")
@@ -178,9 +178,9 @@ def agree(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def texts_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the facts as JSON texts, so that equal values compare equal, also NaN."""
-    return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+def texts_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the settings as JSON texts, so that equal values compare equal, also NaN."""
+    return {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
 
 
 def run_together(function: Callable[[], _Result]) -> _Result:

@@ -1,4 +1,4 @@
-"""Facts that must be equal in all processes before anything is compiled."""
+"""Settings that must be equal in all processes before anything is compiled."""
 
 import os
 from typing import Any
@@ -23,7 +23,7 @@ _SETTINGS = (
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
-def facts(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+def process_settings(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Returns config, run folder, source hash, package versions and settings, by name.
 
     The dict holds all keys of the config: processes that differ in the number of steps or in the

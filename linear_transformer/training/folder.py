@@ -17,7 +17,7 @@ from linear_transformer.training.optimizers import OptimizerConfig
 DATA_FILE = "data.json"  # fingerprints of the training data
 
 
-def open_folder(
+def prepare_run_folder(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
     lock: FolderLock,

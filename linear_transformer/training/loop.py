@@ -19,7 +19,7 @@ from linear_transformer.sharding import placement
 from linear_transformer.training import agreement, experiment, run_folder
 from linear_transformer.training.build import Experiment
 from linear_transformer.training.checkpoints import Checkpoints
-from linear_transformer.training.folder import open_folder
+from linear_transformer.training.folder import prepare_run_folder
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.speed import Speed
@@ -84,12 +84,12 @@ def _train(
     started = time.perf_counter()
     distributed.check_joined()
     if distributed.has_others():
-        distributed.agree(agreement.facts(config, workdir))
+        distributed.agree(agreement.process_settings(config, workdir))
     built, found = distributed.run_together(lambda: _build(config))
     task, mesh = built.task, built.mesh
     distributed.agree(found)
     data = iter(task.training_data(*placement.readers(mesh)))
-    distributed.run_on_first(lambda: open_folder(config, workdir, lock, found))
+    distributed.run_on_first(lambda: prepare_run_folder(config, workdir, lock, found))
     _check_shared(workdir)
 
     for name, fact in task.describe(built.model).items():
@@ -356,7 +356,7 @@ class _Loop:
             print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)
         self._write("validation", metrics)
         print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
-        self.speed.leave_out(self.evaluation_seconds)
+        self.speed.exclude(self.evaluation_seconds)
         return metrics
 
     def _save(self, state: TrainState) -> None:
@@ -380,7 +380,7 @@ class _Loop:
                 self.writer.flush()
         self.saved = self.step
         self.stop.unsaved()
-        self.speed.leave_out(time.perf_counter() - began)
+        self.speed.exclude(time.perf_counter() - began)
 
 
 def _format(metrics: dict[str, float]) -> str:

@@ -36,7 +36,7 @@ class Speed:
         """Counts one step."""
         self._steps += 1
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Excludes time, in seconds, that was not spent on steps."""
         self._started += seconds
 

@@ -20,13 +20,13 @@ def config():
     return runs.make_config("text")
 
 
-def facts(config):
-    return agreement.facts(config, epath.Path("runs/x"))
+def process_settings(config):
+    return agreement.process_settings(config, epath.Path("runs/x"))
 
 
-def others(monkeypatch, *facts):
+def others(monkeypatch, *settings):
     """Process 0 is this one; the others have these."""
-    texts = [distributed.texts_of(values) for values in facts]
+    texts = [distributed.texts_of(values) for values in settings]
     monkeypatch.setattr(distributed, "gather", lambda value: [value, *texts])
 
 
@@ -46,7 +46,7 @@ KEYS = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_any_key_of_the_config(key, config, monkeypatch):
-    mine = facts(config)
+    mine = process_settings(config)
     distributed.agree(mine)
     *parents, name = key.split(".")
     part = config
@@ -54,14 +54,14 @@ def test_any_key_of_the_config(key, config, monkeypatch):
         part = part[parent]
     with config.unlocked():
         part[name] = KEYS[key]
-    others(monkeypatch, mine, facts(config))
+    others(monkeypatch, mine, process_settings(config))
     named = rf"config\.{re.escape(key)}\S* is .+ in process 0 and .+ in process 2; start all"
     with pytest.raises(ConfigError, match=named):
         distributed.agree(mine)
 
 
 def test_code_versions_and_settings(config, monkeypatch):
-    mine = facts(config)
+    mine = process_settings(config)
     changes = [
         (environment, "sources", lambda: "0", "SHA-256 of linear_transformer's sources"),
         (environment, "versions", lambda: {"jax": "0.1"}, "the version of flax"),
@@ -69,12 +69,12 @@ def test_code_versions_and_settings(config, monkeypatch):
     for module, name, value, named in changes:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            others(patch, facts(config))
+            others(patch, process_settings(config))
             with pytest.raises(ConfigError, match=f"^{named} is "):
                 distributed.agree(mine)
     with monkeypatch.context() as patch, jax.numpy_dtype_promotion("strict"):
         patch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-        others(patch, facts(config))
+        others(patch, process_settings(config))
         with pytest.raises(ConfigError, match=r"^XLA_FLAGS is |^jax\.config\.jax_numpy"):
             distributed.agree(mine)
 
