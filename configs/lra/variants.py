@@ -204,7 +204,7 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
 def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
     """Returns options of the mixer, bidirectional if possible, for the length of the data."""
     follows = MIXERS[mixer].length_option
-    options = MIXERS[mixer].both_ways(options)
+    options = MIXERS[mixer].bidirectional_options(options)
     return options if follows is None else options | {follows: None}
 
 

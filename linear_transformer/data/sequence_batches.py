@@ -31,7 +31,7 @@ class SequenceSource(LabelledSource, Protocol):
       vocab_size: number of ids, from 0.  In text, 0 is padding and byte b has id b + 1; pixels have
         256 grey levels and no padding.
       num_classes: number of labels, from 0.
-      towers: number of sequences of an example: 1, or 2 that are compared.
+      sequences_per_example: number of sequences of an example: 1, or 2 that are compared.
     """
 
     @property
@@ -47,7 +47,7 @@ class SequenceSource(LabelledSource, Protocol):
     def num_classes(self) -> int: ...
 
     @property
-    def towers(self) -> int: ...
+    def sequences_per_example(self) -> int: ...
 
     def read(self, item: Any, /) -> tuple[Integer[np.ndarray, " T"], ...]:
         """Returns the ids of each tower, at full length."""
@@ -112,7 +112,7 @@ def training_sequences(
     Returns:
       A dataset whose iterator has `get_state` and `set_state` and yields `inputs` (B, T) int32,
       0 after each sequence, `lengths` (B,) int32, `labels` (B,) int32, and `weights` (B,)
-      float32, all 1.  With two towers inputs are (B, 2, T) and lengths (B, 2).
+      float32, all 1.  With two sequences an example, inputs are (B, 2, T) and lengths (B, 2).
 
     Raises:
       DataError: a value is out of range; on reading, a file is broken.

@@ -20,12 +20,12 @@ class Sequences(NamedTuple):
     Attributes:
       names: keys of the arrays with a time axis; empty if an example is not a sequence.
       axis: index of the time axis in these arrays.
-      in_front: number of tokens that the model adds in front of a row.
+      num_prefix_tokens: number of tokens that the model adds in front of a row.
     """
 
     names: tuple[str, ...] = ()
     axis: int = 1
-    in_front: int = 0
+    num_prefix_tokens: int = 0
 
 
 NO_SEQUENCES = Sequences()

@@ -63,7 +63,7 @@ class ClassifierConfig(LanguageModelConfig):
             )
 
     @property
-    def _in_front(self) -> int:
+    def num_prefix_tokens(self) -> int:
         return 1  # for the token of "cls"
 
 

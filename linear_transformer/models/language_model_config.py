@@ -162,13 +162,14 @@ class LanguageModelConfig:
             ratio = feed_forward_ratio(pattern, self.gated)
         ordered = any(MIXERS[name].needs_no_positions(given) for name, given in mixers.items())
         share = fractions.Fraction(ratio).limit_denominator(1000)  # 8/3, exactly
+        prefix = self.num_prefix_tokens
         follows = {
             "pattern": pattern,
             "pattern_fill": "repeat",
             "mixers": mixers,
             "feed_forward_width": math.floor(share * self.width),
             "positions": "none" if ordered else "sinusoidal",
-            "max_positions": self.length + self._in_front if self.length else _MAX_POSITIONS,
+            "max_positions": self.length + prefix if self.length else _MAX_POSITIONS,
             "scan_layers": self.num_layers > len(pattern) and self.num_layers % len(pattern) == 0,
         }
         always = ("pattern", "pattern_fill", "mixers")
@@ -187,22 +188,22 @@ class LanguageModelConfig:
         options.pop(follows, None)
         if self.length is not None:
             bounds = MIXERS[mixer].limits_length
-            options[follows] = self.length + (self._in_front if bounds else 0)
+            options[follows] = self.length + (self.num_prefix_tokens if bounds else 0)
         elif of_default(mixer, follows) is None:
             raise ConfigError(f"config.model.mixers.{mixer}.{follows} is missing")
         return options
 
     @property
-    def _in_front(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Number of tokens that the model adds in front of a row."""
         return 0
 
     @property
     def has_look_ahead(self) -> bool:
         """Whether a mixer of the pattern attends to later tokens."""
-        return any(map(self.looks_ahead, self.pattern))
+        return any(map(self.is_bidirectional, self.pattern))
 
-    def looks_ahead(self, name: str) -> bool:
+    def is_bidirectional(self, name: str) -> bool:
         """Returns whether a mixer of the pattern attends to later tokens, by its options."""
         options = self.mixers.get(name, {})
         parts = options.get("branches", {}).values() if name == "parallel" else [options]
@@ -211,7 +212,7 @@ class LanguageModelConfig:
     def require_causal(self) -> None:
         """Raises a ConfigError if a mixer attends to the token that the model predicts."""
         for name in self.pattern:
-            if self.looks_ahead(name):
+            if self.is_bidirectional(name):
                 raise ConfigError(
                     f"config.model.mixers.{name}: direction must be causal, else the model sees "
                     "the token that it predicts"

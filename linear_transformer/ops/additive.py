@@ -25,9 +25,9 @@ from linear_transformer.ops import block_loop, checks, recurrence, segments, seq
 from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
 from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
-from linear_transformer.ops.normalizer import with_ones
+from linear_transformer.ops.normalizer import append_ones
 from linear_transformer.ops.pallas.additive import pallas_form
-from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
     KeyMask,
@@ -131,7 +131,7 @@ def linear_attention(
     elif segment_ids_BT is None:
         o, state = _bidirectional(*tokens, initial_state, normalize, epsilon)
     else:
-        run_BT = sequence_parallel.run_index(segment_ids_BT)
+        run_BT = sequence_parallel.segment_index(segment_ids_BT)
         options = {"normalize": normalize, "epsilon": epsilon}
         o, state = lax.cond(
             sequence_parallel.largest(jnp.max(run_BT)) < 2,
@@ -185,7 +185,7 @@ def _resolve(form: str, q_BTHK: Queries, v_BTHV: Values) -> str:
         return form
     if q_BTHK.shape[1] == 1:
         return "recurrent"
-    return "pallas" if believed_to_win(q_BTHK, v_BTHV) else "chunk"
+    return "pallas" if prefers_kernel(q_BTHK, v_BTHV) else "chunk"
 
 
 def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
@@ -194,7 +194,7 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
         return _causal(q, k, v, state, segment_ids_BT, **options)
     dtype = accumulation_dtype(q, k, v)
     keys = k if options["feature_map"] is None else options["feature_map"](k)
-    values = with_ones(v) if options["normalize"] else v
+    values = append_ones(v) if options["normalize"] else v
     passes = None  # no segment starts here: the entering state passes unchanged
     if segment_ids_BT is not None:
         last_BT, passes_B = segments.leaving(segment_ids_BT)
@@ -216,7 +216,7 @@ def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, 
         return pallas_form(
             q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
         )
-    values = with_ones(v) if normalize else v
+    values = append_ones(v) if normalize else v
     if form == "parallel":
         o, state = _parallel(q, k, values, state, segment_ids_BT)
     else:
@@ -237,7 +237,7 @@ def _parallel(q, k, v, state, segment_ids_BT):
     visible = jnp.tril(jnp.ones((time, time), bool))
     first, last = jnp.ones((1, time), bool), jnp.ones((1, time), bool)  # first, last segment
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
+        run_BT = segments.segment_index(segment_ids_BT)
         visible = visible & (run_BT[:, :, None] == run_BT[:, None, :])[:, None]
         first, last = run_BT == 0, run_BT == run_BT[:, -1:]
     o = jnp.einsum(
@@ -254,7 +254,7 @@ def _parallel(q, k, v, state, segment_ids_BT):
 def _bidirectional(q, k, v, state, normalize, epsilon):
     """Computes phi(Q) (phi(K)^T V), equation 6."""
     dtype = state.dtype
-    values = with_ones(v) if normalize else v
+    values = append_ones(v) if normalize else v
     update = jnp.einsum("bshk,bshv->bhkv", k, values, preferred_element_type=dtype)
     state = state + sequence_parallel.total(update)
     o = jnp.einsum("bthk,bhkv->bthv", q, state, preferred_element_type=dtype)
@@ -264,7 +264,7 @@ def _bidirectional(q, k, v, state, normalize, epsilon):
 def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
     """Attends to each of at most two segments, as padding makes them, and selects by query."""
 
-    values = with_ones(v) if normalize else v
+    values = append_ones(v) if normalize else v
 
     def alone(run, state):
         """Returns the outputs of all queries for the keys of one segment, and its state."""
@@ -280,7 +280,7 @@ def _bidirectional_padded(q, k, v, state, run_BT, normalize, epsilon):
 
 def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, attend):
     """Adds two passes within each segment: keys up to the query, and later keys in reverse."""
-    values = with_ones(v) if normalize else v
+    values = append_ones(v) if normalize else v
     numerator = functools.partial(attend, normalize=False)
     forward, state_out = numerator(q, k, values, state, segment_ids_BT)
     k_next, v_next, next_BT = (
@@ -362,7 +362,7 @@ class _Additive:
         q, k, v, narrow, dtype = *tokens, self.narrow, state.dtype
         q, k = self.phi.queries(q), self.phi.keys(k, n)
         if self.normalize:
-            v = with_ones(v)
+            v = append_ones(v)
         entering, state = entering_states(k, v, state, masks, narrow)
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         o = matmul(weights, v, narrow, dtype)
@@ -384,7 +384,7 @@ class _Additive:
             g = g.astype(dtype) / saved
             dz = -jnp.sum(g * o.astype(dtype), axis=-1, keepdims=True)
             g = jnp.concatenate([g, dz], axis=-1)
-            v = with_ones(v)
+            v = append_ones(v)
         is_finite = jnp.isfinite(saved) if self.normalize else saved
         g = jnp.where(is_finite, g, 0).astype(narrow)
         entering, _ = entering_states(k, v, state, masks, narrow)

@@ -106,7 +106,7 @@ def _in_blocks(
     if key_mask_BT is not None:
         visible = visible & cut(key_mask_BT)[:, None, :]
     if segment_ids_BT is not None:
-        run = cut(segments.run_index(segment_ids_BT))
+        run = cut(segments.segment_index(segment_ids_BT))
         visible = visible & (run[:, :, None] == run[:, None, :])
     q, k, v = (cut(x) for x in (q_BTHK, k_BTHK, v_BTHV))
     o = attend(q, k, v, visible, scores=scores, scale=scale)

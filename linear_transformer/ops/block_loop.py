@@ -92,7 +92,7 @@ def attend_in_blocks(
     segment_ids_BT: SegmentIds | None,
 ) -> tuple[Outputs, State]:
     """Returns outputs in the shape and dtype of the values, and the final state."""
-    run_BT = None if segment_ids_BT is None else segments.run_index(segment_ids_BT)
+    run_BT = None if segment_ids_BT is None else segments.segment_index(segment_ids_BT)
     if blocking.padding:  # padding belongs to the last segment
         pad = ((0, 0), (0, blocking.padding), (0, 0), (0, 0))
         tokens = tuple(jnp.pad(x, pad) for x in tokens)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
 from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
-from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.pallas.decay import pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
@@ -208,7 +208,7 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
         scalar = len(decays) == 1 and decays[0].shape[-1] == 1
-        if scalar and believed_to_win(q, v):
+        if scalar and prefers_kernel(q, v):
             form = "pallas"
     if form == "pallas":
         o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
@@ -250,7 +250,7 @@ def _parallel(q, k, v, decays, state, segment_ids_BT):
     batch, time = q.shape[:2]
     run_BT = jnp.zeros((batch, time), jnp.int32)
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
+        run_BT = segments.segment_index(segment_ids_BT)
     visible_BTS = run_BT[:, :, None] == run_BT[:, None]
     visible_BTS &= jnp.tril(jnp.ones((time, time), bool))
     # b_t is summed within each segment: not even a rounding error reaches another segment.

@@ -260,7 +260,7 @@ def _sharded(tokens, state, narrow, *, segment_ids_BT, **options):
     update, transition = final[..., :values], final[..., values:]
     read_BT, passes_B = True, True  # one segment: the state reaches every token and leaves
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
+        run_BT = segments.segment_index(segment_ids_BT)
         read_BT, passes_B = (
             (run_BT == 0)[..., None, None],
             (run_BT[:, -1] == 0)[:, None, None, None],

@@ -89,7 +89,7 @@ def _attend(
     (B, T), R = q_BTHK.shape[:2], rotations_RKE.shape[0]
     run_BT = jnp.zeros((B, T), jnp.int32)
     if segment_ids_BT is not None:
-        run_BT = segments.run_index(segment_ids_BT)
+        run_BT = segments.segment_index(segment_ids_BT)
     dtype, narrow = v_BTHV.dtype, jnp.result_type(q_BTHK, v_BTHV)
     finite_BT = finite_tokens(q_BTHK, v_BTHV)
     q_BTHK, v_BTHV = (keep(finite_BT, x.astype(narrow)) for x in (q_BTHK, v_BTHV))

@@ -170,7 +170,7 @@ def at_segment_ends(
     ending, goes_on_B = sequence_parallel.entering_value(
         jnp.maximum, first, nothing, ids_BT, reverse=True
     )
-    run_BT = segments.run_index(segment_ids_BT)
+    run_BT = segments.segment_index(segment_ids_BT)
     is_last_BT = goes_on_B[:, None] & (run_BT == run_BT[:, -1:])
     return jnp.where(_broadcast(is_last_BT, ends), jnp.maximum(ending[:, None], ends), ends)
 
@@ -189,7 +189,7 @@ def _over_shards(combine: Callable, running: Callable, x, initial, segment_ids_B
     )
     is_first_BT = jnp.broadcast_to(goes_on_B[:, None], own.shape[:2])
     if segment_ids_BT is not None:
-        is_first_BT &= segments.run_index(segment_ids_BT) == 0
+        is_first_BT &= segments.segment_index(segment_ids_BT) == 0
     return jnp.where(_broadcast(is_first_BT, own), combine(entering[:, None], own), own)
 
 

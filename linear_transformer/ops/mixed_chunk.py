@@ -142,7 +142,7 @@ def mixed_chunk_attention(
     linear_keys = to_grid(linear_k_BTK, state.linear_keys)
     values = to_grid(v_BTV, state.values)
     ids = to_grid(segment_ids_BT, state.segments)
-    run = segments.run_index(jnp.concatenate([state.sums_segment[:, None], ids], axis=1))[:, 1:]
+    run = segments.segment_index(jnp.concatenate([state.sums_segment[:, None], ids], axis=1))[:, 1:]
     grid = (keys, linear_keys, values, run)
 
     if T == 1 and not start:
@@ -199,7 +199,7 @@ def _entering(zeros, k, linear_k, v, segment_ids_BT):
     first = C - offset % C  # start of the current chunk, after the last finished token
     end = first + (offset + T) // C * C - offset // C * C  # of the chunks finished here
     places = jnp.arange(C + T)
-    run = segments.run_index(ids)
+    run = segments.segment_index(ids)
     finished = end > first
 
     def at(x, place):
@@ -241,7 +241,7 @@ def _bidirectional(q, k, linear_q, linear_k, v, bias_E, C, segment_ids_BT):
     dtype = accumulation_dtype(q, k, v)
     run_BT = jnp.zeros((B, T), jnp.int32)
     if segment_ids_BT is not None:
-        run_BT = sequence_parallel.run_index(segment_ids_BT)
+        run_BT = sequence_parallel.segment_index(segment_ids_BT)
     place, arrays = 0, (q, k, v, run_BT + 1)  # 0 is padding
     if sequence_parallel.shards() > 1:
         arrays, place = sequence_parallel.blocks(arrays, C, after=True)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops.recurrence import accumulation_dtype
 
 
-def with_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
+def append_ones(v: Float[Array, "*rows V"]) -> Float[Array, "*rows W"]:
     """Appends a column of ones, v' = [v, 1]; its output column is the sum of the weights."""
     return jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 

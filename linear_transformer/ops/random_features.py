@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import checks, log_space, sequence_parallel
 from linear_transformer.ops.log_space import EMPTY, ScaledState
 from linear_transformer.ops.non_finite import keep
-from linear_transformer.ops.normalizer import divide, unit_length, with_ones
+from linear_transformer.ops.normalizer import append_ones, divide, unit_length
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
 
@@ -171,6 +171,6 @@ def log_feature_attention(
         k = keep(key_mask_BS, k)
     # Operands are as narrow as v; numerator and denominator are not rounded before the division.
     narrow = v_BSHV.dtype
-    arrays = (q.astype(narrow), k.astype(narrow), with_ones(v_BSHV).astype(dtype))
+    arrays = (q.astype(narrow), k.astype(narrow), append_ones(v_BSHV).astype(dtype))
     o, sums = log_space.attend(*arrays, sums, scale, largest, **options)
     return divide(o, FLOOR).astype(narrow), ScaledState(sums, largest[:, -1])

@@ -95,7 +95,7 @@ def rectified_attention(
     ids_BS = segment_ids_BT if key_segment_ids_BS is None else key_segment_ids_BS
     run_BS = jnp.zeros((B, S), jnp.int32)
     if ids_BS is not None:
-        run_BS = sequence_parallel.run_index(ids_BS)
+        run_BS = sequence_parallel.segment_index(ids_BS)
     run_BT = run_BS[:, S - T :]
     if key_mask_BS is None:
         key_mask_BS = jnp.ones((B, S), bool)

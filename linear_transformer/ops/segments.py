@@ -17,14 +17,14 @@ def starts(segment_ids_BT: SegmentIds) -> Bool[Array, "B T"]:
     return jnp.pad(changes, ((0, 0), (1, 0)))
 
 
-def run_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
+def segment_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
     """Index of each token's segment in its sequence: 0, 0, 1, 1, 1, 2, ..."""
     return jnp.cumsum(starts(segment_ids_BT).astype(jnp.int32), axis=1)
 
 
 def leaving(segment_ids_BT: SegmentIds) -> tuple[Bool[Array, "B T"], Bool[Array, " B"]]:
     """Mask of the last segment's tokens, and mask of the sequences with a single segment."""
-    run_BT = run_index(segment_ids_BT)
+    run_BT = segment_index(segment_ids_BT)
     return run_BT == run_BT[:, -1:], run_BT[:, -1] == 0
 
 

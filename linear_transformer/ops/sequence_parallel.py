@@ -202,9 +202,9 @@ def continues(segment_ids_BT: SegmentIds, *, reverse: bool = False) -> Bool[Arra
     return before_B == segment_ids_BT[:, 0]
 
 
-def run_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
-    """Index of each token's segment in the whole sequence, see `segments.run_index`."""
-    run_BT = segments.run_index(segment_ids_BT)
+def segment_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
+    """Index of each token's segment in the whole sequence, see `segments.segment_index`."""
+    run_BT = segments.segment_index(segment_ids_BT)
     if shards() == 1:
         return run_BT
     first_B = (shard() > 0) & ~continues(segment_ids_BT)

@@ -73,7 +73,7 @@ def softmax_attention(
       segment_ids_BT: packed segments, runs of equal ids along T; each query sees only its own
         segment.
       key_segment_ids_BS: for keys from elsewhere: a query sees the keys of equal ids, in any order.
-        If an id occurs in several runs, number the runs (`segments.run_index`).
+        If an id occurs in several runs, number the runs (`segments.segment_index`).
       key_mask_BS: False drops the key exactly, even if it is NaN.
       query_positions_BT: positions for causality and the window; 0, 1, 2, ... if None.
       key_positions_BS: the same for the keys, in any order, as in a KV cache.  A key at a negative
@@ -118,7 +118,7 @@ def softmax_attention(
     if 0 in (B, T, S):  # an empty batch, no queries, or no keys
         return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
     if segment_ids_BT is not None and not keys_packed:
-        segment_ids_BT = key_segment_ids_BS = sequence_parallel.run_index(segment_ids_BT)
+        segment_ids_BT = key_segment_ids_BS = sequence_parallel.segment_index(segment_ids_BT)
     if sequence_parallel.shards() > 1 and query_positions_BT is None:
         ordered = False
         queries_T = sequence_parallel.places(T)

@@ -144,7 +144,7 @@ def _padded(batch: Batch, shards: int, sequences: Sequences) -> Batch:
     """Pads rows with tokens of weight 0, in a segment of their own behind the row."""
     present = [name for name in sequences.names if name in batch]
     time = batch[present[0]].shape[sequences.axis]
-    padding = -(time + sequences.in_front) % shards + sequences.in_front
+    padding = -(time + sequences.num_prefix_tokens) % shards + sequences.num_prefix_tokens
     if padding == 0:
         return batch
     batch = dict(batch)

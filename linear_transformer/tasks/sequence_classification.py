@@ -47,15 +47,15 @@ class SequenceClassification(Task):
                 f"config.model.input is 'pixels', and {self.source.name} is text; use 'tokens'"
             )
         length, key = config.data.sequence_length, "config.data.sequence_length"
-        in_front = 0
+        num_prefix_tokens = 0
         if self.model_config.pooling == "cls":
-            in_front, key = 1, f"{key} and the cls token"
-        self.model_config.require_positions(key, length + in_front)
-        axis = 1 if self.source.towers == 1 else 2  # (B, T) or (B, 2, T)
-        self.sequences = Sequences(("inputs",), axis, in_front)
+            num_prefix_tokens, key = 1, f"{key} and the cls token"
+        self.model_config.require_positions(key, length + num_prefix_tokens)
+        axis = 1 if self.source.sequences_per_example == 1 else 2  # (B, T) or (B, 2, T)
+        self.sequences = Sequences(("inputs",), axis, num_prefix_tokens)
 
     def make_model(self, rngs: nnx.Rngs) -> Classifier | Matcher:
-        make = Classifier if self.source.towers == 1 else Matcher
+        make = Classifier if self.source.sequences_per_example == 1 else Matcher
         return make(self.model_config, rngs=rngs)
 
     def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
@@ -85,7 +85,7 @@ class SequenceClassification(Task):
             mask = sequence_parallel.places(inputs.shape[-1]) < batch["lengths"][..., None]
         else:  # attention without a mask is cheaper
             mask = sequence_parallel.in_row(inputs, self.data.sequence_length)
-        masked = {"mask_BT" if self.source.towers == 1 else "mask_B2T": mask}
+        masked = {"mask_BT" if self.source.sequences_per_example == 1 else "mask_B2T": mask}
         logits_BE = model(inputs, **masked, dropout_key=dropout_key)
         # All shards of a row have its logits; only the first shard counts the row.
         weights_B = batch["weights"] * (sequence_parallel.shard() == 0)
@@ -96,7 +96,7 @@ class SequenceClassification(Task):
         _, labels = source.split("train")
         _, held_out = source.split("validation")
         most = np.bincount(held_out).max() / len(held_out)
-        pairs = "" if source.towers == 1 else "pairs of "
+        pairs = "" if source.sequences_per_example == 1 else "pairs of "
         return {
             "data": f"{source.name}, {len(labels):,} examples to train on ({source.licence})",
             "sequences": f"{pairs}up to {self.data.sequence_length:,} tokens of "

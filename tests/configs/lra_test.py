@@ -128,18 +128,18 @@ def mixers_of(variant, task="image"):
     return [block.mixer for block in encoder.trunk.stack.blocks]
 
 
-def test_mechanisms_look_both_ways():
-    both_ways = {
+def test_bidirectional_mechanisms():
+    bidirectional = {
         name
         for name in variants.NAMES
         if {getattr(mixer, "direction", "causal") for mixer in mixers_of(f"{name},small")}
         == {"bidirectional"}
     }
-    assert both_ways == {
+    assert bidirectional == {
         *(name for name, mechanism in MIXERS.items() if mechanism.bidirectional is not None),
         *("katharopoulos", "lion_s", "transnormer_t1", "transnormer_t2"),
     }
-    assert {"linear", "softmax", "lsh", "linformer"} < both_ways
+    assert {"linear", "softmax", "lsh", "linformer"} < bidirectional
     assert [mixer.direction for mixer in mixers_of("hybrid")] == ["causal"] * 3 + ["bidirectional"]
     for name in ("retnet", "gla"):  # whose first token would see itself alone
         assert resolved("image", name).model.pooling == "mean"

@@ -34,7 +34,7 @@ def texts(source, split):
 def check_splits(source):
     """It is a source, its ids are bytes + 1, and no text is in two splits, white space aside."""
     assert isinstance(source, SequenceSource)
-    assert source.vocab_size == 257 and source.towers == 1
+    assert source.vocab_size == 257 and source.sequences_per_example == 1
     found = {}
     for split in SPLITS:
         items, labels = source.split(split)

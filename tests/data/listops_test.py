@@ -94,7 +94,7 @@ def test_same_for_any_number_of_processes(tmp_path):
 
 def test_load(written):
     source = listops.load(config_of(written))
-    assert (source.vocab_size, source.num_classes, source.towers) == (16, 10, 1)
+    assert (source.vocab_size, source.num_classes, source.sequences_per_example) == (16, 10, 1)
     expected = list(itertools.islice(distinct_trees(SMALL, 0, 1), 40))
     ids = {token: n for n, token in enumerate(listops.TOKENS, 1)}
     assert len(ids) == 15 and {"[MIN", "[MAX", "[MED", "[SM", "]"} <= set(ids)

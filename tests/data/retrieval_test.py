@@ -60,7 +60,7 @@ def test_aan(tmp_path, inside):
         (folder / name).write_bytes(ROWS)
     source = retrieval.load_aan(config(tmp_path / "data"))
     assert isinstance(source, SequenceSource)
-    assert (source.towers, source.num_classes, source.vocab_size) == (2, 2, 257)
+    assert (source.sequences_per_example, source.num_classes, source.vocab_size) == (2, 2, 257)
     for split in SPLITS:
         assert pairs(source, split) == (PAIRS, [0, 1, 1])
     with pytest.raises(DataError, match='unknown split "eval" of aan'):
@@ -157,7 +157,7 @@ def test_passages(works):
     """Labels are right, no work is in two splits, and passages of one work do not overlap."""
     source = retrieval.pair_passages(works, 2_000)
     assert isinstance(source, SequenceSource)
-    assert (source.towers, source.num_classes) == (2, 2)
+    assert (source.sequences_per_example, source.num_classes) == (2, 2)
     seen = {}
     for split, count in zip(SPLITS, (2_000, 200, 200), strict=True):
         labels = source.labels[split]

@@ -20,7 +20,7 @@ T = 6
 
 
 class Words:
-    """Example n of a split is n copies of the id n + 1; of its second tower, 2 n of them."""
+    """Example n of a split is n copies of the id n + 1; of its second sequence, 2 n of them."""
 
     name = "words"
     licence = "none"
@@ -28,8 +28,8 @@ class Words:
     num_classes = 3
     num_threads = 0
 
-    def __init__(self, towers=1):
-        self.towers = towers
+    def __init__(self, sequences_per_example=1):
+        self.sequences_per_example = sequences_per_example
 
     def split(self, name):
         if name not in ("train", "validation", "test"):
@@ -38,7 +38,7 @@ class Words:
         return items, np.array([n % 3 for n in items], np.int32)
 
     def read(self, item):
-        return tuple(np.full((tower + 1) * item, item + 1) for tower in range(self.towers))
+        return tuple(np.full((n + 1) * item, item + 1) for n in range(self.sequences_per_example))
 
 
 def config_of(dataset, path="", **more):
@@ -46,14 +46,14 @@ def config_of(dataset, path="", **more):
     return types.SimpleNamespace(**data)
 
 
-@pytest.mark.parametrize("towers", [1, 2])
-def test_cut_and_padded(towers):
+@pytest.mark.parametrize("sequences_per_example", [1, 2])
+def test_cut_and_padded(sequences_per_example):
     """Zeros behind short sequences, the end of long ones lost; every example once."""
-    source = Words(towers)
+    source = Words(sequences_per_example)
     assert isinstance(source, SequenceSource)
     batches = list(evaluation_sequences(source, "test", batch_size=5, sequence_length=T))
     shapes = {"inputs": (5, T), "lengths": (5,), "labels": (5,), "weights": (5,)}
-    if towers == 2:
+    if sequences_per_example == 2:
         shapes |= {"inputs": (5, 2, T), "lengths": (5, 2)}
     for batch in batches:
         assert {name: array.shape for name, array in batch.items()} == shapes
@@ -61,12 +61,13 @@ def test_cut_and_padded(towers):
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in shapes}
     np.testing.assert_array_equal(joined["weights"], [1] * 12 + [0] * 3)
     np.testing.assert_array_equal(joined["labels"][:12], [0, 1, 2] * 4)
-    inputs, lengths = (joined[n].reshape(15, towers, -1) for n in ("inputs", "lengths"))
+    shape = (15, sequences_per_example, -1)
+    inputs, lengths = (joined[n].reshape(shape) for n in ("inputs", "lengths"))
     for n in range(12):
-        for tower in range(towers):
-            length = min((tower + 1) * n, T)
-            assert lengths[n, tower] == length
-            np.testing.assert_array_equal(inputs[n, tower], [n + 1] * length + [0] * (T - length))
+        for place in range(sequences_per_example):
+            length = min((place + 1) * n, T)
+            assert lengths[n, place] == length
+            np.testing.assert_array_equal(inputs[n, place], [n + 1] * length + [0] * (T - length))
 
 
 def test_processes_share_the_rows():

@@ -51,7 +51,7 @@ def build(name, **options):
     if "chunk_size" in mixer_options(name):
         options["chunk_size"] = CHUNK
     if not MIXERS[name].causal:
-        options = MIXERS[name].both_ways(options)
+        options = MIXERS[name].bidirectional_options(options)
     return MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
 
 

@@ -43,7 +43,7 @@ def test_the_mixer_takes_the_options(name):
     for option, default in mechanism.defaults.items():
         assert known[option].default == default
     options = {k: v for k, v in mechanism.options.items() if v is not None}
-    mixer = made(mechanism, **mechanism.both_ways(options))
+    mixer = made(mechanism, **mechanism.bidirectional_options(options))
     assert getattr(mixer, "direction", "causal") == (
         "causal" if mechanism.bidirectional is None else "bidirectional"
     )

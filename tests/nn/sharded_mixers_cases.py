@@ -37,7 +37,7 @@ QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectiona
 def build(name, direction):
     options = {"dtype": jnp.dtype("float64"), **OPTIONS.get(name, {})}
     if direction == "bidirectional":
-        options = MIXERS[name].both_ways(options)
+        options = MIXERS[name].bidirectional_options(options)
     graphdef, parameters = nnx.split(MIXERS[name](D, H, rngs=nnx.Rngs(0), **options))
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape), parameters)

@@ -41,17 +41,19 @@ class Made:
     num_classes = 2
     num_threads = 0
 
-    def __init__(self, towers=1):
-        self.towers = towers
+    def __init__(self, sequences_per_example=1):
+        self.sequences_per_example = sequences_per_example
         self.made = {}
         for seed, (split, count) in enumerate(SIZES.items()):
             rng = np.random.default_rng(seed)
             self.made[split] = [self.example(rng) for _ in range(count)]
 
     def example(self, rng):
-        rows = [rng.integers(2, 9, size=rng.choice(LENGTHS)) for _ in range(self.towers)]
+        rows = [
+            rng.integers(2, 9, size=rng.choice(LENGTHS)) for _ in range(self.sequences_per_example)
+        ]
         label = int(rng.integers(2))
-        if self.towers == 1:
+        if self.sequences_per_example == 1:
             rows[0][rng.integers(3)] = 1 if label else 2
         else:
             rows[0][:3] = rng.integers(2, 4)
@@ -68,9 +70,9 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def made(monkeypatch):
-    for towers in (1, 2):
-        source = Made(towers)
-        name = ("made", "pairs")[towers - 1]
+    for sequences_per_example in (1, 2):
+        source = Made(sequences_per_example)
+        name = ("made", "pairs")[sequences_per_example - 1]
         monkeypatch.setitem(sequence_batches.DATASETS, name, lambda _, source=source: source)
 
 

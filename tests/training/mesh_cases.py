@@ -72,11 +72,11 @@ def masked(**changes):
     return config
 
 
-def classification(towers=1, **changes):
-    made = sequence_classification_test.Made(towers)
-    sequence_batches.DATASETS[f"made{towers}"] = lambda _: made
+def classification(sequences_per_example=1, **changes):
+    made = sequence_classification_test.Made(sequences_per_example)
+    sequence_batches.DATASETS[f"made{sequences_per_example}"] = lambda _: made
     return sequence_classification_test.make_config(
-        "linear", f"made{towers}", data__batch_size=8, **changes
+        "linear", f"made{sequences_per_example}", data__batch_size=8, **changes
     )
 
 
@@ -150,8 +150,8 @@ CONFIGS = {
         model__scan_layers=True,
         optimizer__name="sgd",  # Adam makes a step of what rounding leaves of a gradient of 0
     ),
-    "pairs": functools.partial(classification, towers=2, length=9),
-    "pairs, cls": functools.partial(classification, towers=2, pooling="cls"),
+    "pairs": functools.partial(classification, sequences_per_example=2, length=9),
+    "pairs, cls": functools.partial(classification, sequences_per_example=2, pooling="cls"),
     "recall": recall,
     "compression": compression,
     "speech": functools.partial(speech_recognition, "linear,small"),

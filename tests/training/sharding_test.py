@@ -174,7 +174,8 @@ def test_padding_is_a_segment_of_its_own():
     assert not padded["inputs"][:, 5:].any()
     assert padded["labels"] is batch["labels"]
     assert placement._padded(batch, 5, names) is batch
-    assert placement._padded(batch, 5, names._replace(in_front=1))["inputs"].shape == (2, 10)
+    prefixed = names._replace(num_prefix_tokens=1)
+    assert placement._padded(batch, 5, prefixed)["inputs"].shape == (2, 10)
     pairs = Sequences(("inputs",), axis=2)
     assert placement._padded({"inputs": np.ones((3, 2, 5))}, 4, pairs)["inputs"].shape == (3, 2, 8)
 

@@ -32,7 +32,10 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
     config.task = "masked_language_modelling"
     config.mask_rate = 0.15
     choices = dict(choices)
-    mixers = {name: both_ways(name, options) for name, options in choices.pop("mixers").items()}
+    mixers = {
+        name: bidirectional_options(name, options)
+        for name, options in choices.pop("mixers").items()
+    }
     config.model.mixers = ml_collections.ConfigDict(mixers)
     config.model.update(
         positions="learned", max_positions=512, num_layers=LAYERS, tied=True, **choices
@@ -64,10 +67,12 @@ def masked(choices: dict, small: bool) -> ml_collections.ConfigDict:
     return config
 
 
-def both_ways(name: str, options: dict) -> dict:
+def bidirectional_options(name: str, options: dict) -> dict:
     """Returns options with direction="bidirectional"; for a parallel mixer, in its branches."""
     if name == "parallel":
-        return {"branches": {n: both_ways(n, o) for n, o in options["branches"].items()}}
+        return {
+            "branches": {n: bidirectional_options(n, o) for n, o in options["branches"].items()}
+        }
     return options | {"direction": "bidirectional"}
 
 

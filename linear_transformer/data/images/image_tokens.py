@@ -17,7 +17,7 @@ class GreyImages:
     """Data set of `data.images.datasets` with one token for each of 32 x 32 pixels."""
 
     vocab_size = GREY_LEVELS
-    towers = 1
+    sequences_per_example = 1
     num_threads = 0  # the images are in memory
 
     def __init__(self, source: images.ImageSet):

@@ -72,7 +72,7 @@ class ListOps:
     licence = "Apache-2.0"
     vocab_size = 1 + len(TOKENS)
     num_classes = 10
-    towers = 1
+    sequences_per_example = 1
     num_threads = 0  # the rows are in memory
 
     def split(self, name: str) -> tuple[Sequences, Int[np.ndarray, " N"]]:

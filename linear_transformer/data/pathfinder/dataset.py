@@ -72,7 +72,7 @@ class Pathfinder:
     licence = "Apache-2.0"
     vocab_size = 256
     num_classes = 2
-    towers = 1
+    sequences_per_example = 1
     num_threads = 16
 
     def split(self, name: str) -> tuple[Sequence[str], Int[np.ndarray, " N"]]:

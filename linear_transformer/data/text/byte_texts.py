@@ -23,8 +23,8 @@ class ByteTexts:
       licence: licence of the texts.
       num_classes: number of labels, from 0.
       buffers: arrays of bytes, or files read by slices, that contain the texts.
-      spans: (N, towers, 3) by "train", "validation" and "test": index of a text's buffer, index of
-        the text's first byte in the buffer, and index after its last byte.
+      spans: (N, sequences_per_example, 3) by "train", "validation" and "test": index of a text's
+        buffer, index of the text's first byte in the buffer, and index after its last byte.
       labels: (N,) by split.
       num_threads: threads for reading; 0 reads in the calling thread.
     """
@@ -33,21 +33,21 @@ class ByteTexts:
     licence: str
     num_classes: int
     buffers: tuple[Any, ...]
-    spans: Mapping[str, Int64[np.ndarray, "_ towers 3"]]
+    spans: Mapping[str, Int64[np.ndarray, "_ sequences 3"]]
     labels: Mapping[str, Int32[np.ndarray, " _"]]
     num_threads: int = 0
     vocab_size = 257
 
     @property
-    def towers(self) -> int:
+    def sequences_per_example(self) -> int:
         """Number of texts of an example."""
         return self.spans["train"].shape[1]
 
-    def split(self, name: str) -> tuple[Int64[np.ndarray, "N towers 3"], Int[np.ndarray, " N"]]:
+    def split(self, name: str) -> tuple[Int64[np.ndarray, "N sequences 3"], Int[np.ndarray, " N"]]:
         """Returns spans and labels of a split; raises a DataError for an unknown name."""
         return split_of(self.spans, name, self.name), self.labels[name]
 
-    def read(self, item: Int64[np.ndarray, "towers 3"]) -> tuple[Int32[np.ndarray, " _"], ...]:
+    def read(self, item: Int64[np.ndarray, "sequences 3"]) -> tuple[Int32[np.ndarray, " _"], ...]:
         """Returns the ids of each text of a row of `spans`."""
         return tuple(
             np.add(self.buffers[buffer][start:stop], 1, dtype=np.int32)

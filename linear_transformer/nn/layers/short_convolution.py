@@ -95,7 +95,7 @@ class ShortConvolution(nnx.Module):
                 segment_ids = jnp.broadcast_to(state["segments"][:, -1:], shape)
             ids = jnp.concatenate([state["segments"], segment_ids], axis=1)
         if ids is not None:
-            run = segments.run_index(ids)
+            run = segments.segment_index(ids)
         taps = self.taps[...].astype(parts[0].dtype)
         outputs, inputs = [], []
         for taps_D, before, x_BTD in zip(

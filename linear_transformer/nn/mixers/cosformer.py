@@ -9,7 +9,7 @@ from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.cosformer import cosine_features
-from linear_transformer.ops.normalizer import divide, with_ones
+from linear_transformer.ops.normalizer import append_ones, divide
 
 
 @mechanism(
@@ -61,7 +61,7 @@ class CosFormer(KernelAttention):
         o, sums = linear_attention(
             q,
             k,
-            with_ones(v).astype(self._state_dtype),
+            append_ones(v).astype(self._state_dtype),
             direction=self.direction,
             feature_map=None,
             normalize=False,

@@ -127,7 +127,7 @@ class DiagAttention(ProjectedMixer):
             "segments": lay_out(state["segments"], segment_ids),
         }
         if time == 1:
-            run_BS = segments.run_index(rows["segments"])
+            run_BS = segments.segment_index(rows["segments"])
             own_Bx = jnp.take_along_axis(run_BS, filled_B[:, None], axis=1)
             seen_BS = (slots_M <= filled_B[:, None]) & (run_BS == own_Bx)
             o = attend(q, rows["keys"], rows["values"], seen_BS[:, None], scores=self.scores)

@@ -77,7 +77,7 @@ class Linformer(ProjectedMixer):
         parts = jnp.split(self.projection(x_BTD), 3, axis=-1)
         q_BTHK, k_BSHK, v_BSHK = (split_heads(x, self.heads) for x in parts)
         if segment_ids is not None:
-            kept = (sequence_parallel.run_index(segment_ids) == 0)[..., None, None]
+            kept = (sequence_parallel.segment_index(segment_ids) == 0)[..., None, None]
             k_BSHK, v_BSHK = jnp.where(kept, k_BSHK, 0), jnp.where(kept, v_BSHK, 0)
         combine_values = self.combine_keys if self.combine_values is None else self.combine_values
         combined = [

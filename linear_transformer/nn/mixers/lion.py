@@ -13,7 +13,7 @@ from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import DIRECTIONS, decayed_attention
-from linear_transformer.ops.normalizer import with_ones
+from linear_transformer.ops.normalizer import append_ones
 
 GATES = ("scalar", "vector")
 
@@ -94,7 +94,7 @@ class Lion(RecurrentMixer):
         o, sums = decayed_attention(
             q.astype(v.dtype),
             k.astype(v.dtype),
-            with_ones(v).astype(dtype),
+            append_ones(v).astype(dtype),
             log_decay,
             direction=self.direction,
             initial_state=sums,

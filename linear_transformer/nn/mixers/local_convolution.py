@@ -59,7 +59,7 @@ class LocalConvolution(ProjectedMixer):
         del state, positions
         v_BTD = self.value(x_BTD)
         if segment_ids is not None:
-            run_BT = sequence_parallel.run_index(segment_ids)
+            run_BT = sequence_parallel.segment_index(segment_ids)
             v_BTD = jnp.where((run_BT == 0)[..., None], v_BTD, 0)
         if sequence_parallel.shards() == 1:
             return self.output(convolve(v_BTD, self.taps[...])), None

@@ -68,7 +68,7 @@ class Mechanism:
             return bool(options.get(self.knows_order))
         return self.knows_order
 
-    def both_ways(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def bidirectional_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the options of the bidirectional mixer; no change if it is causal only."""
         if self.bidirectional is None:
             return dict(options)

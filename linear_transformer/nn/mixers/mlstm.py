@@ -18,7 +18,7 @@ from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.log_space import at_most_zero
-from linear_transformer.ops.normalizer import with_ones
+from linear_transformer.ops.normalizer import append_ones
 from linear_transformer.types import PRNGKey, SegmentIds
 
 
@@ -96,7 +96,7 @@ class MLSTM(RecurrentMixer):
         o, memory = decayed_attention(
             q,
             k,
-            with_ones(v).astype(dtype),
+            append_ones(v).astype(dtype),
             at_most_zero(log_forget + before - maximum),
             initial_state=sums["memory"],
             **self._recurrence(segment_ids),

@@ -12,7 +12,7 @@ from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
-from linear_transformer.ops.normalizer import divide, with_ones
+from linear_transformer.ops.normalizer import append_ones, divide
 from linear_transformer.ops.random_features import draw_projections, fourier_features
 
 
@@ -89,7 +89,7 @@ class RandomFeatureAttention(KernelAttention):
         sigma = self.scale if self.sigma_HK is None else self.sigma_HK[...].astype(dtype)[:, None]
         w_HMK = jnp.asarray(w_HMK, dtype) * sigma
         q, k = (fourier_features(a, w_HMK).astype(v.dtype) for a in (q, k))
-        v_and_ones = with_ones(v).astype(dtype)
+        v_and_ones = append_ones(v).astype(dtype)
         options = {"initial_state": sums} | self._recurrence(segment_ids)
         if self.gate is None:
             options |= {"direction": self.direction, "feature_map": None, "normalize": False}

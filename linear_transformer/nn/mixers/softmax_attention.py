@@ -101,7 +101,7 @@ class SoftmaxAttention(CachedAttention):
             slots_M = jnp.arange(self.slots + time) - self.slots
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
             kept = {name: x[:, -self.slots :] for name, x in held.items()}
-        run_BS = segments.run_index(held["segments"])  # segment ids may repeat
+        run_BS = segments.segment_index(held["segments"])  # segment ids may repeat
         if self.window is None:
             run_BT = jnp.take_along_axis(run_BS, positions_BT, axis=1, mode="clip")
         else:

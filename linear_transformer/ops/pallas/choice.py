@@ -28,7 +28,7 @@ def target() -> tuple[str, int]:
     return _TARGET.get() or (jax.default_backend(), jax.device_count())
 
 
-def believed_to_win(q_BTHK: Array, v_BTHV: Array) -> bool:
+def prefers_kernel(q_BTHK: Array, v_BTHV: Array) -> bool:
     """Returns whether to prefer a kernel: on TPUs, for long sequences of heads that fill the lanes.
 
     No kernel here has been timed on a TPU.  Additive attention and scalar decays are expected to be

@@ -75,7 +75,7 @@ class Layout(NamedTuple):
 
     def runs(self, segment_ids_BT, dtype):
         """Segment starts counted from the token before each chunk, (B, N, 1, C)."""
-        runs = segments.run_index(segment_ids_BT)
+        runs = segments.segment_index(segment_ids_BT)
         runs = jnp.pad(runs, self._padding(runs), mode="edge")
         runs = runs.reshape(len(runs), self.blocks * self.chunks, 1, self.chunk)
         before = jnp.pad(runs[:, :-1, :, -1:], ((0, 0), (1, 0), (0, 0), (0, 0)))

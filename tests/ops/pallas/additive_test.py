@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.pallas import arithmetic
-from linear_transformer.ops.pallas.choice import believed_to_win
+from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.pallas.layout import Layout
 from tests.ops import contract
 from tests.ops.additive_test import inputs
@@ -126,20 +126,20 @@ def test_broken_masks_are_found(broken, monkeypatch):
 
 def test_auto_takes_the_kernel_where_nothing_splits_it(monkeypatch):
     q = jnp.zeros((1, 1024, 1, 128))
-    assert not believed_to_win(q, q)
+    assert not prefers_kernel(q, q)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert believed_to_win(q, q)
-    assert not believed_to_win(q[:, :1023], q[:, :1023])
-    assert not believed_to_win(q[..., :64], q)
+    assert prefers_kernel(q, q)
+    assert not prefers_kernel(q[:, :1023], q[:, :1023])
+    assert not prefers_kernel(q[..., :64], q)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert not believed_to_win(q, q)
+    assert not prefers_kernel(q, q)
     found = []
     mesh = jax.make_mesh((1, 1), ("data", "tensor"), (AxisType.Auto,) * 2)
     for by_hand in ({"data"}, {"data", "tensor"}):
         jax.eval_shape(
             jax.shard_map(
-                lambda q: found.append(believed_to_win(q, q)) or q,
+                lambda q: found.append(prefers_kernel(q, q)) or q,
                 mesh=mesh,
                 in_specs=PartitionSpec(),
                 out_specs=PartitionSpec(),
