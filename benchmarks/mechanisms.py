@@ -19,7 +19,7 @@ from benchmarks.programs import Decoder, training_step
 from configs import mechanisms
 from configs.lm import shakespeare
 from linear_transformer.inference.generation import Sampler
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
 _STEPS = flags.DEFINE_integer("steps", 256, "Tokens decoded, one sequence.")

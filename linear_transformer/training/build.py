@@ -1,5 +1,6 @@
 """Experiment: mesh, task, model and optimizer, built from a config."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
+from linear_transformer.tasks.base import Task
 from linear_transformer.training import capacity
-from linear_transformer.training.experiment import make_task, resolve
+from linear_transformer.training.experiment import resolve
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
 from linear_transformer.training.state import (
     TrainState,
@@ -44,6 +46,17 @@ def training_mesh(
 def one_device() -> Mesh:
     """Returns a mesh of JAX's first device alone."""
     return make_mesh(MeshConfig(data=1), 0)
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """Makes the task of an experiment; imports the module of its name when it is called.
+
+    Raises:
+      UserError: the config or the data have a mistake.
+    """
+    config = resolve(config)
+    module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
+    return getattr(module, config.task.title().replace("_", ""))(config)
 
 
 class Experiment:

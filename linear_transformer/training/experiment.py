@@ -5,7 +5,6 @@ keys; a mistake raises an error with a one-line message.  Nothing is read, alloc
 """
 
 import dataclasses
-import importlib
 import inspect
 import shlex
 import types
@@ -34,7 +33,6 @@ from linear_transformer.models.resnet import ResNetConfig
 from linear_transformer.models.speech_recognizer import ENCODERS, TransformerConfig
 from linear_transformer.nn.mixers.registry import MIXERS, mixer_options, option_meanings
 from linear_transformer.sharding.mesh import MeshConfig
-from linear_transformer.tasks.base import Task
 from linear_transformer.training.optimizers import (
     OptimizerConfig,
     find_optimizer,
@@ -198,17 +196,6 @@ def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collect
     if resolved["model"].get("positions", "learned") != "learned":
         resolved["model"]["max_positions"] = None  # only learned positions have a table
     return ml_collections.ConfigDict(resolved)
-
-
-def make_task(config: ml_collections.ConfigDict) -> Task:
-    """Makes the task of an experiment; imports the module of its name when it is called.
-
-    Raises:
-      UserError: the config or the data have a mistake.
-    """
-    config = resolve(config)
-    module = importlib.import_module(f"linear_transformer.tasks.{config.task}")
-    return getattr(module, config.task.title().replace("_", ""))(config)
 
 
 def _by_data(model: type, longest: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from linear_transformer.compile import ahead_of_time, compiled_program
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import accelerators
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from tests.training import runs
 
 pytestmark = [

@@ -19,7 +19,7 @@ from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.ops import logistic_mixture
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from linear_transformer.training.loop import train
 
 

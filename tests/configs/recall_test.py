@@ -22,7 +22,7 @@ from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.models.compressor import Compressor
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 
 CONFIGS = {
     "induction_heads": induction_heads.get_config(),

@@ -14,7 +14,7 @@ from linear_transformer.models.aligned_encoder_decoder import (
     AlignedEncoderDecoderConfig,
 )
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from tests.ops.contract import relative_rms
 
 # Compiling is most of what these tests cost, and optimising would double it.

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from linear_transformer.data.pipeline import skip_batches
 from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import distributed
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from tests.training import runs
 
 TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

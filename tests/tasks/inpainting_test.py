@@ -16,7 +16,7 @@ from linear_transformer.errors import UserError
 from linear_transformer.inference.evaluation import Run, evaluate, sample
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.tasks.base import Task
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from linear_transformer.training.loop import train
 
 

@@ -17,7 +17,7 @@ from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.inference.evaluation import Run, evaluate
 from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.language_modelling import LanguageModelling, negative_log_likelihood
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from tests.training import runs
 
 

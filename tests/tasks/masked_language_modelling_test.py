@@ -15,7 +15,7 @@ from linear_transformer.inference.evaluation import Run, evaluate, sample
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.masked_language_modelling import mask_tokens
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from tests.training import runs
 
 BOS, MASK = 7, 50

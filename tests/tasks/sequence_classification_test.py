@@ -18,7 +18,7 @@ from linear_transformer.inference.evaluation import Run, evaluate
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.sequence_classification import SequenceClassification
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from linear_transformer.training.loop import train
 from tests.ops.contract import relative_rms
 from tests.training import runs

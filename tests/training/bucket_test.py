@@ -16,7 +16,7 @@ from linear_transformer.config import configuration
 from linear_transformer.data.io.reading import files_below
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import checkpoints, config_file, experiment, metrics
-from linear_transformer.training.experiment import make_task
+from linear_transformer.training.build import make_task
 from linear_transformer.training.lock import FolderLock
 from linear_transformer.training.tracer import Tracer
 from tests.training import runs

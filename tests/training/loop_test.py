@@ -56,7 +56,7 @@ def test_utilization_of_known_devices(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accelerators, "find", lambda kind: known)
     runs.run(config, tmp_path / "known")
     assert "MFU" in capsys.readouterr().out
-    model = experiment.make_task(config).make_model(nnx.Rngs(0))
+    model = build.make_task(config).make_model(nnx.Rngs(0))
     needed = 3 * model.flops_per_token(config.data.sequence_length)
     found = [r for r in runs.records(tmp_path / "known") if r["split"] == "train"]
     assert found
