@@ -4,7 +4,7 @@ import abc
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any
 
 import grain
 import jax
@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from linear_transformer.data.share import Share, share_of
 from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
@@ -51,18 +50,13 @@ class Task(abc.ABC):
         """FLOPs of one row of the batch in the forward pass; a multiply-add counts as two."""
         return self.data.sequence_length * model.flops_per_token(self.data.sequence_length)
 
+    @abc.abstractmethod
     def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         """Returns an endless dataset of the batches of this process, with iterators to checkpoint.
 
         Raises:
           DataError: the processes can't share a batch evenly.
         """
-        share = share_of(self.data.batch_size, process_index, process_count)
-        return self._training_batches(**share)
-
-    @abc.abstractmethod
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
-        """Returns the dataset of `training_data` for a share of each batch."""
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Any, dropout_key: PRNGKey | None) -> Metrics:

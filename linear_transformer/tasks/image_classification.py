@@ -1,7 +1,6 @@
 """Classification of images: cross entropy and accuracy."""
 
 from collections.abc import Iterator
-from typing import Unpack
 
 import grain
 import jax
@@ -16,7 +15,7 @@ from linear_transformer.data.images.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import Batch
 from linear_transformer.models.resnet import ResNet, ResNetConfig
 from linear_transformer.tasks import evaluation
@@ -48,12 +47,12 @@ class ImageClassification(Task):
     def flops_per_example(self, model: ResNet) -> int:
         return model.flops_per_image(self.source.shape[:2])
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_images(
             self.source,
             self.augmentation,
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Unpack
 
 import grain
 import jax
@@ -16,7 +15,7 @@ from linear_transformer.data.images.image_batches import (
     load_source,
     training_images,
 )
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
@@ -60,12 +59,12 @@ class ImageGeneration(TokenTask):
                 f"{self.source.name} has {length} predicted pixels"
             )
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_images(
             self.source,
             Augmentation(flip=False, padding=0),
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         ).map(_pixel_by_pixel)
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:

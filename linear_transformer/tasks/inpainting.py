@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Unpack
+from typing import Any
 
 import grain
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from linear_transformer.data.music.note_pipeline import (
     evaluation_events,
     training_events,
 )
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.aligned_encoder_decoder import (
@@ -78,12 +78,12 @@ class Inpainting(Task):
     def make_model(self, rngs: nnx.Rngs) -> AlignedEncoderDecoder:
         return AlignedEncoderDecoder(self.model_config, rngs=rngs)
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_events(
             self.corpus,
             num_events=self.num_events,
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def loss(

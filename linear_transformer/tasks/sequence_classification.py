@@ -1,7 +1,6 @@
 """Classification of sequences or of pairs of sequences: cross entropy and accuracy."""
 
 from collections.abc import Iterator
-from typing import Unpack
 
 import grain
 import jax
@@ -16,7 +15,7 @@ from linear_transformer.data.sequence_batches import (
     load_source,
     training_sequences,
 )
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import Classifier, ClassifierConfig
@@ -58,12 +57,12 @@ class SequenceClassification(Task):
         make = Classifier if self.source.sequences_per_example == 1 else Matcher
         return make(self.model_config, rngs=rngs)
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
             self.source,
             sequence_length=self.data.sequence_length,
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any
 
 import grain
 import jax
@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from linear_transformer.config import configuration
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.speech.filterbanks import NUM_FILTERS, SHIFT_MS
 from linear_transformer.data.speech.speech_batches import (
     evaluation_utterances,
@@ -63,11 +63,11 @@ class SpeechRecognition(Task):
     def flops_per_example(self, model: SpeechRecognizer) -> int:
         return self.data.max_frames * model.flops_per_token(self.data.max_frames)
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_utterances(
             self.source,
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:

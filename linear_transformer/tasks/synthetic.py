@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any
 
 import grain
 import jax
@@ -11,7 +11,7 @@ import ml_collections
 from flax import nnx
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import Batch, Sequences
 from linear_transformer.data.synthetic.generators import (
     Generator,
@@ -89,12 +89,12 @@ class Synthetic(TokenTask):
             return Compressor(self.model_config, rngs=rngs)
         return super().make_model(rngs)
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_sequences(
             self.generator,
             sequence_length=self.data.sequence_length,
             seed=self.seed,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def evaluation_batches(

@@ -1,13 +1,12 @@
 """Base class of tasks on the documents of a corpus."""
 
 from collections.abc import Iterator
-from typing import Unpack
 
 import grain
 import ml_collections
 
 from linear_transformer.data import evaluation_batches, load_corpus, training_dataset
-from linear_transformer.data.share import Share
+from linear_transformer.data.share import share_of
 from linear_transformer.data.stream import TOKENS, Batch
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.tasks import evaluation
@@ -28,13 +27,13 @@ class TextTask(TokenTask):
         self.corpus = load_corpus(config.data)
         super().__init__(config, self.corpus.tokenizer.vocab_size + special_tokens)
 
-    def _training_batches(self, **share: Unpack[Share]) -> grain.IterDataset:
+    def training_data(self, process_index: int, process_count: int) -> grain.IterDataset:
         return training_dataset(
             self.corpus,
             sequence_length=self.data.sequence_length,
             seed=self.seed,
             packing=self.data.packing,
-            **share,
+            **share_of(self.data.batch_size, process_index, process_count),
         )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
