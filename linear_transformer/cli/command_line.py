@@ -7,7 +7,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -20,54 +20,6 @@ from linear_transformer.training import experiment
 
 # Keys that decide which other keys exist.
 _DECIDING = ("task", "encoder", "data.dataset", "optimizer.name")
-
-
-def run(main: Callable[[ml_collections.ConfigDict, "CommandLine"], None], default: str) -> None:
-    """Runs a program that has a config; see `program.run` for errors and exit statuses.
-
-    Args:
-      main: main function, called with the resolved config and the command line.
-      default: default value of the --config flag.
-    """
-    shipped_configs.make_importable()
-    default = shipped_configs.find(default)
-    sys.argv[1:] = shipped_configs.find_in_arguments(sys.argv[1:])
-    arguments: list[Any] = []
-
-    def parse(argv: list[str]) -> list[str]:
-        _define_flags(default)
-        line = split(_with_flag_files(argv), default)
-        rest = program.parse_flags(line.rest)
-        config = override(load(line.path), line.overrides)
-        if flags.FLAGS["print_config"].value:
-            print("\n".join(experiment.listing(config)), flush=True)
-            sys.exit(0)
-        arguments.extend([experiment.resolve(config), line])
-        return rest
-
-    program.run(lambda: main(*arguments), parse)
-
-
-def _with_flag_files(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
-    except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-
-
-def _define_flags(default: str) -> None:
-    """Defines the flags of every program with a config; --help lists them with its own flags."""
-    if "config" in flags.FLAGS:
-        return
-    flags.DEFINE_string(
-        "config",
-        default,
-        "Experiment: a config file, with :variant if it has any.  --config.KEY=VALUE changes one "
-        "of its keys.",
-    )
-    flags.DEFINE_bool("print_config", False, "List all keys of the config with their meanings.")
-    for name in ("config", "print_config"):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 class Override(NamedTuple):
@@ -90,6 +42,54 @@ class CommandLine(NamedTuple):
     path: str
     overrides: list[Override]
     rest: list[str]
+
+
+def parse(argv: list[str], default: str) -> tuple[ml_collections.ConfigDict, CommandLine]:
+    """Parses the command line of a program that has a config, for `program.run`.
+
+    Args:
+      argv: the command line; its first entry is the name of the program.
+      default: default value of the --config flag.
+
+    Returns:
+      The resolved config, and the command line.
+
+    Raises:
+      ConfigError: a flag has a mistake, the config file raises an error, or a key is wrong.
+    """
+    shipped_configs.make_importable()
+    default = shipped_configs.find(default)
+    argv = [argv[0], *shipped_configs.find_in_arguments(argv[1:])]
+    _define_flags(default)
+    line = split(_with_flag_files(argv), default)
+    program.parse_flags(line.rest)
+    config = override(load(line.path), line.overrides)
+    if flags.FLAGS["print_config"].value:
+        print("\n".join(experiment.listing(config)), flush=True)
+        sys.exit(0)
+    return experiment.resolve(config), line
+
+
+def _with_flag_files(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _define_flags(default: str) -> None:
+    """Defines the flags of every program with a config; --help lists them with its own flags."""
+    if "config" in flags.FLAGS:
+        return
+    flags.DEFINE_string(
+        "config",
+        default,
+        "Experiment: a config file, with :variant if it has any.  --config.KEY=VALUE changes one "
+        "of its keys.",
+    )
+    flags.DEFINE_bool("print_config", False, "List all keys of the config with their meanings.")
+    for name in ("config", "print_config"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def split(argv: Sequence[str], default: str) -> CommandLine:

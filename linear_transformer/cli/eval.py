@@ -13,8 +13,9 @@ from linear_transformer.cli import process
 def run() -> None:
     process.prepare(__doc__)
     from linear_transformer.cli import evaluating
+    from linear_transformer.runtime import program
 
-    evaluating.run()
+    program.run(evaluating.main, evaluating.parse)
 
 
 if __name__ == "__main__":

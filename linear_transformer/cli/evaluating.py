@@ -5,7 +5,6 @@ from absl import flags
 from etils import epath
 
 from linear_transformer.cli import command_line, compile_only, process
-from linear_transformer.cli.command_line import CommandLine
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run, evaluate, sample
 from linear_transformer.inference.generation import Sampler
@@ -24,20 +23,20 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens of mass
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 
 
-def run() -> None:
+def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict | None]:
+    """Returns the config to compile; None to evaluate or to sample."""
     process.show_in_help(__name__, compile_only.__name__)
     if compile_only.requested():
-        command_line.run(compile_program, default="configs/default.py")
-    else:
-        program.run(main)
+        config, _ = command_line.parse(argv, default="configs/default.py")
+        return (config,)
+    program.parse_flags(argv)
+    return (None,)
 
 
-def compile_program(config: ml_collections.ConfigDict, line: CommandLine) -> None:
-    del line
-    compile_only.report("decode", config)
-
-
-def main() -> None:
+def main(config: ml_collections.ConfigDict | None) -> None:
+    if config is not None:
+        compile_only.report("decode", config)
+        return
     if _WORKDIR.value is None:
         raise ConfigError("--workdir is missing: the folder of a run")
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)

@@ -15,8 +15,9 @@ from linear_transformer.cli import process
 def run() -> None:
     process.prepare(__doc__)
     from linear_transformer.cli import training
+    from linear_transformer.runtime import program
 
-    training.run()
+    program.run(training.main, training.parse)
 
 
 if __name__ == "__main__":

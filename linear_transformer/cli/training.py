@@ -21,9 +21,9 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
-def run() -> None:
+def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, CommandLine]:
     process.show_in_help(__name__, compile_only.__name__)
-    command_line.run(main, default="configs/default.py")
+    return command_line.parse(argv, default="configs/default.py")
 
 
 def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:

@@ -15,6 +15,7 @@ which measure it used.  It also writes the results to build/benchmarks/gradient_
 The numbers of the paper are after 50,000 steps on WikiText-103.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from linear_transformer.cli import command_line
 from linear_transformer.cli.command_line import CommandLine
 from linear_transformer.reports import report
 from linear_transformer.reports.tables import load_table
-from linear_transformer.runtime import environment
+from linear_transformer.runtime import environment, program
 from linear_transformer.training import experiment
 from linear_transformer.training.build import Experiment, one_device
 
@@ -155,4 +156,5 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, default="configs/default.py:katharopoulos")
+    parse = functools.partial(command_line.parse, default="configs/default.py:katharopoulos")
+    program.run(main, parse)

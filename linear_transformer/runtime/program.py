@@ -4,7 +4,8 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -12,8 +13,8 @@ from linear_transformer.errors import ConfigError, RunError, UserError
 from linear_transformer.runtime import accelerators, distributed
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; any other argument is an error.
+def parse_flags(argv: list[str]) -> tuple[()]:
+    """Parses the flags; any other argument is an error.  Returns no arguments for `main`.
 
     Raises:
       ConfigError: an unknown flag or argument, or a value that a flag does not take.
@@ -26,30 +27,32 @@ def parse_flags(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.WARNING)
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]!r}; flags look like --name=value")
-    return rest
+    return ()
 
 
-def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] = parse_flags) -> None:
+def run(
+    main: Callable[..., None], parse: Callable[[list[str]], Sequence[Any]] = parse_flags
+) -> None:
     """Parses the command line and runs `main`.
 
     A user's mistake is reported in one line with exit status 2, a RunError in one line with exit
     status 1, and Ctrl-C in one line with exit status 130.
 
     Args:
-      main: function to call, without arguments.
-      parse: parses the arguments; the first one is the program's name.
+      main: function to call with the results of `parse`.
+      parse: parses the command line, whose first entry is the program's name.
     """
     accelerators.leave_out_absent_tpu()
 
-    def parsed(argv: list[str]) -> list[str]:
+    def parsed(argv: list[str]) -> Sequence[Any]:
         try:
             return parse(argv)
         except UserError as error:
             _fail(error)
 
-    def guarded(_: list[str]) -> None:
+    def guarded(arguments: Sequence[Any]) -> None:
         try:
-            main()
+            main(*arguments)
         except UserError as error:
             _fail(error)
         except RunError as error:
