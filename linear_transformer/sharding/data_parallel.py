@@ -15,75 +15,101 @@ from linear_transformer.nn.stack import BLOCKS
 from linear_transformer.sharding.mesh import AXES, FSDP, SEQUENCE
 from linear_transformer.sharding.placement import batch_spec, specs
 
+WHOLE = PartitionSpec()  # of what is the same on all devices
+ROWS = PartitionSpec(RULES["rows"])
 
-def sum_over_devices(
-    sums: Callable[..., Any], declared: Any, sequences: Sequences = NO_SEQUENCES
-) -> Callable[..., Any]:
-    """Extends `sums(parameters, rows, key) -> (gradients, others)` to the tokens of all devices.
 
-    The devices are the mesh of the context; without a mesh, the result is `sums` itself.  Gradients
-    are sums over tokens, sharded like the parameters; other sums, like metrics, are whole.  Each
-    shard of the rows has its own key, so that dropout depends on the number of shards.
+class Shards:
+    """Parameters and batch of a computation, sharded over the devices of the context's mesh.
 
-    Args:
-      sums: function of one device and its tokens.
-      declared: `nn.parameters.declarations` of the parameters.
-      sequences: see `placement.put_batch`.
+    A function of one device runs on all of them by `mapped`, and calls the other methods.  Without
+    several devices (apart from "tensor", which the compiler shards), every method returns its
+    argument.
+
+    Attributes:
+      parameters, batch: PartitionSpecs.
     """
 
-    def total(x: Any, axes: Sequence[str]) -> Any:
-        return lax.psum(x, axes) if axes else x
+    def __init__(
+        self, parameters: Any, declared: Any, batch: Any, sequences: Sequences = NO_SEQUENCES
+    ):
+        """Finds the shards of parameters and batch.
 
-    def on_all_devices(parameters: Any, batch: Any, key: jax.Array) -> Any:
-        spread = _spread((*RULES["rows"], SEQUENCE))
-        if not spread:  # only "tensor" is left, which the compiler shards
-            return sums(parameters, batch, key)
-        row_axes = tuple(axis for axis in spread if axis in RULES["rows"])
-        axes = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
+        Args:
+          parameters: all parameters.
+          declared: `nn.parameters.declarations` of the parameters.
+          batch: arrays of all rows, by name.
+          sequences: arrays of the batch that are sharded along time; with NO_SEQUENCES all devices
+            along "sequence" compute whole rows.
+        """
+        self._spread = _spread((*RULES["rows"], *((SEQUENCE,) if sequences.names else ())))
+        self.parameters = self.batch = None
+        if self._spread:
+            self.parameters = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
+            self.batch = {name: batch_spec(name, sequences) for name in batch}
 
-        def scattered(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
+    def mapped(self, function: Callable, inputs: Any, outputs: Any) -> Callable:
+        """Returns the function of all devices, for a function of one device.
+
+        Args:
+          function: function of the shards; it sums over devices by `total` and `gradients`.
+          inputs, outputs: PartitionSpecs of its arguments and results.
+        """
+        if not self._spread:
+            return function
+        # Beside an axis that the compiler shards, it cannot sum over axes of one device.
+        others = _spread([axis for axis in AXES if axis not in self._spread])
+        manual = self._spread if others else AXES
+        restricted = functools.partial(jax.tree.map, functools.partial(_restricted, axes=manual))
+        return jax.shard_map(
+            function,
+            in_specs=restricted(inputs),
+            out_specs=restricted(outputs),
+            axis_names=set(manual),
+            check_vma=False,  # `function` writes the sums out
+        )
+
+    def marked(self, parameters: Any) -> Any:
+        """Marks shards of blocks as `Split`, for the blocks to gather; gathers all other shards."""
+
+        def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
             if FSDP not in spec:
-                return total(x, spread)
-            x = x.part if isinstance(x, Split) else scatter(x, tuple(spec))
-            return total(x, [axis for axis in spread if axis != FSDP])
+                return x
+            part = Split(x, tuple(spec))
+            return part if any(entry.key == BLOCKS for entry in path) else gathered(part)
 
-        def on_one_device(parameters: Any, batch: Any, key: jax.Array) -> Any:
-            if row_axes:
-                key = jax.random.fold_in(key, lax.axis_index(row_axes))
-            gradients, others = sums(_marked(parameters, axes), batch, key)
-            gradients = jax.tree.map(
-                scattered, gradients, axes, is_leaf=lambda x: isinstance(x, Split)
-            )
-            return gradients, total(others, spread)
+        if not self._spread:
+            return parameters
+        return jax.tree_util.tree_map_with_path(mark, parameters, self.parameters)
 
-        whole = PartitionSpec()
-        inputs = (axes, {name: batch_spec(name, sequences) for name in batch}, whole)
-        return _shard_map(on_one_device, spread, inputs, (axes, whole))(parameters, batch, key)
+    def key(self, key: jax.Array) -> jax.Array:
+        """Returns a key for each shard of the rows: dropout depends on the number of shards."""
+        axes = tuple(axis for axis in self._spread if axis in RULES["rows"])
+        return jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
 
-    return on_all_devices
+    def total(self, sums: Any) -> Any:
+        """Adds up sums over devices."""
+        return lax.psum(sums, self._spread) if self._spread else sums
+
+    def gradients(self, sums: Any) -> Any:
+        """Adds up gradients of `marked` parameters over devices, and shards the sums likewise."""
+        others = [axis for axis in self._spread if axis != FSDP]
+
+        def add(x: jax.Array | Split, spec: PartitionSpec) -> jax.Array:
+            if FSDP not in spec:
+                return self.total(x)
+            part = x.part if isinstance(x, Split) else scatter(x, tuple(spec))
+            return lax.psum(part, others) if others else part
+
+        if not self._spread:
+            return sums
+        return jax.tree.map(add, sums, self.parameters, is_leaf=lambda x: isinstance(x, Split))
 
 
 def _spread(axes: Sequence[str]) -> tuple[str, ...]:
     """Returns those mesh axes that have several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
-
-
-def _shard_map(function: Callable, spread: tuple[str, ...], inputs: Any, outputs: Any) -> Callable:
-    """Maps `function`, which sums over the mesh axes `spread` itself, over the shards.
-
-    `inputs` and `outputs` are PartitionSpecs.
-    """
-    # Beside an axis that the compiler shards, it cannot sum over axes of one device.
-    manual = spread if _spread([axis for axis in AXES if axis not in spread]) else AXES
-    restricted = functools.partial(jax.tree.map, functools.partial(_restricted, axes=manual))
-    return jax.shard_map(
-        function,
-        in_specs=restricted(inputs),
-        out_specs=restricted(outputs),
-        axis_names=set(manual),
-        check_vma=False,  # `function` writes the sums out
-    )
 
 
 def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
@@ -95,56 +121,3 @@ def _restricted(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
         return part if part in axes else None
 
     return PartitionSpec(*map(kept, spec))
-
-
-def _marked(parameters: Any, axes: Any) -> Any:
-    """Marks shards of blocks as `Split`, for the blocks to gather, and gathers all other shards.
-
-    Args:
-      axes: the `specs` of the parameters.
-    """
-
-    def mark(path: Any, x: jax.Array, spec: PartitionSpec) -> jax.Array | Split:
-        if FSDP not in spec:
-            return x
-        part = Split(x, tuple(spec))
-        return part if any(entry.key == BLOCKS for entry in path) else gathered(part)
-
-    return jax.tree_util.tree_map_with_path(mark, parameters, axes)
-
-
-def over_devices(
-    function: Callable[[Any, Any], tuple[Any, Any]],
-    declared: Any,
-    sequences: Sequences = NO_SEQUENCES,
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Extends `function(parameters, batch) -> (sums, rows)` to the rows of all devices.
-
-    The devices are the mesh of the context; without a mesh, the result is `function` itself.  There
-    are no gradients.
-
-    Args:
-      function: computes sums over the rows of a batch, and arrays with rows as first axis.
-      declared: `nn.parameters.declarations` of the parameters.
-      sequences: arrays of the batch that are sharded along time; with NO_SEQUENCES all devices
-        along "sequence" compute whole rows.
-
-    Returns:
-      A function of all rows, which returns the sums of all devices and the arrays of all rows.
-    """
-
-    def on_all_devices(parameters: Any, batch: Any) -> tuple[Any, Any]:
-        spread = _spread((*RULES["rows"], *((SEQUENCE,) if sequences.names else ())))
-        if not spread:
-            return function(parameters, batch)
-        axes = specs(jax.sharding.get_abstract_mesh(), parameters, declared)
-
-        def on_one_device(parameters: Any, batch: Any) -> tuple[Any, Any]:
-            sums, rows = function(_marked(parameters, axes), batch)
-            return lax.psum(sums, spread), rows
-
-        inputs = (axes, {name: batch_spec(name, sequences) for name in batch})
-        outputs = (PartitionSpec(), PartitionSpec(RULES["rows"]))
-        return _shard_map(on_one_device, spread, inputs, outputs)(parameters, batch)
-
-    return on_all_devices

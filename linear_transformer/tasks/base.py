@@ -16,7 +16,7 @@ from linear_transformer.data.stream import NO_SEQUENCES, Batch, Sequences
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.nn.parameters import declarations
-from linear_transformer.sharding import data_parallel
+from linear_transformer.sharding.data_parallel import ROWS, WHOLE, Shards
 from linear_transformer.tasks import evaluation
 from linear_transformer.types import Metrics, PRNGKey
 
@@ -144,11 +144,15 @@ class Task(abc.ABC):
     ) -> tuple[Metrics, Any]:
         """Computes `measure` for a batch with rows sharded over devices."""
 
-        def measure(parameters, batch):
-            return self.measure(nnx.merge(graphdef, parameters), batch)
-
         declared = declarations(nnx.merge(graphdef, parameters))
-        measured = data_parallel.over_devices(measure, declared, self.sequences)
+        shards = Shards(parameters, declared, batch, self.sequences)
+
+        def measure(parameters, batch):
+            model = nnx.merge(graphdef, shards.marked(parameters))
+            sums, rows = self.measure(model, batch)
+            return shards.total(sums), rows
+
+        measured = shards.mapped(measure, (shards.parameters, shards.batch), (WHOLE, ROWS))
         return measured(parameters, batch)
 
     def measure(self, model: Any, batch: dict[str, jax.Array]) -> tuple[Metrics, Any]:

@@ -18,7 +18,7 @@ from linear_transformer.inference.generation import Sampler, generate
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.nn.parameters import declarations
-from linear_transformer.sharding.data_parallel import over_devices
+from linear_transformer.sharding.data_parallel import ROWS, WHOLE, Shards
 from linear_transformer.tasks import evaluation
 from linear_transformer.tasks.text_task import TextTask
 from linear_transformer.types import Logits, Metrics, PRNGKey, Tokens
@@ -120,15 +120,20 @@ class LanguageModelling(TextTask):
 
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
     def _stateful_nll(self, graphdef, parameters, state, batch):
+        declared = declarations(nnx.merge(graphdef, parameters))
+        batch = batch | {"state": state}
+        shards = Shards(parameters, declared, batch)
+
         def step(parameters, batch):
             state = reset_rows(batch["state"], batch["reset"])
-            model = nnx.merge(graphdef, parameters)
+            model = nnx.merge(graphdef, shards.marked(parameters))
             logits_BTE, state = model(batch["inputs"], state, positions=batch["positions"])
             nll_BT = negative_log_likelihood(logits_BTE, batch["targets"])
-            return (jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()), state
+            sums = jnp.sum(nll_BT * batch["weights"]), batch["weights"].sum()
+            return shards.total(sums), state
 
-        declared = declarations(nnx.merge(graphdef, parameters))
-        sums, state = over_devices(step, declared)(parameters, batch | {"state": state})
+        mapped = shards.mapped(step, (shards.parameters, shards.batch), (WHOLE, ROWS))
+        sums, state = mapped(parameters, batch)
         return state, *sums
 
     def sample(self, graphdef: nnx.GraphDef, parameters: Any) -> str:

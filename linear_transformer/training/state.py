@@ -14,7 +14,7 @@ from linear_transformer.nn.layers.batch_norm import DECAY
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
-from linear_transformer.sharding.data_parallel import sum_over_devices
+from linear_transformer.sharding.data_parallel import WHOLE, Shards
 from linear_transformer.types import Metrics, PRNGKey
 
 Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # the metric "loss" is minimised
@@ -128,7 +128,7 @@ def make_train_step(
     over the parts, so the gradient equals the gradient of the whole batch for any weights.  Under
     `jax.set_mesh`, the step runs on that mesh: each device has its own tokens, and state and batch
     are arrays on the mesh (`sharding.placement`). `sequences` is an argument of
-    `sharding.data_parallel.sum_over_devices`.
+    `sharding.data_parallel.Shards`.
     """
     graphdef, _, abstract = nnx.split(model, nnx.Param, nnx.BatchStat)
     declared = declarations(model)
@@ -157,9 +157,16 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        sums_of_all = sum_over_devices(sums, declared, sequences)
+        shards = Shards(state.parameters, declared, batch, sequences)
+
+        def on_one_device(parameters, batch, key):
+            gradients, others = sums(shards.marked(parameters), batch, shards.key(key))
+            return shards.gradients(gradients), shards.total(others)
+
+        inputs, outputs = (shards.parameters, shards.batch, WHOLE), (shards.parameters, WHOLE)
+        on_all_devices = shards.mapped(on_one_device, inputs, outputs)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, (metrics, of_batch) = sums_of_all(state.parameters, batch, key)
+        gradients, (metrics, of_batch) = on_all_devices(state.parameters, batch, key)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
