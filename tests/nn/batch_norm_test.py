@@ -17,8 +17,9 @@ from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.nn.layers.batch_norm import BatchNorm
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.classification import classification_loss
+from linear_transformer.training.build import make_train_step
 from linear_transformer.training.loop import train
-from linear_transformer.training.state import init_state, make_train_step
+from linear_transformer.training.state import init_state
 from tests.ops.contract import relative_rms
 from tests.tasks import sequence_classification_test
 from tests.training import runs

@@ -10,7 +10,8 @@ from flax import nnx
 
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.training.state import init_state, make_train_step
+from linear_transformer.training.build import make_train_step
+from linear_transformer.training.state import init_state
 
 ROWS, WIDTH = 8, 5
 
