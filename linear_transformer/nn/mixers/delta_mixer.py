@@ -12,17 +12,16 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, delta_product
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Activations
 
 
-class DeltaOptions(RecurrentOptions, total=False):
+class DeltaOptions(KeyedOptions, total=False):
     """Options of every `DeltaMixer`."""
 
-    key_width: int | None
     convolution: int
     negative_eigenvalues: bool
 
@@ -59,15 +58,14 @@ class DeltaMixer(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         convolution: int = 4,
         negative_eigenvalues: bool = False,
         steps: int = 1,
         rngs: nnx.Rngs,
-        **options: Unpack[RecurrentOptions],
+        **options: Unpack[KeyedOptions],
     ):
         checks.positive(steps=steps)
-        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.negative_eigenvalues = negative_eigenvalues
         self.steps = steps

@@ -7,7 +7,7 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.projected_mixer import ProjectionOptions
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.types import (
     Activations,
     Keys,
@@ -19,10 +19,8 @@ from linear_transformer.types import (
 )
 
 
-class KernelOptions(ProjectionOptions, RecurrentOptions, total=False):
+class KernelOptions(ProjectionOptions, KeyedOptions, total=False):
     """Options of every `KernelAttention`."""
-
-    key_width: int | None
 
 
 class KernelAttention(RecurrentMixer):

@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.norms import make_norm
 from linear_transformer.nn.layers.positions import LRPE
 from linear_transformer.nn.mixers.mechanism import mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops.decay import decayed_attention
 
@@ -49,13 +49,12 @@ class LightningAttention(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         lrpe: bool = False,
         depth: float = 0.0,
         rngs: nnx.Rngs,
-        **options: Unpack[RecurrentOptions],
+        **options: Unpack[KeyedOptions],
     ):
-        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.query = self._linear(heads * self.key_width, rngs)
         self.key = self._linear(heads * self.key_width, rngs)

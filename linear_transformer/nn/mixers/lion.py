@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.mixers.mamba2 import DT_RANGE
 from linear_transformer.nn.mixers.mechanism import mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import DIRECTIONS, decayed_attention
 from linear_transformer.ops.normalizer import append_ones
@@ -47,16 +47,13 @@ class Lion(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         gate: str = "vector",
         direction: str = "causal",
         rngs: nnx.Rngs,
-        **options: Unpack[RecurrentOptions],
+        **options: Unpack[KeyedOptions],
     ):
         checks.choice("gate", gate, GATES)
-        super().__init__(
-            width, heads, key_width=key_width, direction=direction, bias=False, **options
-        )
+        super().__init__(width, heads, direction=direction, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.gate = gate
         keys = heads * self.key_width

@@ -13,7 +13,7 @@ from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.mixers.mechanism import mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.nn.parameters import vector
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.decay import decayed_attention
@@ -50,14 +50,13 @@ class MLSTM(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         convolution: int = 4,
         epsilon: float = 1e-6,
         rngs: nnx.Rngs,
-        **options: Unpack[RecurrentOptions],
+        **options: Unpack[KeyedOptions],
     ):
         checks.positive(epsilon=epsilon)
-        super().__init__(width, heads, key_width=key_width, bias=False, **options)
+        super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.epsilon = epsilon
         self.local = ShortConvolution(width, convolution, dtype=self.dtype, rngs=rngs)

@@ -28,6 +28,12 @@ class RecurrentOptions(LayerOptions, total=False):
     chunk_size: int | None
 
 
+class KeyedOptions(RecurrentOptions, total=False):
+    """Options of every `RecurrentMixer` with keys of any width."""
+
+    key_width: int | None
+
+
 class RecurrentMixer(ProjectedMixer):
     """Recurrence over sums, and an output projection.
 

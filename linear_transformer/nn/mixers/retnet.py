@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.linear import merge_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
-from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
+from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
@@ -44,18 +44,15 @@ class Retention(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        key_width: int | None = None,
         value_expansion: int = 2,
         rotary: bool = True,
         normalize: bool = True,
         rngs: nnx.Rngs,
-        **options: Unpack[RecurrentOptions],
+        **options: Unpack[KeyedOptions],
     ):
         checks.positive(value_expansion=value_expansion)
         value_width = head_width(value_expansion * width, heads)
-        super().__init__(
-            width, heads, key_width=key_width, value_width=value_width, bias=False, **options
-        )
+        super().__init__(width, heads, value_width=value_width, bias=False, **options)
         if rotary and self.key_width % 2:
             raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
         self.rotary = rotary
