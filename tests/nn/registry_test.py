@@ -27,7 +27,7 @@ def test_the_mixer_agrees(name):
     assert (causal is not None) == mechanism.causal
     assert (both is not None) == (mechanism.bidirectional is not None)
     one_way = {} if mechanism.causal else {"direction": "bidirectional"}
-    assert (made(mechanism, depth=0.5, **one_way) is not None) == mechanism.knows_depth
+    assert (made(mechanism, depth=0.5, **one_way) is not None) == mechanism.uses_depth
     assert (made(mechanism, rotary=True, **one_way) is not None) == mechanism.rotary
     assert mechanism.limits_length == ((causal or both).capacity == LENGTH)
 
@@ -38,7 +38,7 @@ def test_the_mixer_takes_the_options(name):
     known = mixer_options(name)
     named = {*mechanism.options, *mechanism.defaults, *mechanism.causal_only}
     named |= {mechanism.length_option} - {None}
-    named |= {mechanism.knows_order} - {True, False}
+    named |= {mechanism.encodes_order} - {True, False}
     assert named <= known.keys()
     for option, default in mechanism.defaults.items():
         assert known[option].default == default

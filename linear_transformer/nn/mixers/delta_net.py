@@ -9,7 +9,7 @@ from linear_transformer.nn.mixers.mechanism import mechanism
     meaning="delta rule: a token replaces the value that the state has for its key",
     source="Yang et al. 2024, arXiv:2406.06484, section 3.3",
     options={"negative_eigenvalues": False},
-    knows_order=True,
+    encodes_order=True,
 )
 class DeltaNet(DeltaMixer):
     """Delta rule without decay and without a gate, as in the second paper (section 3.3).

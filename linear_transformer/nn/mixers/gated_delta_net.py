@@ -17,14 +17,14 @@ from linear_transformer.nn.parameters import vector
     meaning="delta rule with one decay for each head and token, and a swish gate",
     source="Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464",
     options={"negative_eigenvalues": False},
-    knows_order=True,
+    encodes_order=True,
 )
 @mechanism(
     "delta_product",
     meaning="gated delta rule with two steps for each token and negative eigenvalues",
     source="Siems et al. 2025, arXiv:2502.10297",
     defaults={"steps": 2, "negative_eigenvalues": True},
-    knows_order=True,
+    encodes_order=True,
 )
 class GatedDeltaNet(DeltaMixer):
     """Delta rule with the decay of Mamba-2, a scalar per head and token, and a swish gate.

@@ -18,7 +18,7 @@ from linear_transformer.ops.decay import decayed_attention
     "gla",
     meaning="linear attention with a forget gate for every key feature, from the token",
     source="Yang et al. 2023, arXiv:2312.06635, section 4.4",
-    knows_order=True,
+    encodes_order=True,
 )
 class GatedLinearAttention(RecurrentMixer):
     """Linear attention with forget gates per token and key feature, and a swish gate (section 4.4).

@@ -18,7 +18,7 @@ from linear_transformer.ops.decay import decayed_attention
     "gsa",
     meaning="softmax attention to slots with forget gates",
     source="Zhang et al. 2024, arXiv:2409.07146, section 3",
-    knows_order=True,
+    encodes_order=True,
 )
 class GatedSlotAttention(RecurrentMixer):
     """Softmax attention to M slots per head, each with a key, a value and a forget gate.

@@ -20,8 +20,8 @@ from linear_transformer.ops.log_space import at_most_zero
     "hgrn2",
     meaning="gated linear RNN: the key is what the forget gate leaves",
     source="Qin et al. 2024, arXiv:2404.07904",
-    knows_order=True,
-    knows_depth=True,
+    encodes_order=True,
+    uses_depth=True,
 )
 class HGRN2(RecurrentMixer):
     """Gated linear RNN with key 1 - f_t; the lower bound of the forget gate f_t grows with depth.

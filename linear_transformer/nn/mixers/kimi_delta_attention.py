@@ -19,7 +19,7 @@ from linear_transformer.nn.parameters import vector
     meaning="delta rule with a decay for every key feature",
     source="Kimi Team 2025, arXiv:2510.26692",
     options={"negative_eigenvalues": False},
-    knows_order=True,
+    encodes_order=True,
 )
 class KimiDeltaAttention(DeltaMixer):
     """Delta rule with a decay for every key feature and a sigmoid gate, both of low rank.

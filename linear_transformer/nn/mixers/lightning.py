@@ -20,16 +20,16 @@ from linear_transformer.ops.decay import decayed_attention
     "lightning",
     meaning="linear attention with a fixed decay for each head and layer",
     source="Qin et al. 2024, arXiv:2405.17381",
-    knows_order=True,
-    knows_depth=True,
+    encodes_order=True,
+    uses_depth=True,
 )
 @mechanism(
     "lightning_lrpe",
     meaning="lightning attention with LRPE, the first layer of TransNormerLLM",
     source="Qin et al. 2024, arXiv:2405.17381",
     defaults={"lrpe": True},
-    knows_order=True,
-    knows_depth=True,
+    encodes_order=True,
+    uses_depth=True,
 )
 class LightningAttention(RecurrentMixer):
     """Linear attention with a fixed decay per head and layer, a norm without gain, a linear gate.

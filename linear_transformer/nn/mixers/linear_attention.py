@@ -22,7 +22,7 @@ from linear_transformer.ops.feature_maps import FEATURE_MAPS
     meaning="linear attention with a feature map, normalised; configs add a short convolution",
     source="Katharopoulos et al. 2020, arXiv:2006.16236, equations 8-20",
     options={"feature_map": "elu_plus_one", "convolution": 4},
-    knows_order="convolution",
+    encodes_order="convolution",
     rotary=True,
     bidirectional={},
     causal_only=("convolution",),

@@ -22,7 +22,7 @@ GATES = ("scalar", "vector")
     "lion",
     meaning="LION-S: normalised attention with selective decays, one way or both ways",
     source="Afzal et al. 2025, arXiv:2502.16249",
-    knows_order=True,
+    encodes_order=True,
     bidirectional={},
 )
 class Lion(RecurrentMixer):

@@ -20,7 +20,7 @@ from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
     "lru",
     meaning="linear recurrent unit: complex diagonal states with learned decays",
     source="Orvieto et al. 2023, arXiv:2303.06349, section 3",
-    knows_order=True,
+    encodes_order=True,
 )
 class LRU(RecurrentMixer):
     """Complex diagonal recurrence with decays fixed over time, and a gated output (section 3).

@@ -22,7 +22,7 @@ from linear_transformer.ops.selective_scan import FORMS, selective_scan
     "mamba",
     meaning="selective state space: every channel has states with decays of the token",
     source="Gu and Dao 2023, arXiv:2312.00752, algorithm 2",
-    knows_order=True,
+    encodes_order=True,
     feed_forward_ratio=0,
     layers=2,
 )

@@ -32,7 +32,7 @@ def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     "mamba2",
     meaning="state space duality: one decay for each head and token",
     source="Dao and Gu 2024, arXiv:2405.21060, section 7",
-    knows_order=True,
+    encodes_order=True,
     feed_forward_ratio=0,
     layers=2,
 )

@@ -23,9 +23,9 @@ class Mechanism:
       source: authors, year and arXiv number of the paper, and the place in the paper.
       defaults: defaults of options that differ from the defaults of the constructor.
       options: options that configs write out.
-      knows_order: whether the mixer depends on the order of tokens and needs no positions; a string
-        names the option that must be set for this.
-      knows_depth: whether the constructor takes `depth`, l / L for layer l (from 0) of L.
+      encodes_order: whether the mixer depends on the order of tokens and needs no positions; a
+        string names the option that must be set for this.
+      uses_depth: whether the constructor takes `depth`, l / L for layer l (from 0) of L.
       rotary: whether the constructor takes `rotary`, rotary positions of queries and keys.
       feed_forward_ratio: feed-forward width over model width; None is 4, or 8/3 with a gate.
       layers: number of layers that replace one layer of attention and feed-forward.
@@ -43,8 +43,8 @@ class Mechanism:
     source: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    knows_order: bool | str = False
-    knows_depth: bool = False
+    encodes_order: bool | str = False
+    uses_depth: bool = False
     rotary: bool = False
     feed_forward_ratio: int | float | None = None
     layers: int = 1
@@ -64,9 +64,9 @@ class Mechanism:
 
     def needs_no_positions(self, options: Mapping[str, Any]) -> bool:
         """Returns whether the mixer with these options depends on the order of tokens by itself."""
-        if isinstance(self.knows_order, str):
-            return bool(options.get(self.knows_order))
-        return self.knows_order
+        if isinstance(self.encodes_order, str):
+            return bool(options.get(self.encodes_order))
+        return self.encodes_order
 
     def bidirectional_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the options of the bidirectional mixer; no change if it is causal only."""

@@ -26,7 +26,7 @@ from linear_transformer.types import PRNGKey, SegmentIds
     "mlstm",
     meaning="matrix memory of xLSTM, with exponential input gates and sigmoid forget gates",
     source="Beck et al. 2024, arXiv:2405.04517, equations 19-27",
-    knows_order=True,
+    encodes_order=True,
 )
 class MLSTM(RecurrentMixer):
     """Matrix memory with exponential input gates, sigmoid forget gates and a normaliser.

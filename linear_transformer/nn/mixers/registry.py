@@ -97,7 +97,7 @@ _MEANINGS = {
 def make_mixer(name: str, width: int, heads: int, *, depth: float, **given: Any) -> Mixer:
     """Makes a mixer by name; `depth`, l / L for layer l of L, goes to mixers that take it."""
     mechanism = MIXERS[name]
-    if mechanism.knows_depth:
+    if mechanism.uses_depth:
         given["depth"] = depth
     return mechanism(width, heads, **given)
 

@@ -20,7 +20,7 @@ from linear_transformer.ops.decay import decayed_attention
     "retnet",
     meaning="retention: a fixed decay for each head, rotary positions, and a swish gate",
     source="Sun et al. 2023, arXiv:2307.08621, equations 5-8",
-    knows_order=True,
+    encodes_order=True,
     rotary=True,
     feed_forward_ratio=2,
 )

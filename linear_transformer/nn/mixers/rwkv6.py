@@ -22,8 +22,8 @@ INPUTS = ("receptance", "key", "value", "gate", "decay")
     "rwkv6",
     meaning="a decay for every key feature, a bonus for the current token, and token shift",
     source="Peng et al. 2024, arXiv:2404.05892, section 4",
-    knows_order=True,
-    knows_depth=True,
+    encodes_order=True,
+    uses_depth=True,
 )
 class RWKV6(RecurrentMixer):
     """Data-dependent vector decay, a bonus for the current token, and a data-dependent token shift.

@@ -25,8 +25,8 @@ POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9
     "rwkv7",
     meaning="generalised delta rule with a decay for every key feature, and token shift",
     source="Peng et al. 2025, arXiv:2503.14456, section 4",
-    knows_order=True,
-    knows_depth=True,
+    encodes_order=True,
+    uses_depth=True,
 )
 class RWKV7(RecurrentMixer):
     """Generalised delta rule with a vector decay w_t, a vector rate a_t and a removal key kappa_t.
