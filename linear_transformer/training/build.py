@@ -112,7 +112,8 @@ def make_train_step(
         shards = Shards(state.parameters, declared, batch, sequences)
 
         def on_one_device(parameters, batch, key):
-            gradients, others = sums(shards.marked(parameters), batch, shards.key(key))
+            key = shards.key(key)
+            gradients, others = sums(shards.marked(parameters), batch, key)
             return shards.gradients(gradients), shards.total(others)
 
         inputs, outputs = (shards.parameters, shards.batch, WHOLE), (shards.parameters, WHOLE)
