@@ -54,6 +54,7 @@ from linear_transformer.nn.mixers.registry import (
     make_mixer as make_mixer,
 )
 from linear_transformer.nn.mixers.retnet import Retention as Retention
+from linear_transformer.nn.mixers.rg_lru import RGLRU as RGLRU
 from linear_transformer.nn.mixers.rwkv6 import RWKV6 as RWKV6
 from linear_transformer.nn.mixers.rwkv7 import RWKV7 as RWKV7
 from linear_transformer.nn.mixers.softmax_attention import SoftmaxAttention as SoftmaxAttention

@@ -33,6 +33,10 @@ def silu(x):
     return x * sigmoid(x)
 
 
+def gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def softplus(x):
     return np.logaddexp(0, x)
 
@@ -231,13 +235,28 @@ def lru(mixer, x, position, history, h):
     h = eigenvalues * h + np.exp(array(mixer.log_gamma)) * (x @ (real + 1j * imaginary))
     real, imaginary = np.split(array(mixer.read.kernel), 2, axis=0)
     y = (h @ (real + 1j * imaginary)).real + array(mixer.skip) * x
-    g = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    g = gelu(y)
     return dense(mixer.output, g) * sigmoid(dense(mixer.output_gate, g)), h
+
+
+def rg_lru(mixer, x, position, history, h):
+    """De et al. 2024, equations 1-4 in the recurrent block of figure 2."""
+    taps, bias = array(mixer.local.taps), array(mixer.convolution_bias)
+    newest = [dense(mixer.value, a) for a in history[::-1]]
+    u = heads(sum(tap * a for tap, a in zip(taps, newest, strict=False)) + bias)
+    r, i = (
+        sigmoid(np.einsum("hk,hko->ho", u, array(gate.kernel)) + array(gate.bias))
+        for gate in (mixer.decay_gate, mixer.input_gate)
+    )
+    a = sigmoid(array(mixer.decay)) ** (8 * r)
+    h = a * (0 if h is None else h) + np.sqrt(1 - a**2) * i * u
+    return dense(mixer.output, gelu(dense(mixer.gate, x)) * h.ravel()), h
 
 
 CASES = [
     ("mamba", "chunks", mamba),
     ("lru", "chunks", lru),
+    ("rg_lru", "chunks", rg_lru),
     ("retnet", "chunks", retnet),
     ("retnet", "plain", retnet),
     ("lightning", "chunks", lightning),
@@ -321,6 +340,23 @@ def test_mlstm_output_does_not_depend_on_the_stabiliser():
             np.testing.assert_allclose(gradient[place], numeric, rtol=1e-6, atol=1e-9)
 
 
+def test_rg_lru_starts_with_the_published_decays():
+    mixer = MIXERS["rg_lru"](64, 2, rngs=nnx.Rngs(0))
+    decays = sigmoid(array(mixer.decay)) ** 8
+    assert 0.9 < decays.min() < 0.91 and 0.99 < decays.max() < 0.999
+
+
+@pytest.mark.parametrize("gate", [-200.0, 200.0])
+def test_rg_lru_has_gradients_at_the_ends_of_its_gates(gate):
+    """Where a_t rounds to 1, and 1 - a_t^2 to 0."""
+    mixer = MIXERS["rg_lru"](D, H, rngs=nnx.Rngs(0))
+    mixer.decay_gate.bias[...] = jnp.full_like(mixer.decay_gate.bias[...], gate)
+    graphdef, parameters = nnx.split(mixer)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, D)), jnp.float32)
+    loss = jax.jit(jax.grad(lambda p, x: jnp.sum(nnx.merge(graphdef, p)(x)[0] ** 2), (0, 1)))
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(loss(parameters, x)))
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_depth_comes_from_the_model(scan):
     """Layer l of L decays by exp(-8 h / H (1 - l / L)), in a scanned stack too."""
@@ -367,6 +403,8 @@ def test_depth_comes_from_the_model(scan):
         ("mamba", {"convolution": 1}, "convolution is 1"),
         ("lru", {"r_max": 1.0}, "r_max is 1.0"),
         ("lru", {"state_width": 0}, "state_width is 0"),
+        ("rg_lru", {"state_width": 7}, "state_width is 7"),
+        ("rg_lru", {"convolution": 1}, "convolution is 1"),
         ("lion", {"gate": "matrix"}, "gate is 'matrix'"),
         ("lion", {"direction": "sideways"}, "direction is 'sideways'"),
     ],

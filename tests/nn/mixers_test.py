@@ -115,6 +115,7 @@ OPTIONS = {
     },
     "mamba": {"chunks": {"chunk_size": 4, "state_width": 3, "dt_rank": 2}},
     "lru": {"chunks": {"chunk_size": 4, "state_width": 6}},
+    "rg_lru": {"chunks": {"chunk_size": 4, "state_width": 6}},
     "lsh": {
         "cache": {"rounds": 2, "buckets": 4, "chunk_size": 3, "cache_capacity": T},
         "one round": {"rounds": 1, "buckets": 2, "chunk_size": T},

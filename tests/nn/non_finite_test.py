@@ -28,6 +28,7 @@ OPTIONS = {
 }
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh", "efficient", "mamba", "lru")
+EXACT += ("rg_lru",)
 CACHES = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh")
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linear_transformer.nn import parameters
@@ -47,6 +48,48 @@ class Linear(nnx.Linear):
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         y = super().__call__(x.reshape(-1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class BlockDiagonal(nnx.Module):
+    """Dense layer of each head on its own features: y_h = x_h W_h + b_h, with W (H, K, O).
+
+    Attributes:
+      dtype: dtype of the outputs.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Creates kernel and bias.
+
+        Args:
+          heads: number of blocks H.
+          in_features: width K of each head's input.
+          out_features: width O of each head's output; None is K.
+          use_bias: whether there is a bias.
+          dtype: dtype of the outputs.
+          rngs: for the kernel.
+        """
+        out_features = in_features if out_features is None else out_features
+        init = nnx.initializers.lecun_normal(batch_axis=0)
+        weights = init(rngs.params(), (heads, in_features, out_features), jnp.float32)
+        self.kernel = nnx.Param(weights, **parameters.kernel("heads", None, None))
+        bias = jnp.zeros((heads, out_features))
+        metadata = parameters.vector("heads", None)
+        self.bias = nnx.Param(bias, **metadata) if use_bias else None
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x_BTHK: Float[Array, "B T H K"]) -> Float[Array, "B T H O"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        y_BTHO = jnp.einsum("bthk,hko->btho", x_BTHK.astype(self.dtype), kernel)
+        return y_BTHO if self.bias is None else y_BTHO + self.bias[...].astype(self.dtype)
 
 
 class Head(Linear):
