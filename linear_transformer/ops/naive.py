@@ -136,15 +136,18 @@ def low_rank_delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, write_TK, read_TK, 
     return recur(step, (q_TK, k_TK, v_TV, log_decay_Tx, write_TK, read_TK), **start)
 
 
-def selective_scan(x_TD, dt_TD, a_ND, b_TN, c_TN, **start):
+def selective_scan(x_TD, dt_TD, a_ND, b_TN, c_TN, *, negative_eigenvalues=False, **start):
     """Mamba: h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T, and y_t = C_t^T h_t.
 
     Gu and Dao 2023 (arXiv:2312.00752, equations 2a-2b), N numbers per channel: A is discretised by
-    the zero-order hold, B by a step of Euler's method.
+    the zero-order hold, B by a step of Euler's method.  With negative eigenvalues,
+    2 exp(dt_t A) - 1 replaces exp(dt_t A) (Grazzi et al. 2024, arXiv:2411.12537).
     """
 
     def step(state_ND, x_D, dt_D, b_N, c_N):
-        state_ND = jnp.exp(dt_D * a_ND) * state_ND + jnp.outer(b_N, dt_D * x_D)
+        factors_ND = jnp.exp(dt_D * a_ND)
+        factors_ND = 2 * factors_ND - 1 if negative_eigenvalues else factors_ND
+        state_ND = factors_ND * state_ND + jnp.outer(b_N, dt_D * x_D)
         return state_ND, c_N @ state_ND
 
     return recur(step, (x_TD, dt_TD, b_TN, c_TN), **start)

@@ -3,9 +3,11 @@
     h_t = a_t * h_{t-1} + b_t
 
 In Mamba (Gu and Dao, 2023, arXiv:2312.00752, section 3) a_t = exp(dt_t A) and b_t = dt_t B_t x_t
-for each of D channels with N numbers, and the output is y_t = C_t^T h_t: `selective_scan`.  In the
-LRU (Orvieto et al., 2023, arXiv:2303.06349) and S5 (Smith et al., 2022, arXiv:2208.04933), a is
-complex and fixed: `diagonal_scan`.
+for each of D channels with N numbers, and the output is y_t = C_t^T h_t: `selective_scan`.  With
+negative eigenvalues, a_t = 2 exp(dt_t A) - 1 (Grazzi et al., 2024, arXiv:2411.12537).  In the LRU
+(Orvieto et al., 2023, arXiv:2303.06349) and S5 (Smith et al., 2022, arXiv:2208.04933), a is complex
+and fixed: `diagonal_scan`.  All forms multiply factors a_t, not exponentials of sums of logarithms,
+so that a_t can have any sign.
 
 Forms: "recurrent", one `lax.scan` step per token; "associative", `lax.associative_scan` over the
 maps h -> a h + b, with O(T D N) memory; "chunk", which steps through the tokens of one chunk at a
@@ -44,6 +46,7 @@ def selective_scan(
     b_BTN: Float[Array, "B T N"],
     c_BTN: Float[Array, "B T N"],
     *,
+    negative_eigenvalues: bool = False,
     direction: str = "causal",
     initial_state: Float[Array, "B N D"] | None = None,
     segment_ids_BT: SegmentIds | None = None,
@@ -58,6 +61,7 @@ def selective_scan(
       a_ND: A, negative.
       b_BTN: B, the weights with which the input enters the state.
       c_BTN: C, the weights with which the state enters the output.
+      negative_eigenvalues: whether 2 exp(dt_t A) - 1, from -1 to 1, replaces exp(dt_t A).
       direction: "causal", or "anticausal": from the last token to the first.
       initial_state: (B, N, D), the state before the first token (after the last token if
         anticausal), in the segment of that token; zeros if None.
@@ -89,7 +93,9 @@ def selective_scan(
 
     def expand(inputs):
         x, dt, b, _ = inputs
-        return _decays(dt, a_ND), jnp.einsum("tbn,tbd->tbnd", b, dt * x)
+        decays = _decays(dt, a_ND)
+        factors = 2 * decays - 1 if negative_eigenvalues else decays
+        return factors, jnp.einsum("tbn,tbd->tbnd", b, dt * x)
 
     def read(h, inputs):
         return jnp.einsum("tbnd,tbn->tbd", h, inputs[3])
@@ -101,7 +107,12 @@ def selective_scan(
     state = recurrence.initial_state(initial_state, (batch, width, channels), dtype)
 
     def product(inputs):
-        return jnp.exp(jnp.sum(inputs[1], axis=1)[:, None] * a_ND)
+        x, dt, *others = inputs
+        if not negative_eigenvalues:
+            return jnp.exp(jnp.sum(dt, axis=1)[:, None] * a_ND)
+        # What the recurrence makes of a state of ones, without inputs.
+        tokens = (jnp.zeros_like(x), dt, *others)
+        return _by_form(expand, read, tokens, None, "chunk", chunk_size, jnp.ones_like(state))[1]
 
     options = (segment_ids_BT, direction, form, chunk_size)
     y, state = _run(expand, read, product, inputs, state, *options)

@@ -215,7 +215,7 @@ def lion(mixer, x, position, history, s):
 
 
 def mamba(mixer, x, position, history, h):
-    """Gu and Dao 2023, algorithm 2 with the discretisation of section 3."""
+    """Gu and Dao 2023, algorithm 2 with the discretisation of section 3; Grazzi et al. 2024."""
     inner, n, rank = mixer.value_width, mixer.key_width, mixer.dt_rank
     z = dense(mixer.gate, x)
     u = convolved(mixer, [dense(mixer.value, a) for a in history])
@@ -223,7 +223,9 @@ def mamba(mixer, x, position, history, h):
     dt = softplus(dense(mixer.dt, selected[:rank]))
     b, c = selected[rank : rank + n], selected[rank + n :]
     h = np.zeros((n, inner)) if h is None else h
-    h = np.exp(-dt * np.exp(array(mixer.log_decay))) * h + np.outer(b, dt * u)
+    a = np.exp(-dt * np.exp(array(mixer.log_decay)))
+    a = 2 * a - 1 if mixer.negative_eigenvalues else a
+    h = a * h + np.outer(b, dt * u)
     return dense(mixer.output, (c @ h + array(mixer.skip) * u) * silu(z)), h
 
 
@@ -255,6 +257,7 @@ def rg_lru(mixer, x, position, history, h):
 
 CASES = [
     ("mamba", "chunks", mamba),
+    ("mamba", "negative", mamba),
     ("lru", "chunks", lru),
     ("rg_lru", "chunks", rg_lru),
     ("retnet", "chunks", retnet),

@@ -113,7 +113,10 @@ OPTIONS = {
         "chunks": {"chunk_size": 4},
         "scalar": {"gate": "scalar"},
     },
-    "mamba": {"chunks": {"chunk_size": 4, "state_width": 3, "dt_rank": 2}},
+    "mamba": {
+        "chunks": {"chunk_size": 4, "state_width": 3, "dt_rank": 2},
+        "negative": {"negative_eigenvalues": True, "state_width": 3},
+    },
     "lru": {"chunks": {"chunk_size": 4, "state_width": 6}},
     "rg_lru": {"chunks": {"chunk_size": 4, "state_width": 6}},
     "lsh": {

@@ -97,12 +97,12 @@ def delta(mechanism, forms=("chunk",), **options):
 def diagonal(name, **options):
     def inputs(time, kind):
         arrays, _ = selective_scan_test.inputs(name, time, jnp.float64)
-        if name == "selective":
+        if name != "diagonal":
             arrays["log_a"] = np.log(-selective_scan_test.A_ND)
         return arrays
 
     def definition(**arrays):
-        if name == "selective":
+        if name != "diagonal":
             del arrays["log_a"]
         return selective_scan_test.definition(name, **arrays)
 
@@ -137,6 +137,7 @@ CASES = {
     "delta product": delta("product"),
     "low rank delta": delta("low rank"),
     "selective scan": diagonal("selective", timeless=("log_a",)),
+    "selective scan, negative": diagonal("signed", timeless=("log_a",)),
     "diagonal scan": diagonal("diagonal"),
     "efficient": exponential(efficient_test, fp32=2e-5),
     "log features": exponential(random_features_test, fp32=1e-5),

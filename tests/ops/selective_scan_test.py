@@ -18,8 +18,9 @@ A_ND = -np.exp(np.random.default_rng(5).normal(size=(N, D)))
 
 
 @functools.cache
-def selective(form, chunk_size=None, direction="causal"):
-    call = functools.partial(selective_scan, form=form, chunk_size=chunk_size, direction=direction)
+def selective(form, chunk_size=None, direction="causal", **options):
+    options |= {"form": form, "chunk_size": chunk_size, "direction": direction}
+    call = functools.partial(selective_scan, **options)
 
     def op(x, dt, b, c, log_a=None, **kw):
         a = jnp.asarray(A_ND, x.dtype) if log_a is None else -jnp.exp(log_a)
@@ -49,12 +50,13 @@ def diagonal(form, chunk_size=None, direction="causal"):
     return op
 
 
-OPS = {"selective": selective, "diagonal": diagonal}
+signed = functools.partial(selective, negative_eigenvalues=True)
+OPS = {"selective": selective, "signed": signed, "diagonal": diagonal}
 
 
 def inputs(name, time, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    if name == "selective":
+    if name != "diagonal":
         arrays = {
             "x": rng.normal(size=(B, time, D)),
             "dt": np.exp(rng.normal(size=(B, time, D)) - 2),
@@ -79,8 +81,11 @@ def packed(rng, time):
 
 def definition(name, initial_state, segment_ids_BT, **arrays):
     """The naive scan with the arrays of `inputs`, as the one head of its rows."""
-    if name == "selective":
-        scan = lambda x, dt, b, c, **start: naive.selective_scan(x, dt, A_ND, b, c, **start)  # noqa: E731
+    if name != "diagonal":
+        options = {"negative_eigenvalues": name == "signed"}
+        scan = lambda x, dt, b, c, **start: naive.selective_scan(  # noqa: E731
+            x, dt, A_ND, b, c, **options, **start
+        )
     else:
         scan = lambda b, log_a, **start: naive.diagonal_scan(b, jnp.exp(log_a), **start)  # noqa: E731
         arrays = {n: x[..., 0] + 1j * x[..., 1] for n, x in arrays.items()}

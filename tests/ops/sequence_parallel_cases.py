@@ -65,6 +65,7 @@ OPS = {
     "low_rank": functools.partial(low_rank_delta_attention),
     "selective": selective,
     "selective_anticausal": functools.partial(selective, direction="anticausal"),
+    "selective_negative": functools.partial(selective, negative_eigenvalues=True),
     "diagonal": diagonal,
 }
 
@@ -129,7 +130,7 @@ def inputs(name, time, seed=0):
     renamed = {"product": {"k": "k_BTNHK", "v": "v_BTNHV", "q": "q_BTHK"}}
     source = "S" if name.startswith("additive") else "T"
     usual = {"q": "q_BTHK", "k": f"k_B{source}HK", "v": f"v_B{source}HV"}
-    if name in ("fixed", "selective", "selective_anticausal", "diagonal"):
+    if name in ("fixed", "diagonal") or name.startswith("selective"):
         usual = {}
     renames = renamed.get(name, usual)
     return {renames.get(n, n): jnp.asarray(x, jnp.float64) for n, x in arrays.items()}

@@ -22,6 +22,7 @@ from linear_transformer.ops.selective_scan import FORMS, selective_scan
     "mamba",
     meaning="selective state space: every channel has states with decays of the token",
     source="Gu and Dao 2023, arXiv:2312.00752, algorithm 2",
+    options={"negative_eigenvalues": False},
     encodes_order=True,
     feed_forward_ratio=0,
     layers=2,
@@ -40,6 +41,8 @@ class Mamba(RecurrentMixer):
       state_width: N, state entries per channel.
       dt_rank: width of dt before W_dt; None is width / 16, rounded up.
       convolution: tokens in the window of the short convolution.
+      negative_eigenvalues: whether 2 exp(dt_t A) - 1 replaces exp(dt_t A), so that an entry of the
+        state can change its sign, which parity needs (Grazzi et al. 2024, arXiv:2411.12537).
       form, chunk_size: see `ops.selective_scan.selective_scan`.
     """
 
@@ -55,6 +58,7 @@ class Mamba(RecurrentMixer):
         state_width: int = 16,
         dt_rank: int | None = None,
         convolution: int = 4,
+        negative_eigenvalues: bool = False,
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
@@ -63,6 +67,7 @@ class Mamba(RecurrentMixer):
         self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
         inner = expansion * width
         super().__init__(width, 1, key_width=state_width, value_width=inner, bias=False, **options)
+        self.negative_eigenvalues = negative_eigenvalues
         self.output = self._output_layer(rngs, inner)
         self.value = self._linear(inner, rngs)
         self.gate = self._linear(inner, rngs)
@@ -109,6 +114,7 @@ class Mamba(RecurrentMixer):
             -jnp.exp(self.log_decay[...].astype(dtype)),
             b_BTN,
             c_BTN,
+            negative_eigenvalues=self.negative_eigenvalues,
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
