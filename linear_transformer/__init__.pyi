@@ -22,6 +22,7 @@ from linear_transformer.nn.mixers.gated_attention_unit import (
     FlashQuad as FlashQuad,
 )
 from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from linear_transformer.nn.mixers.gated_delta_net_2 import GatedDeltaNet2 as GatedDeltaNet2
 from linear_transformer.nn.mixers.gated_linear_attention import (
     GatedLinearAttention as GatedLinearAttention,
 )
@@ -64,6 +65,7 @@ from linear_transformer.ops.decay import decayed_attention as decayed_attention
 from linear_transformer.ops.delta import (
     delta_attention as delta_attention,
     delta_product as delta_product,
+    erase_delta_attention as erase_delta_attention,
     low_rank_delta_attention as low_rank_delta_attention,
 )
 from linear_transformer.ops.efficient import (

@@ -16,9 +16,11 @@ All of them are one recurrence with arbitrary read vectors r_t and write vectors
     u_t = v_t - S_{t-1}^T r_t
     S_t = diag(a_t) S_{t-1} + w_t u_t^T
 
-The delta rule has r = a k and w = b k.  A token of RWKV-7, S_t = (diag(a_t) + f_t g_t^T) S_{t-1} +
-k_t v_t^T, is two steps: (r, w, v) = (-g, f, 0) with the token's decay, and (0, k, v) without decay.
-A step of DeltaProduct is one step of the recurrence.
+The delta rule has r = a k and w = b k.  Gated DeltaNet-2 (Hatamizadeh, Choi and Kautz 2026,
+arXiv:2605.22791) has r = a (e * k), with a gate e_t of the key features, and w = k.  A token of
+RWKV-7, S_t = (diag(a_t) + f_t g_t^T) S_{t-1} + k_t v_t^T, is two steps: (r, w, v) = (-g, f, 0) with
+the token's decay, and (0, k, v) without decay.  A step of DeltaProduct is one step of the
+recurrence.
 
 **Every transition must be a contraction in finite precision.**  With a key of unit length and a
 step of 2 the transition I - b k k^T has the eigenvalue -1.  In bf16, |k|^2 has an error of up to
@@ -163,6 +165,37 @@ def delta_product(
     )
     narrow = jnp.result_type(q_BTHK, k_BTNHK, v_BTNHV)
     return _attend_in_steps(tokens, initial_state, narrow, **options)
+
+
+def erase_delta_attention(
+    q_BTHK: Queries,
+    k_BTHK: Keys,
+    v_BTHV: Values,
+    log_decay: LogDecay | None,
+    erase_BTHK: Keys,
+    *,
+    initial_state: State | None = None,
+    segment_ids_BT: SegmentIds | None = None,
+    form: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Outputs, State]:
+    """Computes S_t = (I - k_t (e_t * k_t)^T) diag(a_t) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
+
+    This is Gated DeltaNet-2 with the gated values v_t = w_t * v'_t.  With e_t = b_t and
+    v_t = b_t v'_t it is `delta_attention`, which explains the other arguments.
+
+    Args:
+      erase_BTHK: gates e_t from 0 to 1, or 2 for negative eigenvalues.  If a gate differs between
+        features, a product of transitions can grow with unit keys too, unless the decay is strong.
+    """
+    options = {"segment_ids_BT": segment_ids_BT, "form": form, "chunk_size": chunk_size}
+    arrays = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV, "erase_BTHK": erase_BTHK}
+    _check(options, log_decay, initial_state, **arrays)
+    log_decay = _per_token(log_decay, q_BTHK, accumulation_dtype(q_BTHK, k_BTHK, v_BTHV))
+    k_wide = k_BTHK.astype(log_decay.dtype)
+    reads = jnp.exp(log_decay) * erase_BTHK.astype(log_decay.dtype) * k_wide
+    narrow = jnp.result_type(q_BTHK, k_BTHK, v_BTHV)
+    return _sharded((q_BTHK, reads, k_wide, v_BTHV, log_decay), initial_state, narrow, **options)
 
 
 def low_rank_delta_attention(

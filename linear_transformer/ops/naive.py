@@ -120,6 +120,20 @@ def delta_product(q_TK, k_TNK, v_TNV, log_decay_Tx, beta_TN, **start):
     return recur(step, (q_TK, k_TNK, v_TNV, log_decay_Tx, beta_TN), **start)
 
 
+def erase_delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, erase_TK, **start):
+    """Gated DeltaNet-2: S_t = (I - k_t (e_t * k_t)^T) diag(a_t) S_{t-1} + k_t v_t^T.
+
+    Hatamizadeh, Choi and Kautz 2026 (arXiv:2605.22791), with v_t after the write gate.
+    """
+
+    def step(state_KV, q_K, k_K, v_V, log_decay_x, erase_K):
+        state_KV = jnp.exp(log_decay_x)[:, None] * state_KV
+        state_KV += jnp.outer(k_K, v_V - (erase_K * k_K) @ state_KV)
+        return state_KV, q_K @ state_KV
+
+    return recur(step, (q_TK, k_TK, v_TV, log_decay_Tx, erase_TK), **start)
+
+
 def low_rank_delta_attention(q_TK, k_TK, v_TV, log_decay_Tx, write_TK, read_TK, **start):
     """RWKV-7: S_t = (diag(a_t) + write_t read_t^T) S_{t-1} + k_t v_t^T, and o_t = S_t^T q_t.
 

@@ -26,24 +26,32 @@ def low_rank(layer, x, activation=lambda x: x):
     return dense(layer.up, activation(dense(layer.down, x)))
 
 
-def delta_rule(mixer, x, history, s, decay):
-    """Normed outputs (H, V) and states after one token's steps; decay is (H, K)."""
+def projected(mixer, history):
+    """Queries, keys and values of the newest token, after the convolution, by head and step."""
     layers = (mixer.query, mixer.key, mixer.value)
-    projected = [np.concatenate([dense(layer, a) for layer in layers]) for a in history]
+    features = [np.concatenate([dense(layer, a) for layer in layers]) for a in history]
     taps = array(mixer.local.taps)
-    mixed = silu(sum(tap * a for tap, a in zip(taps, projected[::-1], strict=False)))
+    mixed = silu(sum(tap * a for tap, a in zip(taps, features[::-1], strict=False)))
     keys = H * mixer.key_width
     q, k, v = np.split(mixed, [keys, keys + mixer.steps * keys])
-    q = unit(heads(q))
-    k = unit(k.reshape(H, mixer.steps, -1))
-    v = v.reshape(H, mixer.steps, -1)
+    k, v = (a.reshape(H, mixer.steps, -1) for a in (k, v))
+    return unit(heads(q)), unit(k), v
+
+
+def normed(mixer, q, s):
+    o = np.einsum("hk,hkv->hv", q, s)
+    return (rms(o, 1e-5) * array(mixer.norm.scale)).ravel()
+
+
+def delta_rule(mixer, x, history, s, decay):
+    """Normed outputs (H, V) and states after one token's steps; decay is (H, K)."""
+    q, k, v = projected(mixer, history)
     beta = (1 + mixer.negative_eigenvalues) * sigmoid(dense(mixer.step, x)).reshape(H, mixer.steps)
     s = np.zeros((H, q.shape[1], v.shape[2])) if s is None else s
     s = decay[..., None] * s
     for n, h in np.ndindex(mixer.steps, H):
         s[h] = s[h] + beta[h, n] * np.outer(k[h, n], v[h, n] - s[h].T @ k[h, n])
-    o = np.einsum("hk,hkv->hv", q, s)
-    return (rms(o, 1e-5) * array(mixer.norm.scale)).ravel(), s
+    return normed(mixer, q, s), s
 
 
 def delta_net(mixer, x, history, s):
@@ -60,12 +68,30 @@ def gated_delta_net(mixer, x, history, s):
     return dense(mixer.output, o * silu(dense(mixer.gate, x))), s
 
 
+def kda_decay(mixer, x):
+    dt = softplus(low_rank(mixer.dt, x) + array(mixer.dt_bias))
+    return np.exp(-np.exp(array(mixer.log_decay)) * heads(dt))
+
+
 def kda(mixer, x, history, s):
     """Kimi Team 2025, section 4."""
-    dt = softplus(low_rank(mixer.dt, x) + array(mixer.dt_bias))
-    decay = np.exp(-np.exp(array(mixer.log_decay)) * heads(dt))
-    o, s = delta_rule(mixer, x, history, s, decay)
+    o, s = delta_rule(mixer, x, history, s, kda_decay(mixer, x))
     return dense(mixer.output, o * sigmoid(low_rank(mixer.gate, x))), s
+
+
+def gdn2(mixer, x, history, s):
+    """Hatamizadeh, Choi and Kautz 2026, the gated delta rule 2."""
+    q, k, v = projected(mixer, history)
+    k, v = k[:, 0], v[:, 0]
+    erase, write = (heads(sigmoid(dense(gate, x))) for gate in (mixer.erase, mixer.write))
+    erase = (1 + mixer.negative_eigenvalues) * erase
+    s = np.zeros((H, k.shape[1], v.shape[1])) if s is None else s
+    decay = kda_decay(mixer, x)
+    for h in range(H):
+        transition = np.eye(k.shape[1]) - np.outer(k[h], erase[h] * k[h])
+        s[h] = transition @ (decay[h][:, None] * s[h]) + np.outer(k[h], write[h] * v[h])
+    o = normed(mixer, q, s) * sigmoid(low_rank(mixer.gate, x))
+    return dense(mixer.output, o), s
 
 
 def rwkv7(mixer, x, history, s):
@@ -101,6 +127,7 @@ def rwkv7(mixer, x, history, s):
         ("gated_delta_net", "chunks", gated_delta_net),
         ("delta_product", "chunks", gated_delta_net),
         ("kda", "chunks", kda),
+        ("gdn2", "chunks", gdn2),
         ("rwkv7", "chunks", rwkv7),
     ],
 )

@@ -131,6 +131,7 @@ OPTIONS = {
     "gated_delta_net": {"chunks": {"chunk_size": 4, "negative_eigenvalues": True}},
     "delta_product": {"chunks": {"chunk_size": 8, "steps": 3}},
     "kda": {"chunks": {"chunk_size": 4, "key_width": 6}},
+    "gdn2": {"chunks": {"chunk_size": 4, "key_width": 6, "negative_eigenvalues": True}},
     "rwkv7": {"chunks": {"chunk_size": 8, "depth": 0.5}},
 }
 CASES = [

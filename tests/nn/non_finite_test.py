@@ -34,7 +34,7 @@ CACHES = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh")
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is
 # scaled to unit length.
-STEEP = ("delta_net", "gated_delta_net", "delta_product", "kda", "rwkv7", "hgrn2")
+STEEP = ("delta_net", "gated_delta_net", "delta_product", "kda", "gdn2", "rwkv7", "hgrn2")
 QUICK = {"xla_backend_optimization_level": 0}
 
 

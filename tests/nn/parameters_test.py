@@ -32,6 +32,7 @@ OPTIONS = {
 WHOLE = {
     "gla": {"forget/down"},
     "kda": {"dt/down", "gate/down"},
+    "gdn2": {"dt/down", "gate/down"},
     "mamba2": {"shared"},
     "rwkv6": {"decay/down", *(f"mix/{n}/{part}" for n in range(5) for part in ("down", "up"))},
     "rwkv7": {"decay/down", "rate/down", "gate/down"},

@@ -135,6 +135,7 @@ CASES = {
     "delta, scalar decay": delta("scalar", kinds=("usual", "resets")),
     "delta, vector decay": delta("vector", ("associative", "chunk"), kinds=("usual", "resets")),
     "delta product": delta("product"),
+    "delta, erase gates": delta("erase", kinds=("usual", "resets")),
     "low rank delta": delta("low rank"),
     "selective scan": diagonal("selective", timeless=("log_a",)),
     "selective scan, negative": diagonal("signed", timeless=("log_a",)),
@@ -281,7 +282,7 @@ def allowed(name, argument):
     if argument in ("q", "c"):
         pairs &= s == t
     # These act on the state before the token.
-    if argument in ("log_decay", "log_value_decay_BTHV", "log_a", "read", "write"):
+    if argument in ("log_decay", "log_value_decay_BTHV", "log_a", "read", "write", "erase"):
         pairs &= ~starts[:, None]
     if argument in ("k", "v") and CASES[name].masks:
         pairs &= given["key_mask_BS"][:, None]

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from linear_transformer.ops import delta_chunk, naive
-from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
+from linear_transformer.ops.delta import (
+    delta_attention,
+    delta_product,
+    erase_delta_attention,
+    low_rank_delta_attention,
+)
 from tests.ops import contract
 
 B, H, K, V, N = 2, 3, 8, 5, 3
@@ -38,6 +43,10 @@ def op(mechanism, form="chunk", chunk_size=None):
     if mechanism == "low rank":
         return lambda q, k, v, log_decay, write, read, **kw: low_rank_delta_attention(
             q, k, v, log_decay, write, read, **options, **kw
+        )
+    if mechanism == "erase":
+        return lambda q, k, v, log_decay, erase, **kw: erase_delta_attention(
+            q, k, v, log_decay, erase, **options, **kw
         )
     return lambda q, k, v, beta, log_decay=None, **kw: delta_attention(
         q, k, v, log_decay, beta, **options, **kw
@@ -80,6 +89,8 @@ def inputs(mechanism, time, dtype, *, kind="usual", seed=0):
     if mechanism == "low rank":
         kappa = unit(rng.normal(size=(B, time, H, K)))
         arrays |= {"write": rng.random((B, time, H, K)) * kappa, "read": -kappa}
+    elif mechanism == "erase":
+        arrays["erase"] = rng.random((B, time, H, K))
     else:
         arrays["beta"] = 2 * rng.random((B, time, *steps, H))
     return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}, rng
@@ -89,13 +100,16 @@ def packed(rng, time):
     return {"segment_ids_BT": jnp.asarray(contract.random_segments(rng, B, time))}
 
 
-def definition(q, k, v, beta=None, log_decay=None, write=None, read=None, **start):
+def definition(q, k, v, beta=None, log_decay=None, write=None, read=None, erase=None, **start):
     log_decay = np.zeros(H) if log_decay is None else log_decay
     log_decay = np.broadcast_to(log_decay, q.shape[:3]) if log_decay.ndim == 1 else log_decay
     log_decay = log_decay.reshape(*q.shape[:3], -1)
     if write is not None:
         tokens = (q, k, v, log_decay, write, read)
         return contract.defined_recurrence(naive.low_rank_delta_attention, *tokens, **start)
+    if erase is not None:
+        tokens = (q, k, v, log_decay, erase)
+        return contract.defined_recurrence(naive.erase_delta_attention, *tokens, **start)
     if k.ndim == 4:
         tokens = (q, k, v, log_decay, beta)
         return contract.defined_recurrence(naive.delta_attention, *tokens, **start)
@@ -145,7 +159,7 @@ def test_bfloat16_is_bounded():
 
 
 def test_special_cases_of_one_another():
-    """One step of the product is the delta rule, which is a diagonal plus rank one."""
+    """One step of the product, and equal gates, are the delta rule: a diagonal plus rank one."""
     with jax.enable_x64(True):
         arrays, _ = inputs("vector", 33, jnp.float64)
         q, k, v, state, log_decay, beta = (
@@ -156,6 +170,9 @@ def test_special_cases_of_one_another():
         options = {"initial_state": state, "form": "recurrent"}
         step = (k[:, :, None], v[:, :, None], log_decay, beta[:, :, None])
         o, end = delta_product(q, *step, **options)
+        contract.assert_agree({"o": o, "state": end}, expected, 1e-13)
+        erase = jnp.broadcast_to(beta[..., None], k.shape)
+        o, end = erase_delta_attention(q, k, beta[..., None] * v, log_decay, erase, **options)
         contract.assert_agree({"o": o, "state": end}, expected, 1e-13)
         write = beta[..., None] * k
         rank_one = (log_decay, -write, jnp.exp(log_decay) * k)

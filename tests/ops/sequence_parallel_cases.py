@@ -14,7 +14,12 @@ from jax.sharding import AxisType, PartitionSpec
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
-from linear_transformer.ops.delta import delta_attention, delta_product, low_rank_delta_attention
+from linear_transformer.ops.delta import (
+    delta_attention,
+    delta_product,
+    erase_delta_attention,
+    low_rank_delta_attention,
+)
 from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
 from tests import collectives
 from tests.ops import contract
@@ -62,6 +67,7 @@ OPS = {
     "gated_delta": functools.partial(delta_attention),
     "kimi_delta": functools.partial(delta_attention),
     "product": functools.partial(delta_product),
+    "erase": functools.partial(erase_delta_attention),
     "low_rank": functools.partial(low_rank_delta_attention),
     "selective": selective,
     "selective_anticausal": functools.partial(selective, direction="anticausal"),
@@ -110,7 +116,7 @@ def inputs(name, time, seed=0):
         log_decay = -np.exp(tokens(H, K) - 2)
         if name == "fixed":
             arrays["log_decay_H"] = log_decay[0, 0, :, 0]
-        elif name in ("vector", "bonus", "kimi_delta", "low_rank"):
+        elif name in ("vector", "bonus", "kimi_delta", "erase", "low_rank"):
             arrays["log_decay"] = log_decay
         elif name == "value":
             arrays["log_value_decay_BTHV"] = log_decay[..., :V]
@@ -118,12 +124,14 @@ def inputs(name, time, seed=0):
             arrays["log_decay"] = log_decay[..., 0]
         if name == "bonus":
             arrays["bonus_HK"] = rng.normal(size=(H, K))
-        if name in ("delta", "gated_delta", "kimi_delta", "product", "low_rank"):
+        if name in ("delta", "gated_delta", "kimi_delta", "product", "erase", "low_rank"):
             arrays["k"] = unit(k)
         if name in ("delta", "gated_delta", "kimi_delta"):
             arrays["beta_BTH"] = 2 * rng.random((B, time, H))
         if name == "product":
             arrays["beta_BTNH"] = 2 * rng.random((B, time, N, H))
+        if name == "erase":
+            arrays["erase_BTHK"] = rng.random((B, time, H, K))
         if name == "low_rank":
             kappa = unit(tokens(H, K))
             arrays |= {"write_BTHK": rng.random((B, time, H, K)) * kappa, "read_BTHK": -kappa}

@@ -1,6 +1,6 @@
 """Base class of delta-rule mixers: projections, a short convolution, unit keys and step sizes."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from linear_transformer.nn.mixers.recurrent_mixer import KeyedOptions, Recurrent
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, delta_product
 from linear_transformer.ops.recurrence import accumulation_dtype
-from linear_transformer.types import Activations
+from linear_transformer.types import Activations, Outputs, Queries, State
 
 
 class DeltaOptions(KeyedOptions, total=False):
@@ -32,7 +32,8 @@ class DeltaMixer(RecurrentMixer):
         [q, k, v]_t = silu(convolution([W_Q, W_K, W_V] x)_t)       b_t = sigmoid(W_b x_t)
         S_t = (I - b_t k_t k_t^T) diag(a_t) S_{t-1} + b_t k_t v_t^T     y_t = W_O norm(S_t^T q_t)
 
-    A subclass may add a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`).
+    A subclass may add a decay a_t (`_log_decay`) and a gate on the normed output (`_gated`), or
+    replace the step sizes by other gates (`_make_gates` and `_attend`).
 
     Keys, step sizes and decays are fp32 or wider for any dtype of the activations (`ops.delta`
     explains why).  A query or key x becomes x / sqrt(|x|^2 + 1e-6), as in the released code (fla's
@@ -73,7 +74,7 @@ class DeltaMixer(RecurrentMixer):
         self.query = self._linear(keys, rngs)
         self.key = self._linear(steps * keys, rngs)
         self.value = self._linear(steps * values, rngs)
-        self.step = self._linear(steps * heads, rngs)
+        self._make_gates(rngs)
         mixed = keys + steps * (keys + values)
         self.local = ShortConvolution(mixed, convolution, dtype=self.dtype, rngs=rngs)
         self.norm = HeadNorm(heads, self.value_width, dtype=self.dtype)
@@ -88,20 +89,36 @@ class DeltaMixer(RecurrentMixer):
         mixed = (self.query(x), self.key(x), self.value(x))
         mixed, past = self.local.side_by_side(mixed, past, segment_ids=segment_ids)
         q, k, v = map(jax.nn.silu, mixed)
-        k_BTNHK, v_BTNHV, logits_BTNH = (self._per_step(a) for a in (k, v, self.step(x)))
-        beta_BTNH = jax.nn.sigmoid(logits_BTNH[..., 0].astype(self._state_dtype))
-        if self.negative_eigenvalues:
-            beta_BTNH = 2 * beta_BTNH
-        o_BTHV, sums = delta_product(
+        k_BTNHK, v_BTNHV = (self._per_step(a) for a in (k, v))
+        o_BTHV, sums = self._attend(
             unit_length(split_heads(q, self.heads)).astype(q.dtype),
             unit_length(k_BTNHK),
             v_BTNHV,
-            self._log_decay(x),
-            beta_BTNH,
+            x,
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
         return self._gated(merge_heads(self.norm(o_BTHV)), x), sums, past
+
+    def _make_gates(self, rngs: nnx.Rngs) -> None:
+        """Makes the layers that `_attend` applies to the input."""
+        self.step = self._linear(self.steps * self.heads, rngs)
+
+    def _attend(
+        self,
+        q_BTHK: Queries,
+        k_BTNHK: Float[Array, "B T N H K"],
+        v_BTNHV: Float[Array, "B T N H V"],
+        x_BTD: Activations,
+        **options: Any,
+    ) -> tuple[Outputs, State]:
+        """Computes the recurrence; `options` are its state, segments, form and chunk size."""
+        logits_BTNH = self._per_step(self.step(x_BTD))[..., 0]
+        beta_BTNH = jax.nn.sigmoid(logits_BTNH.astype(self._state_dtype))
+        if self.negative_eigenvalues:
+            beta_BTNH = 2 * beta_BTNH
+        log_decay = self._log_decay(x_BTD)
+        return delta_product(q_BTHK, k_BTNHK, v_BTNHV, log_decay, beta_BTNH, **options)
 
     def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
         """Splits features into steps and heads; the steps of a head are on the head's device."""
