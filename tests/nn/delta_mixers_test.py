@@ -69,8 +69,11 @@ def gated_delta_net(mixer, x, history, s):
 
 
 def kda_decay(mixer, x):
-    dt = softplus(low_rank(mixer.dt, x) + array(mixer.dt_bias))
-    return np.exp(-np.exp(array(mixer.log_decay)) * heads(dt))
+    dt = heads(low_rank(mixer.dt, x) + array(mixer.dt_bias))
+    scale = np.exp(array(mixer.log_decay))
+    if mixer.lower_bound is None:
+        return np.exp(-scale * softplus(dt))
+    return np.exp(mixer.lower_bound * sigmoid(scale * dt))
 
 
 def kda(mixer, x, history, s):
@@ -127,6 +130,7 @@ def rwkv7(mixer, x, history, s):
         ("gated_delta_net", "chunks", gated_delta_net),
         ("delta_product", "chunks", gated_delta_net),
         ("kda", "chunks", kda),
+        ("kda", "bounded", kda),
         ("gdn2", "chunks", gdn2),
         ("rwkv7", "chunks", rwkv7),
     ],

@@ -130,7 +130,10 @@ OPTIONS = {
     },
     "gated_delta_net": {"chunks": {"chunk_size": 4, "negative_eigenvalues": True}},
     "delta_product": {"chunks": {"chunk_size": 8, "steps": 3}},
-    "kda": {"chunks": {"chunk_size": 4, "key_width": 6}},
+    "kda": {
+        "chunks": {"chunk_size": 4, "key_width": 6},
+        "bounded": {"lower_bound": -5.0, "negative_eigenvalues": True},
+    },
     "gdn2": {"chunks": {"chunk_size": 4, "key_width": 6, "negative_eigenvalues": True}},
     "rwkv7": {"chunks": {"chunk_size": 8, "depth": 0.5}},
 }
@@ -623,6 +626,7 @@ def test_bfloat16_and_float64_states(name, label):
         ("delta_net", {"convolution": 1}, "convolution is 1"),
         ("delta_net", {"key_width": 0}, "key_width is 0"),
         ("delta_product", {"steps": 0}, "steps is 0"),
+        ("kda", {"lower_bound": 0.0}, "lower_bound is 0.0"),
         ("rwkv7", {"rate_rank": 0}, "rate_rank is 0"),
         ("softmax", {"window": 0}, "window is 0"),
         ("softmax", {"cache_capacity": 0}, "cache_capacity is 0"),

@@ -28,11 +28,27 @@ class KimiDeltaAttention(DeltaMixer):
         y_t = W_O (norm(o_t) * sigmoid(W_4 W_3 x_t + c))
 
     The rank of W_2 W_1 and of W_4 W_3 is the value width of a head.  `DeltaMixer` documents the
-    options.
+    other options.
+
+    Attributes:
+      lower_bound: the smallest log a_t, below 0: with it, log a_t is
+        lower_bound sigmoid(exp(A_h) (W_2 W_1 x_t + b)), as fla's `naive_kda_lowerbound_gate`
+        computes it.  None is the paper's decay, which has no bound.
     """
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **options: Unpack[DeltaOptions]):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        lower_bound: float | None = None,
+        rngs: nnx.Rngs,
+        **options: Unpack[DeltaOptions],
+    ):
+        if lower_bound is not None and not lower_bound < 0:
+            raise ValueError(f"lower_bound is {lower_bound}; it must be below 0, or None")
         super().__init__(width, heads, rngs=rngs, **options)
+        self.lower_bound = lower_bound
         rank, keys, values = self.value_width, heads * self.key_width, heads * self.value_width
         self.dt = LowRank(width, rank, keys, dtype=self.dtype, rngs=rngs)
         self.dt_bias = nnx.Param(inverse_softplus_dt(rngs.params(), (keys,)), **vector("heads"))
@@ -42,8 +58,11 @@ class KimiDeltaAttention(DeltaMixer):
 
     def _log_decay(self, x_BTD):
         dtype = self._state_dtype
-        dt = jax.nn.softplus(self.dt(x_BTD).astype(dtype) + self.dt_bias[...].astype(dtype))
-        return -jnp.exp(self.log_decay[...].astype(dtype)) * split_heads(dt, self.heads)
+        dt = split_heads(self.dt(x_BTD).astype(dtype) + self.dt_bias[...].astype(dtype), self.heads)
+        scale = jnp.exp(self.log_decay[...].astype(dtype))
+        if self.lower_bound is None:
+            return -scale * jax.nn.softplus(dt)
+        return self.lower_bound * jax.nn.sigmoid(scale * dt)
 
     def _gated(self, o_BTD, x_BTD):
         return o_BTD * jax.nn.sigmoid(self.gate(x_BTD))
