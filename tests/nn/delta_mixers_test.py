@@ -32,10 +32,11 @@ def projected(mixer, history):
     features = [np.concatenate([dense(layer, a) for layer in layers]) for a in history]
     taps = array(mixer.local.taps)
     mixed = silu(sum(tap * a for tap, a in zip(taps, features[::-1], strict=False)))
-    keys = H * mixer.key_width
+    keys = mixer.key_heads * mixer.key_width
     q, k, v = np.split(mixed, [keys, keys + mixer.steps * keys])
-    k, v = (a.reshape(H, mixer.steps, -1) for a in (k, v))
-    return unit(heads(q)), unit(k), v
+    q, k = q.reshape(mixer.key_heads, -1), k.reshape(mixer.key_heads, mixer.steps, -1)
+    q, k = (np.repeat(unit(a), H // mixer.key_heads, axis=0) for a in (q, k))
+    return q, k, v.reshape(H, mixer.steps, -1)
 
 
 def normed(mixer, q, s):
@@ -128,9 +129,11 @@ def rwkv7(mixer, x, history, s):
         ("delta_net", "chunks", delta_net),
         ("delta_net", "recurrent", delta_net),
         ("gated_delta_net", "chunks", gated_delta_net),
+        ("gated_delta_net", "one key head", gated_delta_net),
         ("delta_product", "chunks", gated_delta_net),
         ("kda", "chunks", kda),
         ("kda", "bounded", kda),
+        ("kda", "one key head", kda),
         ("gdn2", "chunks", gdn2),
         ("rwkv7", "chunks", rwkv7),
     ],

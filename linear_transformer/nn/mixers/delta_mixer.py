@@ -22,6 +22,7 @@ from linear_transformer.types import Activations, Outputs, Queries, State
 class DeltaOptions(KeyedOptions, total=False):
     """Options of every `DeltaMixer`."""
 
+    key_heads: int | None
     convolution: int
     negative_eigenvalues: bool
 
@@ -44,6 +45,9 @@ class DeltaMixer(RecurrentMixer):
 
     Attributes:
       key_width: features of queries and keys per head; None is width / heads, as for values.
+      key_heads: heads of queries and keys, a divisor of the heads of values; None is all heads.  A
+        key head serves heads / key_heads neighbouring heads, which have their own values, step
+        sizes, decays, states and outputs, as in Qwen3-Next.
       convolution: tokens in the window of the short convolution.
       negative_eigenvalues: whether step sizes go up to 2, so that the state can change its sign
         along a key, which parity needs (Grazzi et al. 2024, arXiv:2411.12537).
@@ -59,18 +63,23 @@ class DeltaMixer(RecurrentMixer):
         width: int,
         heads: int,
         *,
+        key_heads: int | None = None,
         convolution: int = 4,
         negative_eigenvalues: bool = False,
         steps: int = 1,
         rngs: nnx.Rngs,
         **options: Unpack[KeyedOptions],
     ):
-        checks.positive(steps=steps)
+        key_heads = heads if key_heads is None else key_heads
+        checks.positive(steps=steps, key_heads=key_heads)
+        if heads % key_heads:
+            raise ValueError(f"key_heads is {key_heads}; it must be a divisor of heads ({heads})")
         super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.negative_eigenvalues = negative_eigenvalues
+        self.key_heads = key_heads
         self.steps = steps
-        keys, values = heads * self.key_width, heads * self.value_width
+        keys, values = key_heads * self.key_width, heads * self.value_width
         self.query = self._linear(keys, rngs)
         self.key = self._linear(steps * keys, rngs)
         self.value = self._linear(steps * values, rngs)
@@ -89,11 +98,13 @@ class DeltaMixer(RecurrentMixer):
         mixed = (self.query(x), self.key(x), self.value(x))
         mixed, past = self.local.side_by_side(mixed, past, segment_ids=segment_ids)
         q, k, v = map(jax.nn.silu, mixed)
-        k_BTNHK, v_BTNHV = (self._per_step(a) for a in (k, v))
+        q_BTHK = unit_length(split_heads(q, self.key_heads)).astype(q.dtype)
+        k_BTNHK = unit_length(self._per_step(k, self.key_heads))
+        group = self.heads // self.key_heads
         o_BTHV, sums = self._attend(
-            unit_length(split_heads(q, self.heads)).astype(q.dtype),
-            unit_length(k_BTNHK),
-            v_BTNHV,
+            jnp.repeat(q_BTHK, group, axis=2),
+            jnp.repeat(k_BTNHK, group, axis=3),
+            self._per_step(v, self.heads),
             x,
             initial_state=sums,
             **self._recurrence(segment_ids),
@@ -113,17 +124,17 @@ class DeltaMixer(RecurrentMixer):
         **options: Any,
     ) -> tuple[Outputs, State]:
         """Computes the recurrence; `options` are its state, segments, form and chunk size."""
-        logits_BTNH = self._per_step(self.step(x_BTD))[..., 0]
+        logits_BTNH = self._per_step(self.step(x_BTD), self.heads)[..., 0]
         beta_BTNH = jax.nn.sigmoid(logits_BTNH.astype(self._state_dtype))
         if self.negative_eigenvalues:
             beta_BTNH = 2 * beta_BTNH
         log_decay = self._log_decay(x_BTD)
         return delta_product(q_BTHK, k_BTNHK, v_BTNHV, log_decay, beta_BTNH, **options)
 
-    def _per_step(self, x_BTD: Activations) -> Float[Array, "B T N H K"]:
+    def _per_step(self, x_BTD: Activations, heads: int) -> Float[Array, "B T N H K"]:
         """Splits features into steps and heads; the steps of a head are on the head's device."""
-        width = x_BTD.shape[-1] // (self.heads * self.steps)
-        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], self.heads, self.steps, width)
+        width = x_BTD.shape[-1] // (heads * self.steps)
+        x_BTHNK = x_BTD.reshape(*x_BTD.shape[:2], heads, self.steps, width)
         return jnp.swapaxes(named(x_BTHNK, "rows", "time", "heads", None, None), 2, 3)
 
     def _log_decay(self, x_BTD: Activations) -> Array | None:
