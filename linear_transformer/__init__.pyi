@@ -58,6 +58,7 @@ from linear_transformer.nn.mixers.retnet import Retention as Retention
 from linear_transformer.nn.mixers.rg_lru import RGLRU as RGLRU
 from linear_transformer.nn.mixers.rwkv6 import RWKV6 as RWKV6
 from linear_transformer.nn.mixers.rwkv7 import RWKV7 as RWKV7
+from linear_transformer.nn.mixers.slstm import SLSTM as SLSTM
 from linear_transformer.nn.mixers.softmax_attention import SoftmaxAttention as SoftmaxAttention
 from linear_transformer.ops.additive import linear_attention as linear_attention
 from linear_transformer.ops.block_local import block_local_attention as block_local_attention
@@ -82,6 +83,7 @@ from linear_transformer.ops.selective_scan import (
     diagonal_scan as diagonal_scan,
     selective_scan as selective_scan,
 )
+from linear_transformer.ops.slstm import slstm as slstm
 from linear_transformer.ops.softmax import softmax_attention as softmax_attention
 
 __version__: str

@@ -180,6 +180,20 @@ def diagonal_scan(b_TN: Inexact[Array, "T N"], a_TN: Inexact[Array, "T N"], **st
     return recur(step, (b_TN, a_TN), **start)
 
 
+def slstm(gates_TX, kernel_KX, **start):
+    """sLSTM (Beck et al. 2024, arXiv:2405.04517, equations 8-14): the state is c, n and h."""
+
+    def step(state_3K, gates_X):
+        c_K, n_K, h_K = state_3K
+        z_K, i_K, f_K, o_K = jnp.split(gates_X + h_K @ kernel_KX, 4)
+        c_K = jax.nn.sigmoid(f_K) * c_K + jnp.exp(i_K) * jnp.tanh(z_K)
+        n_K = jax.nn.sigmoid(f_K) * n_K + jnp.exp(i_K)
+        h_K = jax.nn.sigmoid(o_K) * c_K / n_K
+        return jnp.stack([c_K, n_K, h_K]), h_K
+
+    return recur(step, (gates_TX,), **start)
+
+
 def efficient_attention(q_TK, k_SK, v_SV, visible_TS):
     """Efficient attention: o_t = sum_f softmax(q_t)_f sum_s softmax_s(k_sf) v_s.
 

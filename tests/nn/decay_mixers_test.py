@@ -255,7 +255,24 @@ def rg_lru(mixer, x, position, history, h):
     return dense(mixer.output, gelu(dense(mixer.gate, x)) * h.ravel()), h
 
 
+def slstm(mixer, x, position, history, s):
+    """Beck et al. 2024, equations 8-14, without the stabiliser; s holds c, n and h."""
+    u = convolved(mixer, history)
+    c, n, h = s or [0, 0, np.zeros((H, D // H))]
+    layers = (mixer.value, mixer.input_gate, mixer.forget_gate, mixer.output_gate)
+    recurrent = np.split(np.einsum("hk,hkx->hx", h, array(mixer.recurrent.kernel)), 4, axis=1)
+    z, i, f, o = (
+        heads(dense(layer, a)) + r
+        for layer, a, r in zip(layers, (x, u, u, x), recurrent, strict=True)
+    )
+    c = sigmoid(f) * c + np.exp(i) * np.tanh(z)
+    n = sigmoid(f) * n + np.exp(i)
+    h = sigmoid(o) * c / n
+    return dense(mixer.output, layer_norm(h, mixer.norm).ravel()), [c, n, h]
+
+
 CASES = [
+    ("slstm", "default", slstm),
     ("mamba", "chunks", mamba),
     ("mamba", "negative", mamba),
     ("lru", "chunks", lru),
@@ -394,6 +411,7 @@ def test_depth_comes_from_the_model(scan):
         ("mamba2", {"expansion": 0}, "expansion is 0"),
         ("mlstm", {"convolution": 1}, "convolution is 1"),
         ("mlstm", {"epsilon": 0.0}, "epsilon is 0"),
+        ("slstm", {"convolution": 1}, "convolution is 1"),
         ("gla", {"gate_rank": 0}, "gate_rank is 0"),
         ("gla", {"temperature": 0.0}, "temperature is 0"),
         ("gsa", {"slots": 0}, "slots is 0"),

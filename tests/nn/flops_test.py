@@ -18,6 +18,7 @@ STATE = (0.95, 1.75)
 MORE = {
     "mamba": (1, 3.1),
     "lru": (1, 6),
+    "slstm": (1, 20),
     "rg_lru": (1, 45),  # two gates, a power, a root and GELU for one number of the state
     "efficient": (1, 2.7),
     "delta_product": (1, 2.3),

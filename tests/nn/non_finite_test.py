@@ -28,13 +28,13 @@ OPTIONS = {
 }
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh", "efficient", "mamba", "lru")
-EXACT += ("rg_lru",)
+EXACT += ("rg_lru", "slstm")
 CACHES = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh")
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is
 # scaled to unit length.
-STEEP = ("delta_net", "gated_delta_net", "delta_product", "kda", "gdn2", "rwkv7", "hgrn2")
+STEEP = ("delta_net", "gated_delta_net", "delta_product", "kda", "gdn2", "rwkv7", "hgrn2", "slstm")
 QUICK = {"xla_backend_optimization_level": 0}
 
 

@@ -50,6 +50,9 @@ class Linear(nnx.Linear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+_BLOCKS = nnx.initializers.lecun_normal(batch_axis=0)
+
+
 class BlockDiagonal(nnx.Module):
     """Dense layer of each head on its own features: y_h = x_h W_h + b_h, with W (H, K, O).
 
@@ -64,6 +67,7 @@ class BlockDiagonal(nnx.Module):
         out_features: int | None = None,
         *,
         use_bias: bool = True,
+        kernel_init: nnx.Initializer = _BLOCKS,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -74,12 +78,12 @@ class BlockDiagonal(nnx.Module):
           in_features: width K of each head's input.
           out_features: width O of each head's output; None is K.
           use_bias: whether there is a bias.
+          kernel_init: initializer of the kernel.
           dtype: dtype of the outputs.
           rngs: for the kernel.
         """
         out_features = in_features if out_features is None else out_features
-        init = nnx.initializers.lecun_normal(batch_axis=0)
-        weights = init(rngs.params(), (heads, in_features, out_features), jnp.float32)
+        weights = kernel_init(rngs.params(), (heads, in_features, out_features), jnp.float32)
         self.kernel = nnx.Param(weights, **parameters.kernel("heads", None, None))
         bias = jnp.zeros((heads, out_features))
         metadata = parameters.vector("heads", None)
