@@ -52,6 +52,7 @@ Keys = Float[Array, "B S H K"]
 Values = Float[Array, "B S H V"]
 Outputs = Float[Array, "B T H V"]
 State = Float[Array, "B H K W"]  # recurrent state; fp32, or fp64 for fp64 inputs
+FeatureState = Float[Array, "B H M W"]  # recurrent state of M features of the keys
 Tokens = Int[Array, "B T"]
 Logits = Float[Array, "B T E"]
 SegmentIds = Int[Array, "B T"]

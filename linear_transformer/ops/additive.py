@@ -17,25 +17,31 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import block_loop, checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops import (
+    block_loop,
+    checks,
+    feature_maps,
+    recurrence,
+    segments,
+    sequence_parallel,
+)
 from linear_transformer.ops.blocks import entering_states, leaving_gradients, matmul
-from linear_transformer.ops.feature_maps import FEATURE_MAPS, FeatureMap, elu_plus_one
+from linear_transformer.ops.feature_maps import FeatureMap, elu_plus_one, feature_width, identity
 from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
 from linear_transformer.ops.normalizer import append_ones
 from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
+    FeatureState,
     KeyMask,
     Keys,
     Outputs,
     Queries,
     SegmentIds,
-    State,
     Values,
 )
 
@@ -54,12 +60,12 @@ def linear_attention(
     feature_map: FeatureMap | None = elu_plus_one,
     normalize: bool = True,
     epsilon: float = 1e-6,
-    initial_state: State | None = None,
+    initial_state: FeatureState | None = None,
     segment_ids_BT: SegmentIds | None = None,
     key_mask_BS: KeyMask | None = None,
     form: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Outputs, State]:
+) -> tuple[Outputs, FeatureState]:
     """Computes attention with weights phi(q)^T phi(k) in time and memory linear in T.
 
     Args:
@@ -68,14 +74,14 @@ def linear_attention(
       v_BSHV: values.
       direction: "causal" (keys up to the query), "anticausal" (keys from the query on) or
         "bidirectional" (all keys; S may differ from T, which is cross attention).
-      feature_map: phi, applied to queries and keys; it keeps their width.  None if queries and keys
-        are features already; their products must then not sum to 0, or the division by the
-        normaliser has no meaning.  The chunk form applies the map block by block and never stores
-        the features.
+      feature_map: phi, applied to queries and keys.  None if queries and keys are features already;
+        their products must then not sum to 0, or the division by the normaliser has no meaning.
+        The chunk form applies the map block by block and never stores the features.
       normalize: divides by the sum of the weights (equation 12); False returns the numerator alone.
       epsilon: added to the denominator.
-      initial_state: (B, H, K, V + 1), or (B, H, K, V) without normaliser; zeros if None.  The state
-        before the first token (after the last token if anticausal), in the segment of that token.
+      initial_state: (B, H, M, V + 1), or (B, H, M, V) without normaliser, for M features; zeros if
+        None.  The state before the first token (after the last token if anticausal), in the segment
+        of that token.
       segment_ids_BT: packed segments; each token sees only its own segment.
       key_mask_BS: False drops a key exactly.
       form: "recurrent", "parallel", "associative", "chunk", "pallas" (the chunk form as a TPU
@@ -94,9 +100,9 @@ def linear_attention(
     checks.choice("form", form, recurrence.FORMS)
     checks.chunk_size(chunk_size)
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
-    sizes["W"] = sizes["V"] + normalize
-    checks.arrays(sizes, initial_state=(initial_state, "BHKW"))
-    _check_feature_map(feature_map, normalize, q_BTHK, k_BSHK)
+    feature_maps.check(feature_map, normalize, q_BTHK=q_BTHK, k_BSHK=k_BSHK)
+    sizes |= {"M": feature_width(feature_map, sizes["K"]), "W": sizes["V"] + normalize}
+    checks.arrays(sizes, initial_state=(initial_state, "BHMW"))
     checks.segment_ids(segment_ids_BT, sizes)
     if sizes["S"] != sizes["T"] and (direction != "bidirectional" or segment_ids_BT is not None):
         raise ValueError(
@@ -111,7 +117,7 @@ def linear_attention(
         feature_map = None
     if key_mask_BS is not None:
         k_BSHK, v_BSHV = keep(key_mask_BS, k_BSHK), keep(key_mask_BS, v_BSHV)
-    shape = (sizes["B"], sizes["H"], k_BSHK.shape[-1], sizes["W"])
+    shape = tuple(sizes[axis] for axis in "BHMW")
     initial_state = recurrence.initial_state(initial_state, shape, dtype)
     if direction != "bidirectional" and q_BTHK.size == 0:  # an empty batch, or no tokens
         return jnp.zeros(v_BSHV.shape, v_BSHV.dtype), initial_state
@@ -144,24 +150,6 @@ def linear_attention(
     if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
         o = stop_non_finite_gradient(o)  # like the chunk form and the division by the normaliser
     return o.astype(v_BSHV.dtype), state
-
-
-def _check_feature_map(feature_map, normalize, *features):
-    """Checks the map; without one a normaliser needs features >= 0, checked outside of jit only."""
-    if feature_map is not None:
-        if not callable(feature_map):
-            known = ", ".join(FEATURE_MAPS)
-            raise ValueError(
-                f"feature_map is {feature_map!r}; it must be None or a function, such as "
-                f"one of FEATURE_MAPS: {known}"
-            )
-    elif normalize:
-        for name, x in zip(("q_BTHK", "k_BSHK"), features, strict=True):
-            if checks.is_known(x) and np.any(np.asarray(x, np.float32) < 0):
-                raise ValueError(
-                    f"{name} has negative entries and feature_map is None: the sum of the weights "
-                    "that divides the output can be 0; pass a feature map, or normalize=False"
-                )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -312,7 +300,8 @@ def _bidirectional_packed(q, k, v, state, segment_ids_BT, normalize, epsilon, at
 
 
 def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size):
-    narrow = jnp.result_type(q, k, v)
+    phi = identity if feature_map is None else feature_map
+    narrow = jnp.result_type(*(jax.eval_shape(phi, x) for x in (q, k)), v)
     blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE)
     phi = _Features(feature_map, blocking.time if blocking.padding else None)
     saved = state.dtype if normalize else jnp.dtype(bool)
@@ -399,6 +388,6 @@ class _Additive:
         dv += masks.reaches(matmul(k, leaving, narrow, dtype))
         if self.normalize:
             dv = dv[..., :-1]
-        (dq,) = to_queries(dq.astype(raw_q.dtype))
-        (dk,) = to_keys(dk.astype(raw_k.dtype))
+        (dq,) = to_queries(dq.astype(q.dtype))
+        (dk,) = to_keys(dk.astype(k.dtype))
         return dstate, (dq, dk, dv)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
 from tests.ops.contract import relative_rms
 
 D, F = 6, 10
@@ -39,10 +39,34 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FEATURE_MAPS)
+# phi(q)^T phi(k) as a function of s = q^T k / sqrt(K).
+KERNELS = {
+    "taylor": lambda s: 1 + s + s**2 / 2,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURE_MAPS if name not in KERNELS])
 def test_feature_maps(name):
     expected = FUNCTIONS[name](X.astype(np.float64))
     assert relative_rms(FEATURE_MAPS[name](jnp.asarray(X)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [1, 2, D])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name, width, dtype):
+    """Each pair of equal products is one feature; bf16 is as exact as fp32."""
+    x = jnp.asarray(X[..., :width].reshape(-1, width), dtype)
+    features = np.asarray(FEATURE_MAPS[name](x), np.float64)
+    assert features.shape[-1] == feature_width(FEATURE_MAPS[name], width)
+    s = np.asarray(x, np.float64) @ np.asarray(x, np.float64).T / width**0.5
+    assert relative_rms(features @ features.T, KERNELS[name](s)) < 1e-6
+
+
+def test_number_of_features():
+    """Half of the 1 + 16 + 16^2 of the paper."""
+    assert feature_width(FEATURE_MAPS["taylor"], 16) == 1 + 16 + 16 * 17 // 2
+    assert feature_width(None, 16) == 16
 
 
 @pytest.mark.parametrize("name", ["elu_plus_one", "softmax", "relu", "squared_relu"])

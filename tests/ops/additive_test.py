@@ -9,7 +9,7 @@ import pytest
 
 from linear_transformer.ops import additive, naive
 from linear_transformer.ops.additive import linear_attention
-from linear_transformer.ops.feature_maps import elu_plus_one
+from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
 from tests.ops import contract
 
 B, H, K, V = 2, 3, 8, 5
@@ -47,10 +47,14 @@ def definition(q, k, v, normalize, **start):
 
 
 @pytest.mark.parametrize("time", [128, 100])
-def test_feature_map_inside_the_chunk_form(time):
+@pytest.mark.parametrize("name", ["elu_plus_one", "taylor"])
+def test_feature_map_inside_the_chunk_form(name, time):
     """The map applied block by block is the map applied before: two blocks, whole or padded."""
+    mapped = functools.partial(with_map, name)
     with jax.enable_x64(True):
         arrays, rng = inputs(time, jnp.float64, positive=False)
+        width = feature_width(FEATURE_MAPS[name], K)
+        arrays["initial_state"] = jnp.resize(arrays["initial_state"], (B, H, width, V + 1))
         given = {"segment_ids_BT": contract.random_segments(rng, B, time)}
         masks = [{"key_mask_BS": np.tile(np.arange(time) % 3 >= first, (B, 1))} for first in (0, 1)]
         expected = contract.evaluate(mapped("recurrent"), arrays, given | masks[0])
@@ -64,12 +68,26 @@ def test_feature_map_inside_the_chunk_form(time):
 
 
 @functools.cache
-def mapped(form):
+def with_map(name, form):
     def call(q, k, v, **options):
-        options |= {"feature_map": elu_plus_one, "form": form, "chunk_size": 8}
+        options |= {"feature_map": FEATURE_MAPS[name], "form": form, "chunk_size": 8}
         return linear_attention(q, k, v, **options)
 
     return call
+
+
+@pytest.mark.parametrize("form", ["recurrent", "parallel", "associative", "chunk"])
+def test_features_of_bfloat16_keep_their_precision(form):
+    """Products of features that cancel need fp32, and all forms compute them so."""
+    arrays, rng = inputs(77, jnp.bfloat16, positive=False)
+    del arrays["initial_state"]
+    constants = {"segment_ids_BT": contract.random_segments(rng, B, 77)}
+    exact = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+    expected = contract.evaluate(with_map("taylor", "recurrent"), exact, constants)
+    actual = contract.evaluate(with_map("taylor", form), arrays, constants)
+    assert actual["o"].dtype == actual["d_k"].dtype == jnp.bfloat16
+    contract.assert_agree({"state": actual["state"]}, {"state": expected["state"]}, 1e-6)
+    contract.assert_agree(actual, expected, 1e-2)  # outputs and gradients are rounded to bf16
 
 
 def test_bfloat16_is_bounded():

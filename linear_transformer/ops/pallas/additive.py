@@ -23,7 +23,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     matmul,
 )
 from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
-from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
+from linear_transformer.types import FeatureState, Keys, Outputs, Queries, SegmentIds, Values
 
 CHUNK_SIZE = 128  # the width of the matrix unit
 
@@ -32,20 +32,24 @@ def pallas_form(
     q_BTHK: Queries,
     k_BTHK: Keys,
     v_BTHV: Values,
-    state_BHKW: State,
+    state_BHMW: FeatureState,
     segment_ids_BT: SegmentIds | None,
     feature_map: FeatureMap | None,
     normalize: bool,
     epsilon: float,
     chunk_size: int | None,
-) -> tuple[Outputs, State]:
+) -> tuple[Outputs, FeatureState]:
     """Computes causal `ops.additive.linear_attention`; rounds chunks up to a power of two."""
-    if feature_map is not None and jax.make_jaxpr(feature_map)(q_BTHK).consts:
-        # A kernel has no arrays but its operands: a map that holds arrays is applied before.
-        q_BTHK, k_BTHK, feature_map = feature_map(q_BTHK), feature_map(k_BTHK), None
-    state = (state_BHKW,)
+    if feature_map is not None:
+        program, features = jax.make_jaxpr(feature_map, return_shape=True)(q_BTHK)
+        is_same = (features.shape, features.dtype) == (q_BTHK.shape, q_BTHK.dtype)
+        # A kernel has no arrays but its operands, and its states are as wide as the keys: a map
+        # that holds arrays, or changes the width or the dtype, is applied before.
+        if program.consts or not is_same:
+            q_BTHK, k_BTHK, feature_map = feature_map(q_BTHK), feature_map(k_BTHK), None
+    state = (state_BHMW,)
     if normalize:
-        state = (state_BHKW[..., :-1], state_BHKW[..., None, :, -1])
+        state = (state_BHMW[..., :-1], state_BHMW[..., None, :, -1])
     chunk = chunk_size or CHUNK_SIZE
     narrow = jnp.result_type(q_BTHK, k_BTHK, v_BTHV)
     step = _Step(feature_map, normalize, epsilon, narrow)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from linear_transformer.ops.additive import linear_attention
-from linear_transformer.ops.feature_maps import elu_plus_one
+from linear_transformer.ops.feature_maps import elu_plus_one, taylor
 from linear_transformer.ops.pallas import arithmetic
 from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.pallas.layout import Layout
@@ -68,6 +68,14 @@ def test_feature_map_that_holds_an_array_is_applied_before_the_kernel():
     arrays, _ = inputs(20, jnp.float32, positive=False)
     o, state = op("pallas", True, scaled)(**first_head(arrays))
     o_expected, expected = op("recurrent", True, scaled)(**first_head(arrays))
+    contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
+
+
+def test_feature_map_of_another_width_is_applied_before_the_kernel():
+    arrays, _ = inputs(20, jnp.float32, positive=False)
+    arrays = first_head({name: x for name, x in arrays.items() if name != "initial_state"})
+    o, state = op("pallas", True, taylor)(**arrays)
+    o_expected, expected = op("recurrent", True, taylor)(**arrays)
     contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
 
 
