@@ -1,4 +1,4 @@
-"""Efficient attention, Performer, cosFormer and RFA as mixers, against their papers' equations.
+"""Mixers of kernel attention against their papers' equations.
 
 That cached calls equal full ones is tested for every mixer in mixers_test.
 """
@@ -35,7 +35,8 @@ def make(name, dtype=jnp.float64, **options):
 
 
 def dense(layer, x):
-    return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+    y = x @ np.asarray(layer.kernel[...])
+    return y if layer.bias is None else y + np.asarray(layer.bias[...])
 
 
 def softmax(x, axis):
@@ -94,6 +95,16 @@ def rfa(mixer, x, q, k, v, b, i, h, seen):
     return s.T @ phi(q[b, i, h]) / max(z @ phi(q[b, i, h]), mixer.epsilon)
 
 
+def averaged(mixer, weights, values):
+    return weights @ values / (weights.sum() + mixer.epsilon)
+
+
+def based(mixer, x, q, k, v, b, i, h, seen):
+    """Section 4.1: 1 + s + s^2 / 2 for s = q . k / sqrt(d)."""
+    s = k[b, seen, h] @ q[b, i, h] / np.sqrt(mixer.key_width)
+    return averaged(mixer, 1 + s + s**2 / 2, v[b, seen, h])
+
+
 CASES = [
     ("efficient", {}, efficient),
     ("performer", {"features": M}, performer),
@@ -102,6 +113,7 @@ CASES = [
     ("cosformer", {"max_length": 2 * T}, cosformer),
     ("rfa", {"features": M}, rfa),
     ("rfa", {"features": M, "scale": 1.5, "learn_scale": False}, rfa),
+    ("based", {}, based),
 ]
 
 

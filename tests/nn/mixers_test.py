@@ -45,6 +45,10 @@ OPTIONS = {
         "lrpe": {"lrpe": True, "chunk_size": 4},
         "output norm": {"output_norm": "rmsnorm"},
     },
+    "based": {
+        "chunks": {"chunk_size": 4, "key_width": 3},
+        "recurrent": {"form": "recurrent"},
+    },
     "diag": {
         "relu": {"block_size": 6, "output_norm": "simplermsnorm", "lrpe": True},
         "softmax block": {"block_size": 6, "scores": "softmax", "lrpe": True},
@@ -625,7 +629,7 @@ def test_bfloat16_and_float64_states(name, label):
         ("linear", {"chunk_size": 0}, "chunk_size is 0"),
         ("linear", {"key_width": 0}, "key_width is 0"),
         ("linear", {"convolution": 1}, "convolution is 1"),
-        ("linear", {"key_width": 3, "rotary": True}, "even key width"),
+        ("linear", {"key_width": 3, "rotary": True}, "even number of features, not 3"),
         ("delta_net", {"form": "parallel"}, "form is 'parallel'"),
         ("delta_net", {"convolution": 1}, "convolution is 1"),
         ("delta_net", {"key_width": 0}, "key_width is 0"),

@@ -14,7 +14,7 @@ from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import DIRECTIONS, linear_attention
-from linear_transformer.ops.feature_maps import FEATURE_MAPS
+from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
 
 
 @mechanism(
@@ -37,6 +37,16 @@ from linear_transformer.ops.feature_maps import FEATURE_MAPS
         "output_norm": "simplermsnorm",
         "lrpe": True,
     },
+    bidirectional={},
+    causal_only=("convolution",),
+)
+@mechanism(
+    "based",
+    meaning="Based: linear attention with the Taylor polynomial of exp, on few features",
+    source="Arora et al. 2024, arXiv:2402.18668, section 4.1",
+    defaults={"feature_map": "taylor", "key_width": 16, "bias": False, "epsilon": 1e-12},
+    options={"key_width": 16},
+    encodes_order="convolution",
     bidirectional={},
     causal_only=("convolution",),
 )
@@ -75,8 +85,11 @@ class LinearAttention(RecurrentMixer):
     ):
         checks.choice("feature_map", feature_map, FEATURE_MAPS)
         super().__init__(width, heads, **options)
-        if rotary and self.key_width % 2:
-            raise ValueError(f"rotary positions need an even key width, not {self.key_width}")
+        self.features = feature_width(FEATURE_MAPS[feature_map], self.key_width)
+        if rotary and self.features % 2:
+            raise ValueError(
+                f"rotary positions need an even number of features, not {self.features}"
+            )
         if convolution < 0 or convolution == 1:
             raise ValueError(f"convolution is {convolution}; it must be 0 or at least 2")
         if rotary and lrpe:
@@ -97,7 +110,7 @@ class LinearAttention(RecurrentMixer):
             else None
         )
         self.output = self._output_layer(rngs)
-        self.lrpe = LRPE(self.key_width, rngs=rngs) if lrpe else None
+        self.lrpe = LRPE(self.features, rngs=rngs) if lrpe else None
         self.output_norm = (
             None if output_norm is None else make_norm(output_norm, width, self.dtype, rngs)
         )
@@ -108,7 +121,7 @@ class LinearAttention(RecurrentMixer):
 
     @property
     def _state_shape(self):
-        return self.key_width, self.value_width + self.normalize
+        return self.features, self.value_width + self.normalize
 
     def _mix(self, x, sums, past, segment_ids, positions):
         mixed = (self.query(x), self.key(x), self.value(x))
