@@ -48,6 +48,11 @@ def taylor(x: Float[Array, "... K"]) -> Float[Array, "... M"]:
     return jnp.concatenate([jnp.ones_like(x[..., :1]), x, 0.5**0.5 * _pairs(x)], axis=-1)
 
 
+def quadratic(x: Float[Array, "... K"]) -> Float[Array, "... M"]:
+    """Products of pairs: phi(q)^T phi(k) = s^2, s = q^T k / sqrt(K); K (K + 1) / 2 features."""
+    return _pairs(_scaled(x))
+
+
 def _scaled(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     """Returns x / K^(1/4) in fp32 or wider, so that inner products are divided by sqrt(K)."""
     return x.astype(accumulation_dtype(x)) * x.shape[-1] ** -0.25
@@ -71,6 +76,7 @@ FEATURE_MAPS: dict[str, FeatureMap] = {
     "softmax": softmax,
     "exp": jnp.exp,
     "taylor": taylor,
+    "quadratic": quadratic,
 }
 
 

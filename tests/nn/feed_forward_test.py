@@ -42,6 +42,7 @@ FUNCTIONS = {
 # phi(q)^T phi(k) as a function of s = q^T k / sqrt(K).
 KERNELS = {
     "taylor": lambda s: 1 + s + s**2 / 2,
+    "quadratic": lambda s: s**2,
 }
 
 

@@ -105,6 +105,18 @@ def based(mixer, x, q, k, v, b, i, h, seen):
     return averaged(mixer, 1 + s + s**2 / 2, v[b, seen, h])
 
 
+def rebased(mixer, x, q, k, v, b, i, h, seen):
+    """Section 4: (q' . k')^2 / d for q', k' = gamma * norm(x) + beta."""
+
+    def normed(x, layer):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + layer.epsilon)
+        return x * np.asarray(layer.scale[...])[h] + np.asarray(layer.bias[...])[h]
+
+    s = normed(k[b, seen, h], mixer.key_map) @ normed(q[b, i, h], mixer.query_map)
+    return averaged(mixer, s**2 / mixer.key_width, v[b, seen, h])
+
+
 CASES = [
     ("efficient", {}, efficient),
     ("performer", {"features": M}, performer),
@@ -114,6 +126,7 @@ CASES = [
     ("rfa", {"features": M}, rfa),
     ("rfa", {"features": M, "scale": 1.5, "learn_scale": False}, rfa),
     ("based", {}, based),
+    ("rebased", {}, rebased),
 ]
 
 
