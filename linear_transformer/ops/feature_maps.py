@@ -33,6 +33,12 @@ def softmax(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     return jax.nn.softmax(x, axis=-1)
 
 
+def signed_softmax(x: Float[Array, "... K"]) -> Float[Array, "... M"]:
+    """Softmax over the 2 K features [x, -x] (Zhang et al. 2024, Hedgehog), computed in fp32."""
+    both = jnp.concatenate([x, -x], axis=-1)
+    return jax.nn.softmax(both.astype(accumulation_dtype(x)), axis=-1).astype(x.dtype)
+
+
 def identity(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     return x
 
@@ -74,6 +80,7 @@ FEATURE_MAPS: dict[str, FeatureMap] = {
     "squared_relu": squared_relu,
     "identity": identity,
     "softmax": softmax,
+    "signed_softmax": signed_softmax,
     "exp": jnp.exp,
     "taylor": taylor,
     "quadratic": quadratic,

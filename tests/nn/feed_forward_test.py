@@ -33,6 +33,7 @@ FUNCTIONS = {
     "squared_relu": lambda x: np.maximum(x, 0) ** 2,
     "identity": lambda x: x,
     "softmax": softmax,
+    "signed_softmax": lambda x: softmax(np.concatenate([x, -x], -1)),
     "exp": np.exp,
     "gelu": tanh_gelu,
     "silu": lambda x: x / (1 + np.exp(-x)),

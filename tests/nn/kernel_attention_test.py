@@ -117,6 +117,17 @@ def rebased(mixer, x, q, k, v, b, i, h, seen):
     return averaged(mixer, s**2 / mixer.key_width, v[b, seen, h])
 
 
+def hedgehog(mixer, x, q, k, v, b, i, h, seen):
+    """softmax([W x, -W x]) over the features of a head."""
+
+    def phi(x, layer):
+        x = x @ np.asarray(layer.kernel[...])[h]
+        return softmax(np.concatenate([x, -x], -1), axis=-1)
+
+    weights = phi(k[b, seen, h], mixer.key_map) @ phi(q[b, i, h], mixer.query_map)
+    return averaged(mixer, weights, v[b, seen, h])
+
+
 CASES = [
     ("efficient", {}, efficient),
     ("performer", {"features": M}, performer),
@@ -127,6 +138,7 @@ CASES = [
     ("rfa", {"features": M, "scale": 1.5, "learn_scale": False}, rfa),
     ("based", {}, based),
     ("rebased", {}, rebased),
+    ("hedgehog", {}, hedgehog),
 ]
 
 

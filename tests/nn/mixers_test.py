@@ -50,6 +50,7 @@ OPTIONS = {
         "recurrent": {"form": "recurrent"},
     },
     "rebased": {"chunks": {"chunk_size": 4, "key_width": 3, "epsilon": 1e-2}},  # weights near 0
+    "hedgehog": {"chunks": {"chunk_size": 4, "key_width": 3}},
     "diag": {
         "relu": {"block_size": 6, "output_norm": "simplermsnorm", "lrpe": True},
         "softmax block": {"block_size": 6, "scores": "softmax", "lrpe": True},

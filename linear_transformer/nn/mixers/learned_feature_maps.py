@@ -4,6 +4,7 @@ from typing import ClassVar, Unpack
 
 from flax import nnx
 
+from linear_transformer.nn.layers.head_linear import HeadLinear, identities
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
@@ -64,7 +65,7 @@ class LearnedFeatureMap(KernelAttention):
             **self._recurrence(segment_ids),
         )
 
-    def _layer(self, rngs: nnx.Rngs) -> HeadNorm:
+    def _layer(self, rngs: nnx.Rngs) -> HeadLinear | HeadNorm:
         """Makes the layer of queries or of keys, from (B, T, H, K) to (B, T, H, layer width)."""
         raise NotImplementedError
 
@@ -91,3 +92,30 @@ class ReBased(LearnedFeatureMap):
     def _layer(self, rngs):
         del rngs  # the norm starts at gamma = 1 and beta = 0
         return HeadNorm(self.heads, self.key_width, center=True, dtype=self._state_dtype)
+
+
+@mechanism(
+    "hedgehog",
+    meaning="Hedgehog: linear attention with the softmax of learned features and their negatives",
+    source="Zhang et al. 2024, arXiv:2402.04347, section 4",
+    bidirectional={},
+)
+class Hedgehog(LearnedFeatureMap):
+    """Linear attention with phi(x) = softmax([W x, -W x]), over the 2 K features of a head.
+
+    Queries and keys of each head have a matrix W each, which starts as the identity, as released.
+    """
+
+    feature_map = "signed_softmax"
+
+    def _layer(self, rngs):
+        width = self.key_width
+        return HeadLinear(
+            self.heads,
+            width,
+            width,
+            use_bias=False,
+            kernel_init=identities,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
