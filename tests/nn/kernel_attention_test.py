@@ -128,6 +128,16 @@ def hedgehog(mixer, x, q, k, v, b, i, h, seen):
     return averaged(mixer, weights, v[b, seen, h])
 
 
+def t2r(mixer, x, q, k, v, b, i, h, seen):
+    """relu(W x + b) in each head."""
+
+    def phi(x, layer):
+        return np.maximum(x @ np.asarray(layer.kernel[...])[h] + np.asarray(layer.bias[...])[h], 0)
+
+    weights = phi(k[b, seen, h], mixer.key_map) @ phi(q[b, i, h], mixer.query_map)
+    return averaged(mixer, weights, v[b, seen, h])
+
+
 CASES = [
     ("efficient", {}, efficient),
     ("performer", {"features": M}, performer),
@@ -139,6 +149,8 @@ CASES = [
     ("based", {}, based),
     ("rebased", {}, rebased),
     ("hedgehog", {}, hedgehog),
+    ("t2r", {}, t2r),
+    ("t2r", {"features": M}, t2r),
 ]
 
 
@@ -245,6 +257,7 @@ def test_bidirectional_sees_all_and_has_no_state(name):
         ("cosformer", {"max_length": 0}, "max_length is 0"),
         ("cosformer", {"epsilon": 0.0}, "epsilon is 0"),
         ("rfa", {"features": 0}, "features is 0"),
+        ("t2r", {"features": 0}, "features is 0"),
         ("rfa", {"scale": 0.0}, "scale is 0"),
         ("rfa", {"gate": True, "direction": "bidirectional"}, "gate is True"),
     ],

@@ -51,6 +51,8 @@ OPTIONS = {
     },
     "rebased": {"chunks": {"chunk_size": 4, "key_width": 3, "epsilon": 1e-2}},  # weights near 0
     "hedgehog": {"chunks": {"chunk_size": 4, "key_width": 3}},
+    # Enough features that no key is dead to a query.
+    "t2r": {"chunks": {"chunk_size": 4, "features": 24}},
     "diag": {
         "relu": {"block_size": 6, "output_norm": "simplermsnorm", "lrpe": True},
         "softmax block": {"block_size": 6, "scores": "softmax", "lrpe": True},

@@ -25,6 +25,7 @@ OPTIONS = {
     "linformer": {"length": T, "compressed": 5},
     "convolution": {"size": 3},
     "cosformer": {"max_length": 2 * T, "key_width": 16},
+    "t2r": {"features": 24},
 }
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh", "efficient", "mamba", "lru")

@@ -28,6 +28,7 @@ OPTIONS = {
     "flash_quad": {"key_width": 4},
     "linformer": {"length": T, "compressed": 5},
     "lsh": {"buckets": 4, "chunk_size": 4},
+    "t2r": {"features": 24},
 }
 # With documents: a matrix of maps, a running maximum, and the ends of documents.
 QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectional")]

@@ -8,6 +8,7 @@ from linear_transformer.nn.layers.head_linear import HeadLinear, identities
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
+from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
 
@@ -116,6 +117,53 @@ class Hedgehog(LearnedFeatureMap):
             width,
             use_bias=False,
             kernel_init=identities,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
+
+
+@mechanism(
+    "t2r",
+    meaning="T2R: linear attention with ReLU features of a learned layer in each head",
+    source="Kasai et al. 2021, arXiv:2103.13076",
+    options={"features": None},
+    bidirectional={},
+)
+class T2R(LearnedFeatureMap):
+    """Linear attention with phi(x) = relu(W x + b) in each head.
+
+    Queries and keys of each head have a W and a b each.
+
+    Attributes:
+      features: features of each head; None is the key width.
+    """
+
+    feature_map = "relu"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        features: int | None = None,
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+        **options: Unpack[KernelOptions],
+    ):
+        checks.positive(features=features)
+        self.features = features
+        super().__init__(width, heads, epsilon=epsilon, rngs=rngs, **options)
+
+    @property
+    def _layer_width(self):
+        return self.key_width if self.features is None else self.features
+
+    def _layer(self, rngs):
+        return HeadLinear(
+            self.heads,
+            self.key_width,
+            self._layer_width,
+            use_bias=True,
             dtype=self.dtype,
             rngs=rngs,
         )
