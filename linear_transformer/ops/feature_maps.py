@@ -5,6 +5,7 @@ dtype of the features is the precision of their products: maps whose products ca
 bf16.  Random features, which need projections too, are in `ops.random_features`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -37,6 +38,16 @@ def signed_softmax(x: Float[Array, "... K"]) -> Float[Array, "... M"]:
     """Softmax over the 2 K features [x, -x] (Zhang et al. 2024, Hedgehog), computed in fp32."""
     both = jnp.concatenate([x, -x], axis=-1)
     return jax.nn.softmax(both.astype(accumulation_dtype(x)), axis=-1).astype(x.dtype)
+
+
+def dpfp(x: Float[Array, "... K"], nu: int = 1) -> Float[Array, "... M"]:
+    """Products of r = relu([x, -x]) with copies of r rolled by 1 to nu places, 2 K nu features.
+
+    Schlag et al. 2021 (arXiv:2102.11174), deterministic parameter-free projection: the products
+    are sparse, and vectors with other signs have other features.
+    """
+    r = jax.nn.relu(jnp.concatenate([x, -x], axis=-1))
+    return jnp.concatenate([r * jnp.roll(r, i, axis=-1) for i in range(1, nu + 1)], axis=-1)
 
 
 def identity(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
@@ -81,10 +92,31 @@ FEATURE_MAPS: dict[str, FeatureMap] = {
     "identity": identity,
     "softmax": softmax,
     "signed_softmax": signed_softmax,
+    "dpfp": dpfp,
     "exp": jnp.exp,
     "taylor": taylor,
     "quadratic": quadratic,
 }
+
+
+@functools.cache
+def named(name: str, nu: int | None = None) -> FeatureMap:
+    """Returns the map with this name in FEATURE_MAPS, always the same function for the same map.
+
+    Args:
+      name: name of the map.
+      nu: option of the map "dpfp"; None is its default.
+
+    Raises:
+      ValueError: the name is unknown, or the map does not take the option.
+    """
+    checks.choice("feature_map", name, FEATURE_MAPS)
+    checks.positive(nu=nu)
+    if nu is None:
+        return FEATURE_MAPS[name]
+    if name != "dpfp":
+        raise ValueError(f"nu is {nu}; only feature_map='dpfp' takes it, not {name!r}")
+    return functools.partial(dpfp, nu=nu)
 
 
 def feature_width(feature_map: FeatureMap | None, width: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
+from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width, named
 from tests.ops.contract import relative_rms
 
 D, F = 6, 10
@@ -26,6 +26,15 @@ def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def dpfp(x, nu=1):
+    """Schlag et al. 2021, by indices: r_i r_(i + j), in the order of their released code."""
+    r = np.maximum(np.concatenate([x, -x], -1), 0)
+    n = r.shape[-1]
+    return np.stack(
+        [r[..., i] * r[..., (i - j) % n] for j in range(1, nu + 1) for i in range(n)], -1
+    )
+
+
 FUNCTIONS = {
     "elu": lambda x: np.where(x > 0, x, np.exp(x) - 1),
     "elu_plus_one": lambda x: np.where(x > 0, x, np.exp(x) - 1) + 1,
@@ -34,6 +43,7 @@ FUNCTIONS = {
     "identity": lambda x: x,
     "softmax": softmax,
     "signed_softmax": lambda x: softmax(np.concatenate([x, -x], -1)),
+    "dpfp": dpfp,
     "exp": np.exp,
     "gelu": tanh_gelu,
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -63,6 +73,14 @@ def test_kernels(name, width, dtype):
     assert features.shape[-1] == feature_width(FEATURE_MAPS[name], width)
     s = np.asarray(x, np.float64) @ np.asarray(x, np.float64).T / width**0.5
     assert relative_rms(features @ features.T, KERNELS[name](s)) < 1e-6
+
+
+@pytest.mark.parametrize("nu", [1, 2, 3])
+def test_dpfp_has_nu_rolled_copies(nu):
+    phi = named("dpfp", nu)
+    assert phi is named("dpfp", nu)
+    assert feature_width(phi, D) == 2 * D * nu
+    assert relative_rms(phi(jnp.asarray(X)), dpfp(X.astype(np.float64), nu)) < 1e-6
 
 
 def test_number_of_features():

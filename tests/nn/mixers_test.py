@@ -42,6 +42,7 @@ OPTIONS = {
         "squared_relu": {"feature_map": "squared_relu", "epsilon": 1e-2},
         "softmax": {"feature_map": "softmax"},
         "exp": {"feature_map": "exp"},
+        "dpfp": {"feature_map": "dpfp", "nu": 2, "epsilon": 1e-2, "chunk_size": 4},
         "lrpe": {"lrpe": True, "chunk_size": 4},
         "output norm": {"output_norm": "rmsnorm"},
     },
@@ -629,6 +630,8 @@ def test_bfloat16_and_float64_states(name, label):
     ("name", "options", "message"),
     [
         ("linear", {"feature_map": "cosine"}, "feature_map is 'cosine'"),
+        ("linear", {"nu": 2}, "nu is 2; only feature_map='dpfp' takes it, not 'elu_plus_one'"),
+        ("linear", {"feature_map": "dpfp", "nu": 0}, "nu is 0"),
         ("linear", {"form": "fast"}, "form is 'fast'"),
         ("linear", {"chunk_size": 0}, "chunk_size is 0"),
         ("linear", {"key_width": 0}, "key_width is 0"),

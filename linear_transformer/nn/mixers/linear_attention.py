@@ -12,9 +12,8 @@ from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.mixers.kernel_attention import KernelOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
-from linear_transformer.ops import checks
+from linear_transformer.ops import feature_maps
 from linear_transformer.ops.additive import DIRECTIONS, linear_attention
-from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
 
 
 @mechanism(
@@ -55,6 +54,7 @@ class LinearAttention(RecurrentMixer):
 
     Attributes:
       feature_map: name in `ops.feature_maps.FEATURE_MAPS`.
+      nu: rolled copies of the feature map "dpfp"; None is 1.
       normalize: whether outputs are divided by the sum of the weights (equation 12).
       rotary: whether features are rotated by position, in the numerator only, so that the
         denominator stays positive (Su et al. 2021, RoFormer, equation 19).
@@ -74,6 +74,7 @@ class LinearAttention(RecurrentMixer):
         heads: int,
         *,
         feature_map: str = "elu_plus_one",
+        nu: int | None = None,
         normalize: bool = True,
         epsilon: float = 1e-6,
         rotary: bool = False,
@@ -83,9 +84,9 @@ class LinearAttention(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[KernelOptions],
     ):
-        checks.choice("feature_map", feature_map, FEATURE_MAPS)
+        phi = feature_maps.named(feature_map, nu)
         super().__init__(width, heads, **options)
-        self.features = feature_width(FEATURE_MAPS[feature_map], self.key_width)
+        self.features = feature_maps.feature_width(phi, self.key_width)
         if rotary and self.features % 2:
             raise ValueError(
                 f"rotary positions need an even number of features, not {self.features}"
@@ -97,6 +98,7 @@ class LinearAttention(RecurrentMixer):
         if convolution and self.direction != "causal":
             raise ValueError(f"convolution is causal, and direction is {self.direction!r}")
         self.feature_map = feature_map
+        self.nu = nu
         self.normalize = normalize
         self.epsilon = epsilon
         self.rotary = rotary
@@ -134,7 +136,7 @@ class LinearAttention(RecurrentMixer):
 
     def _attend(self, q, k, v, sums, segment_ids, positions):
         options: dict[str, Any] = {"direction": self.direction, **self._recurrence(segment_ids)}
-        feature_map = FEATURE_MAPS[self.feature_map]
+        feature_map = feature_maps.named(self.feature_map, self.nu)
         turn = rotate if self.rotary else self.lrpe
         if turn is None:
             return linear_attention(
