@@ -7,6 +7,7 @@ The name of an array ends in its axes: `q_BTHK`, `state_BHKV`, `logits_BTE`.
     C chunk        N chunks                E vocabulary, classes   L layers
     G chunks per block                     W value columns of a state (V, or V + 1 with normaliser)
     I input or inner width of a layer      O output width of a layer
+    J heads of keys and values, each shared by H / J heads of queries
     M features, slots of a cache           R rounds of hashing
     P tokens before the tokens of a call   U projections stacked on one axis
     Y, X rows and columns of an image      X any other width, if only time matters

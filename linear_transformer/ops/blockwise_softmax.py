@@ -3,6 +3,9 @@
 Arrays are cut once into N contiguous blocks, [N, B, H, ...], of C queries or D keys.  Scores have
 the keys first (DC): every product is then row-major, maxima and sums over keys run down columns,
 and the statistics of a query broadcast along rows.  All of this vectorises.
+
+Keys and values may have fewer heads than queries; a block of them is repeated for the query heads
+that share it, and the gradients of these heads are added, block by block.
 """
 
 import functools
@@ -105,26 +108,48 @@ def _matmul(a: Array, b: Array, dtype: Any) -> Array:
 class _Grid:
     """Blocks of one call, and the loop over the pairs of blocks that must be computed."""
 
-    def __init__(self, q_BTHK: Array, k_BSHK: Array, spec: Spec, cpu: bool):
+    def __init__(self, q_BTHK: Array, k_BSJK: Array, spec: Spec, cpu: bool):
         self.B, self.T, self.H, _ = q_BTHK.shape
-        self.S = k_BSHK.shape[1]
+        _, self.S, J, _ = k_BSJK.shape
+        self.group = self.H // J
         self.spec = spec
         self.queries = _even_block(self.T, spec.block_size)
         self.keys = _even_block(self.S, spec.block_size)
         self.heads = (self.B, self.H)  # Per step: on a CPU as many as fit the cache, else all.
         if cpu:
             most = max(1, _CPU_SCORES_PER_STEP // (self.queries[1] * self.keys[1]))
-            self.heads = (1, max(h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most))
+            fits = [h for h in range(1, self.H + 1) if self.H % h == 0 and h <= most]
+            # A step has whole groups, or heads of one group.
+            self.heads = (1, max(h for h in fits if 0 in (h % self.group, self.group % h)))
+
+    def _place(self, x: Array, at: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """Index of a block of x, which may have fewer heads: tags have 1 and keys have J."""
+        shared = self.H // x.shape[2]
+        if shared > 1:
+            at = (*at[:2], 0 if x.shape[2] == 1 else at[2] // shared)
+        return *at, 0, 0
 
     def read(self, x: Array, at: tuple[Any, Any, Any]) -> Array:
         """Slices [N, B, H, ...] to [b, h, ...]: one block, with the heads of one step."""
         b, h = self.heads
-        if x.shape[2] == 1:  # Tags are shared by the heads.
-            at, h = (*at[:2], 0), 1
-        return lax.dynamic_slice(x, (*at, 0, 0), (1, b, h, *x.shape[3:]))[0]
+        h = max(1, h * x.shape[2] // self.H)
+        return lax.dynamic_slice(x, self._place(x, at), (1, b, h, *x.shape[3:]))[0]
+
+    def read_keys(self, x: Array, at: tuple[Any, Any, Any]) -> Array:
+        """Does as `read`, and repeats each head for the query heads that share it."""
+        block = self.read(x, at)
+        repeats = self.heads[1] // block.shape[1]
+        return block if repeats == 1 else jnp.repeat(block, repeats, axis=1)
 
     def write(self, x: Array, at: tuple[Any, Any, Any], update: Array) -> Array:
-        return lax.dynamic_update_slice(x, update[None], (*at, 0, 0))
+        return lax.dynamic_update_slice(x, update[None], self._place(x, at))
+
+    def sum_shared(self, x: Array) -> Array:
+        """Adds the query heads of [b, h, ...] that share a head of the keys."""
+        heads = max(1, self.heads[1] // self.group)
+        if heads == x.shape[1]:
+            return x
+        return jnp.sum(x.reshape(x.shape[0], heads, -1, *x.shape[2:]), axis=2)
 
     def fold(self, step: Callable[..., Any], carry: tuple[Array, ...], tags: Tags) -> Any:
         """Runs `carry = step(carry, at_q, at_k, mask)` for all pairs of blocks and all heads."""
@@ -158,20 +183,20 @@ def _forward(q: Array, k: Array, v: Array, tags: Tags, *, spec: Spec, cpu: bool)
     finite_BS = finite_tokens(k, v)
     q, k, v = set_nan(~finite_tokens(q), q), set_nan(~finite_BS, k), keep(finite_BS, v)
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
-    k_NBHDK = _cut(k, grid.keys, transpose=False)
-    vT_NBHVD = _cut(v, grid.keys, transpose=True)
+    k_NBJDK = _cut(k, grid.keys, transpose=False)
+    vT_NBJVD = _cut(v, grid.keys, transpose=True)
 
     def step(carry, at_q, at_k, mask):
         # Every write to the carry depends on all reads from it, so XLA updates it in place; a third
         # array for the shift would be copied in every step.
         oT, statistics = grid.read(carry[0], at_q), grid.read(carry[1], at_q)
         shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-        scores = mask(_matmul(grid.read(k_NBHDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
+        scores = mask(_matmul(grid.read_keys(k_NBJDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
         new_shift = jnp.maximum(shift, jnp.max(scores, 2, keepdims=True))
         weights = jnp.exp((scores - new_shift) * spec.scale)
         decay = jnp.exp((shift - new_shift) * spec.scale)
         total = total * decay + jnp.sum(weights, 2, keepdims=True)
-        oT = oT * decay + _matmul(grid.read(vT_NBHVD, at_k), weights.astype(v.dtype), dtype)
+        oT = oT * decay + _matmul(grid.read_keys(vT_NBJVD, at_k), weights.astype(v.dtype), dtype)
         statistics = jnp.concatenate([new_shift, total], 2)
         return grid.write(carry[0], at_q, oT), grid.write(carry[1], at_q, statistics)
 
@@ -201,24 +226,26 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
     delta_NBHxC = jnp.where(affected_NBHxC, 0, _cut(delta, grid.queries, transpose=True))
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
     doT_NBHVC = _cut(do, grid.queries, transpose=True)
-    k_NBHDK = _cut(k, grid.keys, transpose=False)
-    v_NBHDV = _cut(v, grid.keys, transpose=False)
+    k_NBJDK = _cut(k, grid.keys, transpose=False)
+    v_NBJDV = _cut(v, grid.keys, transpose=False)
 
     def step(carry, at_q, at_k, mask):
         dqT, dk, dv = carry
         qT, doT = grid.read(qT_NBHKC, at_q), grid.read(doT_NBHVC, at_q)
-        k_, v_ = grid.read(k_NBHDK, at_k), grid.read(v_NBHDV, at_k)
+        k_, v_ = grid.read_keys(k_NBJDK, at_k), grid.read_keys(v_NBJDV, at_k)
         scores = mask(_matmul(k_, qT, dtype))
         weights = jnp.exp(scores * spec.scale - grid.read(lse_NBHxC, at_q))
         dweights = _matmul(v_, doT, dtype) - grid.read(delta_NBHxC, at_q)
         dscores = weights * dweights * spec.scale
         weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
         dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
-        dk_ = grid.read(dk, at_k) + _matmul(dscores, qT.swapaxes(2, 3), dtype)
-        dv_ = grid.read(dv, at_k) + _matmul(weights, doT.swapaxes(2, 3), dtype)
+        by_key = _matmul(dscores, qT.swapaxes(2, 3), dtype)
+        by_value = _matmul(weights, doT.swapaxes(2, 3), dtype)
+        dk_ = grid.read(dk, at_k) + grid.sum_shared(by_key)
+        dv_ = grid.read(dv, at_k) + grid.sum_shared(by_value)
         return grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_), grid.write(dv, at_k, dv_)
 
-    carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBHDK, v_NBHDV))
+    carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBJDK, v_NBJDV))
     dqT, dk, dv = grid.fold(step, carry, tags)
     joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
     return tuple(x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))

@@ -21,13 +21,13 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.blockwise_softmax import Spec, Tags, allowed_pairs, blockwise
 from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
-from linear_transformer.types import KeyMask, Keys, Outputs, Positions, Queries, SegmentIds, Values
+from linear_transformer.types import KeyMask, Outputs, Positions, Queries, SegmentIds
 
 Direction = Literal["causal", "bidirectional"]
 Form = Literal["auto", "parallel", "blockwise", "fused"]
@@ -44,8 +44,8 @@ _PARALLEL_MAX_SCORES = 2**20
 
 def softmax_attention(
     q_BTHK: Queries,
-    k_BSHK: Keys,
-    v_BSHV: Values,
+    k_BSJK: Float[Array, "B S J K"],
+    v_BSJV: Float[Array, "B S J V"],
     *,
     direction: str = "causal",
     scale: float | None = None,
@@ -65,7 +65,8 @@ def softmax_attention(
     through it are 0.
 
     Args:
-      q_BTHK, k_BSHK, v_BSHV: queries, keys, values; V may differ from K.
+      q_BTHK, k_BSJK, v_BSJV: queries, keys, values; V may differ from K.  J divides H: query head h
+        attends to head h // (H / J) of the keys and values, which are not copied in memory.
       direction: "causal": a query sees the keys at its own position and before; "bidirectional": it
         sees all keys.
       scale: factor on the scores, positive; K**-0.5 if None.
@@ -91,7 +92,7 @@ def softmax_attention(
     """
     checks.choice("direction", direction, get_args(Direction))
     checks.choice("form", form, get_args(Form))
-    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
+    sizes = checks.arrays(q_BTHK=q_BTHK, k_BSJK=k_BSJK, v_BSJV=v_BSJV)
     checks.tokens(
         sizes,
         segment_ids_BT=segment_ids_BT,
@@ -100,13 +101,14 @@ def softmax_attention(
         query_positions_BT=query_positions_BT,
         key_positions_BS=key_positions_BS,
     )
-    B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
+    B, T, H, J, K, S = (sizes[axis] for axis in "BTHJKS")
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None
     scale = float(K**-0.5 if scale is None else scale)
     packed, keys_packed = segment_ids_BT is not None, key_segment_ids_BS is not None
     for wrong, message in (
         (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
+        (J < 1 or H % J, f"k_BSJK has {J} heads, which do not divide the {H} of q_BTHK"),
         (not scale > 0, f"{scale=} is not positive"),
         (block_size is not None and block_size < 1, f"{block_size=} is not positive"),
         (causal and ordered and T != S, f"causal with {T=} != {S=} needs positions"),
@@ -116,15 +118,15 @@ def softmax_attention(
         if wrong:
             raise ValueError(f"softmax_attention: {message}.")
     if 0 in (B, T, S):  # an empty batch, no queries, or no keys
-        return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
+        return jnp.zeros((B, T, H, v_BSJV.shape[3]), v_BSJV.dtype)
     if segment_ids_BT is not None and not keys_packed:
         segment_ids_BT = key_segment_ids_BS = sequence_parallel.segment_index(segment_ids_BT)
     if sequence_parallel.shards() > 1 and query_positions_BT is None:
         ordered = False
         queries_T = sequence_parallel.places(T)
-        keys = (k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS)
+        keys = (k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS)
         keys, keys_S = sequence_parallel.keys_in_reach(keys, window)
-        k_BSHK, v_BSHV, key_segment_ids_BS, key_mask_BS = keys
+        k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS = keys
         S = len(keys_S)
         query_positions_BT, key_positions_BS = (
             jnp.tile(places, (B, 1)) for places in (queries_T, keys_S)
@@ -145,28 +147,39 @@ def softmax_attention(
     block_size = block_size or (_NARROW_WINDOW_BLOCK_SIZE if narrow else _BLOCK_SIZE)
     spec = Spec(causal, window, scale, ordered, masked, block_size)
 
-    covered = _fused_covers(q_BTHK, k_BSHK, v_BSHV, masked)
+    covered = _fused_covers(q_BTHK, k_BSJK, v_BSJV, masked)
     if form == "auto":
         short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear anyway.
         form = "fused" if covered else "parallel" if short else "blockwise"
-    dtype = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
-    q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSHK, v_BSHV))
+    dtype = jnp.result_type(q_BTHK, k_BSJK, v_BSJV)
+    q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSJK, v_BSJV))
     if form == "parallel":
-        return _parallel(q, k, v, tags, spec).astype(v_BSHV.dtype)
+        return _parallel_by_group(q, k, v, tags, spec).astype(v_BSJV.dtype)
     if form == "blockwise":
-        return blockwise(q, k, v, tags, spec).astype(v_BSHV.dtype)
+        return blockwise(q, k, v, tags, spec).astype(v_BSJV.dtype)
     if not covered:
         needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
     behind_and_ahead = None if window is None else (window - 1, 0)
     options = {"scale": scale, "is_causal": causal, "local_window_size": behind_and_ahead}
-    return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHV, implementation="cudnn", **options)
+    return jax.nn.dot_product_attention(q_BTHK, k_BSJK, v_BSJV, implementation="cudnn", **options)
 
 
 def _fused_covers(q: Array, k: Array, v: Array, masked: bool) -> bool:
     dtypes, K, V = {x.dtype.name for x in (q, k, v)}, q.shape[3], v.shape[3]
     fits = dtypes in ({"bfloat16"}, {"float16"}) and K == V and K % 8 == 0 and K <= 128
     return fits and not masked and jax.default_backend() == "gpu"
+
+
+def _parallel_by_group(
+    q_BTHK: Array, k_BSJK: Array, v_BSJV: Array, tags: Tags, spec: Spec
+) -> Array:
+    """Maps `_parallel` over the query heads that share a head of the keys."""
+    (B, T, H, K), J = q_BTHK.shape, k_BSJK.shape[2]
+    if H == J:
+        return _parallel(q_BTHK, k_BSJK, v_BSJV, tags, spec)
+    of_member = jax.vmap(lambda q_BTJK: _parallel(q_BTJK, k_BSJK, v_BSJV, tags, spec), 3, 3)
+    return of_member(q_BTHK.reshape(B, T, J, H // J, K)).reshape(B, T, H, -1)
 
 
 def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spec) -> Array:

@@ -71,6 +71,8 @@ OPTIONS = {
         "rotary": {"rotary": True, "cache_capacity": 3 * T},
         "window rotary": {"rotary": True, "window": WINDOW, "bias": False},
         "blockwise": {"form": "blockwise", "window": WINDOW},
+        "grouped": {"key_value_heads": 1, "cache_capacity": T},
+        "grouped window": {"key_value_heads": 1, "form": "blockwise", "window": WINDOW},
     },
     "flash": {
         "chunks": {"chunk_size": 4, "key_width": 6, "bias": False},
@@ -162,7 +164,7 @@ CORE = [
     for case in CASES
     if case[0] not in OPTIONS
     or case[1] in ("chunks", "convolution", "cache", "window", "softmax block", "block")
-    or case in (("linear", "rotary"), ("diag", "relu"))
+    or case in (("linear", "rotary"), ("diag", "relu"), ("softmax", "grouped"))
 ]
 # `RecurrentMixer` carries the state of its subclasses, which see the recurrent state of one segment
 # only.  So one of them is enough for each kind of that state and of the layers with their own one.
@@ -576,7 +578,9 @@ def linear_oracle(mixer, x, segment_ids, positions):
 
 def softmax_oracle(mixer, x, segment_ids, positions):
     """Vaswani et al. 2017, equation 1, one query at a time."""
-    q, k, v = (heads(dense(layer, x)) for layer in (mixer.query, mixer.key, mixer.value))
+    q, k, v = (dense(layer, x) for layer in (mixer.query, mixer.key, mixer.value))
+    q, k, v = (a.reshape(B, T, -1, mixer.key_width) for a in (q, k, v))
+    k, v = (np.repeat(a, H // a.shape[2], axis=2) for a in (k, v))
     if mixer.rotary:
         q, k = turned(q, positions), turned(k, positions)
     o = np.zeros(v.shape)
@@ -598,6 +602,7 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         ("softmax", "cache", softmax_oracle),
         ("softmax", "rotary", softmax_oracle),
         ("softmax", "window rotary", softmax_oracle),
+        ("softmax", "grouped", softmax_oracle),
     ],
 )
 def test_equations(name, label, oracle, packed):
@@ -648,6 +653,8 @@ def test_bfloat16_and_float64_states(name, label):
         ("softmax", {"window": 0}, "window is 0"),
         ("softmax", {"cache_capacity": 0}, "cache_capacity is 0"),
         ("softmax", {"form": "fast"}, "form is 'fast'"),
+        ("softmax", {"key_value_heads": 0}, "key_value_heads is 0"),
+        ("softmax", {"key_value_heads": 3}, r"key_value_heads=3 does not divide heads \(2\)"),
     ],
 )
 def test_misuse_names_the_argument(name, options, message):

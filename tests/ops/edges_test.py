@@ -237,7 +237,7 @@ IDS_BT = jnp.zeros((B, T), int)
     [
         (lambda f: f(softmax_attention)(X[0], X, X), r"q_BTHK is \(16, 2, 4\)"),
         (lambda f: f(softmax_attention)(X.astype(int), X, X), "q_BTHK is int32"),
-        (lambda f: f(softmax_attention)(X, X[:, :3], X), "v_BSHV is"),
+        (lambda f: f(softmax_attention)(X, X[:, :3], X), "v_BSJV is"),
         (lambda f: f(softmax_attention)(X, X, X, segment_ids_BT=IDS_BT * 1.0), "segment_ids_BT is"),
         (lambda f: f(softmax_attention)(X, X, X, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
         (lambda f: f(softmax_attention)(X, X, X, key_mask_BS=IDS_BT[:1] > 0), "key_mask_BS is"),

@@ -37,6 +37,12 @@ def attention(function, **options):
     return run
 
 
+def grouped(x, segment_ids):
+    """Softmax attention of two heads to the keys and values of the first."""
+    q, k, v = jnp.split(x, 3, axis=-1)
+    return softmax_attention(q, k[:, :, :1], v[:, :, :1], segment_ids_BT=segment_ids)
+
+
 def layer(make):
     """A layer on tokens without heads."""
 
@@ -109,6 +115,7 @@ CASES = {
     "softmax": softmax(),
     "softmax_bidirectional": softmax(direction="bidirectional"),
     "softmax_blockwise": softmax(form="blockwise"),
+    "softmax_grouped": grouped,
     "window_of_a_shard": softmax(window=4),
     "window_of_two_shards": softmax(window=11),
     "window_of_more_than_all": softmax(window=40),

@@ -169,6 +169,21 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             check_same(run(inputs, form="blockwise", block_size=32), expected, 1e-10)
         jax.clear_caches()
 
+    @parameterized.product(key_heads=(1, 2), heads_per_step=(1, 2, 4))
+    def test_heads_share_keys(self, key_heads, heads_per_step):
+        """Keys of fewer heads are the same keys for each head of a group."""
+        q, _, _, do = make_inputs(70, H=4)
+        _, k, v, _ = make_inputs(70, H=key_heads, seed=1)
+        repeated = (jnp.repeat(x, 4 // key_heads, axis=2) for x in (k, v))
+        o, dq, *by_head = run((q, *repeated, do), form="parallel", window=40)
+        shared = [x.reshape(*k.shape[:3], -1, x.shape[3]).sum(3) for x in by_head]
+        jax.clear_caches()
+        with mock.patch.object(blockwise_softmax, "_CPU_SCORES_PER_STEP", heads_per_step * 32 * 32):
+            for form in ("parallel", "blockwise"):
+                actual = run((q, k, v, do), form=form, block_size=32, window=40)
+                check_same(actual, (o, dq, *shared), 1e-10)
+        jax.clear_caches()
+
     def test_blocks_never_computed(self):
         def count(**options):
             spec = {"causal": True, "window": None, "scale": 1.0, "ordered": True, "masked": False}
@@ -359,8 +374,10 @@ class SoftmaxAttentionTest(parameterized.TestCase):
         q, k, v, _ = make_inputs(4, 5)
         with self.assertRaisesRegex(ValueError, "needs positions"):
             inspect.unwrap(softmax_attention)(q, k, v)
-        with self.assertRaisesRegex(ValueError, "v_BSHV is"):
+        with self.assertRaisesRegex(ValueError, "v_BSJV is"):
             inspect.unwrap(softmax_attention)(q, k, v[:, :4])
+        with self.assertRaisesRegex(ValueError, "k_BSJK has 2 heads, which do not divide the 3"):
+            inspect.unwrap(softmax_attention)(make_inputs(5, H=3)[0], k, v)
 
     @pytest.mark.slow
     def test_sweep(self):

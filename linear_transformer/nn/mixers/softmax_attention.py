@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from linear_transformer.nn.layers.linear import merge_heads
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
@@ -28,6 +28,8 @@ class SoftmaxAttention(CachedAttention):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Attributes:
+      key_value_heads: heads of keys and values; each serves an equal group of query heads (Ainslie
+        et al. 2023, arXiv:2305.13245), and the state holds no others.  None is one for each head.
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
         must not exceed it: further tokens would overwrite the last ones.
     """
@@ -37,20 +39,26 @@ class SoftmaxAttention(CachedAttention):
         width: int,
         heads: int,
         *,
+        key_value_heads: int | None = None,
         form: str = "auto",
         rngs: nnx.Rngs,
         **options: Unpack[CacheOptions],
     ):
         checks.choice("form", form, get_args(Form))
+        checks.positive(key_value_heads=key_value_heads)
         super().__init__(width, heads, **options)
+        self.key_value_heads = heads if key_value_heads is None else key_value_heads
+        if heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads={key_value_heads} does not divide heads ({heads})")
         self.form = form
+        keys = self.key_value_heads * self.key_width
         self.query = self._linear(width, rngs)
-        self.key = self._linear(width, rngs)
-        self.value = self._linear(width, rngs)
+        self.key = self._linear(keys, rngs)
+        self.value = self._linear(keys, rngs)
         self.output = self._output_layer(rngs)
 
     def _init_state(self, batch_size):
-        shape = (batch_size, self.slots, self.heads, self.key_width)
+        shape = (batch_size, self.slots, self.key_value_heads, self.key_width)
         return {
             "keys": jnp.zeros(shape, self.dtype),
             "values": jnp.zeros(shape, self.dtype),
@@ -60,21 +68,24 @@ class SoftmaxAttention(CachedAttention):
         }
 
     def _forward(self, x_BTD, state, segment_ids, positions):
-        q_BTHK, k_BTHK, v_BTHK = self._by_head(x_BTD, self.query, self.key, self.value)
+        q_BTHK = split_heads(self.query(x_BTD), self.heads)
+        k_BTJK, v_BTJK = (
+            split_heads(layer(x_BTD), self.key_value_heads) for layer in (self.key, self.value)
+        )
         if self.rotary:
-            q_BTHK, k_BTHK = rotate(q_BTHK, positions), rotate(k_BTHK, positions)
+            q_BTHK, k_BTJK = rotate(q_BTHK, positions), rotate(k_BTJK, positions)
         if state is None:
             o_BTHK = softmax_attention(
                 q_BTHK,
-                k_BTHK,
-                v_BTHK,
+                k_BTJK,
+                v_BTJK,
                 direction=self.direction,
                 window=self.window,
                 segment_ids_BT=segment_ids,
                 form=self.form,
             )
         else:
-            o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTHK, v_BTHK, segment_ids, state)
+            o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTJK, v_BTJK, segment_ids, state)
         return self.output(merge_heads(o_BTHK)), state
 
     def _attend_to_cache(self, q, k, v, segment_ids, state):
