@@ -72,6 +72,12 @@ OPTIONS = {
         "window rotary": {"rotary": True, "window": WINDOW, "bias": False},
         "blockwise": {"form": "blockwise", "window": WINDOW},
         "grouped": {"key_value_heads": 1, "cache_capacity": T},
+        "qk norm": {
+            "qk_norm": True,
+            "key_value_heads": 1,
+            "rotary": True,
+            "cache_capacity": T,
+        },
         "grouped window": {"key_value_heads": 1, "form": "blockwise", "window": WINDOW},
     },
     "flash": {
@@ -580,6 +586,11 @@ def softmax_oracle(mixer, x, segment_ids, positions):
     """Vaswani et al. 2017, equation 1, one query at a time."""
     q, k, v = (dense(layer, x) for layer in (mixer.query, mixer.key, mixer.value))
     q, k, v = (a.reshape(B, T, -1, mixer.key_width) for a in (q, k, v))
+    if mixer.query_norm is not None:
+        q, k = (
+            a / np.sqrt(np.mean(a**2, axis=-1, keepdims=True) + 1e-6) * norm.scale[...]
+            for a, norm in ((q, mixer.query_norm), (k, mixer.key_norm))
+        )
     k, v = (np.repeat(a, H // a.shape[2], axis=2) for a in (k, v))
     if mixer.rotary:
         q, k = turned(q, positions), turned(k, positions)
@@ -603,6 +614,7 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         ("softmax", "rotary", softmax_oracle),
         ("softmax", "window rotary", softmax_oracle),
         ("softmax", "grouped", softmax_oracle),
+        ("softmax", "qk norm", softmax_oracle),
     ],
 )
 def test_equations(name, label, oracle, packed):

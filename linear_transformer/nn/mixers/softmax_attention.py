@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
@@ -30,6 +31,8 @@ class SoftmaxAttention(CachedAttention):
     Attributes:
       key_value_heads: heads of keys and values; each serves an equal group of query heads (Ainslie
         et al. 2023, arXiv:2305.13245), and the state holds no others.  None is one for each head.
+      qk_norm: whether each head's queries and keys get an RMS norm with learned gains, before the
+        rotary positions (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
         must not exceed it: further tokens would overwrite the last ones.
     """
@@ -40,6 +43,7 @@ class SoftmaxAttention(CachedAttention):
         heads: int,
         *,
         key_value_heads: int | None = None,
+        qk_norm: bool = False,
         form: str = "auto",
         rngs: nnx.Rngs,
         **options: Unpack[CacheOptions],
@@ -56,6 +60,11 @@ class SoftmaxAttention(CachedAttention):
         self.key = self._linear(keys, rngs)
         self.value = self._linear(keys, rngs)
         self.output = self._output_layer(rngs)
+        self.query_norm = self._head_norm(heads) if qk_norm else None
+        self.key_norm = self._head_norm(self.key_value_heads) if qk_norm else None
+
+    def _head_norm(self, heads: int) -> HeadNorm:
+        return HeadNorm(heads, self.key_width, epsilon=1e-6, dtype=self.dtype)
 
     def _init_state(self, batch_size):
         shape = (batch_size, self.slots, self.key_value_heads, self.key_width)
@@ -72,6 +81,8 @@ class SoftmaxAttention(CachedAttention):
         k_BTJK, v_BTJK = (
             split_heads(layer(x_BTD), self.key_value_heads) for layer in (self.key, self.value)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHK, k_BTJK = self.query_norm(q_BTHK), self.key_norm(k_BTJK)
         if self.rotary:
             q_BTHK, k_BTJK = rotate(q_BTHK, positions), rotate(k_BTJK, positions)
         if state is None:
