@@ -78,6 +78,7 @@ OPTIONS = {
             "rotary": True,
             "cache_capacity": T,
         },
+        "output gate": {"output_gate": True, "cache_capacity": T},
         "grouped window": {"key_value_heads": 1, "form": "blockwise", "window": WINDOW},
     },
     "flash": {
@@ -600,7 +601,10 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         seen = [j for j in range(first, i + 1) if segment_ids[b, j] == segment_ids[b, i]]
         weights = np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
         o[b, i, h] = weights @ v[b, seen, h] / weights.sum()
-    return dense(mixer.output, o.reshape(B, T, D))
+    o = o.reshape(B, T, D)
+    if mixer.gate is not None:
+        o = o / (1 + np.exp(-dense(mixer.gate, x)))
+    return dense(mixer.output, o)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -615,6 +619,7 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         ("softmax", "window rotary", softmax_oracle),
         ("softmax", "grouped", softmax_oracle),
         ("softmax", "qk norm", softmax_oracle),
+        ("softmax", "output gate", softmax_oracle),
     ],
 )
 def test_equations(name, label, oracle, packed):

@@ -13,6 +13,7 @@ from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks, segments
+from linear_transformer.ops.non_finite import stop_non_finite_gradient
 from linear_transformer.ops.softmax import Form, softmax_attention
 
 
@@ -33,6 +34,8 @@ class SoftmaxAttention(CachedAttention):
         et al. 2023, arXiv:2305.13245), and the state holds no others.  None is one for each head.
       qk_norm: whether each head's queries and keys get an RMS norm with learned gains, before the
         rotary positions (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
+      output_gate: whether each feature of the heads' outputs is multiplied by sigmoid(W_G x_t)
+        (Qiu et al. 2025, arXiv:2505.06708; Qwen3-Next).
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
         must not exceed it: further tokens would overwrite the last ones.
     """
@@ -44,6 +47,7 @@ class SoftmaxAttention(CachedAttention):
         *,
         key_value_heads: int | None = None,
         qk_norm: bool = False,
+        output_gate: bool = False,
         form: str = "auto",
         rngs: nnx.Rngs,
         **options: Unpack[CacheOptions],
@@ -62,6 +66,7 @@ class SoftmaxAttention(CachedAttention):
         self.output = self._output_layer(rngs)
         self.query_norm = self._head_norm(heads) if qk_norm else None
         self.key_norm = self._head_norm(self.key_value_heads) if qk_norm else None
+        self.gate = self._linear(width, rngs) if output_gate else None
 
     def _head_norm(self, heads: int) -> HeadNorm:
         return HeadNorm(heads, self.key_width, epsilon=1e-6, dtype=self.dtype)
@@ -97,7 +102,10 @@ class SoftmaxAttention(CachedAttention):
             )
         else:
             o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTJK, v_BTJK, segment_ids, state)
-        return self.output(merge_heads(o_BTHK)), state
+        o_BTD = merge_heads(o_BTHK)
+        if self.gate is not None:
+            o_BTD = stop_non_finite_gradient(o_BTD) * jax.nn.sigmoid(self.gate(x_BTD))
+        return self.output(o_BTD), state
 
     def _attend_to_cache(self, q, k, v, segment_ids, state):
         time = q.shape[1]
