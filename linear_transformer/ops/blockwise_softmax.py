@@ -6,6 +6,9 @@ and the statistics of a query broadcast along rows.  All of this vectorises.
 
 Keys and values may have fewer heads than queries; a block of them is repeated for the query heads
 that share it, and the gradients of these heads are added, block by block.
+
+Scores may have a bias, the difference of a sum at the query and one at the key (`ops.forgetting`).
+It is computed for one block at a time too.
 """
 
 import functools
@@ -19,6 +22,7 @@ from jax import Array, lax
 
 from linear_transformer.ops import checks
 from linear_transformer.ops.custom_vjp import custom_vjp
+from linear_transformer.ops.forgetting import difference
 from linear_transformer.ops.non_finite import finite_tokens, keep, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 
@@ -45,11 +49,14 @@ class Tags(NamedTuple):
     keys: tuple[Array, ...]  # [B, S, 1, 1]
 
 
-def blockwise(q: Array, k: Array, v: Array, tags: Tags, spec: Spec) -> Array:
+Sums = tuple[Array, Array] | None  # [B, T, H, 2] of queries and [B, S, H, 2] of keys
+
+
+def blockwise(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Array:
     """Computes softmax attention with one block of scores in memory."""
     has = "it has one derivative, in reverse mode; form 'parallel' has all in any mode"
     with checks.no_forward_mode("form 'blockwise'", has):
-        return _blockwise(*_vary_alike((q, k, v, tags)), spec)
+        return _blockwise(*_vary_alike((q, k, v, sums, tags)), spec)
 
 
 def allowed_pairs(tags: Tags, spec: Spec) -> Array:
@@ -176,7 +183,22 @@ class _Grid:
         return carry
 
 
-def _forward(q: Array, k: Array, v: Array, tags: Tags, *, spec: Spec, cpu: bool) -> Any:
+class _Bias:
+    """Bias of the scores of any block."""
+
+    def __init__(self, sums: tuple[Array, Array], grid: _Grid):
+        self.grid = grid
+        self.queries_NBHxC = _cut(sums[0], grid.queries, transpose=True)
+        self.keys_NBHDx = _cut(sums[1], grid.keys, transpose=False)
+
+    def add(self, scores: Array, at_q: tuple[Any, Any, Any], at_k: tuple[Any, Any, Any]) -> Array:
+        """Adds the bias to scores that are not yet multiplied by the scale."""
+        query, key = self.grid.read(self.queries_NBHxC, at_q), self.grid.read(self.keys_NBHDx, at_k)
+        pairs = (query[..., :1, :], query[..., 1:, :]), (key[..., :1], key[..., 1:])
+        return scores + (difference(*pairs) * (1 / self.grid.spec.scale)).astype(scores.dtype)
+
+
+def _forward(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, *, spec: Spec, cpu: bool) -> Any:
     """Returns o_BTHV, and the log-sum-exp of the scores of each query, lse_NBHxC."""
     dtype, grid = accumulation_dtype(q, k, v), _Grid(q, k, spec, cpu)
     # A mask drops a NaN score exactly, but 0 times a NaN value is NaN: values are made finite.
@@ -185,13 +207,15 @@ def _forward(q: Array, k: Array, v: Array, tags: Tags, *, spec: Spec, cpu: bool)
     qT_NBHKC = _cut(q, grid.queries, transpose=True)
     k_NBJDK = _cut(k, grid.keys, transpose=False)
     vT_NBJVD = _cut(v, grid.keys, transpose=True)
+    bias = None if sums is None else _Bias(sums, grid)
 
     def step(carry, at_q, at_k, mask):
         # Every write to the carry depends on all reads from it, so XLA updates it in place; a third
         # array for the shift would be copied in every step.
         oT, statistics = grid.read(carry[0], at_q), grid.read(carry[1], at_q)
         shift, total = statistics[..., :1, :], statistics[..., 1:, :]
-        scores = mask(_matmul(grid.read_keys(k_NBJDK, at_k), grid.read(qT_NBHKC, at_q), dtype))
+        scores = _matmul(grid.read_keys(k_NBJDK, at_k), grid.read(qT_NBHKC, at_q), dtype)
+        scores = mask(scores if bias is None else bias.add(scores, at_q, at_k))
         new_shift = jnp.maximum(shift, jnp.max(scores, 2, keepdims=True))
         weights = jnp.exp((scores - new_shift) * spec.scale)
         decay = jnp.exp((shift - new_shift) * spec.scale)
@@ -214,8 +238,8 @@ def _forward(q: Array, k: Array, v: Array, tags: Tags, *, spec: Spec, cpu: bool)
 
 
 def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
-    """Returns the gradients of q, k, v."""
-    q, k, v, tags, o, lse_NBHxC = residuals
+    """Returns the gradients of q, k, v and the sums."""
+    q, k, v, sums, tags, o, lse_NBHxC = residuals
     dtype, grid = accumulation_dtype(q, k, v), _Grid(q, k, spec, cpu)
     # No gradient passes through NaN outputs, nor through the tokens that cause them.
     affected_NBHxC = jnp.isnan(lse_NBHxC)
@@ -228,27 +252,40 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
     doT_NBHVC = _cut(do, grid.queries, transpose=True)
     k_NBJDK = _cut(k, grid.keys, transpose=False)
     v_NBJDV = _cut(v, grid.keys, transpose=False)
+    bias = None if sums is None else _Bias(sums, grid)
 
     def step(carry, at_q, at_k, mask):
-        dqT, dk, dv = carry
+        dqT, dk, dv, *dbias = carry
         qT, doT = grid.read(qT_NBHKC, at_q), grid.read(doT_NBHVC, at_q)
         k_, v_ = grid.read_keys(k_NBJDK, at_k), grid.read_keys(v_NBJDV, at_k)
-        scores = mask(_matmul(k_, qT, dtype))
+        scores = _matmul(k_, qT, dtype)
+        scores = mask(scores if bias is None else bias.add(scores, at_q, at_k))
         weights = jnp.exp(scores * spec.scale - grid.read(lse_NBHxC, at_q))
         dweights = _matmul(v_, doT, dtype) - grid.read(delta_NBHxC, at_q)
         dscores = weights * dweights * spec.scale
+        if bias is not None:
+            dbias_ = grid.read(dbias[0], at_k) + jnp.sum(dscores, 3, keepdims=True)
+            dbias = [grid.write(dbias[0], at_k, dbias_)]
         weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
         dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
         by_key = _matmul(dscores, qT.swapaxes(2, 3), dtype)
         by_value = _matmul(weights, doT.swapaxes(2, 3), dtype)
         dk_ = grid.read(dk, at_k) + grid.sum_shared(by_key)
         dv_ = grid.read(dv, at_k) + grid.sum_shared(by_value)
-        return grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_), grid.write(dv, at_k, dv_)
+        dqT, dk = grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_)
+        return dqT, dk, grid.write(dv, at_k, dv_), *dbias
 
     carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBJDK, v_NBJDV))
-    dqT, dk, dv = grid.fold(step, carry, tags)
+    if bias is not None:  # of the high part of each key's sum; the others have gradient 0
+        carry += (lax.full_like(bias.keys_NBHDx[..., :1], 0, dtype),)
+    dqT, dk, dv, *dbias = grid.fold(step, carry, tags)
     joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
-    return tuple(x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
+    dq, dk, dv = (x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
+    if sums is None:
+        return dq, dk, dv, None
+    dkeys = _join(dbias[0], grid.S) * (-1 / spec.scale)
+    dkeys = jnp.pad(dkeys, ((0, 0), (0, 0), (0, 0), (0, 1))).astype(sums[1].dtype)
+    return dq, dk, dv, (jnp.zeros_like(sums[0]), dkeys)
 
 
 def _by_platform(function: Callable[..., Any], spec: Spec, *args: Any) -> Any:
@@ -258,17 +295,17 @@ def _by_platform(function: Callable[..., Any], spec: Spec, *args: Any) -> Any:
     return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-@custom_vjp(4)
-def _blockwise(q: Array, k: Array, v: Array, tags: Tags, spec: Spec) -> Array:
-    return _by_platform(_forward, spec, q, k, v, tags)[0]
+@custom_vjp(5)
+def _blockwise(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Array:
+    return _by_platform(_forward, spec, q, k, v, sums, tags)[0]
 
 
-def _blockwise_fwd(q: Array, k: Array, v: Array, tags: Tags, spec: Spec) -> Any:
+def _blockwise_fwd(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Any:
     # `jax.checkpoint` recomputes only values that depend on parameters.  Masks do not depend on
     # them and would be stored for all pairs of blocks: a byte per query, key and head.
     q, tags = lax.optimization_barrier((q, tags))
-    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, tags)
-    return o_BTHV, (q, k, v, tags, o_BTHV, lse_NBHxC)
+    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, sums, tags)
+    return o_BTHV, (q, k, v, sums, tags, o_BTHV, lse_NBHxC)
 
 
 def _blockwise_bwd(spec: Spec, residuals: Any, do: Array) -> Any:

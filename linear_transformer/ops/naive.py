@@ -218,10 +218,20 @@ def log_feature_attention(q_TK, k_SK, v_SV, visible_TS):
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV
 
 
-def softmax_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None):
+def softmax_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None, bias_TS=0.0):
     """Softmax attention over the visible keys (Vaswani et al. 2017, arXiv:1706.03762)."""
-    scores_TS = (q_TK.shape[1] ** -0.5 if scale is None else scale) * q_TK @ k_SK.T
+    scores_TS = (q_TK.shape[1] ** -0.5 if scale is None else scale) * q_TK @ k_SK.T + bias_TS
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV
+
+
+def forgetting_attention(q_TK, k_TK, v_TV, log_forget_T, visible_TT):
+    """Softmax attention; the log forget gates from s + 1 to t are added to the score of t and s.
+
+    Forgetting Transformer (Lin et al. 2025, arXiv:2503.02130).
+    """
+    sums_T = jnp.cumsum(log_forget_T)
+    bias_TT = sums_T[:, None] - sums_T
+    return softmax_attention(q_TK, k_TK, v_TV, visible_TT, bias_TS=bias_TT)
 
 
 def rectified_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None, power=1, bias_TS=0.0):

@@ -2,7 +2,8 @@
 
     o_t = sum_s p_ts v_s,   p_ts = exp(a q_t.k_s) / sum_r exp(a q_t.k_r),   a = scale,
 
-with sums over the keys that query t sees.  Three forms compute the same function:
+with sums over the keys that query t sees.  Forget gates add log f_l of s < l <= t to the score of
+query t and key s (`ops.forgetting`).  Three forms compute the same function:
 
 - `parallel` stores all T x S scores: the reference, and the fastest form for short inputs.
 - `blockwise` stores one block of scores: memory linear in T, no work for blocks that causality or
@@ -24,8 +25,9 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
-from linear_transformer.ops.blockwise_softmax import Spec, Tags, allowed_pairs, blockwise
-from linear_transformer.ops.non_finite import contained, set_nan
+from linear_transformer.ops.blockwise_softmax import Spec, Sums, Tags, allowed_pairs, blockwise
+from linear_transformer.ops.forgetting import difference
+from linear_transformer.ops.non_finite import contained, finite_tokens, keep, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Outputs, Positions, Queries, SegmentIds
 
@@ -55,6 +57,8 @@ def softmax_attention(
     key_mask_BS: KeyMask | None = None,
     query_positions_BT: Positions | None = None,
     key_positions_BS: Int[Array, "B S"] | None = None,
+    query_log_sums_BTHX: Float[Array, "B T H X"] | None = None,
+    key_log_sums_BSHX: Float[Array, "B S H X"] | None = None,
     form: str = "auto",
     block_size: int | None = None,
 ) -> Outputs:
@@ -79,6 +83,8 @@ def softmax_attention(
       query_positions_BT: positions for causality and the window; 0, 1, 2, ... if None.
       key_positions_BS: the same for the keys, in any order, as in a KV cache.  A key at a negative
         position is an empty slot, which no query sees.
+      query_log_sums_BTHX, key_log_sums_BSHX: sums of log forget gates from `forgetting.log_sums`;
+        the sum of the query minus the sum of the key is added to the scaled score.
       form: "parallel", "blockwise", "fused", or "auto": the fastest form that covers the call.
         "blockwise" can be differentiated once, in reverse mode; "parallel" in any mode and order.
       block_size: queries and keys per block of the blockwise form; chosen if None.
@@ -93,6 +99,11 @@ def softmax_attention(
     checks.choice("direction", direction, get_args(Direction))
     checks.choice("form", form, get_args(Form))
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSJK=k_BSJK, v_BSJV=v_BSJV)
+    checks.arrays(
+        sizes | {"X": 2},
+        query_log_sums_BTHX=query_log_sums_BTHX,
+        key_log_sums_BSHX=key_log_sums_BSHX,
+    )
     checks.tokens(
         sizes,
         segment_ids_BT=segment_ids_BT,
@@ -105,10 +116,12 @@ def softmax_attention(
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None
     scale = float(K**-0.5 if scale is None else scale)
+    gated = query_log_sums_BTHX is not None
     packed, keys_packed = segment_ids_BT is not None, key_segment_ids_BS is not None
     for wrong, message in (
         (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
         (J < 1 or H % J, f"k_BSJK has {J} heads, which do not divide the {H} of q_BTHK"),
+        (gated != (key_log_sums_BSHX is not None), "log sums of only queries or only keys"),
         (not scale > 0, f"{scale=} is not positive"),
         (block_size is not None and block_size < 1, f"{block_size=} is not positive"),
         (causal and ordered and T != S, f"causal with {T=} != {S=} needs positions"),
@@ -124,9 +137,9 @@ def softmax_attention(
     if sequence_parallel.shards() > 1 and query_positions_BT is None:
         ordered = False
         queries_T = sequence_parallel.places(T)
-        keys = (k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS)
+        keys = (k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS, key_log_sums_BSHX)
         keys, keys_S = sequence_parallel.keys_in_reach(keys, window)
-        k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS = keys
+        k_BSJK, v_BSJV, key_segment_ids_BS, key_mask_BS, key_log_sums_BSHX = keys
         S = len(keys_S)
         query_positions_BT, key_positions_BS = (
             jnp.tile(places, (B, 1)) for places in (queries_T, keys_S)
@@ -147,18 +160,24 @@ def softmax_attention(
     block_size = block_size or (_NARROW_WINDOW_BLOCK_SIZE if narrow else _BLOCK_SIZE)
     spec = Spec(causal, window, scale, ordered, masked, block_size)
 
-    covered = _fused_covers(q_BTHK, k_BSJK, v_BSJV, masked)
+    covered = _fused_covers(q_BTHK, k_BSJK, v_BSJV, masked or gated)
     if form == "auto":
         short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear anyway.
         form = "fused" if covered else "parallel" if short else "blockwise"
     dtype = jnp.result_type(q_BTHK, k_BSJK, v_BSJV)
     q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSJK, v_BSJV))
+    sums = None
+    if query_log_sums_BTHX is not None and key_log_sums_BSHX is not None:
+        sums = query_log_sums_BTHX, key_log_sums_BSHX
+        finite = tuple(map(finite_tokens, sums))
+        q, k = (set_nan(~f, x) for f, x in zip(finite, (q, k), strict=True))
+        sums = tuple(keep(f, x) for f, x in zip(finite, sums, strict=True))
     if form == "parallel":
-        return _parallel_by_group(q, k, v, tags, spec).astype(v_BSJV.dtype)
+        return _parallel_by_group(q, k, v, sums, tags, spec).astype(v_BSJV.dtype)
     if form == "blockwise":
-        return blockwise(q, k, v, tags, spec).astype(v_BSJV.dtype)
+        return blockwise(q, k, v, sums, tags, spec).astype(v_BSJV.dtype)
     if not covered:
-        needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments or key mask"
+        needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments, key mask or gates"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
     behind_and_ahead = None if window is None else (window - 1, 0)
     options = {"scale": scale, "is_causal": causal, "local_window_size": behind_and_ahead}
@@ -172,17 +191,23 @@ def _fused_covers(q: Array, k: Array, v: Array, masked: bool) -> bool:
 
 
 def _parallel_by_group(
-    q_BTHK: Array, k_BSJK: Array, v_BSJV: Array, tags: Tags, spec: Spec
+    q_BTHK: Array, k_BSJK: Array, v_BSJV: Array, sums: Sums, tags: Tags, spec: Spec
 ) -> Array:
     """Maps `_parallel` over the query heads that share a head of the keys."""
-    (B, T, H, K), J = q_BTHK.shape, k_BSJK.shape[2]
+    (B, T, H, _), J = q_BTHK.shape, k_BSJK.shape[2]
     if H == J:
-        return _parallel(q_BTHK, k_BSJK, v_BSJV, tags, spec)
-    of_member = jax.vmap(lambda q_BTJK: _parallel(q_BTJK, k_BSJK, v_BSJV, tags, spec), 3, 3)
-    return of_member(q_BTHK.reshape(B, T, J, H // J, K)).reshape(B, T, H, -1)
+        return _parallel(q_BTHK, k_BSJK, v_BSJV, sums, tags, spec)
+
+    def of_member(q_BTJK: Array, sums: Sums) -> Array:
+        return _parallel(q_BTJK, k_BSJK, v_BSJV, sums, tags, spec)
+
+    members = jax.tree.map(lambda x: x.reshape(*x.shape[:2], J, H // J, -1), (q_BTHK, sums))
+    return jax.vmap(of_member, 3, 3)(*members).reshape(B, T, H, -1)
 
 
-def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spec) -> Array:
+def _parallel(
+    q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, sums: Sums, tags: Tags, spec: Spec
+) -> Array:
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
     allowed_BxST = visible_BTS = None
@@ -194,6 +219,10 @@ def _parallel(q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, tags: Tags, spec: Spe
         visible_BTS = allowed_BxST[:, 0].swapaxes(1, 2)
     q_BTHK, k_BSHK, v_BSHV, affected_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHST = einsum("bshk,bthk->bhst", k_BSHK, q_BTHK) * spec.scale
+    if sums is not None:
+        queries, keys = (jnp.moveaxis(x, (3, 2), (0, 2)) for x in sums)  # high and low, (B, H, T)
+        by_query, by_key = tuple(queries[:, :, :, None]), tuple(keys[..., None])
+        scores_BHST = scores_BHST + difference(by_query, by_key)
     if allowed_BxST is not None:
         scores_BHST = jnp.where(allowed_BxST, scores_BHST, -jnp.inf)
     # The shift cancels in the quotient, so no gradient flows through it.  The shift is finite even

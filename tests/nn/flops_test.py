@@ -28,6 +28,7 @@ MORE = {
 # half that counts.  Sorting by hash has a share of its own.
 QUADRATIC = {
     "softmax": ({}, 2),
+    "fox": ({}, 2),
     "rela": ({}, 2),
     "flash_quad": ({}, 2),
     "diag": ({"block_size": 64}, 2),

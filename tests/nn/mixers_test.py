@@ -81,6 +81,18 @@ OPTIONS = {
         "output gate": {"output_gate": True, "cache_capacity": T},
         "grouped window": {"key_value_heads": 1, "form": "blockwise", "window": WINDOW},
     },
+    "fox": {
+        "cache": {"cache_capacity": T},
+        "window": {"window": WINDOW},
+        "all": {
+            "key_value_heads": 1,
+            "qk_norm": True,
+            "output_gate": True,
+            "rotary": True,
+            "form": "blockwise",
+            "cache_capacity": T,
+        },
+    },
     "flash": {
         "chunks": {"chunk_size": 4, "key_width": 6, "bias": False},
         "one chunk": {"key_width": 6, "expansion": 1},
@@ -584,7 +596,7 @@ def linear_oracle(mixer, x, segment_ids, positions):
 
 
 def softmax_oracle(mixer, x, segment_ids, positions):
-    """Vaswani et al. 2017, equation 1, one query at a time."""
+    """Vaswani et al. 2017, equation 1, one query at a time; Lin et al. 2025, section 3, for fox."""
     q, k, v = (dense(layer, x) for layer in (mixer.query, mixer.key, mixer.value))
     q, k, v = (a.reshape(B, T, -1, mixer.key_width) for a in (q, k, v))
     if mixer.query_norm is not None:
@@ -595,11 +607,13 @@ def softmax_oracle(mixer, x, segment_ids, positions):
     k, v = (np.repeat(a, H // a.shape[2], axis=2) for a in (k, v))
     if mixer.rotary:
         q, k = turned(q, positions), turned(k, positions)
+    gates = dense(mixer.forget, x) if hasattr(mixer, "forget") else np.full((B, T, H), np.inf)
     o = np.zeros(v.shape)
     for b, i, h in np.ndindex(B, T, H):
         first = 0 if mixer.window is None else max(0, i + 1 - mixer.window)
         seen = [j for j in range(first, i + 1) if segment_ids[b, j] == segment_ids[b, i]]
-        weights = np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
+        decay = [np.prod(1 / (1 + np.exp(-gates[b, j + 1 : i + 1, h]))) for j in seen]
+        weights = decay * np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
         o[b, i, h] = weights @ v[b, seen, h] / weights.sum()
     o = o.reshape(B, T, D)
     if mixer.gate is not None:
@@ -620,6 +634,9 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         ("softmax", "grouped", softmax_oracle),
         ("softmax", "qk norm", softmax_oracle),
         ("softmax", "output gate", softmax_oracle),
+        ("fox", "cache", softmax_oracle),
+        ("fox", "window", softmax_oracle),
+        ("fox", "all", softmax_oracle),
     ],
 )
 def test_equations(name, label, oracle, packed):

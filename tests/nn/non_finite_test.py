@@ -20,6 +20,7 @@ OPTIONS = {
     "flash": {"key_width": 4},
     "flash_quad": {"key_width": 4, "divisor": 1, "cache_capacity": T},
     "softmax": {"cache_capacity": T},
+    "fox": {"cache_capacity": T},
     "rela": {"cache_capacity": T},
     "lsh": {"buckets": 4, "rounds": 2, "cache_capacity": T},
     "linformer": {"length": T, "compressed": 5},
@@ -28,9 +29,21 @@ OPTIONS = {
     "t2r": {"features": 24},
 }
 # Not only their chunk: nothing but the NaN itself and what depends on it.
-EXACT = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh", "efficient", "mamba", "lru")
-EXACT += ("rg_lru", "slstm")
-CACHES = ("softmax", "diag", "flash", "flash_quad", "rela", "lsh")
+EXACT = (
+    "softmax",
+    "fox",
+    "diag",
+    "flash",
+    "flash_quad",
+    "rela",
+    "lsh",
+    "efficient",
+    "mamba",
+    "lru",
+    "rg_lru",
+    "slstm",
+)
+CACHES = ("softmax", "fox", "diag", "flash", "flash_quad", "rela", "lsh")
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is

@@ -18,6 +18,7 @@ from linear_transformer.nn.mixers.local_convolution import LocalConvolution
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.block_local import block_local_attention
 from linear_transformer.ops.efficient import scaled_efficient_attention
+from linear_transformer.ops.forgetting import log_sums
 from linear_transformer.ops.hashing import lsh_attention
 from linear_transformer.ops.mixed_chunk import mixed_chunk_attention
 from linear_transformer.ops.rectified import rectified_attention
@@ -41,6 +42,16 @@ def grouped(x, segment_ids):
     """Softmax attention of two heads to the keys and values of the first."""
     q, k, v = jnp.split(x, 3, axis=-1)
     return softmax_attention(q, k[:, :, :1], v[:, :, :1], segment_ids_BT=segment_ids)
+
+
+def forgetting(**options):
+    def run(x, segment_ids):
+        log_forget = jax.nn.log_sigmoid(x[..., 0])
+        sums = log_sums(log_forget, segment_ids)
+        sums = {"query_log_sums_BTHX": sums, "key_log_sums_BSHX": sums}
+        return attention(softmax_attention, **sums, **options)(x, segment_ids)
+
+    return run
 
 
 def layer(make):
@@ -116,6 +127,8 @@ CASES = {
     "softmax_bidirectional": softmax(direction="bidirectional"),
     "softmax_blockwise": softmax(form="blockwise"),
     "softmax_grouped": grouped,
+    "forgetting": forgetting(),
+    "forgetting_window": forgetting(window=11),
     "window_of_a_shard": softmax(window=4),
     "window_of_two_shards": softmax(window=11),
     "window_of_more_than_all": softmax(window=40),

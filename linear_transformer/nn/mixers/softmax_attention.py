@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
@@ -13,8 +14,19 @@ from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers.cached_attention import CachedAttention, CacheOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks, segments
+from linear_transformer.ops.forgetting import log_sums
 from linear_transformer.ops.non_finite import stop_non_finite_gradient
 from linear_transformer.ops.softmax import Form, softmax_attention
+from linear_transformer.types import Activations
+
+
+class SoftmaxOptions(CacheOptions, total=False):
+    """Options of every `SoftmaxAttention`."""
+
+    key_value_heads: int | None
+    qk_norm: bool
+    output_gate: bool
+    form: str
 
 
 @mechanism(
@@ -30,12 +42,13 @@ class SoftmaxAttention(CachedAttention):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Attributes:
-      key_value_heads: heads of keys and values; each serves an equal group of query heads (Ainslie
-        et al. 2023, arXiv:2305.13245), and the state holds no others.  None is one for each head.
-      qk_norm: whether each head's queries and keys get an RMS norm with learned gains, before the
-        rotary positions (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
-      output_gate: whether each feature of the heads' outputs is multiplied by sigmoid(W_G x_t)
-        (Qiu et al. 2025, arXiv:2505.06708; Qwen3-Next).
+      key_value_heads: heads of keys and values, which query heads share in equal groups; None is
+        one for each query head.  The state holds no others (Ainslie et al. 2023,
+        arXiv:2305.13245).
+      qk_norm: whether queries and keys of each head get an RMS norm with learned gains.  Rotary
+        positions come after it (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
+      output_gate: whether sigmoid(W_G x_t) multiplies each feature of the heads' outputs.  (Qiu et
+        al. 2025, arXiv:2505.06708; Qwen3-Next.)
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
         must not exceed it: further tokens would overwrite the last ones.
     """
@@ -90,7 +103,9 @@ class SoftmaxAttention(CachedAttention):
             q_BTHK, k_BTJK = self.query_norm(q_BTHK), self.key_norm(k_BTJK)
         if self.rotary:
             q_BTHK, k_BTJK = rotate(q_BTHK, positions), rotate(k_BTJK, positions)
+        log_forget_BTH = self._log_forget(x_BTD)
         if state is None:
+            sums = None if log_forget_BTH is None else log_sums(log_forget_BTH, segment_ids)
             o_BTHK = softmax_attention(
                 q_BTHK,
                 k_BTJK,
@@ -98,20 +113,30 @@ class SoftmaxAttention(CachedAttention):
                 direction=self.direction,
                 window=self.window,
                 segment_ids_BT=segment_ids,
+                query_log_sums_BTHX=sums,
+                key_log_sums_BSHX=sums,
                 form=self.form,
             )
         else:
-            o_BTHK, state = self._attend_to_cache(q_BTHK, k_BTJK, v_BTJK, segment_ids, state)
+            new = {"keys": k_BTJK, "values": v_BTJK}
+            if log_forget_BTH is not None:
+                new["log_forget"] = log_forget_BTH
+            o_BTHK, state = self._attend_to_cache(q_BTHK, new, segment_ids, state)
         o_BTD = merge_heads(o_BTHK)
         if self.gate is not None:
             o_BTD = stop_non_finite_gradient(o_BTD) * jax.nn.sigmoid(self.gate(x_BTD))
         return self.output(o_BTD), state
 
-    def _attend_to_cache(self, q, k, v, segment_ids, state):
+    def _log_forget(self, x_BTD: Activations) -> Float[Array, "B T H"] | None:
+        """Returns the log forget gates of the tokens; None does not forget."""
+        del x_BTD
+        return None
+
+    def _attend_to_cache(self, q, new, segment_ids, state):
         time = q.shape[1]
         if segment_ids is None:
             segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
-        new = {"keys": k, "values": v, "segments": segment_ids}
+        new = new | {"segments": segment_ids}
         positions_BT = state["length"][:, None] + jnp.arange(time)
         if self.window is None:  # slot i holds token i
             place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
@@ -132,19 +157,28 @@ class SoftmaxAttention(CachedAttention):
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
             kept = {name: x[:, -self.slots :] for name, x in held.items()}
         run_BS = segments.segment_index(held["segments"])  # segment ids may repeat
-        if self.window is None:
-            run_BT = jnp.take_along_axis(run_BS, positions_BT, axis=1, mode="clip")
-        else:
-            run_BT = run_BS[:, self.slots :]
+
+        def of_queries(x_BS):
+            if self.window is not None:
+                return x_BS[:, self.slots :]
+            places = positions_BT.reshape(*positions_BT.shape, *[1] * (x_BS.ndim - 2))
+            return jnp.take_along_axis(x_BS, places, axis=1, mode="clip")
+
+        sums = query_sums = None
+        if "log_forget" in held:  # sums of the held gates alone stay small in a long sequence
+            sums = log_sums(held["log_forget"], run_BS)
+            query_sums = of_queries(sums)
         o = softmax_attention(
             q,
             held["keys"],
             held["values"],
             window=self.window,
-            segment_ids_BT=run_BT,
+            segment_ids_BT=of_queries(run_BS),
             key_segment_ids_BS=run_BS,
             query_positions_BT=positions_BT,
             key_positions_BS=key_positions,
+            query_log_sums_BTHX=query_sums,
+            key_log_sums_BSHX=sums,
             form=self.form,
         )
         return o, kept | {"length": state["length"] + time, "segment": segment_ids[:, -1]}
