@@ -1,5 +1,6 @@
 """Start of every command: flags, exit status, and errors in one line."""
 
+import os
 import signal
 import sys
 import traceback
@@ -72,4 +73,7 @@ def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     if distributed.has_others():
         distributed.leave(status)
+    if isinstance(error, RunError):  # a library's threads may go on, and print their own errors
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)

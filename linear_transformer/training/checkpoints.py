@@ -8,6 +8,7 @@ folder without it was left by a killed run.  Older checkpoints are deleted only 
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,7 @@ class Checkpoints:
             self._failed = True
             raise RunError(
                 f"{self._checkpointer.directory}: the checkpoint of step {step} cannot be written "
-                f"({first_line(error)})"
+                f"({_reason(error)})"
             ) from error
 
     def _write(self, step: int, checkpointables: dict[str, Any]) -> None:
@@ -152,7 +153,7 @@ class Checkpoints:
         if not self._failed:
             self._checkpointer.close()
             return
-        with _quiet(), contextlib.suppress(Exception):  # `save` has raised this error already
+        with contextlib.suppress(Exception):  # `save` has raised this error already
             self._checkpointer.close()
 
 
@@ -163,17 +164,18 @@ def _parts(statistics: Any, **fields: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the log messages of Orbax's threads; Orbax raises the same errors as exceptions."""
+    """Hides the log messages of Orbax's threads; Orbax raises the same errors as exceptions.
+
+    They stay hidden after an error: other threads of a save that failed go on, and fail later.
+    """
     logger = logging.get_absl_logger()
+    logger.addFilter(_is_not_of_orbax)
+    yield
+    logger.removeFilter(_is_not_of_orbax)
 
-    def is_other(record: Any) -> bool:
-        return "orbax" not in record.pathname
 
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
+def _is_not_of_orbax(record: Any) -> bool:
+    return "orbax" not in record.pathname
 
 
 def saved_steps(directory: epath.Path) -> list[int]:
@@ -185,6 +187,12 @@ def saved_steps(directory: epath.Path) -> list[int]:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _reason(error: Exception) -> str:
+    """Returns the text of the system's error if TensorStore's long message has its number."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else first_line(error)
 
 
 def _commit(folder: epath.Path) -> None:

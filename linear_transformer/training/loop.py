@@ -317,10 +317,14 @@ class _Loop:
         self.lock.check()
         try:
             yield
-        except OSError as error:
+        except (OSError, RunError) as error:
+            self.lock.check()  # the folder may have been removed meanwhile
+            if isinstance(error, RunError):
+                raise
+            newest = f"the newest checkpoint in {self.workdir} is of step {self.saved}"
             raise RunError(
                 f"{error.filename or self.workdir}: cannot be written ({error.strerror}) at step "
-                f"{self.step}; the newest checkpoint in {self.workdir} is of step {self.saved}"
+                f"{self.step}; {newest if self.saved else 'no checkpoint was saved yet'}"
             ) from error
 
     def _evaluate_if_missed(self, state: TrainState) -> None:

@@ -5,10 +5,18 @@ import pytest
 from tests.training import runs
 
 PROGRAM = """
+import threading
+import time
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.runtime import program
 
+def save():
+    time.sleep(0.5)
+    raise RuntimeError("Event loop is closed")
+
 def main():
+    if {late}:
+        threading.Thread(target=save).start()
     raise {error}
 
 program.run(main)
@@ -24,5 +32,6 @@ program.run(main)
     ],
 )
 def test_one_line_and_the_exit_status(error, status, line):
-    done = runs.execute(["-c", PROGRAM.format(error=error)])
+    late = error.startswith("RunError")  # a thread of the save that failed fails later
+    done = runs.execute(["-c", PROGRAM.format(error=error, late=late)])
     assert (done.returncode, done.stderr) == (status, line)

@@ -81,13 +81,29 @@ def test_everything_is_on_the_disk_before_the_checksums(tmp_path, monkeypatch):
     assert synced[listed + 1 :] == [str(folder), str(folder.parent)]
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+TENSORSTORE = (  # its messages have paths of hundreds of characters
+    'RESOURCE_EXHAUSTED: Failed writing: "a/state.orbax-checkpoint-tmp/d/2e28": Failed to write '
+    "38600 bytes to file 3: No space left on device [os_error_code='28']"
+)
 
+
+@pytest.mark.parametrize("error", [OSError(28, os.strerror(28)), ValueError(TENSORSTORE)])
+def test_what_cannot_be_written_is_one_line(error, tmp_path, monkeypatch):
+    """Also if Orbax's other threads fail after the save has failed."""
+
+    def full(*_):
+        raise error
+
+    logger = logging.get_absl_logger()
+    monkeypatch.setattr(logger, "filters", [*logger.filters])
     monkeypatch.setattr(checkpoints, "_commit", full)
-    with pytest.raises(RunError, match=r"checkpoint of step 1 cannot be written .*No space left"):
-        save(tmp_path, 1)
+    said = r"checkpoints: the checkpoint of step 1 cannot .* \((\[Errno 28\] )?No space \D+\)$"
+    writer = checkpoints.Checkpoints(epath.Path(tmp_path), keep=2)
+    with pytest.raises(RunError, match=said):
+        writer.save(1, make_state(1), progress_of(1))
+    writer.close()
+    late = logging.logging.makeLogRecord({"pathname": "orbax/checkpoint/_src/futures/future.py"})
+    assert not logger.filter(late)
 
 
 def test_none_that_can_be_read(tmp_path, warned):

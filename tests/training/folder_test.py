@@ -10,7 +10,7 @@ from etils import epath
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference import evaluation
-from linear_transformer.training import build, loop
+from linear_transformer.training import build, checkpoints, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
 
@@ -153,10 +153,13 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
 
-def test_a_full_disk_is_one_line(text, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("log_every", "saved"), [(3, "newest checkpoint in .* is of step 2"), (1, "no checkpoint was")]
+)
+def test_a_full_disk_is_one_line(log_every, saved, text, tmp_path, monkeypatch):
     monkeypatch.setattr(MetricWriter, "write", full)
-    with pytest.raises(RunError, match=r"somewhere: cannot be written \(No space left.*of step 2$"):
-        runs.run(runs.make_config(text), tmp_path / "run")
+    with pytest.raises(RunError, match=rf"somewhere: cannot be written \(No space left.* {saved}"):
+        runs.run(runs.make_config(text, log_every=log_every), tmp_path / "run")
 
 
 def test_a_folder_that_is_removed_ends_the_run(text, tmp_path, monkeypatch):
@@ -172,6 +175,16 @@ def test_a_folder_that_is_removed_ends_the_run(text, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"run: the folder was removed or moved away"):
         runs.run(runs.make_config(text), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_removed_during_a_save_is_named(text, tmp_path, monkeypatch):
+    def removed(self, step, *_):
+        shutil.rmtree(tmp_path / "run")
+        raise RunError("NOT_FOUND: a file of the checkpoint")
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", removed)
+    with pytest.raises(RunError, match=r"run: the folder was removed or moved away"):
+        runs.run(runs.make_config(text), tmp_path / "run")
 
 
 def test_evaluation_prints_before_it_writes(unbroken, monkeypatch, capsys):
