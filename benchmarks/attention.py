@@ -90,6 +90,7 @@ def linear(q: jax.Array, k: jax.Array, v: jax.Array, *, form: str, **options: An
     return additive.linear_attention(q, k, v, feature_map=elu_plus_one, form=form, **options)[0]
 
 
+_LINEAR = ("chunk", "associative", "recurrent", "parallel")  # forms of linear attention
 OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "chunk": lambda q, k, v: linear(q, k, v, form="chunk"),
     "associative": lambda q, k, v: linear(q, k, v, form="associative"),
@@ -249,17 +250,24 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, name in zip(panels, ("ms", "temp MB"), strict=True):
+    figure.suptitle(timing.title(f"forward and backward, {shape()}"), fontsize="medium")
+    labels = {"ms": "time, ms", "temp MB": "temporary memory, MB"}
+    for axis, (name, label) in zip(panels, labels.items(), strict=True):
         for candidate in dict.fromkeys(row["candidate"] for row in rows):
             mine = [r for r in rows if r["candidate"] == candidate and r.get(name) is not None]
             if mine:
                 points = [(row["length"], row[name]) for row in mine]
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=candidate)
-        axis.set(xlabel="tokens", ylabel=name, title="forward and backward")
+                method = f"linear, {candidate} form" if candidate in _LINEAR else candidate
+                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+        axis.set(xlabel="tokens", ylabel=label)
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def shape() -> str:
+    return f"B{_BATCH.value} H{_HEADS.value} K=V={_WIDTH.value}"
 
 
 def main() -> None:
@@ -275,9 +283,8 @@ def main() -> None:
         return
     matmul = timing.matmul_flops_per_second()
     rows = compare(matmul)
-    shape = f"B{_BATCH.value} H{_HEADS.value} K=V={_WIDTH.value}"
     ceiling = f"a 2048^3 fp32 matmul runs at {matmul / 1e9:,.0f} GFLOP/s"
-    timing.report(f"Forward and backward, {shape}; {ceiling}", rows, COLUMNS)
+    timing.report(f"Forward and backward, {shape()}; {ceiling}", rows, COLUMNS)
     if _PLOT.value:
         plot(rows, _PLOT.value)
     timing.save("attention", {"attention": rows}, matmul_gflops=matmul / 1e9)

@@ -108,8 +108,11 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
+    what = f"forward and backward, {HEADS} heads of {WIDTH}"
+    figure.suptitle(timing.title(what), fontsize="medium")
     panels = figure.subplots(1, 2)
-    for axis, name in zip(panels, ("ms", "temp MB"), strict=True):
+    labels = {"ms": "time, ms", "temp MB": "temporary memory, MB"}
+    for axis, (name, label) in zip(panels, labels.items(), strict=True):
         for method in METHODS:
             points = [(row["length"], row[name]) for row in rows if row["candidate"] == method]
             (line,) = axis.loglog(
@@ -117,7 +120,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
             )
             if method in PUBLISHED:
                 axis.axvline(PUBLISHED[method], color=line.get_color(), linestyle=":", alpha=0.6)
-        axis.set(xlabel="tokens", ylabel=name, title="forward and backward")
+        axis.set(xlabel="tokens", ylabel=label)
         axis.set_yscale("log", base=10)
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=8)

@@ -97,6 +97,8 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    what = f"a training step on IMDb, batch {_BATCH.value}"
+    figure.suptitle(timing.title(what), fontsize="medium")
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
         lengths = [row["length"] for row in mine]

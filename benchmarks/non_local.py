@@ -91,6 +91,8 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    what = f"attention over pixels, {_CHANNELS.value} channels"
+    figure.suptitle(timing.title(what), fontsize="medium")
     labels = {"ms": "forward and backward, ms", "temp MB": "temporary memory, MB"}
     for panel, (column, label) in zip(panels, labels.items(), strict=True):
         for name, marker in zip(MODULES, "so", strict=True):

@@ -138,6 +138,11 @@ def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -
     Console(width=width).print(table)
 
 
+def title(what: str) -> str:
+    """Returns the title of a picture: what was measured, and on which machine."""
+    return f"{what}; {environment.machine(environment.describe())}"
+
+
 def save(name: str, results: Mapping[str, list[dict[str, Any]]], **facts: Any) -> None:
     """Writes the results together with the environment."""
     path = epath.Path(_OUTPUT.value or f"build/benchmarks/{name}.json")

@@ -11,6 +11,8 @@ The table is Markdown.
 """
 
 import functools
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,9 @@ from linear_transformer.runtime.pictures import save_figure
 from linear_transformer.training.metrics import read_metrics
 
 Points = list[tuple[int, float]]
+
+HEADLINES = ("accuracy", "bits_per_byte", "bits_per_dim", "nats_per_event", "perplexity", "loss")
+_LEGEND_COLUMNS = 3
 
 
 def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, Any]]]:
@@ -98,27 +103,66 @@ def markdown(curves: dict[str, Points], by: str) -> str:
     return markdown_table(head, rows, "r")
 
 
-def plot(curves: dict[str, Points], by: str, metric: str, output: epath.Path) -> None:
-    """Draws a line for each run; the axis of lengths and options is logarithmic."""
+def headline(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns the first of `HEADLINES` that all runs have.
+
+    Raises:
+      ConfigError: they have none in common.
+    """
+    for metric in HEADLINES:
+        if all(any(metric in record for record in records) for records in runs.values()):
+            return metric
+    raise ConfigError(f"--metric: {', '.join(runs)} have none of {', '.join(HEADLINES)} in common")
+
+
+def plot(
+    curves: dict[str, Points],
+    by: str,
+    metric: str,
+    output: epath.Path,
+    chance: float | None = None,
+) -> None:
+    """Draws a line for each run; the axis of lengths and options is logarithmic.
+
+    The title is what the names begin with, up to a hyphen; the legend below has the other parts.
+
+    Args:
+      chance: value that guessing reaches, drawn as a dotted line; None for no line.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    shared = _shared(list(curves))
+    height = 3.6 + 0.2 * math.ceil(len(curves) / _LEGEND_COLUMNS)
+    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
-    axes.set(xlabel=by, ylabel=metric.replace("_", " "))
+        label = name.removeprefix(shared)
+        axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
+    if chance is not None:
+        axes.axhline(chance, color="grey", linestyle=":", label="chance")
+    axes.set(xlabel=by, ylabel=metric.replace("_", " "), title=shared[:-1])
     if by != "step":
         axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize="small")
     save_figure(figure, output)
+
+
+def _shared(names: Sequence[str]) -> str:
+    """Returns the parts with hyphens with which all names begin; every name is longer."""
+    parts = zip(*(name.split("-")[:-1] for name in names), strict=False)
+    same = itertools.takewhile(lambda part: len(set(part)) == 1, parts)
+    return "".join(f"{part[0]}-" for part in same)
 
 
 def _define_flags() -> None:
     flags.DEFINE_multi_string("runs", None, "Folders of runs; may be given again.", required=True)
-    flags.DEFINE_string("metric", "accuracy", "Name of the metric.")
+    flags.DEFINE_string(
+        "metric", None, f"Name of the metric; by default the first of {', '.join(HEADLINES)}."
+    )
+    flags.DEFINE_float("chance", None, "Value that guessing reaches, for a dotted line.")
     flags.DEFINE_string("split", "validation", "Split of the metric.")
     flags.DEFINE_string("by", "step", "What it is drawn against: step, length or an option.")
     flags.DEFINE_string("output", None, "A PNG file.")
@@ -129,13 +173,14 @@ def main() -> None:
     readers = {"step": by_step, "length": by_length}
     read = readers.get(values.by, functools.partial(by_option, option=values.by))
     runs = read_runs(values.runs, values.split)
-    curves = {name: read(records, values.metric) for name, records in runs.items()}
+    metric = values.metric or headline(runs)
+    curves = {name: read(records, metric) for name, records in runs.items()}
     for name, points in curves.items():
         if not points:
-            raise ConfigError(f"--metric={values.metric}: {name} has no such metric by {values.by}")
+            raise ConfigError(f"--metric={metric}: {name} has no such metric by {values.by}")
     print(markdown(curves, values.by))
     if values.output:
-        plot(curves, values.by, values.metric, epath.Path(values.output))
+        plot(curves, values.by, metric, epath.Path(values.output), values.chance)
 
 
 if __name__ == "__main__":

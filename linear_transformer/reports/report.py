@@ -16,7 +16,13 @@ from linear_transformer.runtime.pictures import save_figure
 NOT_RUN = "not run"
 _HEAD = ("row", "measure", "published", "measured", "difference", "how measured")
 _COLORS = {"published": "0.7", PAPER: "tab:blue", REDUCED: "tab:orange"}
+_LABELS = {  # speeds of different machines are side by side
+    "published": "published, machine of the paper",
+    PAPER: f"{PAPER}, machine of the table",
+    REDUCED: f"{REDUCED}, machine of the table",
+}
 _LOGARITHMIC = 50  # ratio of the values of a panel above which its axis is logarithmic
+_PANELS_ACROSS = 4  # a wider picture can't be read at the width of a page
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
@@ -183,16 +189,20 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
         return False
     names = [row.name for row in table.rows]
     height = 0.9 + 0.34 * len(names)
+    across = min(len(bars), _PANELS_ACROSS)
+    down = math.ceil(len(bars) / across)
     figure, panels = plt.subplots(
-        1,
-        len(bars),
-        figsize=(1.8 + 2.3 * len(bars), height),
+        down,
+        across,
+        figsize=(1.8 + 2.3 * across, height * down),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
+    for axes in panels.flat[len(bars) :]:
+        axes.set_axis_off()
     units = {column.name: column.unit for column in table.columns}
-    for axes, (name, found) in zip(panels[0], bars.items(), strict=True):
+    for axes, (name, found) in zip(panels.flat, bars.items(), strict=False):
         for row, kind, value in found:
             offset = -0.2 if kind == "published" else 0.2
             axes.barh(names.index(row) + offset, value, 0.4, color=_COLORS[kind])
@@ -202,13 +212,15 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
         axes.set_title(name, fontsize="small")
         axes.set_xlabel(units[name], fontsize="small")
         axes.grid(axis="x", alpha=0.3)
-    panels[0, 0].set_yticks(range(len(names)), names, fontsize="small")
+    panels[0, 0].set_yticks(range(len(names)), names)  # of all panels
     panels[0, 0].invert_yaxis()
+    for axes in panels[:, 0]:
+        axes.tick_params(axis="y", labelsize="small")
     kinds = {kind for found in bars.values() for _, kind, _ in found}
     handles = [Rectangle((0, 0), 1, 1, color=c) for k, c in _COLORS.items() if k in kinds]
     figure.legend(
         handles,
-        [kind for kind in _COLORS if kind in kinds],
+        [_LABELS[kind] for kind in _COLORS if kind in kinds],
         loc="outside lower center",
         ncols=len(kinds),
         fontsize="small",

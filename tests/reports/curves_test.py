@@ -4,6 +4,7 @@ import json
 
 import pytest
 from etils import epath
+from matplotlib import pyplot
 
 from linear_transformer.errors import ConfigError, UserError
 from linear_transformer.reports import curves
@@ -51,6 +52,29 @@ def test_curves_by_option(runs):
     record = {"accuracy_at_length_64_pairs_8": 0.5, "accuracy_at_length_64_pairs_4": 0.75}
     record |= {"accuracy_at_length_128_pairs_8": 0.25, "accuracy_at_length_64_depth_1": 0.1}
     assert curves.by_option([record], "accuracy", "pairs") == [(4, 0.75), (8, 0.25)]
+
+
+def test_the_picture_explains_itself(runs, monkeypatch):
+    """A title, short names beside no curve, and the value of guessing."""
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, _: drawn.append(figure))
+    points = [(64, 0.75), (128, 0.5)]
+    names = ["parity-delta_net", "parity-delta_net-negative", "parity-gla"]
+    curves.plot(dict.fromkeys(names, points), "length", "accuracy", epath.Path("c.png"), 0.5)
+    [axes], [legend] = drawn[0].axes, drawn[0].legends
+    assert axes.get_title() == "parity"
+    assert axes.get_legend() is None  # it would cover curves
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["delta_net", "delta_net-negative", "gla", "chance"]
+    pyplot.close(drawn[0])
+
+
+def test_the_metric_of_a_language_model(runs):
+    assert curves.headline(curves.read_runs([f"{runs}/*"], "validation")) == "accuracy"
+    byte = {"run": [{"step": 1, "loss": 0.7, "bits_per_byte": 1.0}]}
+    assert curves.headline(byte) == "bits_per_byte"
+    with pytest.raises(ConfigError, match="--metric: run, other have none of accuracy"):
+        curves.headline(byte | {"other": [{"step": 1, "accuracy": 0.5}]})
 
 
 def test_mistakes(runs):

@@ -146,6 +146,18 @@ def test_pictures(runs, curves):
         report.plot(table, filled, runs / "none" / "x.png")
 
 
+def test_a_picture_of_many_columns_is_no_wider_than_a_page(tmp_path):
+    """Eight panels make two rows of four; a picture of 1,400 pixels is read at 900."""
+    columns = tuple(Column(f"speed, {n}", "steps/s", "loss") for n in range(8))
+    rows = tuple(Row(name, (1.0,) * 8) for name in ("softmax", "linear"))
+    table = Table(title="", source="", columns=columns, rows=rows)
+    assert report.plot(table, cells.fill(table, find([tmp_path])), tmp_path / "x.png")
+    size = (tmp_path / "x.png").read_bytes()[16:24]
+    width, height = int.from_bytes(size[:4]), int.from_bytes(size[4:])
+    assert width < 1400
+    assert height > width / 4
+
+
 def test_a_twin_in_another_unit(runs):
     """Its value has the name of its metric, and no bar beside the published one."""
     column = dataclasses.replace(folders.TABLE.columns[0], reduced_metric="loss", scale=1.0)
