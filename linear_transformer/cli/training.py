@@ -6,9 +6,10 @@ from etils import epath
 
 from linear_transformer.cli import command_line, compile_only, process
 from linear_transformer.cli.command_line import CommandLine
-from linear_transformer.runtime import compile_cache, distributed
+from linear_transformer.runtime import compile_cache, distributed, program
 from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.loop import train
+from linear_transformer.training.stop import Interrupted
 from linear_transformer.training.tracer import Tracer
 
 _WORKDIR = flags.DEFINE_string(
@@ -35,7 +36,10 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
     distributed.initialize()
     print(f"{'run:':12} {workdir}", flush=True)
     print(f"compiled programs: {compile_cache.enable()}", flush=True)
-    train(config, workdir, tracer)
+    try:
+        train(config, workdir, tracer)
+    except Interrupted:
+        program.end(0)  # a compilation that was interrupted can crash the end of the interpreter
 
 
 def _default_workdir(line: CommandLine) -> str:

@@ -132,17 +132,14 @@ def has_others() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leave(status: int) -> None:
-    """Ends a process that failed while others run, without waiting for them.
+def wait_for_last_words() -> None:
+    """Waits before a process that failed ends while others run.
 
     The end of process 0 ends the others at once, so process 0 first gives them time to report their
     own errors: most mistakes are the same in all processes.
     """
     if is_first():
         time.sleep(_LAST_WORDS_SECONDS)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def is_first() -> bool:

@@ -69,11 +69,21 @@ def run(
     app.run(guarded, flags_parser=parsed)
 
 
+def end(status: int) -> typing.NoReturn:
+    """Ends the process at once, without the end of the interpreter.
+
+    Threads and C++ code that go on could print errors there, or crash the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    if distributed.has_others():
-        distributed.leave(status)
-    if isinstance(error, RunError):  # a library's threads may go on, and print their own errors
-        sys.stdout.flush()
-        os._exit(status)
+    others = distributed.has_others()
+    if others:
+        distributed.wait_for_last_words()
+    if others or isinstance(error, RunError):  # threads of a failed save go on
+        end(status)
     sys.exit(status)

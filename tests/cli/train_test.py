@@ -110,3 +110,25 @@ def test_verbosity_is_the_users(tmp_path):
     result = runs.execute([*runs.arguments(config, tmp_path / "run"), "--verbosity=0"])
     assert result.returncode == 0
     assert result.stderr.count("\n") > 3
+
+
+INTERRUPTED = """
+import atexit
+from linear_transformer.cli import training
+from linear_transformer.training.stop import Interrupted
+
+def train(*_):
+    raise Interrupted(0)
+
+training.train = train
+atexit.register(print, "the interpreter ends")
+training.run()
+"""
+
+
+def test_an_interrupted_compilation_ends_the_process_at_once(tmp_path):
+    """The end of the interpreter was a segmentation fault in some runs."""
+    result = runs.execute(["-c", INTERRUPTED, f"--workdir={tmp_path / 'run'}"])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "compiled programs" in result.stdout
+    assert "the interpreter ends" not in result.stdout
