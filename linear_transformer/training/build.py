@@ -23,7 +23,7 @@ from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import capacity
 from linear_transformer.training.experiment import resolve
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer
+from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from linear_transformer.training.state import TrainState, abstract_state, init_state
 from linear_transformer.types import Device, Metrics, PRNGKey
 
@@ -148,6 +148,7 @@ class Experiment:
       task: the task, with its model, data and loss.
       model: the model with `jax.ShapeDtypeStruct` in place of arrays.
       graphdef: the model without its parameters.
+      schedule: function from the number of past steps to the learning rate.
       optimizer: the optimizer with its schedule.
     """
 
@@ -174,6 +175,7 @@ class Experiment:
         self.graphdef = nnx.graphdef(self.model)
         optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
         declared = declarations(self.model, nnx.Param)
+        self.schedule = make_schedule(optimizer, config.num_steps)
         self.optimizer = make_optimizer(optimizer, config.num_steps, declared)
 
     @property

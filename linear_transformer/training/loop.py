@@ -294,11 +294,12 @@ class _Loop:
 
     def _log(self) -> None:
         speeds, text = self.speed.report(self.config.num_steps - self.step)
+        rate = {"learning_rate": float(self.built.schedule(self.step - 1))}
         self.speed.restart()
         sums = {name: (total, count) for name, (total, count) in self.sums.items()}
         values = self.task.summarize(sums, "train")
         self.sums = {}
-        self._write("train", values | speeds)
+        self._write("train", values | rate | speeds)
         headline = self.task.headline
         print(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}"

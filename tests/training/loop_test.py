@@ -178,6 +178,16 @@ def test_log_averages_over_its_window(unbroken, tmp_path):
         assert record["perplexity"] == pytest.approx(math.exp(record["loss"]), rel=1e-6)
 
 
+def test_log_has_the_learning_rate_of_its_step(text, tmp_path):
+    """The first step has the rate after none, so two steps of warm-up begin at 0."""
+    config = runs.make_config(
+        text, num_steps=4, log_every=1, optimizer__learning_rate=0.5, optimizer__warmup_steps=2
+    )
+    runs.run(config, tmp_path / "run")
+    rates = [record["learning_rate"] for record in runs.curve(tmp_path / "run")]
+    assert rates == [0, 0.25, 0.5, 0.5]
+
+
 def test_evaluations_come_at_their_steps(unbroken):
     _, workdir, _ = unbroken
     evaluations = runs.curve(workdir, "validation")
