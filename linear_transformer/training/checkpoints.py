@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -63,9 +64,10 @@ class Checkpoints:
                 self._write(step, _parts(**state._asdict()) | {"progress": progress})
         except Exception as error:  # the libraries do not always raise OSError
             self._failed = True
+            folder = self._checkpointer.directory
+            reason = _reason(error) if folder.exists() else "the folder was removed"
             raise RunError(
-                f"{self._checkpointer.directory}: the checkpoint of step {step} cannot be written "
-                f"({_reason(error)})"
+                f"{folder}: the checkpoint of step {step} cannot be written ({reason})"
             ) from error
 
     def _write(self, step: int, checkpointables: dict[str, Any]) -> None:
@@ -164,13 +166,21 @@ def _parts(statistics: Any, **fields: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the log messages of Orbax's threads; Orbax raises the same errors as exceptions.
+    """Hides what the threads of a save say of its errors; Orbax raises the same as exceptions.
 
-    They stay hidden after an error: other threads of a save that failed go on, and fail later.
+    Orbax logs them, and TensorStore calls an event loop that has ended. Both stay hidden after an
+    error: other threads of a save that failed go on, and fail later.
     """
-    logger = logging.get_absl_logger()
+    logger, hook = logging.get_absl_logger(), sys.unraisablehook
+
+    def unless_loop_ended(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
     logger.addFilter(_is_not_of_orbax)
+    sys.unraisablehook = unless_loop_ended
     yield
+    sys.unraisablehook = hook
     logger.removeFilter(_is_not_of_orbax)
 
 

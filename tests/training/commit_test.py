@@ -2,9 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
 
 import pytest
 from absl import logging
@@ -96,6 +99,8 @@ def test_what_cannot_be_written_is_one_line(error, tmp_path, monkeypatch):
 
     logger = logging.get_absl_logger()
     monkeypatch.setattr(logger, "filters", [*logger.filters])
+    needs_gradient = []
+    monkeypatch.setattr(sys, "unraisablehook", needs_gradient.append)
     monkeypatch.setattr(checkpoints, "_commit", full)
     said = r"checkpoints: the checkpoint of step 1 cannot .* \((\[Errno 28\] )?No space \D+\)$"
     writer = checkpoints.Checkpoints(epath.Path(tmp_path), keep=2)
@@ -104,6 +109,25 @@ def test_what_cannot_be_written_is_one_line(error, tmp_path, monkeypatch):
     writer.close()
     late = logging.logging.makeLogRecord({"pathname": "orbax/checkpoint/_src/futures/future.py"})
     assert not logger.filter(late)
+    ended, other = RuntimeError("Event loop is closed"), RuntimeError("of the program")
+    for unraisable in (ended, other):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=unraisable))
+    assert [unraisable.exc_value for unraisable in needs_gradient] == [other]
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path, monkeypatch):
+    """Not the file that TensorStore did not find."""
+
+    def removed(*_):
+        shutil.rmtree(tmp_path / "checkpoints")
+        raise ValueError("NOT_FOUND: Error reading 334 bytes")
+
+    logger = logging.get_absl_logger()
+    monkeypatch.setattr(logger, "filters", [*logger.filters])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(checkpoints, "_commit", removed)
+    with pytest.raises(RunError, match=r"step 1 cannot be written \(the folder was removed\)$"):
+        save(tmp_path, 1)
 
 
 def test_none_that_can_be_read(tmp_path, warned):
