@@ -294,7 +294,7 @@ class _Loop:
 
     def _log(self) -> None:
         speeds, text = self.speed.report(self.config.num_steps - self.step)
-        rate = {"learning_rate": float(self.built.schedule(self.step - 1))}
+        rate = {"learning_rate": np.asarray(self.built.schedule(self.step - 1)).item()}
         self.speed.restart()
         sums = {name: (total, count) for name, (total, count) in self.sums.items()}
         values = self.task.summarize(sums, "train")
