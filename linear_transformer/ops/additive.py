@@ -196,14 +196,12 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
 
 def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, form, chunk_size):
     state = state.astype(accumulation_dtype(q, k, v))
-    if form == "chunk":
-        return _chunk_form(
-            q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
-        )
-    if form == "pallas":
-        return pallas_form(
-            q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
-        )
+    if form in ("chunk", "pallas"):
+        compute = _chunk_form if form == "chunk" else pallas_form
+        with checks.reverse_mode(form):
+            return compute(
+                q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size
+            )
     values = append_ones(v) if normalize else v
     if form == "parallel":
         o, state = _parallel(q, k, values, state, segment_ids_BT)

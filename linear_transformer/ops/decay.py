@@ -211,7 +211,8 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
         if scalar and prefers_kernel(q, v):
             form = "pallas"
     if form == "pallas":
-        o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
+        with checks.reverse_mode(form):
+            o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
         return stop_non_finite_gradient(o), state
     decays = [recurrence.clipped(x.astype(state.dtype)) for x in decays]
     starts = None
@@ -220,7 +221,8 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
         starts = segments.starts(segment_ids_BT)[..., None, None]
         decays = [jnp.where(starts, 0, x) for x in decays]
     if form == "chunk":
-        return chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size)
+        with checks.reverse_mode(form):
+            return chunk_form(q, k, v, decays, state, segment_ids_BT, chunk_size)
     if form == "parallel":
         o, state = _parallel(q, k, v, decays, state, segment_ids_BT)
         return stop_non_finite_gradient(o), state

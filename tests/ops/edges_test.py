@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.block_local import block_local_attention
 from linear_transformer.ops.cosformer import cosine_features
+from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.efficient import (
     efficient_attention,
     non_local_attention,
@@ -226,6 +228,16 @@ def test_forward_mode_says_that_reverse_mode_is_what_there_is(op, name):
     x = jnp.asarray(inputs()[0])
     with pytest.raises(TypeError, match=f"{name} has no forward mode.*reverse mode"):
         jax.jvp(lambda v: op(x, x, v), (x,), (x,))
+
+
+@pytest.mark.parametrize("form", ["chunk", "pallas"])
+@pytest.mark.parametrize("operator", [linear_attention, decayed_attention])
+def test_forward_mode_of_sums(operator, form):
+    x = jnp.ones((1, 4, 1, 2))
+    op = functools.partial(operator, x, x, form=form)
+    options = {"log_decay": jnp.zeros(1)} if operator is decayed_attention else {}
+    with pytest.raises(TypeError, match=f"form '{form}' has no forward mode.*reverse mode"):
+        jax.jvp(lambda v: op(v, **options)[0], (x,), (x,))
 
 
 X = jnp.ones((B, T, H, K))
