@@ -11,7 +11,7 @@ The recurrence is not linear in the state, so it is sequential over time: one `l
 token, the only form.  A sequence over several devices is computed as a whole on each of them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,9 @@ def slstm(
     sizes = checks.arrays(
         gates_BTHX=gates_BTHX,
         kernel_HKX=kernel_HKX,
-        **{f"initial_state.{name}": (leaf, "BHK") for name, leaf in leaves.items()},
     )
+    states: dict[str, Any] = {f"initial_state.{x}": (leaf, "BHK") for x, leaf in leaves.items()}
+    checks.arrays(sizes, **states)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
     batch, heads, width = (sizes[axis] for axis in "BHK")
     if sizes["X"] != 4 * width:
