@@ -268,10 +268,8 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
             dbias = [grid.write(dbias[0], at_k, dbias_)]
         weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
         dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
-        by_key = _matmul(dscores, qT.swapaxes(2, 3), dtype)
-        by_value = _matmul(weights, doT.swapaxes(2, 3), dtype)
-        dk_ = grid.read(dk, at_k) + grid.sum_shared(by_key)
-        dv_ = grid.read(dv, at_k) + grid.sum_shared(by_value)
+        dk_ = grid.read(dk, at_k) + grid.sum_shared(_matmul(dscores, qT.swapaxes(2, 3), dtype))
+        dv_ = grid.read(dv, at_k) + grid.sum_shared(_matmul(weights, doT.swapaxes(2, 3), dtype))
         dqT, dk = grid.write(dqT, at_q, dqT_), grid.write(dk, at_k, dk_)
         return dqT, dk, grid.write(dv, at_k, dv_), *dbias
 

@@ -218,7 +218,7 @@ def log_feature_attention(q_TK, k_SK, v_SV, visible_TS):
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV
 
 
-def softmax_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None, bias_TS=0.0):
+def softmax_attention(q_TK, k_SK, v_SV, visible_TS, *, scale=None, bias_TS: Array | float = 0.0):
     """Softmax attention over the visible keys (Vaswani et al. 2017, arXiv:1706.03762)."""
     scores_TS = (q_TK.shape[1] ** -0.5 if scale is None else scale) * q_TK @ k_SK.T + bias_TS
     return jax.nn.softmax(scores_TS, where=visible_TS) @ v_SV

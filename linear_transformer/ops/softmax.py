@@ -168,10 +168,9 @@ def softmax_attention(
     q, k, v = (x.astype(dtype) for x in (q_BTHK, k_BSJK, v_BSJV))
     sums = None
     if query_log_sums_BTHX is not None and key_log_sums_BSHX is not None:
-        sums = query_log_sums_BTHX, key_log_sums_BSHX
-        finite = tuple(map(finite_tokens, sums))
-        q, k = (set_nan(~f, x) for f, x in zip(finite, (q, k), strict=True))
-        sums = tuple(keep(f, x) for f, x in zip(finite, sums, strict=True))
+        finite_BT, finite_BS = finite_tokens(query_log_sums_BTHX), finite_tokens(key_log_sums_BSHX)
+        q, k = set_nan(~finite_BT, q), set_nan(~finite_BS, k)
+        sums = keep(finite_BT, query_log_sums_BTHX), keep(finite_BS, key_log_sums_BSHX)
     if form == "parallel":
         return _parallel_by_group(q, k, v, sums, tags, spec).astype(v_BSJV.dtype)
     if form == "blockwise":

@@ -115,6 +115,7 @@ def test_verbosity_is_the_users(tmp_path):
 INTERRUPTED = """
 import atexit
 from linear_transformer.cli import training
+from linear_transformer.runtime import program
 from linear_transformer.training.stop import Interrupted
 
 def train(*_):
@@ -122,7 +123,7 @@ def train(*_):
 
 training.train = train
 atexit.register(print, "the interpreter ends")
-training.run()
+program.run(training.main, training.parse)
 """
 
 
