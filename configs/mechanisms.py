@@ -10,6 +10,7 @@ when the model is made, from mixers, width and data, including changes on the co
 """
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
@@ -106,7 +107,12 @@ def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict
       ConfigError: the name is not allowed.
     """
     if name not in names:
-        raise ConfigError(f"--config=...:{name}: the variants are {', '.join(names)}")
+        near = difflib.get_close_matches(name, names)
+        raise ConfigError(
+            f"--config=...:{name}: the variants are the names that "
+            "`python -m linear_transformer.cli.mechanisms` lists"
+            + (f"; the nearest are {', '.join(near)}" if near else "")
+        )
     choices = {
         "num_layers": num_layers,
         "pattern_fill": "repeat",

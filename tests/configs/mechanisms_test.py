@@ -42,3 +42,5 @@ def test_lightning_has_the_layers_of_transnormer_llm():
 def test_an_unknown_name_is_one_line():
     with pytest.raises(ConfigError, match="variants are"):
         default.get_config("no_such")
+    with pytest.raises(ConfigError, match=r"the nearest are .*retnet"):
+        default.get_config("retnett")

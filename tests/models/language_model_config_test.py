@@ -60,7 +60,7 @@ def test_mistakes_name_the_key(changes, message):
         ({"mixers": {"linear": {"feature_map": "cosine"}}}, "feature_map is 'cosine'"),
         ({"mixers": {"linear": {"form": "fast"}}}, "form is 'fast'"),
         ({"mixers": {"softmax": {"window": 0}}, "pattern": ("softmax",)}, "window is 0"),
-        ({"positions": "rotary", "num_heads": 4}, "even key width, not 3"),
+        ({"positions": "rotary", "num_heads": 4}, "even number of features, not 3"),
     ],
 )
 def test_mistakes_that_a_mixer_finds(changes, message):
