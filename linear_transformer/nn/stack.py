@@ -16,7 +16,8 @@ from linear_transformer.types import Activations, PRNGKey
 
 BLOCKS = "blocks"  # in the paths of a stack's parameters, and in no other path
 
-# Up to this many repetitions a scan is unrolled: steps are faster, and compilation is still short.
+# Up to this many repetitions a scan without recomputation is unrolled: steps are faster, and
+# compilation is still short.  In a loop, the compiler cannot undo a recomputation.
 UNROLLED = 4
 
 # What the backward pass keeps of a block: everything, nothing, or the results of matmuls.
@@ -117,7 +118,8 @@ class Stack(nnx.Module):
         if self.scan:
             if states is not None:  # the scan needs repetitions as the first axis, not the batch
                 states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
-            scanned, unroll = (parameters, states, keys), self.repetitions <= UNROLLED
+            scanned = parameters, states, keys
+            unroll = self.repetitions <= UNROLLED and self.remat == "none"
             x_BTD, (states, statistics) = lax.scan(repetition, x_BTD, scanned, unroll=unroll)
             if states is not None:
                 states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
