@@ -62,12 +62,8 @@ def slstm(
       ValueError: an argument has a wrong type or shape.
     """
     leaves = {} if initial_state is None else initial_state._asdict()
-    sizes = checks.arrays(
-        gates_BTHX=gates_BTHX,
-        kernel_HKX=kernel_HKX,
-    )
     states: dict[str, Any] = {f"initial_state.{x}": (leaf, "BHK") for x, leaf in leaves.items()}
-    checks.arrays(sizes, **states)
+    sizes = checks.arrays(gates_BTHX=gates_BTHX, kernel_HKX=kernel_HKX, **states)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
     batch, heads, width = (sizes[axis] for axis in "BHK")
     if sizes["X"] != 4 * width:

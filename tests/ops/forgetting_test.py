@@ -58,7 +58,7 @@ def defined(q, k, v, log_forget, segment_ids=None, window=None):
 
 
 def value_and_gradients(function, inputs):
-    """Of one random combination of the outputs."""
+    """Outputs, and the gradients of one random combination of them."""
 
     @jax.jit
     def both(inputs):

@@ -99,8 +99,8 @@ def test_what_cannot_be_written_is_one_line(error, tmp_path, monkeypatch):
 
     logger = logging.get_absl_logger()
     monkeypatch.setattr(logger, "filters", [*logger.filters])
-    needs_gradient = []
-    monkeypatch.setattr(sys, "unraisablehook", needs_gradient.append)
+    passed_on = []
+    monkeypatch.setattr(sys, "unraisablehook", passed_on.append)
     monkeypatch.setattr(checkpoints, "_commit", full)
     said = r"checkpoints: the checkpoint of step 1 cannot .* \((\[Errno 28\] )?No space \D+\)$"
     writer = checkpoints.Checkpoints(epath.Path(tmp_path), keep=2)
@@ -112,7 +112,7 @@ def test_what_cannot_be_written_is_one_line(error, tmp_path, monkeypatch):
     ended, other = RuntimeError("Event loop is closed"), RuntimeError("of the program")
     for unraisable in (ended, other):
         sys.unraisablehook(types.SimpleNamespace(exc_value=unraisable))
-    assert [unraisable.exc_value for unraisable in needs_gradient] == [other]
+    assert [unraisable.exc_value for unraisable in passed_on] == [other]
 
 
 def test_a_folder_that_was_removed_is_named(tmp_path, monkeypatch):

@@ -2,15 +2,19 @@
 
 from typing import ClassVar, Unpack
 
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from linear_transformer.nn.layers.head_linear import HeadLinear, identities
 from linear_transformer.nn.layers.head_norm import HeadNorm
+from linear_transformer.nn.layers.linear import BlockDiagonal
 from linear_transformer.nn.mixers.kernel_attention import KernelAttention, KernelOptions
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.ops import checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import FEATURE_MAPS, feature_width
+from linear_transformer.types import PRNGKey
 
 
 class LearnedFeatureMap(KernelAttention):
@@ -66,7 +70,7 @@ class LearnedFeatureMap(KernelAttention):
             **self._recurrence(segment_ids),
         )
 
-    def _layer(self, rngs: nnx.Rngs) -> HeadLinear | HeadNorm:
+    def _layer(self, rngs: nnx.Rngs) -> BlockDiagonal | HeadNorm:
         """Makes the layer of queries or of keys, from (B, T, H, K) to (B, T, H, layer width)."""
         raise NotImplementedError
 
@@ -110,16 +114,20 @@ class Hedgehog(LearnedFeatureMap):
     feature_map = "signed_softmax"
 
     def _layer(self, rngs):
-        width = self.key_width
-        return HeadLinear(
+        return BlockDiagonal(
             self.heads,
-            width,
-            width,
+            self.key_width,
             use_bias=False,
-            kernel_init=identities,
+            kernel_init=_identities,
             dtype=self.dtype,
             rngs=rngs,
         )
+
+
+def _identities(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "H K K"]:
+    """Initial kernel of a layer that returns its input."""
+    del key
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
 
 
 @mechanism(
@@ -159,11 +167,6 @@ class T2R(LearnedFeatureMap):
         return self.key_width if self.features is None else self.features
 
     def _layer(self, rngs):
-        return HeadLinear(
-            self.heads,
-            self.key_width,
-            self._layer_width,
-            use_bias=True,
-            dtype=self.dtype,
-            rngs=rngs,
+        return BlockDiagonal(
+            self.heads, self.key_width, self._layer_width, dtype=self.dtype, rngs=rngs
         )

@@ -47,8 +47,8 @@ class SoftmaxAttention(CachedAttention):
         arXiv:2305.13245).
       qk_norm: whether queries and keys of each head get an RMS norm with learned gains.  Rotary
         positions come after it (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
-      output_gate: whether sigmoid(W_G x_t) multiplies each feature of the heads' outputs.  (Qiu et
-        al. 2025, arXiv:2505.06708; Qwen3-Next.)
+      output_gate: whether sigmoid(W_G x_t) multiplies each feature of the heads' outputs (Qiu et
+        al. 2025, arXiv:2505.06708; Qwen3-Next).
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
         must not exceed it: further tokens would overwrite the last ones.
     """

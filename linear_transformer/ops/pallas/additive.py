@@ -43,9 +43,11 @@ def pallas_form(
     if feature_map is not None:
         program, features = jax.make_jaxpr(feature_map, return_shape=True)(q_BTHK)
         is_same = (features.shape, features.dtype) == (q_BTHK.shape, q_BTHK.dtype)
-        # A kernel has no arrays but its operands, and its states are as wide as the keys: a map
-        # that holds arrays, or changes the width or the dtype, is applied before.
-        if program.consts or not is_same:
+        mixed = not q_BTHK.dtype == k_BTHK.dtype == v_BTHV.dtype
+        # A kernel has no arrays but its operands, its states are as wide as the keys, and it holds
+        # tokens in fp32: a map that holds arrays, changes the width or the dtype, or must round
+        # features to another dtype than products, is applied before.
+        if program.consts or not is_same or mixed:
             q_BTHK, k_BTHK, feature_map = feature_map(q_BTHK), feature_map(k_BTHK), None
     state = (state_BHMW,)
     if normalize:

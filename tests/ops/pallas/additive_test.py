@@ -79,6 +79,17 @@ def test_feature_map_of_another_width_is_applied_before_the_kernel():
     contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
 
 
+def test_mixed_types_follow_the_rule_of_the_other_forms():
+    """Features of bf16 tokens are bf16, and no product with fp32 values is rounded to bf16."""
+    arrays, _ = inputs(70, jnp.float32, positive=False)
+    arrays = first_head(arrays)
+    arrays |= {name: arrays[name].astype(jnp.bfloat16) for name in "qk"}
+    o, state = op("pallas", True, elu_plus_one)(**arrays)
+    o_expected, expected = op("recurrent", True, elu_plus_one)(**arrays)
+    assert o.dtype == jnp.float32
+    contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 2e-6)
+
+
 def test_groups_of_heads_that_fill_the_lanes():
     """4 heads of 64: two programs of two heads each."""
     rng = np.random.default_rng(0)
