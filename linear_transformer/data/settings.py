@@ -57,7 +57,8 @@ class TextData(RowData):
 
     Attributes:
       tokenizer: "bytes", or the path of a tokenizer.json.
-      packing: "contiguous" continues across the ends of documents, "packed" separates documents.
+      packing: "contiguous" continues across the ends of documents, "packed" separates documents,
+        "carried" gives each row consecutive windows and carries the model's state over them.
     """
 
     tokenizer: str = "bytes"

@@ -18,7 +18,7 @@ from linear_transformer.reports.tables import PAPER, REDUCED, Benchmark, Experim
 from linear_transformer.runtime import environment
 from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
-from linear_transformer.training.metrics import read_metrics
+from linear_transformer.training.metrics import STOP_WHEN, read_metrics
 
 # Keys that do not distinguish experiments: reports, checkpoints, the mesh, the seed.
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}
@@ -66,7 +66,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.step > 0 and self.step >= self.config.get("num_steps", 0)
+        step = self.step
+        met = any(
+            r["step"] == step and any(k.startswith(STOP_WHEN) for k in r) for r in self.records
+        )
+        return step > 0 and (step >= self.config.get("num_steps", 0) or met)
 
     def is_of(self, config: dict[str, Any], experiment: Experiment) -> bool:
         """Returns whether the run is of an experiment; `config` is the experiment's flat config."""

@@ -27,6 +27,7 @@ class Task(abc.ABC):
     Attributes:
       headline: name of the metric in the plot and the terminal line of the training loop.
       sequences: arrays of a batch that may be sharded along time.
+      carries_state: whether `carried_loss` gives the model's state to the next batch.
       no_state: reason why the task has no stateful evaluation, for the error message.
       no_prompt: reason why the task does not continue prompts, for the error message.
       data: section "data" of the config.
@@ -35,6 +36,7 @@ class Task(abc.ABC):
 
     headline: str
     sequences: Sequences = NO_SEQUENCES
+    carries_state: bool = False
     no_state = "each row is an example of its own"
     no_prompt = "this run is not of a language model"
 
@@ -64,6 +66,12 @@ class Task(abc.ABC):
 
         Training minimises "loss".  `dropout_key` is None in evaluation.
         """
+
+    def carried_loss(
+        self, model: Any, batch: Any, dropout_key: PRNGKey | None
+    ) -> tuple[Metrics, Any]:
+        """Does as `loss` from the model's state `batch["state"]`, and returns the next state."""
+        raise NotImplementedError
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         """Returns the reported metrics from accumulated sums and counts: by default the means."""

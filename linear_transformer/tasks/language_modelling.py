@@ -42,12 +42,19 @@ class LanguageModelling(TextTask):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.label_smoothing = config.label_smoothing
+        self.carries_state = config.data.packing == "carried"
 
     def loss(
         self, model: LanguageModel, batch: dict[str, Array], dropout_key: PRNGKey | None
     ) -> Metrics:
-        logits_BTE, _ = model(
+        return self.carried_loss(model, batch, dropout_key)[0]
+
+    def carried_loss(
+        self, model: LanguageModel, batch: dict[str, Any], dropout_key: PRNGKey | None
+    ) -> tuple[Metrics, Any]:
+        logits_BTE, state = model(
             batch["inputs"],
+            batch.get("state"),
             segment_ids=batch.get("segment_ids"),
             positions=batch.get("positions"),
             dropout_key=dropout_key,
@@ -59,7 +66,7 @@ class LanguageModelling(TextTask):
         if self.label_smoothing:
             uniform_BT = jax.nn.logsumexp(logits_BTE, axis=-1) - jnp.mean(logits_BTE, axis=-1)
             nll_BT += self.label_smoothing * (uniform_BT - nll_BT)
-        return metrics | {"loss": (jnp.sum(nll_BT * weights_BT), count)}
+        return metrics | {"loss": (jnp.sum(nll_BT * weights_BT), count)}, state
 
     def summarize(self, sums: dict[str, tuple[float, float]], split: str) -> dict[str, float]:
         tokens = sum(map(len, self.corpus.documents(split)))

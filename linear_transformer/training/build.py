@@ -17,17 +17,18 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.layers.batch_norm import DECAY
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
-from linear_transformer.sharding import placement
-from linear_transformer.sharding.data_parallel import WHOLE, Shards
+from linear_transformer.sharding.data_parallel import ROWS, WHOLE, Shards
 from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import capacity
 from linear_transformer.training.experiment import resolve
 from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from linear_transformer.training.state import TrainState, abstract_state, init_state
+from linear_transformer.training.state import TrainState, abstract_state, init_state, state_specs
 from linear_transformer.types import Device, Metrics, PRNGKey
 
-Loss = Callable[[nnx.Module, Any, PRNGKey | None], Metrics]  # the metric "loss" is minimised
+# (model, batch, key) -> metrics, of which "loss" is minimised; with a carried state a pair of
+# metrics and the next state.
+Loss = Callable[[nnx.Module, Any, PRNGKey | None], Any]
 
 
 def training_mesh(
@@ -70,6 +71,7 @@ def make_train_step(
     seed: int,
     accumulate_steps: int,
     ema_decay: float,
+    carries_state: bool = False,
     sequences: Sequences = NO_SEQUENCES,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted function `(state, batch) -> (state, metrics)`; it donates the state.
@@ -81,6 +83,9 @@ def make_train_step(
     `jax.set_mesh`, the step runs on that mesh: each device has its own tokens, and state and batch
     are arrays on the mesh (`sharding.placement`). `sequences` is an argument of
     `sharding.data_parallel.Shards`.
+
+    If `carries_state`, the loss is `Task.carried_loss`: each row starts from the state after
+    the same row of the batch before.  No gradient passes to an earlier batch.
     """
     graphdef, _, abstract = nnx.split(model, nnx.Param, nnx.BatchStat)
     declared = declarations(model)
@@ -88,9 +93,11 @@ def make_train_step(
     def loss_sum(parameters, batch, key):
         zeros = jax.tree.map(jnp.zeros_like, abstract)  # batch norms add to them
         model = nnx.merge(graphdef, parameters, zeros)
-        metrics = loss(model, batch, key)
+        metrics, carried = loss(model, batch, key), None
+        if carries_state:
+            metrics, carried = metrics
         of_batch = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return metrics["loss"][0], (metrics, of_batch)
+        return metrics["loss"][0], (metrics, of_batch, carried)
 
     gradient = jax.grad(loss_sum, has_aux=True)
 
@@ -109,17 +116,19 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if carries_state:
+            batch = batch | {"state": state.carried}
         shards = Shards(state.parameters, declared, batch, sequences)
 
         def on_one_device(parameters, batch, key):
             key = shards.key(key)
-            gradients, others = sums(shards.marked(parameters), batch, key)
-            return shards.gradients(gradients), shards.total(others)
+            gradients, (*others, carried) = sums(shards.marked(parameters), batch, key)
+            return shards.gradients(gradients), shards.total(others), carried
 
-        inputs, outputs = (shards.parameters, shards.batch, WHOLE), (shards.parameters, WHOLE)
+        inputs, outputs = (shards.parameters, shards.batch, WHOLE), (shards.parameters, WHOLE, ROWS)
         on_all_devices = shards.mapped(on_one_device, inputs, outputs)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, (metrics, of_batch) = on_all_devices(state.parameters, batch, key)
+        gradients, (metrics, of_batch), carried = on_all_devices(state.parameters, batch, key)
         count = jnp.maximum(metrics["loss"][1], 1)
         gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
@@ -130,10 +139,12 @@ def make_train_step(
         statistics = optax.incremental_update(of_batch, state.statistics, 1 - DECAY)
         one = jnp.ones(())
         metrics = metrics | {"gradient_norm": (optax.tree.norm(gradients), one)}
-        state = TrainState(state.step + 1, parameters, optimizer_state, average, statistics)
+        state = TrainState(
+            state.step + 1, parameters, optimizer_state, average, statistics, carried
+        )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1:  # the new state keeps the shardings of the old one
-            state = jax.lax.with_sharding_constraint(state, placement.specs(mesh, state, declared))
+            state = jax.lax.with_sharding_constraint(state, state_specs(mesh, state, declared))
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
@@ -171,32 +182,55 @@ class Experiment:
             raise ConfigError(
                 f"config.mesh.sequence is {shards}; an example of {config.task} is no sequence"
             )
+        if config.data.get("packing") == "carried" and not self.task.carries_state:
+            raise ConfigError(f"config.data.packing is 'carried'; {config.task} carries no state")
         self.model = nnx.eval_shape(lambda: self.task.make_model(ParameterRngs(config.seed)))
+        if self.task.carries_state:
+            self._check_carried()
         self.graphdef = nnx.graphdef(self.model)
         optimizer = configuration.build(OptimizerConfig, config.optimizer, "optimizer")
         declared = declarations(self.model, nnx.Param)
         self.schedule = make_schedule(optimizer, config.num_steps)
         self.optimizer = make_optimizer(optimizer, config.num_steps, declared)
 
+    def _check_carried(self) -> None:
+        """Raises a ConfigError if the model or the step cannot carry a state over the batches."""
+        carried = "config.data.packing is 'carried'"
+        capacity = getattr(self.model, "capacity", None)
+        if capacity is not None:
+            raise ConfigError(
+                f"{carried}; state or positions of the model hold {capacity:,} tokens"
+            )
+        if self.config.accumulate_steps > 1:
+            raise ConfigError(f"{carried}; config.accumulate_steps must be 1")
+        if self.mesh.shape[SEQUENCE] > 1:
+            raise ConfigError(f"{carried}; config.mesh.sequence must be 1")
+
     @property
     def _options(self) -> dict[str, Any]:
         return {"seed": self.config.seed, "ema_decay": self.config.ema_decay}
 
+    @property
+    def _state_options(self) -> dict[str, Any]:
+        rows = self.config.data.batch_size if self.task.carries_state else 0
+        return self._options | {"carried_rows": rows, "mesh": self.mesh}
+
     def init_state(self) -> TrainState:
         """Returns the state at step 0, sharded over the mesh."""
-        return init_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
+        return init_state(self.task.make_model, self.optimizer, **self._state_options)
 
     def abstract_state(self) -> TrainState:
         """Returns shapes, dtypes and shardings of `init_state` without computing anything."""
-        return abstract_state(self.task.make_model, self.optimizer, mesh=self.mesh, **self._options)
+        return abstract_state(self.task.make_model, self.optimizer, **self._state_options)
 
     def train_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
         """Returns the training step of the config; call it under `jax.set_mesh(mesh)`."""
         return make_train_step(
             self.model,
-            self.task.loss,
+            self.task.carried_loss if self.task.carries_state else self.task.loss,
             self.optimizer,
             accumulate_steps=self.config.accumulate_steps,
+            carries_state=self.task.carries_state,
             sequences=self.task.sequences,
             **self._options,
         )

@@ -159,9 +159,14 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-def _parts(statistics: Any, **fields: Any) -> dict[str, Any]:
-    """Returns the parts of a checkpoint; only models with statistics have a part for them."""
-    return {"state": fields} | ({"statistics": statistics} if statistics else {})
+def _parts(statistics: Any, carried: Any = None, **fields: Any) -> dict[str, Any]:
+    """Returns the parts of a checkpoint; what a run has not has no part."""
+    parts = {"state": fields}
+    if statistics:
+        parts["statistics"] = statistics
+    if carried is not None:
+        parts["carried"] = carried
+    return parts
 
 
 @contextlib.contextmanager

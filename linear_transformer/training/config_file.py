@@ -16,6 +16,7 @@ RESUMABLE_KEYS = (
     "log_every",
     "eval_every",
     "eval_batches",
+    "stop_when",
     "checkpoint_every",
     "keep_checkpoints",
     "final_evaluation",

@@ -6,9 +6,11 @@ keys; a mistake raises an error with a one-line message.  Nothing is read, alloc
 
 import dataclasses
 import inspect
+import operator
+import re
 import shlex
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import ml_collections
@@ -65,6 +67,7 @@ _OF_TASK = {
     "encoder": "speech_recognition",
     "beam_width": "speech_recognition",
 }
+_COMPARISONS = {">=": operator.ge, "<=": operator.le}
 _SECTIONS = ("data", "model", "optimizer", "mesh")
 # Keys whose values may follow from other keys.
 FOLLOWING = (
@@ -87,6 +90,8 @@ class ExperimentConfig:
       eval_batches: number of batches in an evaluation during training.
       checkpoint_every: steps between two checkpoints; None is eval_every.
       keep_checkpoints: number of checkpoints to keep, the newest ones.
+      stop_when: condition on a metric of an evaluation during training at which the run is complete
+        before num_steps, such as "accuracy >= 0.99" or "loss <= 0.1"; empty for none.
       final_evaluation: whether to evaluate the whole validation split at the end.
       sample: whether to print a sample of the model's output at the end.
       accumulate_steps: number of parts of a batch, processed one after the other.
@@ -113,6 +118,7 @@ class ExperimentConfig:
     sample: bool
     accumulate_steps: int
     ema_decay: float
+    stop_when: str = ""
     label_smoothing: float = 0.0
     mask_rate: float = 0.15
     encoder: str = "transformer"
@@ -139,6 +145,8 @@ class ExperimentConfig:
 
     def __post_init__(self):
         schema.check(self, "")
+        if self.stop_when:
+            stop_condition(self.stop_when)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for key, task in _OF_TASK.items():
             value = getattr(self, key)
@@ -150,6 +158,18 @@ class ExperimentConfig:
             object.__setattr__(self, "eval_every", max(self.num_steps // 10, 1))
         if self.checkpoint_every is None:
             object.__setattr__(self, "checkpoint_every", self.eval_every)
+
+
+def stop_condition(text: str) -> tuple[str, Callable[[float, float], bool], float]:
+    """Returns metric, comparison and value of `ExperimentConfig.stop_when`.
+
+    Raises:
+      ConfigError: the text is no condition.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*", text)
+    if match is None:
+        raise ConfigError(f"config.stop_when is {text!r}; write METRIC >= VALUE or METRIC <= VALUE")
+    return match[1], _COMPARISONS[match[2]], float(match[3])
 
 
 def classes(config: Mapping[str, Any]) -> dict[str, type]:

@@ -21,7 +21,7 @@ from linear_transformer.training.build import Experiment
 from linear_transformer.training.checkpoints import Checkpoints
 from linear_transformer.training.folder import prepare_run_folder
 from linear_transformer.training.lock import FolderLock
-from linear_transformer.training.metrics import MetricWriter, plot_loss
+from linear_transformer.training.metrics import STOP_WHEN, MetricWriter, plot_loss
 from linear_transformer.training.speed import Speed
 from linear_transformer.training.state import TrainState
 from linear_transformer.training.stop import NOTHING_UNSAVED, Interrupted, Stop
@@ -118,7 +118,7 @@ def _train(
                 )
             print(f"{'resumed:':12} step {loop.step} of {config.num_steps}", flush=True)
         state = loop.run(state, built.train_step())
-        if loop.step == config.num_steps:
+        if loop.complete:
             loop.finish(state, time.perf_counter() - started)
     finally:
         loop.close()
@@ -171,6 +171,9 @@ class _Loop:
         self.lock = lock
         self.speed = speed
         self.evaluation_seconds = float("inf")  # time of the last evaluation; the first compiles
+        condition = built.config.stop_when
+        self.condition = experiment.stop_condition(condition) if condition else None
+        self.met = False  # whether an evaluation during training met the condition
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = self.saved = progress["step"]
@@ -181,6 +184,11 @@ class _Loop:
         part, parts = placement.readers(self.mesh)
         if len(states) == parts:
             self.data.set_state(states[part])
+        elif self.task.carries_state:
+            raise ConfigError(
+                "config.data.packing is 'carried'; the rows were read in "
+                f"{len(states)} parts before, and now in {parts}"
+            )
         else:
             skip_batches(self.data, self.step)
 
@@ -189,9 +197,11 @@ class _Loop:
         if distributed.is_first():
             with self._writing():
                 self.writer = MetricWriter(self.workdir, self.step)
+            self.met = self.writer.has(self.step, "validation", self._met)
+        self.met = distributed.gather(self.met)[0]
         self._evaluate_if_missed(state)
         compiled = stopped = False
-        while self.step < config.num_steps and not stopped:
+        while not (self.complete or stopped):
             if self.tracer is not None:
                 self.tracer.at(self.step, state)
             batch = self._next_batch()
@@ -215,7 +225,10 @@ class _Loop:
             stopped = not last and self.stop.requested()
             if self.step % config.eval_every == 0 and not (last or stopped):
                 self._evaluate_and_go_on(state)
-            if self.step % config.checkpoint_every == 0 or last:
+                if self.met:
+                    self._settle()
+                    self._log()
+            if self.step % config.checkpoint_every == 0 or self.complete:
                 self._save(state)
         if stopped:
             self._save(state)
@@ -223,6 +236,15 @@ class _Loop:
                 f"{self.stop.received}: saved step {self.step}; the same command goes on from there"
             )
         return state
+
+    @property
+    def _met(self) -> str:
+        """Name in the record of an evaluation that met the condition."""
+        return f"{STOP_WHEN} {self.config.stop_when}"
+
+    @property
+    def complete(self) -> bool:
+        return self.step == self.config.num_steps or self.met
 
     def _next_batch(self) -> Any:
         """Returns the next batch; None if a signal came during a long wait for data."""
@@ -359,7 +381,14 @@ class _Loop:
         self.evaluation_seconds = time.perf_counter() - began
         if first:
             print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)
-        self._write("validation", metrics)
+        if self.condition is not None and self.step < self.config.num_steps:
+            name, holds, value = self.condition
+            if name not in metrics:
+                raise ConfigError(
+                    f"config.stop_when names {name!r}; an evaluation has {', '.join(metrics)}"
+                )
+            self.met = self.met or holds(metrics[name], value)
+        self._write("validation", metrics | ({self._met: 1.0} if self.met else {}))
         print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
         self.speed.exclude(self.evaluation_seconds)
         return metrics

@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.runtime.pictures import save_figure
 
 LN2 = math.log(2)
+STOP_WHEN = "stop_when"  # the record of an evaluation that ended a run has it and the condition
 _EVENTS: Any = event_pb2  # type checkers do not see the classes that protobuf makes at import
 
 
@@ -67,9 +68,10 @@ class MetricWriter:
         if "://" not in str(self._path):
             self._tensorboard.flush()
 
-    def has(self, step: int, split: str) -> bool:
-        """Returns whether the file held a record of this step and split when it was opened."""
-        return (step, split) in self._before
+    def has(self, step: int, split: str, name: str = "step") -> bool:
+        """Returns whether the file held a record with this value when it was opened."""
+        line = self._before.get((step, split))
+        return line is not None and name in json.loads(line)
 
     def flush(self) -> None:
         """Writes the buffered TensorBoard events; `write` does so itself except for buckets."""

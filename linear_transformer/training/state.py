@@ -1,14 +1,16 @@
 """State of a training run, and its values at step 0."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.parameters import declarations
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
@@ -23,6 +25,8 @@ class TrainState(NamedTuple):
       optimizer: state of the optax transformation.
       average: exponential moving average of the parameters, or None.
       statistics: nested dict of the running statistics of batch norms; empty without any.
+      carried: state of the model after the last batch, for each row; None if each batch starts
+        without a state.
     """
 
     step: jax.Array
@@ -30,6 +34,7 @@ class TrainState(NamedTuple):
     optimizer: Any
     average: Any
     statistics: Any
+    carried: Any = None
 
     @property
     def evaluated(self) -> Any:
@@ -43,6 +48,7 @@ def _initializer(
     optimizer: optax.GradientTransformation,
     seed: int,
     ema_decay: float,
+    carried_rows: int,
 ) -> Callable[[], tuple[TrainState, nnx.Module]]:
     """Returns a function that makes the model and its initial training state."""
 
@@ -51,15 +57,34 @@ def _initializer(
         parameters, statistics = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, nnx.BatchStat))
         average = jax.tree.map(jnp.copy, parameters) if ema_decay else None
         state = TrainState(
-            jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average, statistics
+            jnp.zeros((), jnp.int32),
+            parameters,
+            optimizer.init(parameters),
+            average,
+            statistics,
+            cast(Any, model).init_state(carried_rows) if carried_rows else None,
         )
         return state, model
 
     return init
 
 
+def state_specs(mesh: Mesh | AbstractMesh, state: TrainState, declared: Any) -> TrainState:
+    """Returns the PartitionSpec of each array: `placement.specs`, and rows of the carried state.
+
+    Args:
+      mesh: mesh with the axes of `sharding.mesh`.
+      state: arrays or their shapes.
+      declared: `nn.parameters.declarations` of the parameters.
+    """
+    whole = placement.specs(mesh, state._replace(carried=None), declared)
+    rows = PartitionSpec(RULES["rows"])
+    return whole._replace(carried=jax.tree.map(lambda _: rows, state.carried))
+
+
 def _shardings(mesh: Mesh, state: TrainState, model: nnx.Module) -> Any:
-    return placement.shardings(mesh, state, declarations(model))
+    specs = state_specs(mesh, state, declarations(model))
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
 def init_state(
@@ -68,6 +93,7 @@ def init_state(
     *,
     seed: int,
     ema_decay: float,
+    carried_rows: int = 0,
     mesh: Mesh | None = None,
 ) -> TrainState:
     """Initialises the state in one compiled call; all backends and device counts agree.
@@ -77,10 +103,11 @@ def init_state(
       optimizer: the optax transformation.
       seed: seed of the parameters.
       ema_decay: decay of the average of the parameters; 0 for no average.
+      carried_rows: rows of the state that a model carries from batch to batch; 0 for no state.
       mesh: mesh over which the state is sharded (`sharding.placement`); the default device if
         None.
     """
-    init = _initializer(make_model, optimizer, seed, ema_decay)
+    init = _initializer(make_model, optimizer, seed, ema_decay, carried_rows)
 
     def sharded() -> TrainState:
         state, model = init()
@@ -97,8 +124,10 @@ def abstract_state(
     *,
     seed: int,
     ema_decay: float,
+    carried_rows: int = 0,
     mesh: Mesh,
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of `init_state` without computing anything."""
-    state, model = nnx.eval_shape(_initializer(make_model, optimizer, seed, ema_decay))
+    init = _initializer(make_model, optimizer, seed, ema_decay, carried_rows)
+    state, model = nnx.eval_shape(init)
     return placement.abstract(state, _shardings(mesh, state, model))

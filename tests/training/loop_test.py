@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.config import configuration, schema
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run
+from linear_transformer.reports.runs import Run as FoundRun
 from linear_transformer.runtime import accelerators
 from linear_transformer.training import build, config_file, experiment, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
@@ -271,3 +272,31 @@ def test_picture(unbroken):
     pixels = matplotlib.image.imread(path)
     assert pixels.shape[:2] == (480, 720)
     assert len(np.unique(pixels[..., :3].reshape(-1, 3), axis=0)) > 10
+
+
+def test_a_run_is_complete_when_a_metric_is_reached(text, tmp_path):
+    """Also when it is started again; without the condition it goes on."""
+    workdir = tmp_path / "run"
+
+    def steps(condition):
+        config = runs.make_config(text, stop_when=condition, final_evaluation=True)
+        return int(runs.run(config, workdir).step)
+
+    assert steps("bits_per_byte <= 100") == 4  # the first evaluation
+    assert steps("bits_per_byte <= 100") == 4
+    assert FoundRun.read(workdir).finished
+    assert read_metrics(epath.Path(workdir))[-1]["stop_when bits_per_byte <= 100"] == 1.0
+    assert steps("bits_per_byte <= 0.1") == 12
+    assert not any("stop_when" in name for name in read_metrics(epath.Path(workdir))[-1])
+
+
+@pytest.mark.parametrize("condition", ["accuracy", "accuracy > 0.5", "accuracy >= half", ">= 1"])
+def test_what_is_no_condition(condition, text):
+    with pytest.raises(ConfigError, match=r"config.stop_when is .*; write METRIC >= VALUE"):
+        experiment.resolve(runs.make_config(text, stop_when=condition))
+
+
+def test_a_condition_on_an_unknown_metric(text, tmp_path):
+    config = runs.make_config(text, stop_when="accuracy >= 0.5")
+    with pytest.raises(ConfigError, match=r"names 'accuracy'; an evaluation has bits_per_byte"):
+        runs.run(config, tmp_path / "run")

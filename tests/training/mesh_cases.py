@@ -136,6 +136,8 @@ CONFIGS = {
     "packed": functools.partial(
         language, "gated_delta_net", data__packing="packed", data__sequence_length=30
     ),
+    # The state of each row stays on the devices of the row.
+    "carried": functools.partial(language, "gated_delta_net", data__packing="carried"),
     "accumulated": functools.partial(
         language, "linear", accumulate_steps=2, model__remat="full", model__scan_layers=True
     ),
@@ -254,6 +256,7 @@ TASKS = [name for name in CONFIGS if name not in MECHANISMS]
 # The masks of a row are drawn with a key of its part of the rows, so all rows are in one part.
 MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4))) | {
     **dict.fromkeys(JOINED, ((1, 2, 4, 1),)),
+    "carried": ((8, 1, 1, 1), (2, 2, 2, 1)),
     "masked": ((1, 1, 1, 8), (1, 1, 2, 4)),
     "batch norm": ((1, 1, 1, 8), (1, 1, 2, 4)),  # rows are normed with those of their device
     "inpainting": ((8, 1, 1, 1), (1, 4, 2, 1), (2, 1, 1, 4)),
@@ -303,7 +306,8 @@ def test_devices_share_an_evaluation(name, mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TASKS, *MECHANISMS])
 def test_devices_share_all_evaluations(name):
-    check_evaluation(name, (4, 2, 1, 1) if name == "images" else (2, 2, 1, 2))
+    whole_rows = name in ("images", "carried")
+    check_evaluation(name, (4, 2, 1, 1) if whole_rows else (2, 2, 1, 2))
 
 
 def test_named_activations():
