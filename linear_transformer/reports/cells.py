@@ -59,12 +59,13 @@ def fill(table: Table, found: Found) -> list[Cell]:
 
 
 def experiments(table: Table, scale: str) -> list[tuple[Row, Column, Experiment]]:
-    """Returns row, column and experiment of every cell that runs of this scale can fill."""
+    """Returns row, column and experiment of each cell, or of each point of its grid, at a scale."""
     return [
-        (row, column, experiment)
+        (row, column, point)
         for row in table.rows
         for number, column in enumerate(table.columns)
         if column.metric and (experiment := row.experiment(number, scale))
+        for point in experiment.points()
     ]
 
 
@@ -76,27 +77,38 @@ def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:
         experiment, metric = row.experiment(number, scale), column.metric_at(scale)
         if experiment is None or metric is None:
             continue
-        values, sources, runs = [], [], []
-        for run in found.of(experiment):
-            if run.finished and (measured := run.value(column.split, metric)):
-                value, evaluated = measured
-                source = f"`{run.command(found.config(experiment), experiment)}`"
-                if evaluated:
-                    source += f", `python eval.py --workdir={run.folder} --split={column.split}`"
-                values.append(column.scale * value)
-                sources.append(f"{source}, {run.made()}, {run.seconds:,.0f} s of training steps")
-                runs.append(run)
-        if values:
-            remark = metric.replace("_", " ") if metric != column.metric else ""
-            return dataclasses.replace(
-                empty,
-                scale=scale,
-                values=tuple(values),
-                sources=tuple(sources),
-                runs=tuple(runs),
-                remark=remark,
-            )
+        points = experiment.points()
+        filled = [(_of_runs(empty, point, metric, found), point) for point in points]
+        measured = [(cell.value, cell, point) for cell, point in filled if cell.value is not None]
+        if measured:
+            choose = max if column.better == "higher" else min
+            _, best, point = choose(measured, key=lambda entry: entry[0])
+            remarks = [metric.replace("_", " ")] if metric != column.metric else []
+            if experiment.grid:
+                changes = " ".join(
+                    f"{key.rpartition('.')[2]} {point.changes[key]}" for key in experiment.grid
+                )
+                remarks.append(f"best of {len(measured)} of {len(points)} points: {changes}")
+            return dataclasses.replace(best, scale=scale, remark=", ".join(remarks))
     return empty
+
+
+def _of_runs(empty: Cell, experiment: Experiment, metric: str, found: Found) -> Cell:
+    """Fills a cell from the runs of one experiment."""
+    column = empty.column
+    values, sources, runs = [], [], []
+    for run in found.of(experiment):
+        if run.finished and (measured := run.value(column.split, metric)):
+            value, evaluated = measured
+            source = f"`{run.command(found.config(experiment), experiment)}`"
+            if evaluated:
+                source += f", `python eval.py --workdir={run.folder} --split={column.split}`"
+            values.append(column.scale * value)
+            sources.append(f"{source}, {run.made()}, {run.seconds:,.0f} s of training steps")
+            runs.append(run)
+    return dataclasses.replace(
+        empty, values=tuple(values), sources=tuple(sources), runs=tuple(runs)
+    )
 
 
 def _how_to_run(row: Row, number: int, column: Column) -> str:
@@ -106,10 +118,17 @@ def _how_to_run(row: Row, number: int, column: Column) -> str:
     if column.metric is None:
         return ""
     if paper := row.experiment(number, PAPER):
-        return f"`{' '.join(paper.arguments())}`"
+        return _arguments(paper)
     reduced = row.experiment(number, REDUCED)
-    twin = f"reduced: `{' '.join(reduced.arguments())}`" if reduced else ""
+    twin = f"reduced: {_arguments(reduced)}" if reduced else ""
     return "; ".join(filter(None, (row.reason, twin)))
+
+
+def _arguments(experiment: Experiment) -> str:
+    """Returns the flags of train.py as Markdown, with the values of a grid."""
+    text = f"`{' '.join(experiment.arguments())}`"
+    grid = (f"{key} in {values}" for key, values in experiment.grid.items())
+    return ", ".join((text, *grid))
 
 
 def _from_benchmarks(empty: Cell, found: Found) -> Cell:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import operator
 import pathlib
 import re
@@ -29,11 +30,23 @@ class Experiment:
       changes: changed values by key: {"data.dataset": "cifar10"}.
       files: names of the user's own files by the key that holds their path: {"data.path": "wsj"}.
         Runs with any such path are the same experiment; runs with the default path are not.
+      grid: tuples of values by key: {"optimizer.learning_rate": (1e-4, 1e-3)}.  A cell then has the
+        best value over the points of the grid, as in papers that tune each model.
     """
 
     config: str
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def points(self) -> "list[Experiment]":
+        """Returns an experiment for each point of the grid; without a grid, this one."""
+        return [
+            dataclasses.replace(
+                self, changes=self.changes | dict(zip(self.grid, values, strict=True)), grid={}
+            )
+            for values in itertools.product(*self.grid.values())
+        ]
 
     def load(self) -> ml_collections.ConfigDict:
         """Returns the config with the changes.

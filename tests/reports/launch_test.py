@@ -136,7 +136,9 @@ def test_the_command(tmp_path):
     unknown = results["unknown table"]
     assert unknown.returncode == 2
     (line,) = unknown.stderr.splitlines()
-    assert line.startswith("error: --table=nope: the tables are katharopoulos2020/figure1, ")
+    assert line.startswith(
+        "error: --table=nope: the tables are grazzi2024/table3, katharopoulos2020/figure1, "
+    )
     assert results["list"].returncode == 0, results["list"].stderr
     assert "| lra2020/table1 | 77 | 0 | 0 | 77 | 11 |" in results["list"].stdout
     assert results["all"].returncode == 0, results["all"].stderr

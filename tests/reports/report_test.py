@@ -123,6 +123,28 @@ def test_mean_of_columns(runs):
     assert filled[0].difference is None  # of a reduced row
 
 
+def test_best_of_a_grid(tmp_path):
+    """The best mean over seeds; a point that was not run is said to be missing."""
+    experiment = dataclasses.replace(LINEAR.paper, grid={"optimizer.learning_rate": (1e-3, 1e-2)})
+    table = dataclasses.replace(
+        folders.TABLE, rows=(dataclasses.replace(LINEAR, paper=experiment),)
+    )
+
+    def cell():
+        return cells.fill(table, find([tmp_path]))[0]
+
+    low, high = experiment.points()
+    assert cell().remark.endswith(
+        ":linear --config.num_steps=40`, optimizer.learning_rate in (0.001, 0.01)"
+    )
+    folders.write_run(tmp_path / "low", low, test={"accuracy": 0.9})
+    assert (cell().value, cell().remark) == (90.0, "best of 1 of 2 points: learning_rate 0.001")
+    folders.write_run(tmp_path / "high", high, test={"accuracy": 0.99})
+    folders.write_run(tmp_path / "seed", high, test={"accuracy": 0.85}, seed=1)
+    assert (cell().value, cell().remark) == (92.0, "best of 2 of 2 points: learning_rate 0.01")
+    assert cell().values == (99.0, 85.0)
+
+
 def test_listing(runs):
     filled = cells.fill(folders.TABLE, find([runs]))
     lines = report.listing({"a": filled, "b": filled[:1]}).splitlines()

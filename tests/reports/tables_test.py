@@ -20,7 +20,8 @@ NAMES = table_names()
 
 def test_all_tables_are_there_in_order():
     katharopoulos = ["figure1", "figure2", *(f"table{n}" for n in range(1, 6))]
-    expected = [f"katharopoulos2020/{name}" for name in katharopoulos]
+    expected = ["grazzi2024/table3"]
+    expected += [f"katharopoulos2020/{name}" for name in katharopoulos]
     expected += ["lra2020/table1", "lra2020/table2"]
     expected += [f"qin2022/table{n}" for n in (1, 2, 3, 4, 6, *range(8, 13))]
     assert [*expected, "qin2024/table1", "shen2021/table_imagenet"] == NAMES
@@ -83,7 +84,10 @@ def test_tables_are_found_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match="--table=nope: the tables are katharopoulos2020/figure1"):
+    with pytest.raises(
+        ConfigError,
+        match="--table=nope: the tables are grazzi2024/table3, katharopoulos2020/figure1",
+    ):
         load_table("nope")
     with pytest.raises(ConfigError, match=r"configs/no\.py: cannot be imported"):
         Experiment("configs/no.py").load()

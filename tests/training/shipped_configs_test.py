@@ -126,6 +126,7 @@ CASES = {
     "lra/retrieval.py:linear": ("v6e:2x2", write_articles, {}),
     "lra/image.py:gla": ("v5e:2x2", write_idx, {}),
     "lra/pathfinder.py:lion_s": ("v5p:2x2x1", write_pathfinder, {}),
+    "papers/grazzi2024/parity.py:delta_net,negative": ("v5e:1x1", None, {}),
     "papers/hadjeres2021/piano.py": ("v5e:1x1", write_midi, {}),
     "papers/hadjeres2021/piano_small.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),
     "papers/hadjeres2021/chorales.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),

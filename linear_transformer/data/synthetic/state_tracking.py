@@ -54,10 +54,12 @@ class Words:
       group: name of the group: "Z2", "Z60", "S5", "A5", ...
       shortest: minimum length of a word, up to T; 0 for always T.  The identity follows a shorter
         word and does not count.
+      last: whether only the product of the whole word counts, at its last letter.
     """
 
     group: str = "Z2"
     shortest: int = 0
+    last: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +73,7 @@ class Words:
         table = multiplication_table(self.group)
         products = itertools.accumulate(letters, lambda product, letter: table[product, letter])
         weights = np.zeros(length, np.float32)
-        weights[:count] = 1
+        weights[count - 1 if self.last else 0 : count] = 1
         return letters, np.fromiter(products, np.int32, length), weights
 
 
