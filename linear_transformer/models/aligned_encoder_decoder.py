@@ -243,7 +243,7 @@ class AlignedEncoderDecoder(Model):
         """FLOPs of one token in both halves and one head; see `LanguageModel.flops_per_token`."""
         heads = flops_of_weights(self.heads)
         weights = flops_of_weights(self) - heads + heads // self.num_channels
-        mixers = (stack.flops_of_mixers(context) for stack in (self.encoder, self.decoder))
+        mixers = (stack.flops_beyond_weights(context) for stack in (self.encoder, self.decoder))
         return weights + sum(mixers)
 
     def init_state(self, batch_size: int) -> DecoderState:

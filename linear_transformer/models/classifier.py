@@ -126,7 +126,7 @@ class Encoder(nnx.Module):
         return self._pool(x_BTD, mask_BT)
 
     def flops_per_token(self, context: int) -> int:
-        return flops_of_weights(self) + self.trunk.stack.flops_of_mixers(context)
+        return flops_of_weights(self) + self.trunk.stack.flops_beyond_weights(context)
 
     def _embed(self, tokens_BT: Tokens) -> Float[Array, "B T M"]:
         if self.input == "tokens":

@@ -1,5 +1,6 @@
 """Language model with any layer pattern."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ from flax import nnx
 
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.models.trunk import Body
-from linear_transformer.nn.layers.linear import Head, flops_of_weights
+from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.parameters import embedding
@@ -24,18 +25,28 @@ class LanguageModel(Body):
         c = config
         dtype = jnp.dtype(c.dtype)
         token_width = PositionEmbedding.token_width(c.positions, c.width)
+        table_width = c.embedding_width or token_width
         self.embedding = nnx.Embed(
             c.vocab_size,
-            token_width,
+            table_width,
             dtype=dtype,
-            embedding_init=nnx.initializers.normal(token_width**-0.5),
+            embedding_init=nnx.initializers.normal(table_width**-0.5),
             embedding_metadata=embedding("vocabulary", "embed"),
             rngs=rngs,
+        )
+        tied = c.tied and token_width == c.width
+        linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
+        factorised = c.embedding_width is not None
+        self.from_table = (
+            linear(table_width, token_width, axes=(None, "embed")) if factorised else None
+        )
+        self.to_table = (
+            linear(c.width, table_width, axes=("embed", None)) if factorised and tied else None
         )
         super().__init__(c, rngs=rngs)
         self.head = (
             None
-            if c.tied and token_width == c.width
+            if tied
             else Head(
                 c.width, c.num_outputs or c.vocab_size, use_bias=False, dtype=dtype, rngs=rngs
             )
@@ -54,7 +65,7 @@ class LanguageModel(Body):
         A multiply-add counts as two; `context` is the length of the sequence in tokens.
         """
         tied = 2 * self.embedding.embedding.size if self.head is None else 0
-        return flops_of_weights(self) + tied + self.stack.flops_of_mixers(context)
+        return flops_of_weights(self) + tied + self.stack.flops_beyond_weights(context)
 
     def init_state(self, batch_size: int) -> ModelState:
         return {
@@ -81,6 +92,8 @@ class LanguageModel(Body):
             positions = jnp.broadcast_to(start + jnp.arange(time), tokens_BT.shape)
         # Embeddings have unit norm, which tied logits need; the stream needs unit variance.
         x_BTD = self.embedding(tokens_BT) * self.embedding.features**0.5
+        if self.from_table is not None:
+            x_BTD = self.from_table(x_BTD)
         x_BTD, layers = self.hidden(
             named(x_BTD, "rows", "time", None),
             None if state is None else state["layers"],
@@ -88,6 +101,8 @@ class LanguageModel(Body):
             positions=positions,
             dropout_key=dropout_key,
         )
+        if self.to_table is not None:
+            x_BTD = self.to_table(x_BTD)
         if self.head is None:
             rows = x_BTD.reshape(-1, x_BTD.shape[-1])
             logits = self.embedding.attend(rows).reshape(*tokens_BT.shape, -1)

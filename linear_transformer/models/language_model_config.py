@@ -36,6 +36,8 @@ class LanguageModelConfig:
       width: features D of a token.
       num_layers: number of blocks of a mixer and a feed-forward.
       num_heads: number of heads H; a divisor of the width.
+      embedding_width: features of the embedding table, which a linear layer projects to the width;
+        None is the width, without the layer (Lan et al. 2020, ALBERT, arXiv:1909.11942).
       pattern: mixer names, such as ("linear",) or ("linear", "softmax").
       pattern_fill: rule that extends the pattern to all layers: "repeat" repeats it, "stretch"
         gives each name an equal run of layers, "last" fills up with the last name.
@@ -57,6 +59,7 @@ class LanguageModelConfig:
       tied: whether the output layer is the transposed embedding.
       num_outputs: outputs per token of an untied output layer, for losses other than the cross
         entropy of tokens; 0 for the logits of the vocabulary.
+      share_layers: whether all repetitions of the pattern have the same parameters, as in ALBERT.
       scan_layers: whether a scan runs the repetitions of the pattern, which compiles faster; None
         is True if there are several.
       remat: values that the backward pass recomputes: "none", "full", "dots" for all but matmuls.
@@ -68,6 +71,7 @@ class LanguageModelConfig:
     width: int
     num_layers: int
     num_heads: int
+    embedding_width: int | None = None
     pattern: tuple[str, ...] = ("linear",)
     pattern_fill: str = "repeat"
     mixers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -84,6 +88,7 @@ class LanguageModelConfig:
     dropout: float = 0.0
     tied: bool = True
     num_outputs: int = 0
+    share_layers: bool = False
     scan_layers: bool | None = False
     remat: str = "none"
     dtype: str = "float32"
@@ -101,6 +106,7 @@ class LanguageModelConfig:
     }
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(("vocab_size", "length", "width", "num_heads", "max_positions"), POSITIVE),
+        "embedding_width": POSITIVE,
         "num_layers": Range(least=1, most=100_000),
         **dict.fromkeys(("feed_forward_width", "feed_forward_ratio", "num_outputs"), NOT_NEGATIVE),
         "dropout": FRACTION,
@@ -134,10 +140,16 @@ class LanguageModelConfig:
                 f"config.model.width ({self.width}) is not a multiple of {multiple}, which "
                 f"config.model.positions={self.positions!r} needs"
             )
-        if self.scan_layers and self.num_layers % len(self.pattern):
+        for name in ("scan_layers", "share_layers"):
+            if getattr(self, name) and self.num_layers % len(self.pattern):
+                raise ConfigError(
+                    f"config.model.num_layers ({self.num_layers}) is not a multiple of the length "
+                    f"of config.model.pattern ({len(self.pattern)}), which {name} needs"
+                )
+        if self.share_layers and self.norm == "batchnorm":
             raise ConfigError(
-                f"config.model.num_layers ({self.num_layers}) is not a multiple of the length of "
-                f"config.model.pattern ({len(self.pattern)}), which scan_layers needs"
+                "config.model.norm is 'batchnorm', whose statistics belong to one layer; it must "
+                "be another one with config.model.share_layers"
             )
 
     def _check_mixers(self) -> None:

@@ -80,7 +80,7 @@ class FrameEncoder(nnx.Module):
         self.trunk = Trunk(c, rngs=rngs)
 
     def flops_per_token(self, context: int) -> int:
-        return flops_of_weights(self) + self.trunk.stack.flops_of_mixers(context)
+        return flops_of_weights(self) + self.trunk.stack.flops_beyond_weights(context)
 
     def __call__(
         self,

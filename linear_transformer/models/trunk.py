@@ -70,6 +70,7 @@ def _make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
         c.num_layers,
         period=len(c.pattern),
         scan=bool(c.scan_layers),
+        shared=c.share_layers,
         remat=c.remat,
         rngs=rngs,
     )

@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 
 from linear_transformer.nn.block import Block, BlockInputs
+from linear_transformer.nn.layers.linear import flops_of_weights
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.split import gathered
 from linear_transformer.types import Activations, PRNGKey
@@ -35,6 +36,8 @@ class Stack(nnx.Module):
       period: blocks per repetition of the layer pattern.
       scan: whether repetitions are steps of a scan; parameters then have repetitions as their first
         axis, and states as their second axis, after the batch.
+      shared: whether all repetitions are steps of a scan with the same parameters, which have no
+        axis of repetitions (Lan et al. 2020, ALBERT, arXiv:1909.11942).
       remat: name in REMAT_POLICIES.
     """
 
@@ -45,29 +48,33 @@ class Stack(nnx.Module):
         *,
         period: int,
         scan: bool,
+        shared: bool = False,
         remat: str,
         rngs: nnx.Rngs,
     ):
-        if scan and num_layers % period:
+        if (scan or shared) and num_layers % period:
             raise ValueError(
                 f"scan_layers needs num_layers ({num_layers}) to be a multiple of the "
                 f"pattern's length ({period})"
             )
-        self.scan = scan
+        self.scan = scan or shared
+        self.shared = shared
         self.remat = remat
-        blocks = [make_block(layer, rngs) for layer in range(num_layers)]
-        if scan:
+        blocks = [make_block(layer, rngs) for layer in range(period if shared else num_layers)]
+        if self.scan and not shared:
             repetitions = [nnx.List(blocks[i : i + period]) for i in range(0, num_layers, period)]
             states = [nnx.state(group) for group in repetitions]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
             self.blocks = nnx.merge(nnx.graphdef(repetitions[0]), stacked)
         else:
             self.blocks = nnx.List(blocks)
-        self.repetitions = num_layers // period if scan else 1
+        self.repetitions = num_layers // period if self.scan else 1
 
-    def flops_of_mixers(self, context: int) -> int:
-        """FLOPs of one token in all mixers, without projections; see `Mixer.flops_per_token`."""
-        return self.repetitions * sum(block.mixer.flops_per_token(context) for block in self.blocks)
+    def flops_beyond_weights(self, context: int) -> int:
+        """FLOPs of one token besides its product with each weight; see `Mixer.flops_per_token`."""
+        mixers = sum(block.mixer.flops_per_token(context) for block in self.blocks)
+        again = (self.repetitions - 1) * flops_of_weights(self) if self.shared else 0
+        return self.repetitions * mixers + again
 
     def init_state(self, batch_size: int) -> MixerState:
         states = [block.mixer.init_state(batch_size) for block in self.blocks]
@@ -110,17 +117,19 @@ class Stack(nnx.Module):
             keys = jax.random.split(dropout_key, (self.repetitions, len(graphdefs)))
 
         def repetition(x_BTD, scanned):
-            parameters, states, keys = scanned
+            own, states, keys = scanned
             if states is not None:
                 states = jax.tree.map(lambda x: x, states)
-            return run(parameters, x_BTD, states, keys)
+            return run(parameters if self.shared else own, x_BTD, states, keys)
 
         if self.scan:
             if states is not None:  # the scan needs repetitions as the first axis, not the batch
                 states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
-            scanned = parameters, states, keys
+            scanned = None if self.shared else parameters, states, keys
             unroll = self.repetitions <= UNROLLED and self.remat == "none"
-            x_BTD, (states, statistics) = lax.scan(repetition, x_BTD, scanned, unroll=unroll)
+            x_BTD, (states, statistics) = lax.scan(
+                repetition, x_BTD, scanned, length=self.repetitions, unroll=unroll
+            )
             if states is not None:
                 states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
         else:
