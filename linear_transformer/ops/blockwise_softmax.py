@@ -8,7 +8,7 @@ Keys and values may have fewer heads than queries; a block of them is repeated f
 that share it, and the gradients of these heads are added, block by block.
 
 Scores may have a bias, the difference of a sum at the query and one at the key (`ops.forgetting`).
-It is computed for one block at a time too.
+It is computed for one block at a time too.  Sinks are where the statistics start.
 """
 
 import functools
@@ -50,13 +50,16 @@ class Tags(NamedTuple):
 
 
 Sums = tuple[Array, Array] | None  # [B, T, H, 2] of queries and [B, S, H, 2] of keys
+Sinks = Array | None  # [1, 1, H, 1], the score of a further key of each head, with value 0
 
 
-def blockwise(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Array:
+def blockwise(
+    q: Array, k: Array, v: Array, sums: Sums, sinks: Sinks, tags: Tags, spec: Spec
+) -> Array:
     """Computes softmax attention with one block of scores in memory."""
     has = "it has one derivative, in reverse mode; form 'parallel' has all in any mode"
     with checks.no_forward_mode("form 'blockwise'", has):
-        return _blockwise(*_vary_alike((q, k, v, sums, tags)), spec)
+        return _blockwise(*_vary_alike((q, k, v, sums, sinks, tags)), spec)
 
 
 def allowed_pairs(tags: Tags, spec: Spec) -> Array:
@@ -198,7 +201,9 @@ class _Bias:
         return scores + (difference(*pairs) * (1 / self.grid.spec.scale)).astype(scores.dtype)
 
 
-def _forward(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, *, spec: Spec, cpu: bool) -> Any:
+def _forward(
+    q: Array, k: Array, v: Array, sums: Sums, sinks: Sinks, tags: Tags, *, spec: Spec, cpu: bool
+) -> Any:
     """Returns o_BTHV, and the log-sum-exp of the scores of each query, lse_NBHxC."""
     dtype, grid = accumulation_dtype(q, k, v), _Grid(q, k, spec, cpu)
     # A mask drops a NaN score exactly, but 0 times a NaN value is NaN: values are made finite.
@@ -227,7 +232,11 @@ def _forward(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, *, spec: Spec
     # The first shift is finite, so a query without visible keys computes exp(-inf), not exp(nan).
     N, B, H, _, C = qT_NBHKC.shape
     shift = lax.full_like(qT_NBHKC, jnp.finfo(dtype).min, dtype, (N, B, H, 1, C))
-    statistics = jnp.concatenate([shift, jnp.zeros_like(shift)], 3)
+    total = jnp.zeros_like(shift)
+    if sinks is not None:
+        shift = jnp.broadcast_to(_of_heads(sinks) / spec.scale, shift.shape).astype(dtype)
+        total = jnp.ones_like(total)
+    statistics = jnp.concatenate([shift, total], 3)
     oT = lax.full_like(qT_NBHKC, 0, dtype, (N, B, H, v.shape[3], C))
     oT, statistics = grid.fold(step, (oT, statistics), tags)
     shift, total = statistics[..., :1, :], statistics[..., 1:, :]
@@ -238,8 +247,8 @@ def _forward(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, *, spec: Spec
 
 
 def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
-    """Returns the gradients of q, k, v and the sums."""
-    q, k, v, sums, tags, o, lse_NBHxC = residuals
+    """Returns the gradients of q, k, v, the sums and the sinks."""
+    q, k, v, sums, sinks, tags, o, lse_NBHxC = residuals
     dtype, grid = accumulation_dtype(q, k, v), _Grid(q, k, spec, cpu)
     # No gradient passes through NaN outputs, nor through the tokens that cause them.
     affected_NBHxC = jnp.isnan(lse_NBHxC)
@@ -279,11 +288,20 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
     dqT, dk, dv, *dbias = grid.fold(step, carry, tags)
     joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
     dq, dk, dv = (x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
+    dsinks = None
+    if sinks is not None:
+        by_query_NBHxC = jnp.exp(_of_heads(sinks) - lse_NBHxC) * delta_NBHxC
+        dsinks = -jnp.sum(by_query_NBHxC, (0, 1, 3, 4)).reshape(sinks.shape).astype(sinks.dtype)
     if sums is None:
-        return dq, dk, dv, None
+        return dq, dk, dv, None, dsinks
     dkeys = _join(dbias[0], grid.S) * (-1 / spec.scale)
     dkeys = jnp.pad(dkeys, ((0, 0), (0, 0), (0, 0), (0, 1))).astype(sums[1].dtype)
-    return dq, dk, dv, (jnp.zeros_like(sums[0]), dkeys)
+    return dq, dk, dv, (jnp.zeros_like(sums[0]), dkeys), dsinks
+
+
+def _of_heads(sinks_xxHx: Array) -> Array:
+    """Returns [1, 1, H, 1, 1], which broadcasts with statistics [N, B, H, 1, C]."""
+    return sinks_xxHx[..., None]
 
 
 def _by_platform(function: Callable[..., Any], spec: Spec, *args: Any) -> Any:
@@ -293,17 +311,21 @@ def _by_platform(function: Callable[..., Any], spec: Spec, *args: Any) -> Any:
     return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-@custom_vjp(5)
-def _blockwise(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Array:
-    return _by_platform(_forward, spec, q, k, v, sums, tags)[0]
+@custom_vjp(6)
+def _blockwise(
+    q: Array, k: Array, v: Array, sums: Sums, sinks: Sinks, tags: Tags, spec: Spec
+) -> Array:
+    return _by_platform(_forward, spec, q, k, v, sums, sinks, tags)[0]
 
 
-def _blockwise_fwd(q: Array, k: Array, v: Array, sums: Sums, tags: Tags, spec: Spec) -> Any:
+def _blockwise_fwd(
+    q: Array, k: Array, v: Array, sums: Sums, sinks: Sinks, tags: Tags, spec: Spec
+) -> Any:
     # `jax.checkpoint` recomputes only values that depend on parameters.  Masks do not depend on
     # them and would be stored for all pairs of blocks: a byte per query, key and head.
     q, tags = lax.optimization_barrier((q, tags))
-    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, sums, tags)
-    return o_BTHV, (q, k, v, sums, tags, o_BTHV, lse_NBHxC)
+    o_BTHV, lse_NBHxC = _by_platform(_forward, spec, q, k, v, sums, sinks, tags)
+    return o_BTHV, (q, k, v, sums, sinks, tags, o_BTHV, lse_NBHxC)
 
 
 def _blockwise_bwd(spec: Spec, residuals: Any, do: Array) -> Any:

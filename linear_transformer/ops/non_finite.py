@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
+from linear_transformer.ops.custom_vjp import custom_vjp
+
 
 def finite_tokens(*arrays: Inexact[Array, "B T ..."]) -> Bool[Array, "B T"]:
     """Mask of the tokens with only finite features, in all arrays."""
@@ -43,11 +45,26 @@ def stop_non_finite_gradient(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, 
     return jnp.where(finite_BT, x_BT, lax.stop_gradient(x_BT))
 
 
+@custom_vjp()
+def drop_non_finite_gradient(x_BT: Inexact[Array, "B T ..."]) -> Inexact[Array, "B T ..."]:
+    """Returns `x_BT`; a token whose gradient is not finite gets none.
+
+    Within a chunk the gradients of all tokens may be NaN where one token is.  This keeps them from
+    an operation that would pass them to other chunks.
+    """
+    return x_BT
+
+
+drop_non_finite_gradient.defvjp(
+    lambda x_BT: (x_BT, None), lambda _, g_BT: (keep(finite_tokens(g_BT), g_BT),)
+)
+
+
 def contained(
     q_BT: Inexact[Array, "B T ..."],
     k_BS: Inexact[Array, "B S ..."],
     v_BS: Inexact[Array, "B S ..."],
-    visible_BTS: Bool[Array, "#B T S"] | None,
+    visible_BTS: Bool[Array, "#B #T S"] | None,
 ) -> tuple[
     Inexact[Array, "B T ..."],
     Inexact[Array, "B S ..."],

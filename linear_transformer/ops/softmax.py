@@ -3,7 +3,8 @@
     o_t = sum_s p_ts v_s,   p_ts = exp(a q_t.k_s) / sum_r exp(a q_t.k_r),   a = scale,
 
 with sums over the keys that query t sees.  Forget gates add log f_l of s < l <= t to the score of
-query t and key s (`ops.forgetting`).  Three forms compute the same function:
+query t and key s (`ops.forgetting`).  A sink adds exp(sink) to the sum in the denominator (Agarwal
+et al. 2025, arXiv:2508.10925, section 2.2).  Three forms compute the same function:
 
 - `parallel` stores all T x S scores: the reference, and the fastest form for short inputs.
 - `blockwise` stores one block of scores: memory linear in T, no work for blocks that causality or
@@ -25,7 +26,14 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
-from linear_transformer.ops.blockwise_softmax import Spec, Sums, Tags, allowed_pairs, blockwise
+from linear_transformer.ops.blockwise_softmax import (
+    Sinks,
+    Spec,
+    Sums,
+    Tags,
+    allowed_pairs,
+    blockwise,
+)
 from linear_transformer.ops.forgetting import difference
 from linear_transformer.ops.non_finite import contained, finite_tokens, keep, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -59,6 +67,7 @@ def softmax_attention(
     key_positions_BS: Int[Array, "B S"] | None = None,
     query_log_sums_BTHX: Float[Array, "B T H X"] | None = None,
     key_log_sums_BSHX: Float[Array, "B S H X"] | None = None,
+    sinks_H: Float[Array, " H"] | None = None,
     form: str = "auto",
     block_size: int | None = None,
 ) -> Outputs:
@@ -85,6 +94,7 @@ def softmax_attention(
         position is an empty slot, which no query sees.
       query_log_sums_BTHX, key_log_sums_BSHX: sums of log forget gates from `forgetting.log_sums`;
         the sum of the query minus the sum of the key is added to the scaled score.
+      sinks_H: for each head, the scaled score of a further key with value 0, which all queries see.
       form: "parallel", "blockwise", "fused", or "auto": the fastest form that covers the call.
         "blockwise" can be differentiated once, in reverse mode; "parallel" in any mode and order.
       block_size: queries and keys per block of the blockwise form; chosen if None.
@@ -103,6 +113,7 @@ def softmax_attention(
         sizes | {"X": 2},
         query_log_sums_BTHX=query_log_sums_BTHX,
         key_log_sums_BSHX=key_log_sums_BSHX,
+        sinks_H=sinks_H,
     )
     checks.tokens(
         sizes,
@@ -160,7 +171,7 @@ def softmax_attention(
     block_size = block_size or (_NARROW_WINDOW_BLOCK_SIZE if narrow else _BLOCK_SIZE)
     spec = Spec(causal, window, scale, ordered, masked, block_size)
 
-    covered = _fused_covers(q_BTHK, k_BSJK, v_BSJV, masked or gated)
+    covered = _fused_covers(q_BTHK, k_BSJK, v_BSJV, masked or gated or sinks_H is not None)
     if form == "auto":
         short = B * H * T * S <= _PARALLEL_MAX_SCORES or T == 1  # Decoding is linear anyway.
         form = "fused" if covered else "parallel" if short else "blockwise"
@@ -171,12 +182,13 @@ def softmax_attention(
         finite_BT, finite_BS = finite_tokens(query_log_sums_BTHX), finite_tokens(key_log_sums_BSHX)
         q, k = set_nan(~finite_BT, q), set_nan(~finite_BS, k)
         sums = keep(finite_BT, query_log_sums_BTHX), keep(finite_BS, key_log_sums_BSHX)
+    sinks = None if sinks_H is None else sinks_H[None, None, :, None]
     if form == "parallel":
-        return _parallel_by_group(q, k, v, sums, tags, spec).astype(v_BSJV.dtype)
+        return _parallel_by_group(q, k, v, sums, sinks, tags, spec).astype(v_BSJV.dtype)
     if form == "blockwise":
-        return blockwise(q, k, v, sums, tags, spec).astype(v_BSJV.dtype)
+        return blockwise(q, k, v, sums, sinks, tags, spec).astype(v_BSJV.dtype)
     if not covered:
-        needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments, key mask or gates"
+        needs = "a GPU, 16-bit floats, K == V <= 128, no positions, segments, mask, gates or sinks"
         raise ValueError(f"softmax_attention: form='fused' needs {needs}.")
     behind_and_ahead = None if window is None else (window - 1, 0)
     options = {"scale": scale, "is_causal": causal, "local_window_size": behind_and_ahead}
@@ -190,22 +202,23 @@ def _fused_covers(q: Array, k: Array, v: Array, masked: bool) -> bool:
 
 
 def _parallel_by_group(
-    q_BTHK: Array, k_BSJK: Array, v_BSJV: Array, sums: Sums, tags: Tags, spec: Spec
+    q_BTHK: Array, k_BSJK: Array, v_BSJV: Array, sums: Sums, sinks: Sinks, tags: Tags, spec: Spec
 ) -> Array:
     """Maps `_parallel` over the query heads that share a head of the keys."""
     (B, T, H, _), J = q_BTHK.shape, k_BSJK.shape[2]
     if H == J:
-        return _parallel(q_BTHK, k_BSJK, v_BSJV, sums, tags, spec)
+        return _parallel(q_BTHK, k_BSJK, v_BSJV, sums, sinks, tags, spec)
 
-    def of_member(q_BTJK: Array, sums: Sums) -> Array:
-        return _parallel(q_BTJK, k_BSJK, v_BSJV, sums, tags, spec)
+    def of_member(q_BTJK: Array, sums: Sums, sinks: Sinks) -> Array:
+        return _parallel(q_BTJK, k_BSJK, v_BSJV, sums, sinks, tags, spec)
 
-    members = jax.tree.map(lambda x: x.reshape(*x.shape[:2], J, H // J, -1), (q_BTHK, sums))
+    members = (q_BTHK, sums, sinks)
+    members = jax.tree.map(lambda x: x.reshape(*x.shape[:2], J, H // J, -1), members)
     return jax.vmap(of_member, 3, 3)(*members).reshape(B, T, H, -1)
 
 
 def _parallel(
-    q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, sums: Sums, tags: Tags, spec: Spec
+    q_BTHK: Array, k_BSHK: Array, v_BSHV: Array, sums: Sums, sinks: Sinks, tags: Tags, spec: Spec
 ) -> Array:
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
@@ -227,9 +240,15 @@ def _parallel(
     # The shift cancels in the quotient, so no gradient flows through it.  The shift is finite even
     # if every score is -inf: such queries compute exp(-inf) = 0, not exp(nan).
     floor = jnp.finfo(dtype).min
-    shift_BHxT = lax.stop_gradient(jnp.max(scores_BHST, 2, keepdims=True, initial=floor))
+    shift_BHxT = jnp.max(scores_BHST, 2, keepdims=True, initial=floor)
+    if sinks is not None:
+        sinks = sinks.swapaxes(1, 2).astype(dtype)  # (1, H, 1, 1)
+        shift_BHxT = jnp.maximum(shift_BHxT, sinks)
+    shift_BHxT = lax.stop_gradient(shift_BHxT)
     weights_BHST = jnp.exp(scores_BHST - shift_BHxT)
     sum_BHT = jnp.sum(weights_BHST, 2)
+    if sinks is not None:
+        sum_BHT += jnp.exp(sinks - shift_BHxT)[:, :, 0]
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
     o_BTHV = einsum("bhst,bshv->bthv", weights_BHST.astype(v_BSHV.dtype), v_BSHV)
     return set_nan(affected_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
