@@ -21,18 +21,13 @@ from absl import app, flags
 from benchmarks import timing
 from benchmarks.programs import training_step
 from configs.lra import text, variants
+from configs.papers.lra2020 import table2
 
-# Published: steps per second at 1,000, 2,000, 3,000 and 4,000 bytes, then gigabytes per device.
-PUBLISHED = {
-    "softmax": ((8.1, 4.9, 2.3, 1.4), (0.85, 2.65, 5.51, 9.48)),
-    "lsh": ((4.4, 2.2, 1.5, 1.1), (0.48, 0.99, 1.53, 2.28)),
-    "linear": ((9.1, 9.3, 8.6, 7.8), (0.37, 0.57, 0.80, 1.03)),
-    "performer": ((9.5, 9.4, 8.7, 8.0), (0.37, 0.59, 0.82, 1.06)),
-}
-PUBLISHED_LENGTHS = (1000, 2000, 3000, 4000)
+# Published: steps per second, then gigabytes per device, at `table2.LENGTHS` bytes.
+PUBLISHED = {variant: numbers for _, variant, *numbers in table2.PUBLISHED}
 
 _NAMES = flags.DEFINE_list("names", list(PUBLISHED), "Variants of configs/lra/text.py.")
-_LENGTHS = flags.DEFINE_list("lengths", list(map(str, PUBLISHED_LENGTHS)), "Bytes.")
+_LENGTHS = flags.DEFINE_list("lengths", list(map(str, table2.LENGTHS)), "Bytes.")
 _BATCH = flags.DEFINE_integer("batch", 2, "Sequences a step.", lower_bound=1)
 _SCALE = flags.DEFINE_enum("scale", None, variants.SCALES, "Another size than that of LRA's code.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against length.")
@@ -62,9 +57,9 @@ def measure(name: str, length: int) -> dict[str, Any]:
     row = {"name": name, "length": length, "steps/s": 1 / seconds, **step.facts}
     row |= {"batch": _BATCH.value, "temp GB": step.facts["temp MB"] / 1e3}
     row["peak MB"] = None if peak is None else peak / 1e6
-    if name in PUBLISHED and length in PUBLISHED_LENGTHS:
+    if name in PUBLISHED and length in table2.LENGTHS:
         rates, gigabytes = PUBLISHED[name]
-        number = PUBLISHED_LENGTHS.index(length)
+        number = table2.LENGTHS.index(length)
         row |= {"published": rates[number], "published GB": gigabytes[number]}
         row["x published"] = rates[number] / PUBLISHED["softmax"][0][number]
     return row

@@ -40,6 +40,9 @@ def transnormer(kind: str) -> dict[str, Any]:
     }
 
 
+GATED_MLP = {"gated": True, "activation": "silu", "norm": "rmsnorm"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Composition:
     """Model composed of mixers, with a name of its own.
@@ -81,12 +84,69 @@ COMPOSITIONS = {
             "norm": "simplermsnorm",
         },
     ),
+    "local": Composition(
+        meaning="softmax attention inside blocks of 64 tokens: the local attention of LRA",
+        source="Tay et al. 2021, arXiv:2011.04006, section 3.2",
+        model={
+            "pattern": ("diag",),
+            "mixers": {"diag": {"scores": "softmax", "block_size": 64}},
+        },
+    ),
     "hybrid": Composition(
         meaning="three layers of gated_delta_net, then one of softmax over a window of 64 tokens",
         source="this project",
         model={
             "pattern": ("gated_delta_net",) * 3 + ("softmax",),
             "mixers": {"gated_delta_net": {}, "softmax": {"window": 64}},
+        },
+    ),
+    "qwen3_next": Composition(
+        meaning="three layers of gated_delta_net, then one of gated softmax with partial rotary",
+        source="Qwen Team 2025, Qwen3-Next",
+        model={
+            "pattern": ("gated_delta_net",) * 3 + ("softmax",),
+            "mixers": {
+                "gated_delta_net": {},
+                "softmax": {
+                    "output_gate": True,
+                    "qk_norm": True,
+                    "rotary": True,
+                    "rotary_fraction": 0.25,
+                    "cache_capacity": 1024,
+                },
+            },
+            **GATED_MLP,
+        },
+    ),
+    "kimi_linear": Composition(
+        meaning="three layers of kda, then one of softmax without positions",
+        source="Kimi Team 2025, arXiv:2510.26692, section 4",
+        model={
+            "pattern": ("kda",) * 3 + ("softmax",),
+            "mixers": {"kda": {}, "softmax": {"cache_capacity": 1024}},
+            **GATED_MLP,
+        },
+    ),
+    "samba": Composition(
+        meaning="a layer of mamba, then one of softmax over a window of 2,048 tokens",
+        source="Ren et al. 2024, arXiv:2406.07522, section 2",
+        model={
+            "pattern": ("mamba", "softmax"),
+            "mixers": {"mamba": {}, "softmax": {"window": 2048, "rotary": True}},
+            **GATED_MLP,
+        },
+    ),
+    "griffin": Composition(
+        meaning="two layers of rg_lru, then one of softmax over a window of 1,024 tokens",
+        source="De et al. 2024, arXiv:2402.19427, section 2",
+        model={
+            "pattern": ("rg_lru", "rg_lru", "softmax"),
+            "mixers": {
+                "rg_lru": {},
+                "softmax": {"window": 1024, "rotary": True, "key_value_heads": 1},
+            },
+            **GATED_MLP,
+            "activation": "gelu",
         },
     ),
 }

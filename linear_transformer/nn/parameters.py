@@ -45,9 +45,9 @@ class Declaration:
             raise ValueError(f"axes have {unknown[0]!r}; choose of {', '.join(RULES)}, or None")
 
 
-def kernel(*axes: str | None, group: str = "matrix") -> dict[str, Any]:
+def kernel(*axes: str | None, group: str = "matrix", per_token: bool = True) -> dict[str, Any]:
     """Metadata of the kernel of a dense layer or a convolution; its last axis is the output."""
-    return {_KEY: Declaration(axes, group, weight_decay=True, per_token=True)}
+    return {_KEY: Declaration(axes, group, weight_decay=True, per_token=per_token)}
 
 
 def embedding(*axes: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from linear_transformer.ops import checks, segments, sequence_parallel
 from linear_transformer.ops.non_finite import contained, set_nan
@@ -121,13 +121,16 @@ def attend(
     *,
     scores: str,
     scale: float | None = None,
+    bias_BHTS: Float[Array, "#B H T S"] | None = None,
 ) -> Outputs:
-    """Attends within one block: `sum_s f(a q_t.k_s) v_s` over the visible keys."""
+    """Attends within one block: `sum_s f(a (q_t.k_s + bias_ts)) v_s` over the visible keys."""
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     scale = float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale
     q, k, v, affected_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
     scores_BHTS = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
+    if bias_BHTS is not None:
+        scores_BHTS = scores_BHTS + bias_BHTS
     scores_BHTS = scores_BHTS * scale
     visible = visible_BTS[:, None]
     if scores == "relu":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Inexact, Int
 
@@ -192,6 +193,19 @@ def slstm(gates_TX, kernel_KX, **start):
         return jnp.stack([c_K, n_K, h_K]), h_K
 
     return recur(step, (gates_TX,), **start)
+
+
+def log_linear_attention(q_TK, k_TK, v_TV, scales_TM, log_decay_T):
+    """Linear attention with a weight for each level: one more than the highest bit of t xor s.
+
+    Log-linear attention (Guo et al. 2025, arXiv:2506.04761, equation 4).
+    """
+    t = np.arange(len(q_TK))
+    levels_TT = np.frexp(t[:, None] ^ t)[1]  # number of bits
+    sums_T = jnp.cumsum(log_decay_T)
+    decays_TT = jnp.exp(jnp.minimum(sums_T[:, None] - sums_T, 0))
+    weights_TT = jnp.take_along_axis(scales_TM, levels_TT, axis=1) * decays_TT
+    return jnp.tril(weights_TT * (q_TK @ k_TK.T)) @ v_TV
 
 
 def efficient_attention(q_TK, k_SK, v_SV, visible_TS):

@@ -11,6 +11,7 @@ messages of one map, O(K V) numbers per head for any T, by a prefix scan (Hillis
 "Data parallel algorithms").
 """
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,11 +25,15 @@ from linear_transformer.ops import segments
 from linear_transformer.types import PRNGKey, SegmentIds
 
 AXIS = "sequence"
+# Whether the function of `on_whole_rows` is traced, in which nothing is left to exchange.
+_has_whole_rows = contextvars.ContextVar("has_whole_rows", default=False)
 _Arrays = TypeVar("_Arrays", bound=tuple[Array | None, ...])
 
 
 def shards() -> int:
     """Number of devices that share a sequence; 1 outside of `jax.shard_map` over the axis."""
+    if _has_whole_rows.get():
+        return 1
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
 
@@ -101,12 +106,18 @@ def on_whole_rows(function: Callable[..., Array], *arrays: Array | None) -> Arra
     This is for functions that no smaller exchange computes exactly.
 
     Args:
-      function: maps arrays (B, T, ...) to one (B, T, ...); it must not communicate.
+      function: maps arrays (B, T, ...) to one (B, T, ...), as if there were one device.
       arrays: arrays of the shard's tokens, or None.
     """
     if shards() == 1:
         return function(*arrays)
-    return own(function(*(None if x is None else gathered(x) for x in arrays)))
+    rows = [None if x is None else gathered(x) for x in arrays]
+    outside = _has_whole_rows.set(True)
+    try:
+        y_BT = function(*rows)
+    finally:
+        _has_whole_rows.reset(outside)
+    return own(y_BT)
 
 
 def of_last(x: Array, *, reverse: bool = False) -> Array:

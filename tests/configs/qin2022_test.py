@@ -71,7 +71,11 @@ CASES = list(all_configs())
 
 
 @pytest.mark.parametrize(
-    ("get_config", "variant"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+    ("get_config", "variant"),
+    [
+        pytest.param(*c, id=name, marks=pytest.mark.slow if ",small" in name else ())
+        for name, *c in CASES
+    ],
 )
 def test_every_variant_is_a_model(get_config, variant):
     """Shapes only, at the published width, and an optimizer."""

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.compile import compiled_program
+from linear_transformer.nn.layers.linear import flops_of_weights
 from linear_transformer.nn.mixers.registry import MIXERS, make_mixer
 
 WIDTH, HEADS = 256, 4
@@ -22,6 +23,8 @@ MORE = {
     "rg_lru": (1, 45),  # two gates, a power, a root and GELU for one number of the state
     "efficient": (1, 2.7),
     "delta_product": (1, 2.3),
+    "mamba3": (1, 2.8),  # rotations, and two writes that are weighted
+    "log_linear_mamba2": (1, 40),  # a step computes all levels, which a context of 1 does not need
     "rwkv7": (1, 2.2),
 }
 # Quadratic in tokens: matmuls of a forward pass over the formula.  With a mask the formula has the
@@ -34,6 +37,15 @@ QUADRATIC = {
     "diag": ({"block_size": 64}, 2),
     "flash": ({"chunk_size": 64}, 1.13),  # half of a chunk's part, which is an eighth
     "lsh": ({"buckets": 16, "chunk_size": 32}, 1),
+    "synthesizer": ({"length": 128}, 2),
+    "sparse": ({"block_size": 16, "summary": 16}, 2),
+    # 63 keys, of which 32 count, and the products with the distances, which have no mask.
+    "transformer_xl": ({"window": 32}, 1.39),
+    # Four blocks of 16 keys, of which 35 count.
+    "longformer": ({"direction": "bidirectional", "window": 32}, 64 / 35),
+    "bigbird": ({"direction": "bidirectional", "block_size": 16}, 1),
+    "nystromformer": ({"direction": "bidirectional", "landmarks": 32}, 1),
+    "sinkhorn": ({"direction": "bidirectional", "length": 128, "block_size": 32}, 1),
     "linformer": ({"direction": "bidirectional", "length": 128, "compressed": 32}, 1),
 }
 LINEAR = tuple(n for n in MIXERS if n not in (*QUADRATIC, "parallel", "convolution"))
@@ -63,9 +75,7 @@ def weights_and_program(name, time, state):
         return nnx.merge(graphdef, parameters)(x_BTD, before, positions=positions_BT)
 
     program = jax.jit(call).lower(parameters, x_BTD, before, positions_BT).compile()
-    flat = nnx.to_flat_state(nnx.state(mixer, nnx.Param))
-    weights = sum(2 * x.size for path, x in flat if path[-1] in ("kernel", "taps"))
-    return mixer, weights, program
+    return mixer, flops_of_weights(mixer), program
 
 
 def within(band, count, formula):

@@ -79,6 +79,8 @@ OPTIONS = {
             "cache_capacity": T,
         },
         "output gate": {"output_gate": True, "cache_capacity": T},
+        "sinks": {"sinks": True, "key_value_heads": 1, "cache_capacity": T},
+        "partly rotary": {"rotary": True, "rotary_fraction": 0.5, "sinks": True, "window": WINDOW},
         "grouped window": {"key_value_heads": 1, "form": "blockwise", "window": WINDOW},
     },
     "fox": {
@@ -93,6 +95,22 @@ OPTIONS = {
             "cache_capacity": T,
         },
     },
+    "sparse": {
+        "cache": {"block_size": 4, "summary": 2, "cache_capacity": T},
+        "strided": {
+            "pattern": "strided",
+            "block_size": 4,
+            "summary": 1,
+            "cache_capacity": T,
+            "rotary": True,
+            "bias": False,
+        },
+    },
+    "synthesizer": {
+        "cache": {"length": 2 * T},
+        "random": {"variant": "random", "length": T},
+    },
+    "transformer_xl": {"window": {"window": WINDOW}},
     "flash": {
         "chunks": {"chunk_size": 4, "key_width": 6, "bias": False},
         "one chunk": {"key_width": 6, "expansion": 1},
@@ -133,6 +151,11 @@ OPTIONS = {
     "mamba2": {
         "chunks": {"chunk_size": 4, "state_width": 6},
         "groups": {"groups": 2, "state_width": 3, "convolution": 2, "expansion": 1},
+    },
+    "log_linear_mamba2": {"chunks": {"max_length": 2 * T, "state_width": 6, "chunk_size": 4}},
+    "mamba3": {
+        "chunks": {"chunk_size": 4, "state_width": 8},
+        "real": {"rotary_fraction": 0.0, "state_width": 6, "groups": 2},
     },
     "mlstm": {"chunks": {"chunk_size": 4}},
     "gla": {"chunks": {"chunk_size": 4}},
@@ -177,6 +200,12 @@ CASES = [
     for label in OPTIONS.get(name, {"default": {}})
     if mechanism.causal
 ]
+# Options that act on each token by itself, after a projection or before one.
+POINTWISE = (
+    *(("linear", label) for label in ("relu", "squared_relu", "softmax", "exp", "output norm")),
+    *(("softmax", label) for label in ("qk norm", "output gate")),
+    ("kda", "bounded"),
+)
 # The options that change how a state is kept; the others are pointwise or only change the form.
 CORE = [
     case
@@ -196,7 +225,7 @@ def carries_its_state(name):
 
 CARRIERS = [c for c in CORE if c[0] in SUBCLASSES or c[1] != "chunks" or carries_its_state(c[0])]
 # Mixers in which a token may have no influence at all, since a weight may be exactly 0.
-SPARSE = ("flash", "flash_quad", "rela", "lsh")
+SPARSE = ("flash", "flash_quad", "rela", "lsh", "sparse")
 # Compiling is all that these tests cost, and optimising would double it.
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -378,8 +407,13 @@ def assert_parts_are_whole(parts, full):
         assert_states_agree(end, expected)
 
 
+def marked(cases):
+    slow = pytest.mark.slow
+    return [pytest.param(*case, marks=slow) if case in POINTWISE else case for case in cases]
+
+
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("name", "label"), CASES)
+@pytest.mark.parametrize(("name", "label"), marked(CASES))
 def test_split_anywhere(name, label, packed):
     """Token by token, in calls on several tokens from any of these states, and whole: all one."""
     full, _ = whole(name, label, packed)
@@ -527,7 +561,7 @@ def test_rows_go_on_where_they_are(name, label, firsts):
     assert_rows_agree(decode(name, label, firsts, state), expected)
 
 
-@pytest.mark.parametrize(("name", "label"), CASES)
+@pytest.mark.parametrize(("name", "label"), marked(CASES))
 def test_state_is_zeros_of_constant_size(name, label):
     """And no two arrays of it are one, or it could not be donated."""
     mixer, _ = build(name, label)

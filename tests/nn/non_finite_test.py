@@ -27,11 +27,21 @@ OPTIONS = {
     "convolution": {"size": 3},
     "cosformer": {"max_length": 2 * T, "key_width": 16},
     "t2r": {"features": 24},
+    "sparse": {"block_size": CHUNK, "summary": 2, "cache_capacity": T},
+    "synthesizer": {"length": 2 * T},
+    "transformer_xl": {"window": 6},
+    "longformer": {"window": 4},
+    "bigbird": {"block_size": 2, "random_blocks": 1},
+    "nystromformer": {"landmarks": 4, "convolution": 3},
+    "sinkhorn": {"length": T, "block_size": CHUNK},
 }
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = (
     "softmax",
     "fox",
+    "sparse",
+    "synthesizer",
+    "transformer_xl",
     "diag",
     "flash",
     "flash_quad",
@@ -43,7 +53,18 @@ EXACT = (
     "rg_lru",
     "slstm",
 )
-CACHES = ("softmax", "fox", "diag", "flash", "flash_quad", "rela", "lsh")
+CACHES = (
+    "softmax",
+    "fox",
+    "sparse",
+    "synthesizer",
+    "transformer_xl",
+    "diag",
+    "flash",
+    "flash_quad",
+    "rela",
+    "lsh",
+)
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is

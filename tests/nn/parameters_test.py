@@ -26,6 +26,10 @@ OPTIONS = {
     "linformer": {"direction": "bidirectional", "length": 16},
     "convolution": {"direction": "bidirectional"},
     "flash_quad": {"divisor": 16},
+    "longformer": {"direction": "bidirectional"},
+    "bigbird": {"direction": "bidirectional"},
+    "nystromformer": {"direction": "bidirectional"},
+    "sinkhorn": {"direction": "bidirectional", "length": 128},
     "rfa": {"gate": True, "learn_scale": True},
 }
 # Kernels that devices do not share: what all heads read, and the few features of a low rank.
@@ -36,6 +40,9 @@ WHOLE = {
     "mamba2": {"shared"},
     "rwkv6": {"decay/down", *(f"mix/{n}/{part}" for n in range(5) for part in ("down", "up"))},
     "rwkv7": {"decay/down", "rate/down", "gate/down"},
+    "sinkhorn": {"sort_hidden"},
+    "mamba3": {"shared", "angle"},
+    "log_linear_mamba2": {"shared"},
 }
 MESH = AbstractMesh((1, 2, 1, 4), AXES)
 

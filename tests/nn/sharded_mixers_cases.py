@@ -29,9 +29,17 @@ OPTIONS = {
     "linformer": {"length": T, "compressed": 5},
     "lsh": {"buckets": 4, "chunk_size": 4},
     "t2r": {"features": 24},
+    "sparse": {"block_size": 5, "summary": 2},
+    "synthesizer": {"length": T},
+    "transformer_xl": {"window": 9},
+    "longformer": {"window": 4},
+    "bigbird": {"block_size": 5, "random_blocks": 1},
+    "nystromformer": {"landmarks": 5, "convolution": 3},
+    "sinkhorn": {"length": T, "block_size": 5},
 }
 # With documents: a matrix of maps, a running maximum, and the ends of documents.
 QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectional")]
+QUICKER += [("sparse", "causal")]  # whole rows on each device
 
 
 @functools.cache

@@ -26,6 +26,7 @@ class Linear(nnx.Linear):
         *,
         axes: tuple[str | None, ...],
         group: str = "matrix",
+        per_token: bool = True,
         **options: Any,
     ):
         """Creates kernel and bias.
@@ -34,13 +35,13 @@ class Linear(nnx.Linear):
           in_features: width I of the input.
           out_features: width O of the output.
           axes: logical axes of the input and the output, see `nn.parameters.Declaration`.
-          group: optimizer group of the kernel, see `nn.parameters.Declaration`.
+          group, per_token: of the kernel, see `nn.parameters.Declaration`.
           **options: other arguments of `nnx.Linear`.
         """
         super().__init__(
             in_features,
             out_features,
-            kernel_metadata=parameters.kernel(*axes, group=group),
+            kernel_metadata=parameters.kernel(*axes, group=group, per_token=per_token),
             bias_metadata=parameters.vector(axes[-1]),
             **options,
         )

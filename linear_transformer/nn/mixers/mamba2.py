@@ -28,6 +28,15 @@ def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
+class Mamba2Options(RecurrentOptions, total=False):
+    """Options of every `Mamba2`."""
+
+    expansion: int
+    state_width: int
+    groups: int
+    convolution: int
+
+
 @mechanism(
     "mamba2",
     meaning="state space duality: one decay for each head and token",
@@ -114,13 +123,15 @@ class Mamba2(RecurrentMixer):
             for a in (b, c)
         )
         dt_BTH = jax.nn.softplus(self.dt(x).astype(dtype) + self.dt_bias[...].astype(dtype))
-        o, sums = decayed_attention(
-            q,
-            k,
-            (v * dt_BTH[..., None]).astype(v.dtype),
-            -dt_BTH * jnp.exp(self.log_decay[...].astype(dtype)),
-            initial_state=sums,
-            **self._recurrence(segment_ids),
+        log_decay_BTH = -dt_BTH * jnp.exp(self.log_decay[...].astype(dtype))
+        o, sums = self._attend(
+            x, q, k, (v * dt_BTH[..., None]).astype(v.dtype), log_decay_BTH, sums, segment_ids
         )
         o = o + v * self.skip[...].astype(v.dtype)[:, None]
         return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past
+
+    def _attend(self, x, q, k, v, log_decay, sums, segment_ids):
+        del x
+        return decayed_attention(
+            q, k, v, log_decay, initial_state=sums, **self._recurrence(segment_ids)
+        )

@@ -1,0 +1,100 @@
+"""Transformer-XL: softmax attention with relative positions and a memory (Dai et al. 2019)."""
+
+from typing import Unpack
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linear_transformer.nn.layers.linear import merge_heads, split_heads
+from linear_transformer.nn.layers.positions import sinusoidal
+from linear_transformer.nn.mixers import token_cache
+from linear_transformer.nn.mixers.base import head_width
+from linear_transformer.nn.mixers.mechanism import mechanism
+from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
+from linear_transformer.nn.parameters import vector
+from linear_transformer.ops.relative import relative_attention
+
+
+@mechanism(
+    "transformer_xl",
+    meaning="softmax attention over a window, with learned weights of the distance",
+    source="Dai et al. 2019, arXiv:1901.02860, section 3",
+    options={"window": 256},
+    encodes_order=True,
+)
+class TransformerXL(ProjectedMixer):
+    """Softmax attention to the last w tokens with the scores of section 3.3,
+
+        ((q_t + u).k_s + (q_t + b).r_{t-s}) / sqrt(K),
+
+    where r_d is a projection of sinusoidal features of the distance d.  The state holds keys and
+    values of the last w - 1 tokens: the paper's memory.  A token always attends to w tokens; in the
+    paper, to those of its own segment and a memory of fixed length.
+
+    Attributes:
+      window: w.
+    """
+
+    directions = ("causal",)
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int = 256,
+        rngs: nnx.Rngs,
+        **options: Unpack[ProjectionOptions],
+    ):
+        super().__init__(width, heads, **options)
+        if window < 2:
+            raise ValueError(f"window is {window}; it must be 2 or more")
+        self.key_width = head_width(width, heads)
+        self.window = window
+        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self.distance = self._linear(width, rngs, use_bias=False, per_token=False)
+        self.output = self._output_layer(rngs)
+        biases_HK = [jnp.zeros((heads, self.key_width)) for _ in range(2)]
+        self.content_bias, self.position_bias = (
+            nnx.Param(x, **vector("heads", None)) for x in biases_HK
+        )
+
+    def _init_state(self, batch_size):
+        shape = (self.heads, self.key_width)
+        features = {"keys": shape, "values": shape}
+        return token_cache.init_cache(batch_size, self.window - 1, features, self.dtype)
+
+    def _distances(self) -> Float[Array, "W H K"]:
+        """Returns r_d for the distances 0 to w - 1."""
+        d_xW = jnp.arange(self.window)[None]
+        features = sinusoidal(d_xW, self.width + self.width % 2)[..., : self.width]
+        return split_heads(self.distance(features.astype(self.dtype)), self.heads)[0]
+
+    def _forward(self, x_BTD, state, segment_ids, positions):
+        del positions
+        q_BTHK, k_BTHK, v_BTHK = self._by_head(x_BTD, self.query, self.key, self.value)
+        key_mask = None
+        if state is not None:
+            held, segment_ids, key_mask, state = token_cache.extend(
+                state, {"keys": k_BTHK, "values": v_BTHK}, segment_ids
+            )
+            k_BTHK, v_BTHK = held["keys"], held["values"]
+        o_BTHK = relative_attention(
+            q_BTHK,
+            k_BTHK,
+            v_BTHK,
+            self._distances(),
+            content_bias_HK=self.content_bias[...],
+            position_bias_HK=self.position_bias[...],
+            segment_ids_BS=segment_ids,
+            key_mask_BS=key_mask,
+        )
+        return self.output(merge_heads(o_BTHK)), state
+
+    def flops_per_token(self, context: int) -> int:
+        """FLOPs of one token at the mean context; see `Mixer.flops_per_token`."""
+        distances = 2 * self.width**2 * self.window / context
+        return int(
+            6 * self.heads * self.key_width * min(self.window, (context + 1) / 2) + distances
+        )
