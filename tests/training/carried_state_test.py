@@ -19,7 +19,7 @@ T, ROWS = 32, 4
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def make_config(text, variant="gated_delta_net", **changes):
+def make_config(text, variant="linear", **changes):
     changes = {"data__packing": "carried", "model__positions": "none"} | changes
     return runs.make_config(text, variant, **changes)
 
@@ -120,11 +120,11 @@ def test_the_step_goes_on_from_the_state(text):
 
 
 def test_a_resumed_run_is_the_unbroken_one(text, tmp_path):
-    expected = runs.run(make_config(text), tmp_path / "unbroken")
-    config = make_config(text)
-    config.num_steps = 6
+    config = make_config(text, num_steps=6)
+    expected = runs.run(config, tmp_path / "unbroken")
+    config.num_steps = 3
     runs.run(config, tmp_path / "parts")
-    config.num_steps = 12
+    config.num_steps = 6
     state = runs.run(config, tmp_path / "parts")
     assert expected.carried is not None
     runs.assert_same_state(state, expected)

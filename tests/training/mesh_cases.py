@@ -217,7 +217,7 @@ def test_some_meshes(name, mesh):
     assert held < 1.5 * whole / (fsdp * tensor)  # small parameters are whole
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1, 1), (1, 2, 1, 2)])
+@pytest.mark.parametrize("mesh", [(2, 1, 1, 1), pytest.param((1, 2, 1, 2), marks=pytest.mark.slow)])
 def test_statistics_of_two_devices_are_those_of_two_parts(mesh):
     """A device norms its own rows, as an accumulated part of a batch is normed by itself."""
     metrics, state = train("batch norm", mesh)
