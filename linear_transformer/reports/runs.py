@@ -18,7 +18,8 @@ from linear_transformer.reports.tables import PAPER, REDUCED, Benchmark, Experim
 from linear_transformer.runtime import environment
 from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
-from linear_transformer.training.metrics import STOP_WHEN, read_metrics
+from linear_transformer.training.metrics import read_metrics
+from linear_transformer.training.stop_condition import NAME as STOP_WHEN
 
 # Keys that do not distinguish experiments: reports, checkpoints, the mesh, the seed.
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}

@@ -6,11 +6,9 @@ keys; a mistake raises an error with a one-line message.  Nothing is read, alloc
 
 import dataclasses
 import inspect
-import operator
-import re
 import shlex
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import ml_collections
@@ -41,6 +39,7 @@ from linear_transformer.training.optimizers import (
     optimizer_options,
     option_type,
 )
+from linear_transformer.training.stop_condition import StopCondition
 
 
 class Kind(NamedTuple):
@@ -67,7 +66,6 @@ _OF_TASK = {
     "encoder": "speech_recognition",
     "beam_width": "speech_recognition",
 }
-_COMPARISONS = {">=": operator.ge, "<=": operator.le}
 _SECTIONS = ("data", "model", "optimizer", "mesh")
 # Keys whose values may follow from other keys.
 FOLLOWING = (
@@ -145,8 +143,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         schema.check(self, "")
-        if self.stop_when:
-            stop_condition(self.stop_when)
+        StopCondition(self.stop_when)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for key, task in _OF_TASK.items():
             value = getattr(self, key)
@@ -158,18 +155,6 @@ class ExperimentConfig:
             object.__setattr__(self, "eval_every", max(self.num_steps // 10, 1))
         if self.checkpoint_every is None:
             object.__setattr__(self, "checkpoint_every", self.eval_every)
-
-
-def stop_condition(text: str) -> tuple[str, Callable[[float, float], bool], float]:
-    """Returns metric, comparison and value of `ExperimentConfig.stop_when`.
-
-    Raises:
-      ConfigError: the text is no condition.
-    """
-    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*", text)
-    if match is None:
-        raise ConfigError(f"config.stop_when is {text!r}; write METRIC >= VALUE or METRIC <= VALUE")
-    return match[1], _COMPARISONS[match[2]], float(match[3])
 
 
 def classes(config: Mapping[str, Any]) -> dict[str, type]:

@@ -7,7 +7,7 @@ from etils import epath
 
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.runtime import environment
+from linear_transformer.runtime import distributed, environment
 from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
@@ -106,4 +106,14 @@ def _check_checkpoints(before: ml_collections.ConfigDict, workdir: epath.Path) -
         raise ConfigError(
             f"--workdir={workdir}: metrics.jsonl is at step {done}, and there is no checkpoint; "
             "put checkpoints/ back, or choose another --workdir"
+        )
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Raises a ConfigError if the processes do not share the run folder."""
+    seen = distributed.gather((workdir / "config.json").exists())
+    if not all(seen):
+        raise ConfigError(
+            f"--workdir={workdir}: process {seen.index(False)} does not see what process 0 writes "
+            "there; several machines need a folder that they share, such as one in gs://"
         )

@@ -19,12 +19,13 @@ from linear_transformer.sharding import placement
 from linear_transformer.training import agreement, experiment, run_folder
 from linear_transformer.training.build import Experiment
 from linear_transformer.training.checkpoints import Checkpoints
-from linear_transformer.training.folder import prepare_run_folder
+from linear_transformer.training.folder import check_shared, prepare_run_folder
 from linear_transformer.training.lock import FolderLock
-from linear_transformer.training.metrics import STOP_WHEN, MetricWriter, plot_loss
+from linear_transformer.training.metrics import MetricWriter, plot_loss
 from linear_transformer.training.speed import Speed
 from linear_transformer.training.state import TrainState
 from linear_transformer.training.stop import NOTHING_UNSAVED, Interrupted, Stop
+from linear_transformer.training.stop_condition import StopCondition
 from linear_transformer.training.tracer import Tracer
 
 _LONG_SECONDS = 10  # before an evaluation that takes longer, the loop saves a checkpoint
@@ -90,7 +91,7 @@ def _train(
     distributed.agree(found)
     data = iter(task.training_data(*placement.readers(mesh)))
     distributed.run_on_first(lambda: prepare_run_folder(config, workdir, lock, found))
-    _check_shared(workdir)
+    check_shared(workdir)
 
     for name, fact in task.describe(built.model).items():
         print(f"{name + ':':12} {fact}", flush=True)
@@ -131,16 +132,6 @@ def _build(config: ml_collections.ConfigDict) -> tuple[Experiment, dict[str, str
     return built, fingerprints(config.data, built.task)
 
 
-def _check_shared(workdir: epath.Path) -> None:
-    """Raises a ConfigError if the processes do not share the run folder."""
-    seen = distributed.gather((workdir / "config.json").exists())
-    if not all(seen):
-        raise ConfigError(
-            f"--workdir={workdir}: process {seen.index(False)} does not see what process 0 writes "
-            "there; several machines need a folder that they share, such as one in gs://"
-        )
-
-
 class _Loop:
     """Host side of training: progress of the run, logging, evaluation and checkpoints."""
 
@@ -171,9 +162,7 @@ class _Loop:
         self.lock = lock
         self.speed = speed
         self.evaluation_seconds = float("inf")  # time of the last evaluation; the first compiles
-        condition = built.config.stop_when
-        self.condition = experiment.stop_condition(condition) if condition else None
-        self.met = False  # whether an evaluation during training met the condition
+        self.stop_when = StopCondition(built.config.stop_when)
 
     def resume(self, progress: dict[str, Any]) -> None:
         self.step = self.saved = progress["step"]
@@ -197,8 +186,8 @@ class _Loop:
         if distributed.is_first():
             with self._writing():
                 self.writer = MetricWriter(self.workdir, self.step)
-            self.met = self.writer.has(self.step, "validation", self._met)
-        self.met = distributed.gather(self.met)[0]
+            self.stop_when.met = self.writer.has(self.step, "validation", self.stop_when.entry)
+        self.stop_when.met = distributed.gather(self.stop_when.met)[0]
         self._evaluate_if_missed(state)
         compiled = stopped = False
         while not (self.complete or stopped):
@@ -225,7 +214,7 @@ class _Loop:
             stopped = not last and self.stop.requested()
             if self.step % config.eval_every == 0 and not (last or stopped):
                 self._evaluate_and_go_on(state)
-                if self.met:
+                if self.stop_when.met:
                     self._settle()
                     self._log()
             if self.step % config.checkpoint_every == 0 or self.complete:
@@ -238,13 +227,8 @@ class _Loop:
         return state
 
     @property
-    def _met(self) -> str:
-        """Name in the record of an evaluation that met the condition."""
-        return f"{STOP_WHEN} {self.config.stop_when}"
-
-    @property
     def complete(self) -> bool:
-        return self.step == self.config.num_steps or self.met
+        return self.step == self.config.num_steps or self.stop_when.met
 
     def _next_batch(self) -> Any:
         """Returns the next batch; None if a signal came during a long wait for data."""
@@ -381,14 +365,9 @@ class _Loop:
         self.evaluation_seconds = time.perf_counter() - began
         if first:
             print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)
-        if self.condition is not None and self.step < self.config.num_steps:
-            name, holds, value = self.condition
-            if name not in metrics:
-                raise ConfigError(
-                    f"config.stop_when names {name!r}; an evaluation has {', '.join(metrics)}"
-                )
-            self.met = self.met or holds(metrics[name], value)
-        self._write("validation", metrics | ({self._met: 1.0} if self.met else {}))
+        if self.step < self.config.num_steps:
+            self.stop_when.check(metrics)
+        self._write("validation", metrics | self.stop_when.record)
         print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
         self.speed.exclude(self.evaluation_seconds)
         return metrics

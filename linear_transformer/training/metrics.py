@@ -16,7 +16,6 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.runtime.pictures import save_figure
 
 LN2 = math.log(2)
-STOP_WHEN = "stop_when"  # the record of an evaluation that ended a run has it and the condition
 _EVENTS: Any = event_pb2  # type checkers do not see the classes that protobuf makes at import
 
 
