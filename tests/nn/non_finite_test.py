@@ -35,36 +35,10 @@ OPTIONS = {
     "nystromformer": {"landmarks": 4, "convolution": 3},
     "sinkhorn": {"length": T, "block_size": CHUNK},
 }
+CACHES = ("softmax", "fox", "sparse", "synthesizer", "transformer_xl", "diag", "flash")
+CACHES += ("flash_quad", "rela", "lsh")
 # Not only their chunk: nothing but the NaN itself and what depends on it.
-EXACT = (
-    "softmax",
-    "fox",
-    "sparse",
-    "synthesizer",
-    "transformer_xl",
-    "diag",
-    "flash",
-    "flash_quad",
-    "rela",
-    "lsh",
-    "efficient",
-    "mamba",
-    "lru",
-    "rg_lru",
-    "slstm",
-)
-CACHES = (
-    "softmax",
-    "fox",
-    "sparse",
-    "synthesizer",
-    "transformer_xl",
-    "diag",
-    "flash",
-    "flash_quad",
-    "rela",
-    "lsh",
-)
+EXACT = (*CACHES, "efficient", "mamba", "lru", "rg_lru", "slstm")
 # One for each way to keep a state and to look back; compiling them all takes minutes.
 QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6", "gated_delta_net")
 # Of their published epsilons, which the modules document: a head's output or a key near 0 is
