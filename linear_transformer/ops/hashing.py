@@ -53,7 +53,8 @@ def lsh_attention(
         position and cut into chunks; a query sees its own chunk and the one before, as published.
         Chunk borders then depend on all tokens of the sequence, also later ones and other segments
         (on their hashes, never their values).  "window": the C keys of the bucket before the query;
-        this depends on the tokens up to the query only, so decoding and packing are exact.
+        this depends on the tokens up to the query only, so decoding and packing are exact, up to
+        the order of the sums: the places of tokens in chunks depend on all hashes.
       direction: "causal", or "bidirectional" ("sorted" only).
       segment_ids_BT: packed segments, runs of equal ids; each token sees only its own segment.
       key_mask_BS: False drops a token, even if it is NaN; its own output is 0.

@@ -22,7 +22,7 @@ from linear_transformer.training.metrics import read_metrics
 from linear_transformer.training.stop_condition import NAME as STOP_WHEN
 
 # Keys that do not distinguish experiments: reports, checkpoints, the mesh, the seed.
-IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps"}
+IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps", "stop_when"}
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
 _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # values in files of benchmarks
 

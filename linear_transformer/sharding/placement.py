@@ -1,6 +1,5 @@
 """Placement of arrays: the shard of an array on each device of a mesh."""
 
-import functools
 from typing import Any
 
 import jax
@@ -57,11 +56,6 @@ def specs(mesh: Mesh | AbstractMesh, tree: Any, declared: Any) -> Any:
         return PartitionSpec(*split)
 
     return jax.tree.map_with_path(spec, tree)
-
-
-def shardings(mesh: Mesh, tree: Any, declared: Any) -> Any:
-    """Returns `specs` as shardings over the mesh, for `jax.jit` and checkpoints."""
-    return jax.tree.map(functools.partial(NamedSharding, mesh), specs(mesh, tree, declared))
 
 
 def readers(mesh: Mesh) -> tuple[int, int]:

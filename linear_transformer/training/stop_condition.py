@@ -23,7 +23,9 @@ class StopCondition:
         Raises:
           ConfigError: the text is no condition.
         """
-        found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*", text)
+        found = re.fullmatch(
+            r"\s*(\w+)\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text
+        )
         if text and found is None:
             raise ConfigError(
                 f"config.stop_when is {text!r}; write METRIC >= VALUE or METRIC <= VALUE"

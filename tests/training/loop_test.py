@@ -290,7 +290,9 @@ def test_a_run_is_complete_when_a_metric_is_reached(text, tmp_path):
     assert not any("stop_when" in name for name in read_metrics(epath.Path(workdir))[-1])
 
 
-@pytest.mark.parametrize("condition", ["accuracy", "accuracy > 0.5", "accuracy >= half", ">= 1"])
+@pytest.mark.parametrize(
+    "condition", ["accuracy", "accuracy > 0.5", "accuracy >= half", "accuracy >= 1.2.3", ">= 1"]
+)
 def test_what_is_no_condition(condition, text):
     with pytest.raises(ConfigError, match=r"config.stop_when is .*; write METRIC >= VALUE"):
         experiment.resolve(runs.make_config(text, stop_when=condition))

@@ -31,6 +31,12 @@ class CachedSoftmax(CachedAttention):
     form: str = "auto"
     sinks: nnx.Param | None = None
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Arguments of `softmax_attention` that do not depend on the tokens."""
+        sinks = None if self.sinks is None else self.sinks[...]
+        return {"window": self.window, "sinks_H": sinks, "form": self.form}
+
     def _init_state(self, batch_size):
         shape = (batch_size, self.slots, self.key_value_heads, self.key_width)
         return {
@@ -74,19 +80,14 @@ class CachedSoftmax(CachedAttention):
             k,
             v,
             direction=self.direction,
-            window=self.window,
             segment_ids_BT=segment_ids,
-            sinks_H=None if self.sinks is None else self.sinks[...],
-            form=self.form,
             **gates,
+            **self._options,
         )
 
     def _attend_to_keys(self, q, k, v, **where: Any) -> Outputs:
         """Attends to held keys; `where` are the arguments that say who sees what."""
-        sinks = None if self.sinks is None else self.sinks[...]
-        return softmax_attention(
-            q, k, v, window=self.window, sinks_H=sinks, form=self.form, **where
-        )
+        return softmax_attention(q, k, v, **where, **self._options)
 
     def _attend_to_cache(self, q, new, segment_ids, state):
         time = q.shape[1]

@@ -28,7 +28,7 @@ VARIANTS = ("dense", "random")
     bidirectional={},
 )
 class Synthesizer(CachedSoftmax):
-    """Attention with weights softmax over s of r_t^T w_s, where w_s belongs to the position s.
+    """Attention with weights softmax over s of r_t^T w_s / sqrt(K), w_s of the position s.
 
     "dense" has r_t = relu(W x_t + b), so that w are the columns of the paper's second layer, whose
     bias is left out.  "random" has a learned r_t for each position, the paper's factorised random
