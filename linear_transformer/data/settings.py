@@ -119,6 +119,7 @@ class SyntheticData(DataConfig):
     Attributes:
       options: arguments of the generator.
       sequence_length: tokens of a row in training.
+      training_examples: number of different rows in training; 0 never repeats a row.
       evaluation_examples: number of rows of an evaluation.
       evaluation_lengths: further lengths to evaluate.
       evaluation_options: further evaluations, by option: {"pairs": ((length, pairs), ...)}.
@@ -126,12 +127,14 @@ class SyntheticData(DataConfig):
 
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     sequence_length: int
+    training_examples: int = 0
     evaluation_examples: int
     evaluation_lengths: tuple[int, ...] = ()
     evaluation_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **DataConfig.RANGES,
+        "training_examples": NOT_NEGATIVE,
         **dict.fromkeys(("sequence_length", "evaluation_examples", "evaluation_lengths"), POSITIVE),
     }
 

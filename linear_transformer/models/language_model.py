@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.models.trunk import Body
@@ -13,7 +14,7 @@ from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.parameters import embedding
 from linear_transformer.ops import sequence_parallel
-from linear_transformer.types import Logits, Positions, PRNGKey, SegmentIds, Tokens
+from linear_transformer.types import Positions, PRNGKey, SegmentIds, Tokens
 
 ModelState = Any
 
@@ -81,10 +82,12 @@ class LanguageModel(Body):
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
         dropout_key: PRNGKey | None = None,
-    ) -> tuple[Logits, ModelState | None]:
+        places: Int[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B _ E"], ModelState | None]:
         """Returns logits (B, T, E) in fp32, and the state after the last token.
 
-        Without `positions`, tokens are counted on from the state (from 0 without a state).
+        Without `positions`, tokens are counted on from the state (from 0 without a state).  With
+        `places`, indices of tokens in each row, the logits are those of these tokens, (B, N, E).
         """
         if positions is None:
             time = tokens_BT.shape[1]
@@ -101,11 +104,13 @@ class LanguageModel(Body):
             positions=positions,
             dropout_key=dropout_key,
         )
+        if places is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, places[..., None], axis=1)
         if self.to_table is not None:
             x_BTD = self.to_table(x_BTD)
         if self.head is None:
             rows = x_BTD.reshape(-1, x_BTD.shape[-1])
-            logits = self.embedding.attend(rows).reshape(*tokens_BT.shape, -1)
+            logits = self.embedding.attend(rows).reshape(*x_BTD.shape[:2], -1)
         else:
             logits = self.head(x_BTD)
         logits = named(logits, "rows", "time", "vocabulary")

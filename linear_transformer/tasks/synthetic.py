@@ -94,6 +94,7 @@ class Synthetic(TokenTask):
             self.generator,
             sequence_length=self.data.sequence_length,
             seed=self.seed,
+            examples=self.data.training_examples,
             **share_of(self.data.batch_size, process_index, process_count),
         )
 
@@ -128,6 +129,12 @@ class Synthetic(TokenTask):
                 metrics[f"{metric}_at_{name}"] = values[metric]
         return metrics
 
+    def _answers(self, length: int) -> int:
+        """Returns an upper bound on the tokens that count in a row of `length` tokens."""
+        trained = self.generator, self.data.sequence_length
+        pairs = [trained, *self.evaluations.values()]
+        return max((g.answers(length) for g, at in pairs if at == length), default=length)
+
     def loss(
         self,
         model: LanguageModel | Compressor,
@@ -135,12 +142,20 @@ class Synthetic(TokenTask):
         dropout_key: PRNGKey | None,
     ) -> Metrics:
         """Returns sums and counts of weighted tokens; `sequences` are examples without an error."""
+        inputs_BT, targets_BT, weights_BT = (batch[k] for k in ("inputs", "targets", "weights"))
         options = {}
-        if isinstance(model, Compressor) and sequence_parallel.shards() > 1:
-            mask_BT = sequence_parallel.in_row(batch["inputs"], self.data.sequence_length)
-            options = {"mask_BT": mask_BT}
-        logits_BTE, _ = model(batch["inputs"], dropout_key=dropout_key, **options)
-        targets_BT, weights_BT = batch["targets"], batch["weights"]
+        answers = self._answers(inputs_BT.shape[1])
+        if isinstance(model, Compressor):
+            if sequence_parallel.shards() > 1:
+                mask_BT = sequence_parallel.in_row(inputs_BT, self.data.sequence_length)
+                options = {"mask_BT": mask_BT}
+        elif answers < inputs_BT.shape[1] and sequence_parallel.shards() == 1:
+            # Few tokens count: no logits for the others.
+            places = jax.lax.top_k(weights_BT, answers)[1]
+            options = {"places": places}
+            targets_BT = jnp.take_along_axis(targets_BT, places, axis=1)
+            weights_BT = jnp.take_along_axis(weights_BT, places, axis=1)
+        logits_BTE, _ = model(inputs_BT, dropout_key=dropout_key, **options)
         nll_BT = negative_log_likelihood(logits_BTE, targets_BT)
         wrong_BT = weights_BT * (jnp.argmax(logits_BTE, axis=-1) != targets_BT)
         count = weights_BT.sum()

@@ -1,5 +1,8 @@
 """The recall configs: each builds its task, makes a batch and evaluates; mistakes are one line."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,9 @@ import pytest
 from flax import nnx
 
 from configs import mechanisms
+from configs.papers.arora2023 import mqar as arora2023
+from configs.papers.gu2023 import induction_heads as gu2023
+from configs.papers.yang2024 import memorization as yang2024
 from configs.recall import (
     induction_heads,
     mad,
@@ -31,6 +37,9 @@ CONFIGS = {
     "needle": needle.get_config(),
     "parity": parity.get_config("delta_net"),
     "selective_copying": selective_copying.get_config(),
+    "arora2023": arora2023.get_config("based"),
+    "gu2023": gu2023.get_config(),
+    "yang2024": yang2024.get_config(),
     **{f"mad {task}": mad.get_config(task) for task in mad.TASKS},
 }
 
@@ -80,6 +89,25 @@ def test_evaluates_lengths_and_options():
     assert (
         metrics["accuracy"] == metrics["accuracy_at_64"] == metrics["accuracy_at_length_64_pairs_4"]
     )
+
+
+def test_logits_of_the_answers_alone_give_the_same_loss():
+    """The loss, its counts and all gradients are those of the logits of every token."""
+    task, graphdef, parameters = small(mqar.get_config("katharopoulos"))
+    batch = next(iter(task.training_data(0, 1)))
+    assert task._answers(64) == 16  # of the evaluation with 16 pairs
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(parameters):
+        metrics = task.loss(nnx.merge(graphdef, parameters), batch, None)
+        return metrics["loss"][0], metrics
+
+    few = loss(parameters)
+    task._answers = lambda length: length
+    loss.clear_cache()
+    chex.assert_trees_all_close(few, loss(parameters), rtol=1e-5, atol=1e-6)
+    assert few[0][1]["accuracy"][1] == 4 * 4
 
 
 def test_long_evaluations_keep_their_tokens(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.synthetic.generators import (
+    GENERATORS,
     evaluation_sequences,
     make_generator,
     require_length,
@@ -70,6 +71,28 @@ def test_processes_share_the_examples():
     for name, array in whole.items():
         np.testing.assert_array_equal(array[0::2], parts[0][name])
         np.testing.assert_array_equal(array[1::2], parts[1][name])
+
+
+def test_a_number_of_examples_is_seen_once_in_each_epoch():
+    """Each epoch has the same examples in another order; with 0 no example comes again."""
+    rows = []
+    for batch, _ in zip(
+        training_sequences(Copying(), seed=1, examples=8, **SHAPE), range(6), strict=False
+    ):
+        rows += [row.tobytes() for row in batch["inputs"]]
+    epochs = [rows[i : i + 8] for i in (0, 8, 16)]
+    assert len(set(epochs[0])) == 8
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert epochs[0] != epochs[1]
+    endless = zip(training_sequences(Copying(), seed=1, **SHAPE), range(6), strict=False)
+    assert len({row.tobytes() for batch, _ in endless for row in batch["inputs"]}) == 24
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_no_sequence_has_more_answers_than_it_says(name):
+    generator, length = GENERATORS[name](), 256
+    weights = [generator(np.random.default_rng((0, i)), length)[2] for i in range(20)]
+    assert 0 < max(int(np.sum(w)) for w in weights) <= generator.answers(length) <= length
 
 
 def test_evaluation_is_fixed_and_counts_each_example_once():

@@ -1,13 +1,13 @@
 """Generators of synthetic sequences, and their batches.
 
-Each example is a pure function of (seed, index): training never repeats an example, and a split of
-the evaluation is always the same.
+Each example is a pure function of (seed, index).  Training never repeats an example unless the
+config has a number of them; a split of the evaluation is always the same.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Any, Unpack
 
 import grain
 import numpy as np
@@ -16,27 +16,12 @@ from linear_transformer.data.errors import DataError, lookup
 from linear_transformer.data.share import Share, check_shape, own_examples, row_numbers
 from linear_transformer.data.stream import Batch
 from linear_transformer.data.synthetic import mad, needle, recall, state_tracking
+from linear_transformer.data.synthetic.generator import Generator
 
 _EXAMPLES = 2**40  # practically endless
 _READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Evaluation has its own random streams, which no seed of training repeats.
 _SPLITS = {"validation": 2**32 + 1, "test": 2**32 + 2}
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """Generator of a family of sequences.
-
-    Attributes:
-      vocab_size: number of tokens.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def __call__(self, rng: np.random.Generator, length: int) -> recall.Example:
-        """Returns inputs, targets and weights of T = `length` tokens; see `recall`."""
-        ...
 
 
 GENERATORS: dict[str, Callable[..., Generator]] = {
@@ -82,16 +67,33 @@ def require_length(generator: Generator, length: int, key: str) -> None:
 
 
 def training_sequences(
-    generator: Generator, *, sequence_length: int, seed: int, **share: Unpack[Share]
+    generator: Generator,
+    *,
+    sequence_length: int,
+    seed: int,
+    examples: int = 0,
+    **share: Unpack[Share],
 ) -> grain.IterDataset:
-    """Makes endless batches: `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32."""
+    """Makes endless batches: `inputs`, `targets` (B, T) int32 and `weights` (B, T) float32.
+
+    Args:
+      generator: generator of the examples.
+      sequence_length: tokens T of a row.
+      seed: seed of the examples and of their order.
+      examples: number of different examples, each once in an epoch, in a new order for each epoch;
+        0 never repeats an example.
+      **share: rows of this process, see `data.share.Share`.
+    """
     check_shape(share["batch_size"], sequence_length)
 
     def make(index: int) -> Batch:
         return _example(generator, sequence_length, (seed, index))
 
-    examples = grain.MapDataset.range(_EXAMPLES)[own_examples(share)].map(make)
-    return examples.batch(share["batch_size"]).to_iter_dataset(_READ_OPTIONS)
+    numbers = grain.MapDataset.range(examples or _EXAMPLES)
+    if examples:
+        numbers = numbers.shuffle(seed=seed).repeat(_EXAMPLES // examples)
+    rows = numbers[own_examples(share)].map(make)
+    return rows.batch(share["batch_size"]).to_iter_dataset(_READ_OPTIONS)
 
 
 def evaluation_sequences(

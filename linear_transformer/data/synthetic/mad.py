@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.synthetic.recall import Example, require
+from linear_transformer.data.synthetic.generator import Example, Generator, require
 
 _MAP_SEED = 12_345  # fixed, so that the facts of memorization are the same in all runs
 
@@ -27,7 +27,7 @@ def _require_symbols(generator: "InContextRecall | FuzzyRecall", keys: int, need
 
 
 @dataclasses.dataclass(frozen=True)
-class InContextRecall:
+class InContextRecall(Generator):
     """Recall in pairs `k1 v1 k2 v2 ...`: if a key occurs again, the target is its value.
 
     Keys are the lower half of the symbols and values the upper half.  Each sequence has its own map
@@ -80,7 +80,7 @@ def _first_of_its_kind(keys: Int[np.ndarray, " N"], counted: Bool[np.ndarray, " 
 
 
 @dataclasses.dataclass(frozen=True)
-class FuzzyRecall:
+class FuzzyRecall(Generator):
     """Recall with keys and values that are words of several symbols.
 
     The symbols of a word are distinct.  A sequence of fewer than T tokens is padded in front with
@@ -142,7 +142,7 @@ class FuzzyRecall:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memorization:
+class Memorization(Generator):
     """Facts to memorize: `k ? k ? ...`; the target at each `?` is the value of the key before it.
 
     The map from keys to values is the same in all sequences and is never shown.  Without the last
@@ -170,9 +170,12 @@ class Memorization:
         targets[1::2], weights[1::2] = self.values[keys], 1
         return inputs, targets, weights
 
+    def answers(self, length: int) -> int:
+        return length // 2
+
 
 @dataclasses.dataclass(frozen=True)
-class Compression:
+class Compression(Generator):
     """Random symbols and a fixed last token, to be reconstructed from the last output vector.
 
     The model is `models.compressor.Compressor`.  As in MAD, the fixed last token counts as well.

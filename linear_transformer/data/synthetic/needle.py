@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from linear_transformer.data.synthetic.recall import Example, require
+from linear_transformer.data.synthetic.generator import Example, Generator, require
 
 _NOISE = (
     b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -24,7 +24,7 @@ _SHORTEST = 256  # fits the longest needle and question, and some noise
 
 
 @dataclasses.dataclass(frozen=True)
-class Needle:
+class Needle(Generator):
     """Bytes of noise with the needle between two of its sentences, then question and answer.
 
     The 7 digits of the answer count; each is predicted after the true digits before it.  The needle

@@ -1,27 +1,18 @@
 """Recall tasks: sequences in which the model must retrieve earlier tokens.
 
-Each class is a family of sequences.  An instance takes a random generator and a length T, and
-returns inputs, targets and weights of one sequence; only targets of weight 1 count.
+Each class is a family of sequences, see `generator.Generator`.
 """
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from linear_transformer.data.errors import DataError
-
-Example = tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Float[np.ndarray, " T"]]
-
-
-def require(possible: bool, length: int, needs: str) -> None:
-    """Raises a DataError if a generator can't make this length; the caller adds the config key."""
-    if not possible:
-        raise DataError(f"sequences of {length} tokens: {needs}")
+from linear_transformer.data.synthetic.generator import Example, Generator, require
 
 
 @dataclasses.dataclass(frozen=True)
-class Copying:
+class Copying(Generator):
     """Sequence of symbols to repeat (Katharopoulos et al. 2020, section 4.1.1).
 
     A sequence is `w 0 w 0 0 ...` with w of n symbols from 1 to `symbols`, n from T / 4 to
@@ -47,7 +38,7 @@ class Copying:
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiQueryRecall:
+class MultiQueryRecall(Generator):
     """Key-value pairs, then every key again; the target of a repeated key is its value (MQAR).
 
     Arora et al. 2023 (Zoology, arXiv:2312.04927, appendix): `k1 v1 k2 v2 ...`, then every key once
@@ -90,9 +81,12 @@ class MultiQueryRecall:
         targets[places], weights[places] = values, 1
         return inputs, targets, weights
 
+    def answers(self, length: int) -> int:
+        return self.pairs
+
 
 @dataclasses.dataclass(frozen=True)
-class SelectiveCopying:
+class SelectiveCopying(Generator):
     """Symbols scattered among blanks, to be repeated in order at the end.
 
     Gu & Dao 2023 (Mamba, section 4.1.1): `count` symbols at random positions, then `count` markers;
@@ -123,7 +117,7 @@ class SelectiveCopying:
 
 
 @dataclasses.dataclass(frozen=True)
-class InductionHeads:
+class InductionHeads(Generator):
     """Random symbols with one marker; the target at a second marker is the symbol after the first.
 
     Gu & Dao 2023 (Mamba, section 4.1.2), after Olsson et al. 2022.  The second marker is the last

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.synthetic.recall import Example, require
+from linear_transformer.data.synthetic.generator import Example, Generator, require
 
 _LARGEST = {"Z": 256, "S": 6, "A": 6}
 
@@ -43,7 +43,7 @@ def _is_even(permutation: tuple[int, ...]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class Words(Generator):
     """Random elements of a group; the target at each is the product of all elements so far.
 
     Z2 is parity, Zn addition modulo n.  The word problems of S5 and A5 are not solved at every
@@ -78,7 +78,7 @@ class Words:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModularArithmetic:
+class ModularArithmetic(Generator):
     """Residues joined by + - * without brackets, then "="; the target at "=" is the value.
 
     `3 * 2 - 4 =` is 2 modulo 5; multiplication has precedence.  Deletang et al. 2022
