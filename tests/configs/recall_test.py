@@ -94,7 +94,7 @@ def test_evaluates_lengths_and_options():
 def test_logits_of_the_answers_alone_give_the_same_loss():
     """The loss, its counts and all gradients are those of the logits of every token."""
     task, graphdef, parameters = small(mqar.get_config("katharopoulos"))
-    batch = next(iter(task.training_data(0, 1)))
+    batch = jax.tree.map(jnp.asarray, next(iter(task.training_data(0, 1))))
     assert task._answers(64) == 16  # of the evaluation with 16 pairs
 
     @jax.jit
