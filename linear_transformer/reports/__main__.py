@@ -7,12 +7,15 @@
     python -m linear_transformer.papers --table=qin2022/table8 --launch
     python -m linear_transformer.papers --table=qin2022/table4 --launch --scale=paper \
         --files=wikitext103=FOLDER
+    python -m linear_transformer.papers --table=yang2024/table1,arora2023/figure2 --launch \
+        --scale=paper --cores=1 --dry_run
 
 A table is a file `configs/papers/PAPER/TABLE.py`.  `--list` counts the cells of every table: how
-many were measured in the paper's setting, how many by a reduced twin for small machines, and how
-many were not measured.  `--table` prints one table as Markdown, with date, command and time of each
-run that it quotes.  `--output` writes the table to a file, and a picture (.png) of bars or curves
-beside it.  `--all` makes one document of the list and of all tables with a measured cell.
+many were measured in the paper's setting, by training ("learned") or by a benchmark ("speed"), how
+many by a reduced twin for small machines, and how many were not measured.  `--table` prints tables
+as Markdown, with date, command and time of each run that they quote.  `--output` writes them to a
+file, and pictures (.png) of bars or curves beside it.  `--all` makes one document of all tables
+with a measured cell; this document and one of several tables begin with the list.
 
 A cell is filled by a run or by a benchmark file found on disk, and by nothing else:
 
@@ -20,27 +23,33 @@ A cell is filled by a run or by a benchmark file found on disk, and by nothing e
   last step and its config equals the config of the cell, except for the seed, paths and intervals
   of reports.  Runs with several seeds are averaged.  The value is the result of eval.py, or else
   of the last evaluation during training.
-- Speeds are read from JSON files of `python -m benchmarks.NAME`, in DIR or in build/benchmarks; the
-  newest file that fits is used.  Compare the hardware before the numbers.
+- docs/results/records is searched in the same way.  `--keep` copies the config, the metrics and
+  the evaluations of the runs that fill a table to this folder, where git keeps them.
+- Speeds are read from JSON files of `python -m benchmarks.NAME`, in DIR, in docs/results/records or
+  in build/benchmarks; the newest file that fits is used.  Compare the hardware before the numbers.
 
 The difference from the published number is printed only at the paper's scale.  For reduced twins,
 compare the order of the rows.
 
-`--launch` first runs the missing experiments, one after the other: the reduced twins, or the
-paper's settings with `--scale=paper`.  It resumes runs that were stopped.  After a failure, it
-prints one line and starts the next run; the exit status is then 1.  `--files=NAME=PATH` names data
-that the user must supply; if they are missing, the run prints the NAME.
+`--launch` first runs the missing experiments of the tables, one after the other in the given order:
+the reduced twins, or the paper's settings with `--scale=paper`.  `--dry_run` only prints what it
+would run.  `--launch` resumes runs that were stopped.  After a failure, it prints one line and
+starts the next run; the exit status is then 1.  `--cores=N` limits the runs to N cores.
+`--files=NAME=PATH` names data that the user must supply; if they are missing, the run prints the
+NAME.
 """
 
+import os
 import pathlib
 import shlex
 import sys
+import time
 
 from absl import flags
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import cells, launch, report
-from linear_transformer.reports.runs import Found, find
+from linear_transformer.reports.runs import RECORDS, Found, find
 from linear_transformer.reports.tables import PAPER, REDUCED, Table, load_table, table_names
 from linear_transformer.runtime import program
 
@@ -49,37 +58,51 @@ _SCALES = {"paper": PAPER, "reduced": REDUCED}
 
 
 def _find(folder: pathlib.Path) -> Found:
-    return find([folder, BENCHMARKS])
+    return find([folder, RECORDS, BENCHMARKS])
 
 
-def run_missing(table: Table, scale: str, folder: pathlib.Path, files: dict[str, str]) -> list[str]:
-    """Runs the missing experiments of a table; returns a line for each failure."""
-    jobs = launch.plan(table, scale, _find(folder), folder)
+def run_missing(
+    tables: list[Table],
+    scale: str,
+    folder: pathlib.Path,
+    files: dict[str, str],
+    *,
+    dry_run: bool = False,
+) -> list[str]:
+    """Runs the missing experiments of tables; returns a line for each failure.
+
+    Args:
+      tables: the tables, in the order in which they are run.
+      scale: PAPER or REDUCED.
+      folder: parent folder of new runs.
+      files: paths of the user's own files, by the names in `Experiment.files`.
+      dry_run: whether to print the experiments without running them.
+    """
+    found = _find(folder)
+    jobs = [job for table in tables for job in launch.plan(table, scale, found, folder)]
     if not jobs:
         print("nothing is missing", flush=True)
         return []
     for job in jobs:
         print(job.describe(), flush=True)
-    training = [job for job in jobs if not job.finished]
-    known = [job.seconds for job in training if job.seconds is not None]
-    if len(known) < len(training):
-        print(f"{len(jobs)} to run; time in all unknown", flush=True)
-    else:
-        print(
-            f"{len(jobs)} to run; {launch.duration(sum(known, start=0.0))} of training", flush=True
-        )
+    print(launch.summary(jobs), flush=True)
     failures = []
-    for job in jobs:
+    for number, job in enumerate([] if dry_run else jobs, 1):
         print(f"--- {job.name}", flush=True)
+        start = time.monotonic()
         if problem := launch.launch(job, files):
             failures.append(f"{job.name}: {problem}")
             print(f"failed: {failures[-1]}", flush=True)
+        print(
+            f"{number} of {len(jobs)} ended after {time.monotonic() - start:,.0f} s, estimated: "
+            f"{launch.duration(job.seconds)}",
+            flush=True,
+        )
     return failures
 
 
-def write_all(found: Found, output: str | None) -> None:
+def write_all(tables: dict[str, Table], found: Found, output: str | None) -> None:
     """Prints the list and the tables with a measured cell; writes them if `output` is given."""
-    tables = {name: load_table(name) for name in table_names()}
     filled = {name: cells.fill(table, found) for name, table in tables.items()}
     parts = [
         "# Published tables beside what was measured\n\nWritten by "
@@ -141,12 +164,21 @@ def _files(arguments: list[str]) -> dict[str, str]:
 def _define_flags() -> None:
     flags.DEFINE_bool("list", False, "All tables, with counts of their cells.")
     flags.DEFINE_bool("all", False, "All tables of which anything was measured.")
-    flags.DEFINE_string("table", None, "The table to print, as --list names it.")
+    flags.DEFINE_list("table", [], "The tables to print, separated by commas; see --list.")
     flags.DEFINE_string("runs", "runs", "Folder of runs, searched with all below it.")
     flags.DEFINE_string("output", None, "Markdown file to write, with a picture beside it.")
     flags.DEFINE_bool("launch", False, "Run what the table lacks.")
     flags.DEFINE_enum("scale", "reduced", list(_SCALES), "Of what --launch runs.")
+    flags.DEFINE_bool("dry_run", False, "For --launch: print what would run.")
+    flags.DEFINE_integer("cores", 0, "For --launch: cores that the runs may use; 0 is all.", 0)
+    flags.DEFINE_bool("keep", False, f"Copy the runs that fill the tables to {RECORDS}.")
     flags.DEFINE_multi_string("files", [], "For --launch: NAME=PATH of data; may be given again.")
+
+
+def _limit_cores(count: int) -> None:
+    """Lets this process and the runs that it starts use the last `count` of its cores; 0 is all."""
+    if count:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
 
 
 def main() -> None:
@@ -162,13 +194,26 @@ def main() -> None:
         found = _find(folder)
         print(report.listing({n: cells.fill(load_table(n), found) for n in table_names()}))
         return
-    if values["all"].value:
-        write_all(_find(folder), values.output)
-        return
-    table, failures = load_table(values.table), []
+    names = table_names() if values["all"].value else values.table
+    tables, failures = {name: load_table(name) for name in names}, []
     if values.launch:
-        failures = run_missing(table, _SCALES[values.scale], folder, _files(values.files))
-    write(table, _find(folder), values.output)
+        _limit_cores(values.cores)
+        failures = run_missing(
+            list(tables.values()),
+            _SCALES[values.scale],
+            folder,
+            _files(values.files),
+            dry_run=values.dry_run,
+        )
+    found = _find(folder)
+    if values.keep:
+        for cell in (cell for table in tables.values() for cell in cells.fill(table, found)):
+            for run in cell.runs:
+                run.keep(folder)
+    if len(tables) > 1:
+        write_all(tables, found, values.output)
+    else:
+        write(tables[names[0]], found, values.output)
     if failures:
         raise RunError(f"{len(failures)} failed, the first: {failures[0]}")
 

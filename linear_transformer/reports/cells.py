@@ -102,7 +102,7 @@ def _of_runs(empty: Cell, experiment: Experiment, metric: str, found: Found) -> 
             value, evaluated = measured
             source = f"`{run.command(found.config(experiment), experiment)}`"
             if evaluated:
-                source += f", `python eval.py --workdir={run.folder} --split={column.split}`"
+                source += f", `python eval.py --workdir={run.workdir} --split={column.split}`"
             values.append(column.scale * value)
             sources.append(f"{source}, {run.made()}, {run.seconds:,.0f} s of training steps")
             runs.append(run)

@@ -47,6 +47,15 @@ def duration(seconds: float | None) -> str:
     return f"about {seconds:.0f} s" if seconds < 600 else f"about {seconds / 3600:.1f} h"
 
 
+def summary(jobs: list[Job]) -> str:
+    """Returns the number of jobs and the training time of all, as far as it is known."""
+    known = [job.seconds for job in jobs if not job.finished and job.seconds is not None]
+    unknown = sum(not job.finished and job.seconds is None for job in jobs)
+    parts = [f"{duration(sum(known, start=0.0))} of training"] if known or not unknown else []
+    parts += [f"{unknown} of unknown time"] if unknown else []
+    return f"{len(jobs)} to run; {', and '.join(parts)}"
+
+
 def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[Job]:
     """Returns the missing jobs of a table; cells with the same experiment share one job.
 

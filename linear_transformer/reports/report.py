@@ -27,9 +27,11 @@ _PANELS_ACROSS = 4  # a wider picture can't be read at the width of a page
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:
     """Counts cells by scale, and cells without a published number; these groups overlap."""
+    speeds = sum(cell.scale == PAPER and cell.column.benchmark is not None for cell in cells)
     return {
         "cells": len(cells),
-        PAPER: sum(cell.scale == PAPER for cell in cells),
+        f"learned, {PAPER}": sum(cell.scale == PAPER for cell in cells) - speeds,
+        f"speed, {PAPER}": speeds,
         REDUCED: sum(cell.scale == REDUCED for cell in cells),
         NOT_RUN: sum(cell.scale is None for cell in cells),
         "without a published number": sum(
@@ -66,7 +68,7 @@ def markdown(table: Table, cells: Sequence[Cell], *, part: str = "") -> str:
         )
         for cell in cells
     ]
-    summary = ", ".join(f"{count} {name}" for name, count in counts(cells).items())
+    summary = "; ".join(f"{count} {name}" for name, count in counts(cells).items())
     parts = [
         f"{'##' if part else '#'} {table.title}",
         f"{table.source}.  {table.note}".strip(),

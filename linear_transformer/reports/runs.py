@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from linear_transformer.training.stop_condition import NAME as STOP_WHEN
 
 # Keys that do not distinguish experiments: reports, checkpoints, the mesh, the seed.
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps", "stop_when"}
+RECORDS = pathlib.Path("docs/results/records")  # runs and benchmark files that git keeps
+_KEPT = ("config.json", "metrics.jsonl", environment.FILE, "eval-*.json")
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
 _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # values in files of benchmarks
 
@@ -60,6 +63,29 @@ class Run:
         except ValueError as error:
             raise ConfigError(f"{made}: not JSON") from error
         return cls(folder, flatten(config_file.read(path)), read_metrics(path), where)
+
+    def keep(self, runs: pathlib.Path) -> None:
+        """Copies the small files of a run to the records, under its path below `runs`.
+
+        Raises:
+          ConfigError: the records cannot be written.
+        """
+        folder = pathlib.Path(self.folder)
+        if not folder.is_relative_to(runs):
+            return
+        target = RECORDS / folder.relative_to(runs)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for path in (path for pattern in _KEPT for path in folder.glob(pattern)):
+                shutil.copyfile(path, target / path.name)
+        except OSError as error:
+            raise ConfigError(f"{target}: cannot be written ({error.strerror})") from error
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """Folder in which the commands of this run write: runs/PATH for the records."""
+        folder = pathlib.Path(self.folder)
+        return "runs" / folder.relative_to(RECORDS) if folder.is_relative_to(RECORDS) else folder
 
     @property
     def step(self) -> int:
@@ -129,7 +155,7 @@ class Run:
             if config.get(key) != value
         ]
         return shlex.join(
-            ["python", "train.py", *experiment.arguments(), *given, f"--workdir={self.folder}"]
+            ["python", "train.py", *experiment.arguments(), *given, f"--workdir={self.workdir}"]
         )
 
 
@@ -204,18 +230,21 @@ def find(folders: Sequence[os.PathLike[str]]) -> Found:
     Raises:
       ConfigError: a run can't be read.
     """
-    runs, benchmarks = {}, {}
+    runs: list[Run] = []
+    benchmarks: dict[pathlib.Path, BenchmarkFile] = {}
     for top in folders:
         for name, below, files in os.walk(top):
             folder = pathlib.Path(name)
             below[:] = sorted(set(below) - set(_NOT_RUNS))
             if "config.json" in files and "metrics.jsonl" in files:
-                runs.setdefault(folder.resolve(), Run.read(folder))
+                run = Run.read(folder)
+                if not any((run.config, run.records) == (r.config, r.records) for r in runs):
+                    runs.append(run)  # the records have copies of runs
                 continue
             for path in (folder / file for file in files if file.endswith(".json")):
                 if file := _read_benchmark(path):
                     benchmarks.setdefault(path.resolve(), file)
-    return Found(list(runs.values()), list(benchmarks.values()))
+    return Found(runs, list(benchmarks.values()))
 
 
 def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
 from linear_transformer.errors import ConfigError
-from linear_transformer.reports import __main__ as command, launch
-from linear_transformer.reports.runs import find
+from linear_transformer.reports import __main__ as command, cells, launch
+from linear_transformer.reports.runs import RECORDS, find
 from linear_transformer.reports.tables import PAPER, REDUCED, load_table
 from tests.cli.train_test import assert_one_line
 from tests.reports import folders
@@ -40,7 +41,7 @@ def scripts(monkeypatch, tmp_path):
 
 
 def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
-    failures = command.run_missing(folders.TABLE, REDUCED, tmp_path / "runs", {})
+    failures = command.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {})
     name = "copying-linear,small-num_steps=40"
     workdir = f"--workdir={tmp_path}/runs/papers/katharopoulos2020/{name}"
     config = [f"--config={folders.CONFIG}:linear,small", "--config.num_steps=40"]
@@ -52,13 +53,44 @@ def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
     assert failure.endswith("train.py ended with status 2")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("linear: --config=")
-    assert printed[2] == "2 to run; time in all unknown"
+    assert printed[2] == "2 to run; 2 of unknown time"
+    assert any(line.startswith("1 of 2 ended after ") for line in printed)
     assert f"failed: {failure}" in printed
-    assert command.run_missing(folders.TABLE, REDUCED, tmp_path / "runs", {}) == failures
+    assert command.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {}) == failures
     assert len(scripts) == 4  # linear is not run again
     table = dataclasses.replace(folders.TABLE, rows=(LINEAR,))
-    assert command.run_missing(table, REDUCED, tmp_path / "runs", {}) == []
+    assert command.run_missing([table], REDUCED, tmp_path / "runs", {}) == []
     assert capsys.readouterr().out.endswith("nothing is missing\n")
+
+
+def test_a_dry_run_starts_nothing(tmp_path, scripts, capsys):
+    """Two tables are planned in their order, with the known time; nothing runs."""
+    folders.write_run(tmp_path / "begun", LINEAR.reduced, step=20)
+    linear, softmax = (dataclasses.replace(folders.TABLE, rows=(r,)) for r in (LINEAR, SOFTMAX))
+    assert command.run_missing([softmax, linear], REDUCED, tmp_path, {}, dry_run=True) == []
+    assert not scripts
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("softmax: ") and second.startswith("linear: ")
+    assert last == "2 to run; about 15 s of training, and 1 of unknown time"
+
+
+def test_records_have_copies_of_the_small_files(tmp_path, monkeypatch):
+    """A copy counts once beside its run, fills the same cell alone, and names the same command."""
+    monkeypatch.chdir(tmp_path)
+    path = pathlib.Path("runs/papers/a")
+    folders.write_run(path, LINEAR.paper, {"loss": 0.5}, test={"accuracy": 0.9})
+    (path / "checkpoints").mkdir()
+    (run,) = find([path.parent]).runs
+    run.keep(pathlib.Path("runs"))
+    copy = RECORDS / "papers/a"
+    assert {p.name for p in copy.iterdir()} == {"config.json", "metrics.jsonl", "eval-test.json"}
+    both = find([pathlib.Path("runs"), RECORDS])
+    assert [r.folder for r in both.runs] == [path]
+    both.runs[0].keep(RECORDS)  # a run outside the folder of runs is not copied
+    filled = [cells.fill(folders.TABLE, find([top]))[0] for top in (path, RECORDS)]
+    assert filled[0].values == filled[1].values == (90.0,)
+    assert filled[0].sources == filled[1].sources
+    assert "--workdir=runs/papers/a`" in filled[1].sources[0]
 
 
 def test_a_finished_run_is_only_evaluated(tmp_path, scripts):
@@ -108,12 +140,10 @@ def test_files_have_names():
 def test_pictures_that_lie_beside_the_document(tmp_path, monkeypatch):
     pictures = (("x.png", "What x shows."), ("y.png", "What y shows."))
     table = dataclasses.replace(folders.TABLE, pictures=pictures)
-    monkeypatch.setattr(command, "table_names", lambda: ["a/table1"])
-    monkeypatch.setattr(command, "load_table", lambda name: table)
     folders.write_run(tmp_path / "run", table.rows[0].paper, {"loss": 0.1})
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "x.png").write_bytes(b"")
-    command.write_all(find([tmp_path]), str(tmp_path / "all.md"))
+    command.write_all({"a/table1": table}, find([tmp_path]), str(tmp_path / "all.md"))
     document = (tmp_path / "all.md").read_text()
     assert "What x shows.\n\n![x.png](all/x.png)\n" in document
     assert "What y shows." not in document
@@ -137,10 +167,10 @@ def test_the_command(tmp_path):
     assert unknown.returncode == 2
     (line,) = unknown.stderr.splitlines()
     assert line.startswith(
-        "error: --table=nope: the tables are grazzi2024/table3, katharopoulos2020/figure1, "
+        "error: --table=nope: the tables are arora2023/figure2, grazzi2024/table3, "
     )
     assert results["list"].returncode == 0, results["list"].stderr
-    assert "| lra2020/table1 | 77 | 0 | 0 | 77 | 11 |" in results["list"].stdout
+    assert "| lra2020/table1 | 77 | 0 | 0 | 0 | 77 | 11 |" in results["list"].stdout
     assert results["all"].returncode == 0, results["all"].stderr
     document = (tmp_path / "all.md").read_text()
     assert "| linear | loss, nats | - | 0.50000 |" in document

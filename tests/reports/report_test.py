@@ -45,7 +45,10 @@ def test_markdown(runs):
         ["softmax", "accuracy, %", "99.0", "75.0", "", "reduced[^5]"],
         ["softmax", "loss, nats", "NaN", "0.50", "", "reduced[^6]"],
     ]
-    assert "4 cells, 2 paper scale, 2 reduced, 0 not run, 2 without a published number." in text
+    assert (
+        "4 cells; 2 learned, paper scale; 0 speed, paper scale; 2 reduced; 0 not run; "
+        "2 without a published number."
+    ) in text
     (note,) = (line for line in text.splitlines() if line.startswith("[^5]"))
     assert f"--workdir={runs}/softmax`, `python eval.py --workdir={runs}/softmax" in note
     assert note.endswith("--split=test`, 2023-11-14 22:13 UTC, 15 s of training steps")
@@ -148,12 +151,12 @@ def test_best_of_a_grid(tmp_path):
 def test_listing(runs):
     filled = cells.fill(folders.TABLE, find([runs]))
     lines = report.listing({"a": filled, "b": filled[:1]}).splitlines()
-    head = "| table | cells | paper scale | reduced | not run | without a published number |"
-    assert lines[0] == head
+    names = ("table", "cells", "learned, paper scale", "speed, paper scale", "reduced", "not run")
+    assert lines[0] == f"| {' | '.join(names)} | without a published number |"
     assert lines[2:] == [
-        "| a | 4 | 2 | 2 | 0 | 2 |",
-        "| b | 1 | 1 | 0 | 0 | 0 |",
-        "| all | 5 | 3 | 2 | 0 | 2 |",
+        "| a | 4 | 2 | 0 | 2 | 0 | 2 |",
+        "| b | 1 | 1 | 0 | 0 | 0 | 0 |",
+        "| all | 5 | 3 | 0 | 2 | 0 | 2 |",
     ]
 
 

@@ -1,5 +1,7 @@
 """Loss of nanoGPT's README on Shakespeare's characters, CPU size; see `shakespeare_char.py`."""
 
+import math
+
 from linear_transformer.reports.tables import Column, Experiment, Row, Table
 
 _HALVES = {"first half": "validation", "second half": "test"}
@@ -12,7 +14,14 @@ TABLE = Table(
     "softmax attention.",
     columns=(
         *(
-            Column(f"loss, {half}", "nats", metric="loss", split=split, digits=3)
+            Column(
+                f"loss, {half}",
+                "nats",
+                metric="bits_per_byte",
+                split=split,
+                scale=math.log(2),
+                digits=3,
+            )
             for half, split in _HALVES.items()
         ),
         Column(
