@@ -66,6 +66,23 @@ class TextData(RowData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelData(TextData):
+    """Keys for text of a causal language model.
+
+    Attributes:
+      evaluation_lengths: further lengths of windows to evaluate.
+    """
+
+    evaluation_lengths: tuple[int, ...] = ()
+
+    RANGES: ClassVar[Mapping[str, Range]] = {**RowData.RANGES, "evaluation_lengths": POSITIVE}
+
+    @property
+    def longest(self) -> int:
+        return max(self.sequence_length, *self.evaluation_lengths, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledData(RowData):
     """Keys for labelled sequences.
 

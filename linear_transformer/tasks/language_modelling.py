@@ -42,6 +42,8 @@ class LanguageModelling(TextTask):
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__(config)
         self.label_smoothing = config.label_smoothing
+        for length in config.data.get("evaluation_lengths", ()):
+            self.model_config.require_positions("config.data.evaluation_lengths", length)
         self.carries_state = config.data.packing == "carried"
 
     def loss(
@@ -83,10 +85,21 @@ class LanguageModelling(TextTask):
     def evaluate(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str, max_batches: int | None = None
     ) -> dict[str, float]:
-        """Computes metrics at the training context: each window starts without earlier tokens."""
-        batches = itertools.islice(self.evaluation_batches(split), max_batches)
-        sums = self._total(graphdef, parameters, batches)
-        return self.summarize(sums, split) | {"tokens": sums["nll"][1]}
+        """Computes metrics of windows, each without earlier tokens, of the length in training.
+
+        `bits_per_byte_at_L` is of windows of L tokens, L in `config.data.evaluation_lengths`.
+        """
+
+        def sums_at(length: int) -> Any:
+            batches = itertools.islice(self.windows(split, length), max_batches)
+            return self._total(graphdef, parameters, batches)
+
+        sums = sums_at(self.data.sequence_length)
+        metrics = self.summarize(sums, split) | {"tokens": sums["nll"][1]}
+        for length in self.data.get("evaluation_lengths", ()):
+            bits = self.summarize(sums_at(length), split)["bits_per_byte"]
+            metrics[f"bits_per_byte_at_{length}"] = bits
+        return metrics
 
     def measure(self, model: LanguageModel, batch: dict[str, Array]) -> tuple[Metrics, None]:
         return {"nll": self.loss(model, batch, None)["nll"]}, None

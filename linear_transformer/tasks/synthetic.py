@@ -104,16 +104,15 @@ class Synthetic(TokenTask):
         """Yields batches; beyond the training length they have fewer rows, but as many tokens."""
         trained: int = self.data.sequence_length
         length = trained if length is None else length
-        rows, examples = self.data.batch_size, self.data.evaluation_examples
+        examples = self.data.evaluation_examples
         if length > trained:
-            rows = max(rows * trained // length, 1)
             examples = min(examples, max(_MOST_TOKENS // length, 1))
         return evaluation_sequences(
             self.generator if generator is None else generator,
             split,
             sequence_length=length,
             examples=examples,
-            **evaluation.reader(rows),
+            **evaluation.reader(self.rows_at(length)),
         )
 
     def evaluate(

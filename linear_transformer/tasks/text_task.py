@@ -36,13 +36,17 @@ class TextTask(TokenTask):
             **share_of(self.data.batch_size, process_index, process_count),
         )
 
-    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+    def windows(self, split: str, length: int) -> Iterator[Batch]:
+        """Yields batches of windows of at most `length` tokens of one document."""
         return evaluation_batches(
             self.corpus.documents(split),
             self.corpus.tokenizer,
-            sequence_length=self.data.sequence_length,
-            **evaluation.reader(self.data.batch_size),
+            sequence_length=length,
+            **evaluation.reader(self.rows_at(length)),
         )
+
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return self.windows(split, self.data.sequence_length)
 
     def describe(self, model: LanguageModel) -> dict[str, str]:
         train_bytes = self.corpus.num_bytes["train"]

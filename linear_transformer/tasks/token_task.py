@@ -31,6 +31,11 @@ class TokenTask(Task):
         """Raises a ConfigError unless the mixers have the direction that the task needs."""
         self.model_config.require_causal()
 
+    def rows_at(self, length: int) -> int:
+        """Returns the rows of an evaluation batch: fewer than in training if rows are longer."""
+        rows, trained = self.data.batch_size, self.data.sequence_length
+        return rows if length <= trained else max(rows * trained // length, 1)
+
     def make_model(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=rngs)
 

@@ -19,6 +19,7 @@ from linear_transformer.data.settings import (
     DataConfig,
     ImageData,
     LabelledData,
+    LanguageModelData,
     RowData,
     SpeechData,
     SyntheticData,
@@ -50,7 +51,7 @@ class Kind(NamedTuple):
 
 
 TASKS = {
-    "language_modelling": Kind(TextData, LanguageModelConfig),
+    "language_modelling": Kind(LanguageModelData, LanguageModelConfig),
     "masked_language_modelling": Kind(TextData, LanguageModelConfig),
     "inpainting": Kind(RowData, AlignedEncoderDecoderConfig),
     "synthetic": Kind(SyntheticData, LanguageModelConfig),

@@ -141,6 +141,19 @@ def test_windowed_evaluation(split, variant, text):
     assert metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_longer_windows(text):
+    """Windows of another length count as in a task that has this length in training."""
+    config = runs.make_config(text, "softmax")
+    config.data.evaluation_lengths = (64, 17)
+    task, graphdef, parameters = make(config)
+    metrics = task.evaluate(graphdef, parameters, "validation")
+    for length in (64, 17):
+        other, _, _ = make(runs.make_config(text, "softmax", data__sequence_length=length))
+        expected = other.evaluate(graphdef, parameters, "validation")["bits_per_byte"]
+        assert metrics[f"bits_per_byte_at_{length}"] == pytest.approx(expected, rel=1e-6)
+    assert [task.rows_at(length) for length in (17, 64, 1000)] == [4, 2, 1]
+
+
 def test_the_first_batches_only(text):
     task, graphdef, parameters = make(runs.make_config(text))
     batches = evaluation_batches(
