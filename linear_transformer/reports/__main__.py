@@ -39,66 +39,19 @@ starts the next run; the exit status is then 1.  `--cores=N` limits the runs to 
 NAME.
 """
 
-import os
 import pathlib
 import shlex
 import sys
-import time
 
 from absl import flags
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import cells, launch, report
-from linear_transformer.reports.runs import RECORDS, Found, find
+from linear_transformer.reports.runs import RECORDS, Found
 from linear_transformer.reports.tables import PAPER, REDUCED, Table, load_table, table_names
 from linear_transformer.runtime import program
 
-BENCHMARKS = pathlib.Path("build/benchmarks")
 _SCALES = {"paper": PAPER, "reduced": REDUCED}
-
-
-def _find(folder: pathlib.Path) -> Found:
-    return find([folder, RECORDS, BENCHMARKS])
-
-
-def run_missing(
-    tables: list[Table],
-    scale: str,
-    folder: pathlib.Path,
-    files: dict[str, str],
-    *,
-    dry_run: bool = False,
-) -> list[str]:
-    """Runs the missing experiments of tables; returns a line for each failure.
-
-    Args:
-      tables: the tables, in the order in which they are run.
-      scale: PAPER or REDUCED.
-      folder: parent folder of new runs.
-      files: paths of the user's own files, by the names in `Experiment.files`.
-      dry_run: whether to print the experiments without running them.
-    """
-    found = _find(folder)
-    jobs = [job for table in tables for job in launch.plan(table, scale, found, folder)]
-    if not jobs:
-        print("nothing is missing", flush=True)
-        return []
-    for job in jobs:
-        print(job.describe(), flush=True)
-    print(launch.summary(jobs), flush=True)
-    failures = []
-    for number, job in enumerate([] if dry_run else jobs, 1):
-        print(f"--- {job.name}", flush=True)
-        start = time.monotonic()
-        if problem := launch.launch(job, files):
-            failures.append(f"{job.name}: {problem}")
-            print(f"failed: {failures[-1]}", flush=True)
-        print(
-            f"{number} of {len(jobs)} ended after {time.monotonic() - start:,.0f} s, estimated: "
-            f"{launch.duration(job.seconds)}",
-            flush=True,
-        )
-    return failures
 
 
 def write_all(tables: dict[str, Table], found: Found, output: str | None) -> None:
@@ -126,14 +79,7 @@ def write_all(tables: dict[str, Table], found: Found, output: str | None) -> Non
                     parts.append(f"{caption}\n\n![{name}]({picture.parent.name}/{name})\n")
     print(text := "\n".join(parts))
     if output:
-        _write_text(text, output)
-
-
-def _write_text(text: str, output: str) -> None:
-    try:
-        pathlib.Path(output).write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written ({error.strerror})") from error
+        launch.write_text(text, pathlib.Path(output))
 
 
 def write(table: Table, found: Found, output: str | None) -> None:
@@ -144,7 +90,7 @@ def write(table: Table, found: Found, output: str | None) -> None:
     if not output:
         return
     path = pathlib.Path(output)
-    _write_text(text, output)
+    launch.write_text(text, pathlib.Path(output))
     picture = path.with_suffix(".png")
     drawn = report.plot(table, filled, picture)
     print(f"wrote {path}{f' and {picture}' if drawn else '; there is nothing to draw yet'}")
@@ -175,12 +121,6 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string("files", [], "For --launch: NAME=PATH of data; may be given again.")
 
 
-def _limit_cores(count: int) -> None:
-    """Lets this process and the runs that it starts use the last `count` of its cores; 0 is all."""
-    if count:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
-
-
 def main() -> None:
     values = flags.FLAGS
     folder = pathlib.Path(values.runs)
@@ -191,25 +131,24 @@ def main() -> None:
     if values["runs"].present and not values.launch and not folder.is_dir():
         raise ConfigError(f"--runs={values.runs}: no such folder")
     if values.list:
-        found = _find(folder)
+        found = launch.search(folder)
         print(report.listing({n: cells.fill(load_table(n), found) for n in table_names()}))
         return
     names = table_names() if values["all"].value else values.table
     tables, failures = {name: load_table(name) for name in names}, []
     if values.launch:
-        _limit_cores(values.cores)
-        failures = run_missing(
+        launch.limit_cores(values.cores)
+        failures = launch.run_missing(
             list(tables.values()),
             _SCALES[values.scale],
             folder,
             _files(values.files),
             dry_run=values.dry_run,
         )
-    found = _find(folder)
+    found = launch.search(folder)
     if values.keep:
-        for cell in (cell for table in tables.values() for cell in cells.fill(table, found)):
-            for run in cell.runs:
-                run.keep(folder)
+        for table in tables.values():
+            launch.keep(cells.fill(table, found), folder)
     if len(tables) > 1:
         write_all(tables, found, values.output)
     else:

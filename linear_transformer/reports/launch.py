@@ -6,10 +6,14 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
+from linear_transformer.errors import ConfigError
 from linear_transformer.reports import cells
-from linear_transformer.reports.runs import Found, Run, find
+from linear_transformer.reports.runs import RECORDS, Found, Run, find
 from linear_transformer.reports.tables import Experiment, Table
+
+BENCHMARKS = pathlib.Path("build/benchmarks")
 
 
 @dataclasses.dataclass
@@ -86,6 +90,79 @@ def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[J
         seconds = _estimate(runs, found.config(experiment)["num_steps"])
         jobs.append(Job(experiment, rows, measures, workdir, bool(finished), seconds))
     return jobs
+
+
+def search(folder: pathlib.Path) -> Found:
+    """Returns the runs in a folder, and the runs and benchmark files of the usual places."""
+    return find([folder, RECORDS, BENCHMARKS])
+
+
+def keep(filled: list[cells.Cell], folder: pathlib.Path) -> None:
+    """Copies the runs of cells from the folder of runs to the records."""
+    for run in {id(run): run for cell in filled for run in cell.runs}.values():
+        run.keep(folder)
+
+
+def limit_cores(count: int) -> None:
+    """Lets this process and the runs that it starts use the last `count` of its cores; 0 is all."""
+    if count:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
+def write_text(text: str, path: pathlib.Path) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--output={path}: cannot be written ({error.strerror})") from error
+
+
+def run_missing(
+    tables: list[Table],
+    scale: str,
+    folder: pathlib.Path,
+    files: dict[str, str],
+    *,
+    dry_run: bool = False,
+) -> list[str]:
+    """Runs the missing experiments of tables; returns a line for each failure.
+
+    Args:
+      tables: the tables, in the order in which they are run.
+      scale: PAPER or REDUCED.
+      folder: parent folder of new runs.
+      files: paths of the user's own files, by the names in `Experiment.files`.
+      dry_run: whether to print the experiments without running them.
+    """
+    found = search(folder)
+    jobs = distinct([job for table in tables for job in plan(table, scale, found, folder)])
+    if not jobs:
+        print("nothing is missing", flush=True)
+        return []
+    for job in jobs:
+        print(job.describe(), flush=True)
+    print(summary(jobs), flush=True)
+    failures = []
+    for number, job in enumerate([] if dry_run else jobs, 1):
+        print(f"--- {job.name}", flush=True)
+        start = time.monotonic()
+        if problem := launch(job, files):
+            failures.append(f"{job.name}: {problem}")
+            print(f"failed: {failures[-1]}", flush=True)
+        print(
+            f"{number} of {len(jobs)} ended after {time.monotonic() - start:,.0f} s, estimated: "
+            f"{duration(job.seconds)}",
+            flush=True,
+        )
+    return failures
+
+
+def distinct(jobs: list[Job]) -> list[Job]:
+    """Returns one job for each folder, at the place of its first, with the measures of all."""
+    planned: dict[str, Job] = {}
+    for job in jobs:
+        known = planned.setdefault(str(job.workdir), job)
+        known.measures = list(dict.fromkeys(known.measures + job.measures))
+    return list(planned.values())
 
 
 def launch(job: Job, files: dict[str, str]) -> str | None:

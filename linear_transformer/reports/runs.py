@@ -26,6 +26,7 @@ from linear_transformer.training.stop_condition import NAME as STOP_WHEN
 IGNORED = {*config_file.RESUMABLE_KEYS, "seed"} - {"num_steps", "stop_when"}
 RECORDS = pathlib.Path("docs/results/records")  # runs and benchmark files that git keeps
 _KEPT = ("config.json", "metrics.jsonl", environment.FILE, "eval-*.json")
+_MAIN = ("task", "data.dataset", "model.pattern", "optimizer.learning_rate")
 _NOT_RUNS = ("checkpoints", "tensorboard")  # folders inside a run
 _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # values in files of benchmarks
 
@@ -220,8 +221,17 @@ class Found:
 
     def of(self, experiment: Experiment) -> list[Run]:
         """Returns the runs of an experiment, finished or not."""
-        config = self.config(experiment) if self.runs else {}
-        return [run for run in self.runs if run.is_of(config, experiment)]
+        likely = self.runs and self._likely(experiment)
+        if not likely:
+            return []
+        config = self.config(experiment)
+        return [run for run in likely if run.is_of(config, experiment)]
+
+    def _likely(self, experiment: Experiment) -> list[Run]:
+        """Returns the runs with the main values of a config, without the time to check it."""
+        config = configuration.flatten(configuration.plain(experiment.load()))
+        main = json.loads(json.dumps({key: config[key] for key in _MAIN if key in config}))
+        return [r for r in self.runs if all(r.config.get(k) == v for k, v in main.items())]
 
 
 def find(folders: Sequence[os.PathLike[str]]) -> Found:

@@ -36,12 +36,12 @@ def scripts(monkeypatch, tmp_path):
         return 0
 
     monkeypatch.setattr(launch, "execute", execute)
-    monkeypatch.setattr(command, "BENCHMARKS", tmp_path / "none")
+    monkeypatch.setattr(launch, "BENCHMARKS", tmp_path / "none")
     return calls
 
 
 def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
-    failures = command.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {})
+    failures = launch.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {})
     name = "copying-linear,small-num_steps=40"
     workdir = f"--workdir={tmp_path}/runs/papers/katharopoulos2020/{name}"
     config = [f"--config={folders.CONFIG}:linear,small", "--config.num_steps=40"]
@@ -56,10 +56,10 @@ def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
     assert printed[2] == "2 to run; 2 of unknown time"
     assert any(line.startswith("1 of 2 ended after ") for line in printed)
     assert f"failed: {failure}" in printed
-    assert command.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {}) == failures
+    assert launch.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {}) == failures
     assert len(scripts) == 4  # linear is not run again
     table = dataclasses.replace(folders.TABLE, rows=(LINEAR,))
-    assert command.run_missing([table], REDUCED, tmp_path / "runs", {}) == []
+    assert launch.run_missing([table], REDUCED, tmp_path / "runs", {}) == []
     assert capsys.readouterr().out.endswith("nothing is missing\n")
 
 
@@ -67,7 +67,7 @@ def test_a_dry_run_starts_nothing(tmp_path, scripts, capsys):
     """Two tables are planned in their order, with the known time; nothing runs."""
     folders.write_run(tmp_path / "begun", LINEAR.reduced, step=20)
     linear, softmax = (dataclasses.replace(folders.TABLE, rows=(r,)) for r in (LINEAR, SOFTMAX))
-    assert command.run_missing([softmax, linear], REDUCED, tmp_path, {}, dry_run=True) == []
+    assert launch.run_missing([softmax, linear], REDUCED, tmp_path, {}, dry_run=True) == []
     assert not scripts
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("softmax: ") and second.startswith("linear: ")

@@ -1,0 +1,91 @@
+"""The scorecard: its runs, the best learning rate, one row for every mechanism."""
+
+import pathlib
+
+import pytest
+from etils import epath
+
+from configs import mechanisms
+from configs.scorecard import task as tasks
+from linear_transformer.errors import ConfigError
+from linear_transformer.reports import launch, scorecard
+from linear_transformer.reports.runs import find, flatten
+from linear_transformer.reports.tables import PAPER
+from tests.reports import folders
+from tests.training import runs
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Two of three rates of MQAR with gla, the lower is better; and sizes and speeds of gla."""
+    row = scorecard.table(["gla"], ["mqar"], tasks.RATES).rows[0]
+    for point, accuracy in zip(row.paper[0].points(), (0.5, 0.75), strict=False):
+        folders.write_run(tmp_path / point.folder(), point, {"accuracy": accuracy}, step=600)
+    facts = {"name": "gla", "parameters": 837_248, "state bytes": 32_788}
+    facts |= {"training tokens/s": 25_870.4, "decoding tokens/s": 18_532.0}
+    content = {"command": "c", "date": "2026-01-01", "results": {"mechanisms": [facts]}}
+    (tmp_path / "mechanisms.json").write_text(runs.json.dumps(content))
+    return find([tmp_path])
+
+
+def test_the_best_rate_and_every_mechanism(found, tmp_path):
+    card = scorecard.Scorecard.read(found)
+    lines = card.markdown().splitlines()
+    assert {line.split("`")[1] for line in lines[2:]} == set(mechanisms.NAMES)
+    (gla,) = (line for line in lines if line.startswith("| `gla` "))
+    facts = ["837,248", "32,788", "25,870", "18,532"]
+    cells = ["not run", "not run", "75.0 (0.001, of 2)", *["not run"] * 3, *facts]
+    assert gla == f"| `gla` | {' | '.join(cells)} |"
+    card.plot(epath.Path(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_first_rates_come_first(found, tmp_path):
+    """One job for each run, though two columns read one run and two grids share a rate."""
+    names = ["gla", "linear"]
+    wanted = [scorecard.table(names, ["mqar", "shakespeare"], tasks.RATES[:n]) for n in (1, 2)]
+    planned = [job for table in wanted for job in launch.plan(table, PAPER, found, tmp_path)]
+    jobs = launch.distinct(planned)
+    assert [job.experiment.config.partition(":")[2] for job in jobs] == [
+        *("shakespeare,gla", "shakespeare,linear", "mqar,linear"),
+        *("shakespeare,gla", "shakespeare,linear", "mqar,linear"),
+    ]
+    assert [job.experiment.changes[scorecard.RATE] for job in jobs] == [3e-3] * 3 + [1e-3] * 3
+    assert jobs[0].measures == [
+        ("validation", "bits_per_byte"),
+        ("validation", "bits_per_byte_at_1024"),
+    ]
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_tasks_are_configs(task):
+    config = tasks.get_config(f"{task},gla")
+    assert flatten(config)["num_steps"] == 600
+    assert config.model.pattern == ("gla",)
+
+
+def test_mistakes():
+    with pytest.raises(ConfigError, match=r"=\.\.\.:sorting,gla: the variants are shakespeare"):
+        tasks.get_config("sorting,gla")
+    with pytest.raises(ConfigError, match="the nearest are gla"):
+        tasks.get_config("mqar,glaa")
+
+
+def test_the_command(tmp_path):
+    """Mistakes are one line and status 2; a dry run runs nothing; the document is written."""
+    module = ["-m", "linear_transformer.scorecard", f"--runs={tmp_path}"]
+    wrong = runs.execute([*module, "--tasks=sorting"])
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: --tasks=sorting: choose from shakespeare, mqar")
+    plan = ["--launch", "--dry_run", "--names=gla", "--tasks=mqar", "--rates=2"]
+    output = tmp_path / "card.md"
+    done = runs.execute([*module, *plan, f"--output={output}"])
+    assert done.returncode == 0, done.stderr
+    assert "2 to run; 2 of unknown time" in done.stdout
+    assert output.read_text() in done.stdout + "\n![bits per byte against state size](card.png)\n"
+    assert output.read_text().startswith("# Scorecard\n")
+
+
+def test_the_page_has_every_mechanism():
+    page = pathlib.Path("docs/scorecard.md").read_text()
+    assert {n for n in mechanisms.NAMES if f"\n| `{n}` | " not in page} == set()
