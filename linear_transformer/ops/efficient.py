@@ -93,12 +93,7 @@ def efficient_attention(
     log_sum = jnp.where(held_B[:, None, None], log_sum, EMPTY)
     weights_BTHK = jax.nn.softmax(keep(queries_BT, q_BTHK).astype(dtype), axis=-1).astype(narrow)
     keys = jnp.where(keys_BS[:, :, None, None], k_BSHK.astype(dtype), EMPTY)
-    if direction == "bidirectional" and segment_ids_BT is None:
-        total = jnp.logaddexp(log_sum, log_space.log_sum(keys))[:, None]
-    else:
-        total = log_space.running_log_sum(keys, log_sum, segment_ids_BT)
-        if direction == "bidirectional" and segment_ids_BT is not None:
-            total = log_space.at_segment_ends(total, segment_ids_BT)
+    total = log_space.log_sum_seen(keys, log_sum, segment_ids_BT, direction)
     arrays = (weights_BTHK, keep(keys_BS, jnp.exp(keys - total)).astype(narrow))
     arrays = (*arrays, keep(keys_BS, v_BSHV))
     o, context = log_space.attend(*arrays, context, log_sum, total, **options)

@@ -72,40 +72,46 @@ def seen(
 ) -> Bool[Array, "B #T"]:
     """Returns whether a query sees a marked token, or `before_B` marks its initial state."""
     marks_BS, before = (x.astype(jnp.float32) for x in (marked_BS, before_B))
-    if direction == "bidirectional" and segment_ids_BT is None:
-        any_B = sequence_parallel.largest(jnp.max(marks_BS, axis=1))
-        return jnp.maximum(any_B, before)[:, None] > 0
-    running_BT = running_maximum(marks_BS, before, segment_ids_BT)
-    if direction == "bidirectional" and segment_ids_BT is not None:
-        running_BT = at_segment_ends(running_BT, segment_ids_BT)
-    return running_BT > 0
+    return largest_seen(marks_BS, before, segment_ids_BT, direction) > 0
 
 
-def running_maximum(
-    x_BTHK: Float[Array, "B T ..."],
+def largest_seen(
+    x_BTHK: Float[Array, "B S ..."],
     initial_BHK: Float[Array, "B ..."],
     segment_ids_BT: SegmentIds | None,
-) -> Float[Array, "B T ..."]:
-    """Largest value of the segment so far, without gradient: for scales that cancel."""
+    direction: str,
+) -> Float[Array, "B #T ..."]:
+    """Largest value that each query sees, without gradient: for scales that cancel."""
+    if direction == "bidirectional" and segment_ids_BT is None:
+        top = sequence_parallel.largest(jnp.max(x_BTHK, axis=1))
+        return lax.stop_gradient(jnp.maximum(initial_BHK, top))[:, None]
     x, initial = lax.stop_gradient(x_BTHK), lax.stop_gradient(initial_BHK)
     running = functools.partial(_running, jnp.maximum)
-    return _over_shards(jnp.maximum, running, x, initial, segment_ids_BT)
+    running_BT = _over_shards(jnp.maximum, running, x, initial, segment_ids_BT)
+    return _at_query(running_BT, segment_ids_BT, direction)
 
 
-def running_log_sum(
-    x_BTHK: Float[Array, "B T ..."],
+def log_sum_seen(
+    x_BTHK: Float[Array, "B S ..."],
     initial_BHK: Float[Array, "B ..."],
     segment_ids_BT: SegmentIds | None,
-) -> Float[Array, "B T ..."]:
-    """Running log-sum-exp: L_t = log(exp(initial) + sum over j <= t of exp(x_j)), by segment."""
-    return _over_shards(jnp.logaddexp, _log_sum, x_BTHK, initial_BHK, segment_ids_BT)
+    direction: str,
+) -> Float[Array, "B #T ..."]:
+    """Logarithm of exp(initial) + sum of exp(x_j) over the tokens j that each query sees."""
+    if direction == "bidirectional" and segment_ids_BT is None:
+        own = jax.nn.logsumexp(x_BTHK, axis=1)
+        top = sequence_parallel.largest(own)
+        every = top + jnp.log(sequence_parallel.total(jnp.exp(own - top)))
+        return jnp.logaddexp(initial_BHK, every)[:, None]
+    running_BT = _over_shards(jnp.logaddexp, _log_sum, x_BTHK, initial_BHK, segment_ids_BT)
+    return _at_query(running_BT, segment_ids_BT, direction)
 
 
-def log_sum(x_BTHK: Float[Array, "B T ..."]) -> Float[Array, "B ..."]:
-    """Logarithm of the sum of exp(x) over all tokens."""
-    own = jax.nn.logsumexp(x_BTHK, axis=1)
-    top = sequence_parallel.largest(own)
-    return top + jnp.log(sequence_parallel.total(jnp.exp(own - top)))
+def _at_query(running_BT, segment_ids_BT: SegmentIds | None, direction: str):
+    """Running value at each query, or at the end of its segment if bidirectional."""
+    if direction == "causal" or segment_ids_BT is None:
+        return running_BT
+    return at_segment_ends(running_BT, segment_ids_BT)
 
 
 def log_decay(

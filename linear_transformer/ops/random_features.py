@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import checks, log_space, sequence_parallel
+from linear_transformer.ops import checks, log_space
 from linear_transformer.ops.log_space import EMPTY, ScaledState
 from linear_transformer.ops.non_finite import keep
 from linear_transformer.ops.normalizer import append_ones, divide, unit_length
@@ -160,12 +160,7 @@ def log_feature_attention(
         sums, scale = (x.astype(dtype) for x in initial_state)
         scale = jnp.where(jnp.any(sums[..., -1] > 0, axis=-1), scale, EMPTY)
         scale = lax.stop_gradient(scale)
-    if direction == "bidirectional" and segment_ids_BT is None:
-        largest = jnp.maximum(scale, sequence_parallel.largest(jnp.max(k, axis=(1, 3))))[:, None]
-    else:
-        largest = log_space.running_maximum(jnp.max(k, axis=-1), scale, segment_ids_BT)
-        if direction == "bidirectional" and segment_ids_BT is not None:
-            largest = log_space.at_segment_ends(largest, segment_ids_BT)
+    largest = log_space.largest_seen(jnp.max(k, axis=-1), scale, segment_ids_BT, direction)
     k = jnp.exp(k - largest[..., None])
     if key_mask_BS is not None:
         k = keep(key_mask_BS, k)
