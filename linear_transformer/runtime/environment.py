@@ -78,7 +78,9 @@ def describe() -> dict[str, Any]:
 def machine(environment: Mapping[str, Any]) -> str:
     """Hardware of `describe` in a few words."""
     hardware = environment.get("hardware", {})
-    return f"{hardware.get('devices')}, {hardware.get('cores')} cores {hardware.get('cpu')}"
+    cores = hardware.get("cores")
+    unit = "core" if cores == 1 else "cores"
+    return f"{hardware.get('devices')}, {cores} {unit} {hardware.get('cpu')}"
 
 
 def save(path: epath.Path, **facts: Any) -> None:
