@@ -11,6 +11,7 @@ from linear_transformer.models.language_model_config import (
 from linear_transformer.nn.layers.efficient_attention_2d import (
     EfficientAttention2D as EfficientAttention2D,
 )
+from linear_transformer.nn.mixers.adaptive_span import AdaptiveSpan as AdaptiveSpan
 from linear_transformer.nn.mixers.bigbird import BigBird as BigBird
 from linear_transformer.nn.mixers.cosformer import CosFormer as CosFormer
 from linear_transformer.nn.mixers.delta_net import DeltaNet as DeltaNet

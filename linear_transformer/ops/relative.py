@@ -4,8 +4,9 @@ Dai et al. 2019, Transformer-XL (arXiv:1901.02860), section 3.3:
 
     o_t = sum_s p_ts v_s,   p_ts = softmax over s of ((q_t + u).k_s + (q_t + b).r_{t-s}) / sqrt(K)
 
-over the w keys t - w < s <= t.  Time and memory are O(T w): blocks of w queries attend to the
-2 w - 1 keys that they may see.
+over the w keys t - w < s <= t.  A factor m_{t-s} of exp(score), such as a soft mask of the
+distance (Sukhbaatar et al. 2019, arXiv:1905.07799), is a bias log m_{t-s} of the score.  Time and
+memory are O(T w): blocks of w queries attend to the 2 w - 1 keys that they may see.
 
 A non-finite key or value makes the outputs of the queries that see it NaN, and changes no other
 output and no gradient of another output.
@@ -28,8 +29,9 @@ def relative_attention(
     v_BSHV: Values,
     distances_WHK: Float[Array, "W H K"],
     *,
-    content_bias_HK: Float[Array, "H K"],
-    position_bias_HK: Float[Array, "H K"],
+    content_bias_HK: Float[Array, "H K"] | None = None,
+    position_bias_HK: Float[Array, "H K"] | None = None,
+    log_factors_HW: Float[Array, "H W"] | None = None,
     segment_ids_BS: Int[Array, "B S"] | None = None,
     key_mask_BS: KeyMask | None = None,
 ) -> Outputs:
@@ -40,7 +42,9 @@ def relative_attention(
       k_BSHK, v_BSHV: keys and values of the w - 1 tokens before the queries and of their own, S = T
         + w - 1; or S = T, and no token is before.
       distances_WHK: r_d for the distances d from 0 to w - 1.
-      content_bias_HK, position_bias_HK: u and b.
+      content_bias_HK, position_bias_HK: u and b; None is 0.
+      log_factors_HW: log m_d for the distances d; -inf drops a distance, but not a NaN in it.  None
+        is 0.  At distance 0 it must be finite.
       segment_ids_BS: packed segments, runs of equal ids; each token sees only its own segment.
       key_mask_BS: False drops the key exactly, even if it is NaN.
 
@@ -56,6 +60,7 @@ def relative_attention(
         distances_WHK=distances_WHK,
         content_bias_HK=content_bias_HK,
         position_bias_HK=position_bias_HK,
+        log_factors_HW=log_factors_HW,
     )
     checks.tokens(sizes, segment_ids_BS=segment_ids_BS, key_mask_BS=key_mask_BS)
     batch, time, keys, window = (sizes[axis] for axis in "BTSW")
@@ -91,10 +96,16 @@ def relative_attention(
 
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     q = queries(q_BTHK)
-    by_position = keep(finite_tokens(q), q) + position_bias_HK.astype(q.dtype)
+    content_bias, position_bias = (
+        jnp.zeros((), q.dtype) if x is None else x.astype(q.dtype)
+        for x in (content_bias_HK, position_bias_HK)
+    )
+    by_position = keep(finite_tokens(q), q) + position_bias
     bias = jnp.einsum(
         "bthk,whk->bhtw", by_position, distances_WHK[::-1], preferred_element_type=dtype
     )
+    if log_factors_HW is not None:  # `attend` multiplies the bias by K**-0.5
+        bias += q.shape[-1] ** 0.5 * log_factors_HW[:, None, ::-1].astype(dtype)
     place = jnp.arange(2 * window - 1) - jnp.arange(window)[:, None]
     visible = ((place >= 0) & (place < window))[None]
     if key_mask_BS is not None:
@@ -102,7 +113,7 @@ def relative_attention(
     if run_BS is not None:
         visible &= queries(run_BS[:, before:])[:, :, None] == in_reach(run_BS)[:, None]
     o = attend(
-        q + content_bias_HK.astype(q.dtype),
+        q + content_bias,
         in_reach(k_BSHK),
         in_reach(v_BSHV),
         visible,

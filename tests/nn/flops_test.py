@@ -41,6 +41,7 @@ QUADRATIC = {
     "sparse": ({"block_size": 16, "summary": 16}, 2),
     # 63 keys, of which 32 count, and the products with the distances, which have no mask.
     "transformer_xl": ({"window": 32}, 1.39),
+    "adaptive_span": ({"window": 32}, 1.64),
     # Four blocks of 16 keys, of which 35 count.
     "longformer": ({"direction": "bidirectional", "window": 32}, 64 / 35),
     "bigbird": ({"direction": "bidirectional", "block_size": 16}, 1),

@@ -111,6 +111,7 @@ OPTIONS = {
         "random": {"variant": "random", "length": T},
     },
     "transformer_xl": {"window": {"window": WINDOW}},
+    "adaptive_span": {"window": {"window": WINDOW, "ramp": 8}},  # no mask of 0
     "flash": {
         "chunks": {"chunk_size": 4, "key_width": 6, "bias": False},
         "one chunk": {"key_width": 6, "expansion": 1},

@@ -30,13 +30,14 @@ OPTIONS = {
     "sparse": {"block_size": CHUNK, "summary": 2, "cache_capacity": T},
     "synthesizer": {"length": 2 * T},
     "transformer_xl": {"window": 6},
+    "adaptive_span": {"window": 6},
     "longformer": {"window": 4},
     "bigbird": {"block_size": 2, "random_blocks": 1},
     "nystromformer": {"landmarks": 4, "convolution": 3},
     "sinkhorn": {"length": T, "block_size": CHUNK},
 }
 CACHES = ("softmax", "fox", "sparse", "synthesizer", "transformer_xl", "diag", "flash")
-CACHES += ("flash_quad", "rela", "lsh")
+CACHES += ("flash_quad", "rela", "lsh", "adaptive_span")
 # Not only their chunk: nothing but the NaN itself and what depends on it.
 EXACT = (*CACHES, "efficient", "mamba", "lru", "rg_lru", "slstm")
 # One for each way to keep a state and to look back; compiling them all takes minutes.

@@ -32,6 +32,7 @@ OPTIONS = {
     "sparse": {"block_size": 5, "summary": 2},
     "synthesizer": {"length": T},
     "transformer_xl": {"window": 9},
+    "adaptive_span": {"window": 9, "ramp": 4},
     "longformer": {"window": 4},
     "bigbird": {"block_size": 5, "random_blocks": 1},
     "nystromformer": {"landmarks": 5, "convolution": 3},

@@ -3,9 +3,13 @@
 Transcribed in NumPy float64 from the module's own weights.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from linear_transformer.nn.mixers.adaptive_span import AdaptiveSpan
 from linear_transformer.nn.mixers.bigbird import BigBird
 from linear_transformer.nn.mixers.longformer import Longformer
 from linear_transformer.nn.mixers.nystromformer import Nystromformer
@@ -209,6 +213,38 @@ def test_transformer_xl(segments):
     assert_is(mixer, attention(q + u, k, v, seen, bias), segments)
 
 
+@packings
+@pytest.mark.parametrize("spans", [(0.0, 0.15), (0.3, 1.0), (-0.2, 1.3)])
+def test_adaptive_span(spans, segments):
+    """Sukhbaatar et al. 2019: spans of 0 to 10 tokens, with a ramp of 3."""
+    mixer = build(AdaptiveSpan, window=10, ramp=3)
+    mixer.span[...] = jnp.asarray(spans)
+    z = 10 * np.clip(spans, 0, 1)[:, None, None]
+    mask = (
+        np.clip((3 + z - DISTANCES) / 3, 0, 1) * (DISTANCES < 10) * visible(segments, True)[:, None]
+    )
+    q, k, v = projected(mixer)
+    p = weights_of(mixer.distances)[np.clip(DISTANCES, 0, 9)]
+    weights = mask * np.exp((q @ k.swapaxes(2, 3) + np.einsum("bhtk,tsk->bhts", q, p)) / K**0.5)
+    assert_is(mixer, weights / weights.sum(-1, keepdims=True) @ v, segments)
+
+
+def test_gradients_of_spans():
+    """Finite differences, where distances are masked, on the ramp and before it."""
+    graphdef, parameters = nnx.split(build(AdaptiveSpan, window=10, ramp=3))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(spans):
+        given = nnx.State({**parameters, "span": parameters["span"].replace(spans)})
+        return jnp.sum(nnx.merge(graphdef, given)(jnp.asarray(inputs()))[0] ** 2)
+
+    spans = jnp.asarray([0.13, 0.44])
+    for head, step in enumerate(np.eye(H, dtype="f4") * 1e-3):
+        difference = float(loss(spans + step)[0] - loss(spans - step)[0])
+        assert loss(spans)[1][head] == pytest.approx(difference / 2e-3, rel=2e-2)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -222,6 +258,7 @@ def test_transformer_xl(segments):
         (SinkhornAttention, {"length": 8, "iterations": 0, **BOTH}, "iterations is 0"),
         (Synthesizer, {"variant": "sparse"}, "variant is 'sparse'"),
         (TransformerXL, {"window": 1}, "window is 1"),
+        (AdaptiveSpan, {"ramp": 0}, "ramp is 0"),
     ],
 )
 def test_misuse_names_the_argument(kind, options, message):
