@@ -48,6 +48,12 @@ class LanguageModelConfig:
         ratio that the mixers need (0 for gated attention units).
       gated: whether the feed-forward has a gate.
       activation: activation of the feed-forward, in `nn.layers.feed_forward.ACTIVATIONS`.
+      memory_layers: layers, from 0, with a product-key memory in place of the feed-forward
+        (`nn.layers.product_key_memory`); with `scan_layers`, the same ones in every repetition of
+        the pattern.
+      memory_keys: sub-keys of each half of a key; a memory has the square of it as values.
+      memory_top: values that each head of a memory reads.
+      memory_heads: heads of a memory.
       positions: one of `nn.layers.positions.POSITIONS`; "auto" is "none" if a mixer depends on the
         order of tokens by itself, and else "sinusoidal".
       max_positions: rows of a learned table; None is the longest row of the data.
@@ -79,6 +85,10 @@ class LanguageModelConfig:
     feed_forward_ratio: float | None = None
     gated: bool = False
     activation: str = "gelu"
+    memory_layers: tuple[int, ...] = ()
+    memory_keys: int = 128
+    memory_top: int = 32
+    memory_heads: int = 4
     positions: str = "auto"
     max_positions: int | None = None
     norm: str = "layernorm"
@@ -109,6 +119,8 @@ class LanguageModelConfig:
         "embedding_width": POSITIVE,
         "num_layers": Range(least=1, most=100_000),
         **dict.fromkeys(("feed_forward_width", "feed_forward_ratio", "num_outputs"), NOT_NEGATIVE),
+        "memory_layers": NOT_NEGATIVE,
+        **dict.fromkeys(("memory_keys", "memory_top", "memory_heads"), POSITIVE),
         "dropout": FRACTION,
     }
 
@@ -151,6 +163,26 @@ class LanguageModelConfig:
                 "config.model.norm is 'batchnorm', whose statistics belong to one layer; it must "
                 "be another one with config.model.share_layers"
             )
+        if self.share_layers and self.memory_layers:
+            raise ConfigError(
+                "config.model.memory_layers has layers, whose batch norms belong to one layer; it "
+                "must be empty with config.model.share_layers"
+            )
+        if self.scan_layers and not self._memories_repeat(len(self.pattern)):
+            raise ConfigError(
+                f"config.model.memory_layers is {self.memory_layers}; scan_layers needs the same "
+                "ones in every repetition of config.model.pattern"
+            )
+        if max(self.memory_layers, default=0) >= self.num_layers:
+            raise ConfigError(
+                f"config.model.memory_layers is {self.memory_layers}; each must be less than "
+                f"config.model.num_layers ({self.num_layers})"
+            )
+
+    def _memories_repeat(self, period: int) -> bool:
+        """Returns whether a layer has a memory if the layer a period later has one."""
+        places = {layer % period for layer in self.memory_layers}
+        return len(places) * self.num_layers == len(set(self.memory_layers)) * period
 
     def _check_mixers(self) -> None:
         if not self.pattern:
@@ -182,7 +214,9 @@ class LanguageModelConfig:
             "feed_forward_width": math.floor(share * self.width),
             "positions": "none" if ordered else "sinusoidal",
             "max_positions": self.length + prefix if self.length else _MAX_POSITIONS,
-            "scan_layers": self.num_layers > len(pattern) and self.num_layers % len(pattern) == 0,
+            "scan_layers": self.num_layers > len(pattern)
+            and self.num_layers % len(pattern) == 0
+            and self._memories_repeat(len(pattern)),
         }
         always = ("pattern", "pattern_fill", "mixers")
         return {

@@ -12,6 +12,7 @@ from linear_transformer.nn.block import Block
 from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
 from linear_transformer.nn.layers.positions import PositionEmbedding
+from linear_transformer.nn.layers.product_key_memory import ProductKeyMemory
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.registry import make_mixer
 from linear_transformer.nn.stack import Stack
@@ -23,7 +24,7 @@ def _make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
     """Makes the blocks of a model.
 
     Raises:
-      ConfigError: a mixer does not take its options in the config.
+      ConfigError: a mixer or a memory does not take its options in the config.
     """
     c = config
     dtype = jnp.dtype(c.dtype)
@@ -42,7 +43,13 @@ def _make_stack(config: LanguageModelConfig, rngs: nnx.Rngs) -> Stack:
         except ValueError as error:
             raise ConfigError(f"config.model.mixers.{name}: {error}") from error
         feed_forward = None
-        if c.feed_forward_width:
+        if layer in c.memory_layers:
+            sizes = {"keys": c.memory_keys, "top": c.memory_top, "heads": c.memory_heads}
+            try:
+                feed_forward = ProductKeyMemory(c.width, **sizes, **given)
+            except ValueError as error:
+                raise ConfigError(f"config.model.memory_{error}") from error
+        elif c.feed_forward_width:
             feed_forward = FeedForward(
                 c.width,
                 c.feed_forward_width,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
+from linear_transformer.nn.layers.product_key_memory import ProductKeyMemory
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import Mixer, MixerState, Places
@@ -27,7 +28,8 @@ class Block(nnx.Module):
     and Katharopoulos et al. 2020 (equation 1).
 
     Attributes:
-      feed_forward: feed-forward layer; None for mixers that include it (gated attention units).
+      feed_forward: feed-forward layer, or a memory in its place; None for mixers that include it
+        (gated attention units).
       residual: residual connection of the sub-layers, a name in `nn.layers.residuals.RESIDUALS`.
       memory: whether a position-aligned memory joins the stream between mixer and feed-forward,
         with a norm and a residual connection (Hadjeres & Crestel 2021); pre-norm only.
@@ -36,7 +38,7 @@ class Block(nnx.Module):
     def __init__(
         self,
         mixer: Mixer,
-        feed_forward: FeedForward | None,
+        feed_forward: FeedForward | ProductKeyMemory | None,
         *,
         width: int,
         norm: str,
@@ -60,6 +62,13 @@ class Block(nnx.Module):
         if feed_forward is not None:
             self.feed_forward_norm, self.feed_forward_residual = sub_layer()
         self.dropout = nnx.Dropout(dropout)
+
+    def flops_beyond_weights(self, context: int) -> int:
+        """FLOPs of one token besides its product with each weight; see `Mixer.flops_per_token`."""
+        flops = self.mixer.flops_per_token(context)
+        return (
+            flops if self.feed_forward is None else flops + self.feed_forward.flops_beyond_weights
+        )
 
     def __call__(
         self,

@@ -72,9 +72,9 @@ class Stack(nnx.Module):
 
     def flops_beyond_weights(self, context: int) -> int:
         """FLOPs of one token besides its product with each weight; see `Mixer.flops_per_token`."""
-        mixers = sum(block.mixer.flops_per_token(context) for block in self.blocks)
+        blocks = sum(block.flops_beyond_weights(context) for block in self.blocks)
         again = (self.repetitions - 1) * flops_of_weights(self) if self.shared else 0
-        return self.repetitions * mixers + again
+        return self.repetitions * blocks + again
 
     def init_state(self, batch_size: int) -> MixerState:
         states = [block.mixer.init_state(batch_size) for block in self.blocks]

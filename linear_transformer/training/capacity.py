@@ -68,6 +68,9 @@ def _parameters(model: ml_collections.ConfigDict) -> Iterator[Need]:
     yield Need(what, keys, layers * max(square, _BLOCK))
     if hidden := model.get("feed_forward_width"):
         yield Need(what, (*keys, "model.feed_forward_width"), layers * 8 * width * hidden)
+    if memories := len(set(model.get("memory_layers", ()))):
+        sizes = ("model.width", "model.memory_keys", "model.memory_layers")
+        yield Need(what, sizes, 4 * memories * width * model.memory_keys**2)
     if rows := model.get("max_positions"):
         yield Need(what, ("model.width", "model.max_positions"), 4 * width * rows)
     for mixer, options in model.get("mixers", {}).items():

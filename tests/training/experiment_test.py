@@ -150,6 +150,7 @@ def test_listing_has_every_key_with_its_meaning():
     [
         {"model__width": 10**10},
         {"model__feed_forward_width": 10**13},
+        {"model__memory_keys": 10**6, "model__memory_layers": (0,)},
         {"model__mixers": {"linear": {"key_width": 10**12}}},
         {"data__batch_size": 10**12},
         {"data__sequence_length": 10**12},
@@ -158,11 +159,10 @@ def test_listing_has_every_key_with_its_meaning():
 def test_sizes_are_compared_with_the_memory(changes):
     import jax
 
-    ((name, value),) = changes.items()
     config = default.get_config()
     with config.ignore_type():
-        config.update_from_flattened_dict({name.replace("__", "."): value})
-    key = name.replace("__", r"\.")
+        config.update_from_flattened_dict({k.replace("__", "."): x for k, x in changes.items()})
+    key = next(iter(changes)).replace("__", r"\.")
     with pytest.raises(ConfigError, match=rf"config\.{key}.*bytes.* GiB") as error:
         capacity.check(experiment.resolve(config), jax.devices())
     assert "\n" not in str(error.value)

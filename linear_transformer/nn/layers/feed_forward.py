@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str, Callable] = {
 class FeedForward(nnx.Module):
     """Feed-forward `W2 act(W1 x)`, or gated: `W2 (act(W1 x) * W3 x)` (Shazeer 2020, GLU)."""
 
+    flops_beyond_weights = 0
+
     def __init__(
         self,
         width: int,
