@@ -48,6 +48,7 @@ from linear_transformer.nn.mixers.linear_attention import LinearAttention as Lin
 from linear_transformer.nn.mixers.linformer import Linformer as Linformer
 from linear_transformer.nn.mixers.lion import Lion as Lion
 from linear_transformer.nn.mixers.local_convolution import LocalConvolution as LocalConvolution
+from linear_transformer.nn.mixers.log_linear import LogLinearAttention as LogLinearAttention
 from linear_transformer.nn.mixers.log_linear_mamba2 import LogLinearMamba2 as LogLinearMamba2
 from linear_transformer.nn.mixers.longformer import Longformer as Longformer
 from linear_transformer.nn.mixers.lru import LRU as LRU

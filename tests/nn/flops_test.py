@@ -24,6 +24,7 @@ MORE = {
     "efficient": (1, 2.7),
     "delta_product": (1, 2.3),
     "mamba3": (1, 2.8),  # rotations, and two writes that are weighted
+    "log_linear": (1, 40),
     "log_linear_mamba2": (1, 40),  # a step computes all levels, which a context of 1 does not need
     "rwkv7": (1, 2.2),
 }

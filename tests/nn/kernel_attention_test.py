@@ -138,6 +138,17 @@ def t2r(mixer, x, q, k, v, b, i, h, seen):
     return averaged(mixer, weights, v[b, seen, h])
 
 
+def log_linear(mixer, x, q, k, v, b, i, h, seen):
+    """Section 3.2: a scale for the highest bit in which two places of a document differ."""
+    places, place = POSITIONS[b, seen], POSITIONS[b, i]
+    gains = np.asarray(mixer.scale_gain[...])[h]
+    scales = np.log1p(np.exp(gains * dense(mixer.scale, x[b, i]).reshape(H, -1)[h]))
+    levels = [int(place ^ s).bit_length() for s in places]
+    phi_q, phi_k = (np.where(a > 0, a + 1, np.exp(a)) for a in (q[b, i, h], k[b, seen, h]))
+    weights = scales[levels] * (phi_k @ phi_q)
+    return weights @ v[b, seen, h] / weights.sum()
+
+
 CASES = [
     ("efficient", {}, efficient),
     ("performer", {"features": M}, performer),
@@ -163,6 +174,10 @@ def test_equations(name, options, attend, direction):
 
 def test_equations_of_the_gate():
     check_equations("rfa", {"features": M, "gate": True}, rfa)
+
+
+def test_equations_of_levels():
+    check_equations("log_linear", {"max_length": T}, log_linear)
 
 
 def check_equations(name, options, attend):

@@ -153,6 +153,7 @@ OPTIONS = {
         "chunks": {"chunk_size": 4, "state_width": 6},
         "groups": {"groups": 2, "state_width": 3, "convolution": 2, "expansion": 1},
     },
+    "log_linear": {"chunks": {"max_length": 2 * T, "chunk_size": 4}},
     "log_linear_mamba2": {"chunks": {"max_length": 2 * T, "state_width": 6, "chunk_size": 4}},
     "mamba3": {
         "chunks": {"chunk_size": 4, "state_width": 8},
