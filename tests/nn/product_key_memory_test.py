@@ -36,7 +36,7 @@ def memory(**changes):
 
 def direct(parameters, x, module, mean, variance):
     """Scores of all N^2 keys, in the arrays of `module`, NumPy or jax.numpy."""
-    q = x @ parameters["query"]["kernel"] + parameters["query"]["bias"]
+    q = x @ parameters["query"]["kernel"]
     q = (q - mean(q)) / module.sqrt(variance(q) + 1e-5)
     q = q * parameters["norm"]["scale"] + parameters["norm"]["bias"]
     halves = q.reshape(B, T, H, 2, 1, D // H // 2)

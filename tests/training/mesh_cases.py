@@ -152,6 +152,13 @@ CONFIGS = {
         model__scan_layers=True,
         optimizer__name="sgd",  # Adam makes a step of what rounding leaves of a gradient of 0
     ),
+    "memory": functools.partial(
+        language,
+        "gla",
+        model__memory_layers=(0,),
+        model__memory_keys=8,
+        model__memory_top=3,
+    ),
     "pairs": functools.partial(classification, sequences_per_example=2, length=9),
     "pairs, cls": functools.partial(classification, sequences_per_example=2, pooling="cls"),
     "recall": recall,
@@ -259,6 +266,7 @@ MESHES_OF_TASKS = dict.fromkeys(TASKS, ((1, 1, 1, 8), (1, 2, 2, 2), (2, 1, 1, 4)
     "carried": ((8, 1, 1, 1), (2, 2, 2, 1)),
     "masked": ((1, 1, 1, 8), (1, 1, 2, 4)),
     "batch norm": ((1, 1, 1, 8), (1, 1, 2, 4)),  # rows are normed with those of their device
+    "memory": ((1, 1, 1, 8), (1, 1, 2, 4)),  # likewise
     "inpainting": ((8, 1, 1, 1), (1, 4, 2, 1), (2, 1, 1, 4)),
     "inpainting, scanned": ((2, 4, 1, 1),),
     "images": ((8, 1, 1, 1), (2, 4, 1, 1)),  # no sequences

@@ -17,7 +17,7 @@ from linear_transformer.types import Activations, PRNGKey
 class ProductKeyMemory(nnx.Module):
     """Memory of N^2 values, of which each head reads the k with the best keys (section 3).
 
-        q = batch_norm(W_q x + b), of which each head h has two halves q_h1 and q_h2
+        q = batch_norm(W_q x), of which each head h has two halves q_h1 and q_h2
         s_hij = q_h1.c_h1i + q_h2.c_h2j               the score of value i N + j
         y = sum_h sum over the k best (i, j) of softmax(s_h)_ij v_{i N + j}
 
@@ -51,7 +51,9 @@ class ProductKeyMemory(nnx.Module):
             raise ValueError(f"heads is {heads}; twice this number must divide the width ({width})")
         half = width // (2 * heads)
         self.keys, self.top, self.heads, self.dtype = keys, top, heads, dtype
-        self.query = Linear(width, width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.query = Linear(
+            width, width, axes=("embed", "heads"), use_bias=False, dtype=dtype, rngs=rngs
+        )
         self.norm = BatchNorm(width, dtype=dtype, rngs=rngs)
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", -1, -2)
         sub_keys = uniform(rngs.params(), (2, heads, keys, half))
