@@ -1,0 +1,492 @@
+"""Operations beside published code of others: fixtures of inputs, outputs and gradients.
+
+README.md of this folder says how the fixtures were made; `sources.json` names the published code.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from linear_transformer.nn.mixers.lru import LRU
+from linear_transformer.nn.mixers.mamba3 import Mamba3
+from linear_transformer.nn.mixers.mlstm import running_maximum
+from linear_transformer.nn.mixers.nystromformer import Nystromformer
+from linear_transformer.nn.mixers.rg_lru import RGLRU
+from linear_transformer.nn.mixers.rwkv7 import RWKV7
+from linear_transformer.ops import feature_maps, forgetting
+from linear_transformer.ops.additive import linear_attention
+from linear_transformer.ops.cosformer import cosine_features
+from linear_transformer.ops.decay import decayed_attention
+from linear_transformer.ops.delta import (
+    delta_attention,
+    delta_product,
+    erase_delta_attention,
+    low_rank_delta_attention,
+)
+from linear_transformer.ops.efficient import efficient_attention
+from linear_transformer.ops.hashing import lsh_attention
+from linear_transformer.ops.log_linear import log_linear_attention
+from linear_transformer.ops.log_space import at_most_zero
+from linear_transformer.ops.mixed_chunk import mixed_chunk_attention
+from linear_transformer.ops.normalizer import append_ones
+from linear_transformer.ops.random_features import (
+    log_feature_attention,
+    positive_log_features,
+    relu_features,
+)
+from linear_transformer.ops.rectified import rectified_attention
+from linear_transformer.ops.relative import relative_attention
+from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
+from linear_transformer.ops.slstm import slstm
+from linear_transformer.ops.softmax import softmax_attention
+from tests.ops import contract
+
+FOLDER = pathlib.Path(__file__).parent
+CHUNK = 4  # of 14 tokens: three chunks and a part of one
+TOLERANCE = 1e-10
+SCAN = ("chunk", "recurrent")
+DECAY = ("chunk", "recurrent", "parallel")
+SOFTMAX = ("blockwise", "softmax parallel")
+
+
+class Case(NamedTuple):
+    """An operation and its forms.
+
+    Attributes:
+      function: (options, **inputs) -> {name of an output: array}.
+      forms: all forms; the first one is differentiated too.
+      tolerance: bound of the relative RMS errors.
+    """
+
+    function: Callable
+    forms: tuple[str, ...]
+    tolerance: float = TOLERANCE
+
+
+CASES = {}
+
+
+def case(name, *forms, **options):
+    """Adds a function (options, **arrays) to the cases."""
+
+    def add(function):
+        CASES[name] = Case(function, forms or ("",), **options)
+        return function
+
+    return add
+
+
+def both(o_and_state):
+    return dict(zip(("o", "state"), o_and_state, strict=True))
+
+
+def scaled(q):
+    return q * q.shape[-1] ** -0.5
+
+
+@case("additive", *DECAY)
+def _additive(options, q, k, v, initial_state):
+    given = {"feature_map": None, "normalize": False, "initial_state": initial_state}
+    return both(linear_attention(q, k, v, **given, **options))
+
+
+@case("additive_normalised", *DECAY)
+def _additive_normalised(options, q, k, v, initial_state):
+    given = {"feature_map": None, "epsilon": 1e-10, "initial_state": initial_state}
+    return both(linear_attention(q, k, v, **given, **options))
+
+
+@case("elu_causal", *DECAY)
+def _elu_causal(options, q, k, v):
+    return both(linear_attention(q, k, v, **options))
+
+
+@case("elu_bidirectional")
+def _elu_bidirectional(options, q, k, v, key_mask):
+    given = {"direction": "bidirectional", "key_mask_BS": key_mask != 0}
+    return {"o": linear_attention(q, k, v, **given)[0]}
+
+
+@case("taylor", *DECAY)
+def _taylor(options, q, k, v):
+    return {"o": linear_attention(q, k, v, feature_map=feature_maps.taylor, **options)[0]}
+
+
+@case("quadratic", *DECAY)
+def _quadratic(options, q, k, v):
+    return {"o": linear_attention(q, k, v, feature_map=feature_maps.quadratic, **options)[0]}
+
+
+def _cosine(options, q, k, v, **given):
+    batch, time = q.shape[:2]
+    positions = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    q, k = (cosine_features(x, positions, time) for x in (q, k))
+    return {"o": linear_attention(q, k, v, feature_map=None, epsilon=1e-12, **given, **options)[0]}
+
+
+case("cosformer_causal", *DECAY)(_cosine)
+
+
+@case("cosformer_bidirectional")
+def _cosine_bidirectional(options, q, k, v):
+    return _cosine(options, q, k, v, direction="bidirectional")
+
+
+@case("retention", *DECAY)
+def _retention(options, q, k, v):
+    log_decay_H = jnp.log1p(-(2.0 ** (-5 - jnp.arange(q.shape[2], dtype=q.dtype))))
+    return {"o": decayed_attention(scaled(q), k, v, log_decay_H, **options)[0]}
+
+
+@case("lightning", *DECAY)
+def _lightning(options, q, k, v, slopes):
+    return {"o": decayed_attention(q, k, v, -slopes, **options)[0]}
+
+
+def _decayed(options, q, k, v, log_decay, initial_state):
+    return both(decayed_attention(q, k, v, log_decay, initial_state=initial_state, **options))
+
+
+case("scalar_decay", *DECAY)(_decayed)
+case("mamba2", *DECAY)(_decayed)
+
+
+@case("vector_decay", *DECAY)
+def _vector_decay(options, q, k, v, log_decay, initial_state):
+    return _decayed(options, scaled(q), k, v, log_decay, initial_state)
+
+
+@case("slots", *DECAY)
+def _slots(options, q, k, v, s, log_decay, initial_keys, initial_values):
+    given = {"log_value_decay_BTHV": log_decay, "initial_state": initial_keys}
+    scores, keys = decayed_attention(scaled(q), k, s, None, **given, **options)
+    weights = jax.nn.softmax(scores)
+    given = {"initial_state": initial_values}
+    o, values = decayed_attention(weights, s, v, log_decay, **given, **options)
+    return {"o": o, "keys": keys, "values": values}
+
+
+@case("rwkv6", *DECAY)
+def _rwkv6(options, q, k, v, log_decay, bonus, initial_state):
+    given = {"bonus_HK": bonus, "initial_state": initial_state}
+    return both(decayed_attention(q, k, v, log_decay, **given, **options))
+
+
+@case("mlstm", *DECAY)
+def _mlstm(options, q, k, v, log_input, forget):
+    log_forget = jax.nn.log_sigmoid(forget)
+    zeros = jnp.zeros_like(log_forget[:, 0])
+    before, maximum = running_maximum(log_forget, log_input, zeros, None)
+    k = scaled(k) * jnp.exp(log_input - maximum)[..., None]
+    log_decay = at_most_zero(log_forget + before - maximum)
+    o, memory = decayed_attention(q, k, append_ones(v), log_decay, **options)
+    divisor = jnp.maximum(jnp.abs(o[..., -1:]), jnp.exp(-maximum)[..., None])
+    # The published state is that of keys without their factor, and has no gradient in the fixture.
+    memory = lax.stop_gradient(memory) * k.shape[-1] ** 0.5
+    return {"o": o[..., :-1] / divisor, "memory": memory, "maximum": maximum[:, -1]}
+
+
+@case("delta", *SCAN)
+def _delta(options, q, k, v, beta, initial_state):
+    return both(
+        delta_attention(scaled(q), k, v, None, beta, initial_state=initial_state, **options)
+    )
+
+
+def _gated_delta(options, q, k, v, log_decay, beta, initial_state):
+    return both(delta_attention(q, k, v, log_decay, beta, initial_state=initial_state, **options))
+
+
+case("gated_delta", *SCAN)(_gated_delta)
+case("kda", *SCAN)(_gated_delta)
+
+
+@case("delta_product", *SCAN)
+def _delta_product(options, q, k, v, log_decay, beta, initial_state):
+    return both(delta_product(q, k, v, log_decay, beta, initial_state=initial_state, **options))
+
+
+@case("gated_delta_2", *SCAN)
+def _gated_delta_2(options, q, k, v, log_decay, erase, write, initial_state):
+    given = {"initial_state": initial_state}
+    return both(erase_delta_attention(q, k, write * v, log_decay, erase, **given, **options))
+
+
+@case("low_rank_delta", *SCAN)
+def _low_rank_delta(options, q, k, v, log_decay, write, read, initial_state):
+    arrays = (scaled(q), k, v, log_decay, write, read)
+    return both(low_rank_delta_attention(*arrays, initial_state=initial_state, **options))
+
+
+@case("selective_scan", *SCAN)
+def _selective_scan(options, x, dt, a, b, c):
+    return both(selective_scan(x, dt, a, b, c, **options))
+
+
+@case("negative_scan", *SCAN)
+def _negative_scan(options, x, dt, a, b, c):
+    return {"o": selective_scan(x, dt, a, b, c, negative_eigenvalues=True, **options)[0]}
+
+
+@case("diagonal_scan", *SCAN)
+def _diagonal_scan(options, b, log_a, initial_state):
+    return both(diagonal_scan(b, jnp.exp(log_a), initial_state=initial_state, **options))
+
+
+@case("slstm")
+def _slstm(options, gate_i, gate_f, gate_z, gate_o, kernel):
+    # Gates are in the order i, f, z, o in the published code, and in the order z, i, f, o here.
+    gates = jnp.concatenate([gate_z, gate_i, gate_f, gate_o], axis=-1)
+    heads, _, width, _ = kernel.shape
+    kernel = kernel[:, jnp.array([2, 0, 1, 3])].reshape(heads, 4 * width, width).swapaxes(1, 2)
+    o, state = slstm(gates, kernel)
+    scale = jnp.exp(state.log_scale)
+    return {"o": o, "cell": scale * state.cell, "norm": scale * state.normalizer}
+
+
+@case("log_linear", "chunk", "recurrent")
+def _log_linear(options, q, k, v, log_decay, scales):
+    return {"o": log_linear_attention(q, k, v, scales, log_decay_BTH=log_decay, **options)[0]}
+
+
+@case("softmax_window", *SOFTMAX)
+def _softmax_window(options, q, k, v):
+    return {"o": softmax_attention(q, k, v, window=7, **options)}
+
+
+@case("softmax_bidirectional", *SOFTMAX)
+def _softmax_bidirectional(options, q, k, v):
+    return {"o": softmax_attention(q, k, v, direction="bidirectional", **options)}
+
+
+@case("softmax_sinks", *SOFTMAX)
+def _softmax_sinks(options, q, k, v, sinks):
+    return {"o": softmax_attention(q, k, v, window=7, sinks_H=sinks, **options)}
+
+
+@case("forgetting", *SOFTMAX)
+def _forgetting(options, q, k, v, log_forget):
+    sums = forgetting.log_sums(log_forget)
+    given = {"query_log_sums_BTHX": sums, "key_log_sums_BSHX": sums}
+    return {"o": softmax_attention(q, k, v, **given, **options)}
+
+
+@case("efficient")
+def _efficient(options, q, k, v):
+    return {"o": efficient_attention(q, k, v, direction="bidirectional")[0]}
+
+
+@case("performer")
+def _performer(options, q, k, v, projections):
+    w = jnp.broadcast_to(projections, (q.shape[2], *projections.shape))
+    q, k = (positive_log_features(x, w) for x in (q, k))
+    return {"o": log_feature_attention(q, k, v, direction="bidirectional")[0]}
+
+
+@case("performer_relu")
+def _performer_relu(options, q, k, v, projections):
+    w = jnp.broadcast_to(projections, (q.shape[2], *projections.shape))
+    q, k = (relu_features(x, w) for x in (q, k))
+    given = {"direction": "bidirectional", "feature_map": None, "epsilon": 1e-30}
+    return {"o": linear_attention(q, k, v, **given)[0]}
+
+
+def _flash(options, q, k, linear_q, linear_k, v, bias, direction="causal"):
+    given = {"chunk_size": CHUNK, "direction": direction}
+    if direction == "bidirectional":  # published: divided by the tokens, not by those of a chunk
+        linear_q = linear_q * CHUNK / q.shape[1]
+    return {"o": mixed_chunk_attention(q, k, linear_q, linear_k, v, bias, **given)[0]}
+
+
+case("flash_causal")(_flash)
+case("flash_bidirectional")(functools.partial(_flash, direction="bidirectional"))
+
+
+@case("gated_attention_unit")
+def _gated_attention_unit(options, q, k, v, bias):
+    time = q.shape[1]
+    q, k, v = (x[:, :, None] for x in (q, k, v))
+    # The published code divides the bias by the tokens too.
+    given = {"power": 2, "scale": 1 / time, "bias_E": bias / time, "block_size": 5}
+    return {"o": rectified_attention(q, k, v, **given)[:, :, 0]}
+
+
+@case("relative")
+def _relative(options, q, k, v, distances, content_bias, position_bias):
+    given = {"content_bias_HK": content_bias, "position_bias_HK": position_bias}
+    return {"o": relative_attention(q, k, v, distances, **given)}
+
+
+def _lsh(options, q, v, rotations, direction="causal"):
+    given = {"chunk_size": CHUNK, "chunking": "sorted", "direction": direction}
+    q, v = (x[:, :, None] for x in (q, v))
+    return {"o": lsh_attention(q, v, rotations.swapaxes(0, 1), **given)[:, :, 0]}
+
+
+# The penalty of a token's own key is 5e4 in the published code, and rounded to 7e-12.
+case("lsh_causal", tolerance=1e-9)(_lsh)
+case("lsh_bidirectional", tolerance=1e-9)(functools.partial(_lsh, direction="bidirectional"))
+
+
+@case("hedgehog")
+def _hedgehog(options, x):
+    return {"o": feature_maps.signed_softmax(x)}
+
+
+@case("dpfp")
+def _dpfp(options, x):
+    return {"o": feature_maps.dpfp(x, nu=2)}
+
+
+def assign(*pairs):
+    """Sets parameters, given as (parameter, value, ...)."""
+    for parameter, value in zip(pairs[::2], pairs[1::2], strict=True):
+        assert parameter.shape == value.shape
+        parameter.set_value(value)
+
+
+def layer(mixer, heads, **options):
+    """A mixer in float64 of the width that the fixture has."""
+    return mixer(heads=heads, dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
+
+
+@case("nystromformer")
+def _nystromformer(options, x, wq, wk, wv, taps):
+    width, heads = x.shape[-1], taps.shape[0]
+    given = {"width": width, "direction": "bidirectional", "bias": False}
+    mixer = layer(Nystromformer, heads, **given, landmarks=4, convolution=5)
+    assign(mixer.query.kernel, wq, mixer.key.kernel, wk, mixer.value.kernel, wv)
+    assign(mixer.taps, taps.T, mixer.output.kernel, jnp.eye(width))
+    return {"o": mixer(x)[0]}
+
+
+@case("rg_lru", "chunk")
+def _rg_lru(options, x, **given):
+    heads, head, _ = given["rg_lru.a_gate.w"].shape
+    mixer = layer(RGLRU, heads, width=x.shape[-1], state_width=heads * head, **options)
+    for name, ours in (("x", mixer.value), ("y", mixer.gate), ("out", mixer.output)):
+        weight, bias = (given[f"linear_{name}.{part}"] for part in ("weight", "bias"))
+        assign(ours.kernel, weight.T, ours.bias, bias)
+    for name, ours in (("a", mixer.decay_gate), ("input", mixer.input_gate)):
+        weight, bias = (given[f"rg_lru.{name}_gate.{part}"] for part in "wb")
+        assign(ours.kernel, weight, ours.bias, bias)
+    assign(mixer.local.taps, given["conv_1d.w"][::-1], mixer.convolution_bias, given["conv_1d.b"])
+    assign(mixer.decay, -given["rg_lru.a_param"].reshape(heads, head))
+    o, state = mixer(x, mixer.init_state(x.shape[0]))
+    return {"o": o, "state": state["sums"]}
+
+
+@case("lru", "chunk")
+def _lru(options, x, theta_log, nu_log, gamma_log, B_re, B_im, C_re, C_im, D):
+    width = x.shape[-1]
+    mixer = layer(LRU, 1, width=width, state_width=len(nu_log), **options)
+    assign(mixer.nu, nu_log, mixer.theta, theta_log, mixer.log_gamma, gamma_log, mixer.skip, D)
+    assign(mixer.input.kernel, jnp.concatenate([B_re, B_im]).T)
+    assign(mixer.read.kernel, jnp.concatenate([C_re, C_im], axis=1).T)
+    # Half of the output of the read, since sigmoid(0) gates it.
+    assign(mixer.output.kernel, jnp.eye(width), mixer.output_gate.kernel, jnp.zeros((width, width)))
+    return {"o": 2 * mixer(x)[0]}
+
+
+# The published code has no epsilon at the length of a removal key, whose square is 1e3 here.
+@case("rwkv7", "chunk", tolerance=1e-8)
+def _rwkv7(options, x, **given):
+    heads = given["r_k"].shape[0]
+    ranks = {"decay_rank": 3, "rate_rank": 3, "gate_rank": 3}
+    mixer = layer(RWKV7, heads, width=x.shape[-1], **ranks, **options)
+    assign(mixer.shift, jnp.stack([given[f"m{name}"] for name in "rwkvag"]))
+    assign(mixer.receptance.kernel, given["Wr"].T, mixer.key.kernel, given["Wk"].T)
+    assign(mixer.value.kernel, given["Wv"].T, mixer.output.kernel, given["Wo"].T)
+    for name, ours in (("w", mixer.decay), ("a", mixer.rate), ("g", mixer.gate)):
+        assign(ours.down.kernel, given[f"W{name}1"], ours.up.kernel, given[f"W{name}2"])
+    assign(mixer.decay_bias, given["w_bias"], mixer.rate_bias, given["a_bias"])
+    assign(mixer.removal_scale, given["k_k"], mixer.replacement, given["k_a"])
+    assign(mixer.bonus, given["r_k"])
+    scale, bias = (given[f"ln_{name}"].reshape(heads, -1) for name in "wb")
+    assign(mixer.norm.scale, scale, mixer.norm.bias, bias)
+    o, state = mixer(x, mixer.init_state(x.shape[0]))
+    return {"o": o, "state": state["sums"].swapaxes(2, 3)}  # published: values x keys
+
+
+@case("mamba3", "chunk")
+def _mamba3(options, x, **given):
+    heads, _, states = given["B_bias"].shape
+    mixer = layer(Mamba3, heads, width=x.shape[-1], expansion=1, state_width=states, **options)
+    order = np.r_[0:4:2, 1:4:2, 4:states]  # published: the pairs that rotate are neighbours
+    width = x.shape[-1]
+    sizes = np.cumsum([width, width, states, states, heads, heads, heads])
+    z, v, b, c, dt, decay, trapezoid, angle = jnp.split(given["in_proj.weight"].T, sizes, axis=1)
+    assign(mixer.gate.kernel, z, mixer.value.kernel, v, mixer.dt.kernel, dt)
+    assign(mixer.decay.kernel, decay, mixer.trapezoid.kernel, trapezoid, mixer.angle.kernel, angle)
+    assign(mixer.shared.kernel, jnp.concatenate([b[:, order], c[:, order]], axis=1))
+    assign(mixer.key_norm.scale, given["B_norm.weight"][order])
+    assign(mixer.query_norm.scale, given["C_norm.weight"][order])
+    assign(mixer.key_bias, given["B_bias"][:, 0, order])
+    assign(mixer.query_bias, given["C_bias"][:, 0, order])
+    assign(mixer.dt_bias, given["dt_bias"], mixer.skip, given["D"])
+    assign(mixer.output.kernel, given["out_proj.weight"].T)
+    return {"o": mixer(x)[0]}
+
+
+@functools.cache
+def fixture(name):
+    """Inputs, outputs, cotangents of outputs and gradients of inputs, in float64."""
+    with np.load(FOLDER / "fixtures" / f"{name}.npz") as file:
+        arrays = {key: x.astype(np.float64) for key, x in file.items()}
+    outputs = {n: arrays.pop(n) for n in list(arrays) if f"c_{n}" in arrays}
+    cotangents = {n: arrays.pop(f"c_{n}") for n in outputs}
+    gradients = {n: arrays.pop(n) for n in list(arrays) if n.startswith("d_")}
+    return arrays, outputs, cotangents, gradients
+
+
+def options_of(form):
+    if form == "blockwise":
+        return {"form": form, "block_size": CHUNK}
+    if form in ("", "softmax parallel"):
+        return {"form": "parallel"} if form else {}
+    return {"form": form, "chunk_size": CHUNK}
+
+
+def errors(name):
+    """Relative RMS error of each output in each form, and of each gradient in the first form."""
+    arrays, outputs, cotangents, gradients = fixture(name)
+    function, (first, *others), _ = CASES[name]
+    inputs = {n: arrays[n] for n in arrays if f"d_{n}" in gradients}
+
+    def run(inputs, arrays, cotangents):
+        def of(form, inputs):
+            return function(options_of(form), **arrays | inputs)
+
+        found, pullback = jax.vjp(functools.partial(of, first), inputs)
+        return {first: found} | {form: of(form, inputs) for form in others}, pullback(cotangents)[0]
+
+    options = {"xla_backend_optimization_level": 0}
+    with jax.enable_x64(True):
+        found, found_gradients = jax.jit(run, compiler_options=options)(inputs, arrays, cotangents)
+    rows = {f"{n} {form}": (o[n], outputs[n]) for form, o in found.items() for n in outputs}
+    rows |= {f"d_{n} {first}": (found_gradients[n], gradients[f"d_{n}"]) for n in inputs}
+    return {n: contract.relative_rms(*row) for n, row in rows.items()}
+
+
+def test_every_fixture_has_a_case_and_a_source():
+    fixtures = {path.stem for path in (FOLDER / "fixtures").iterdir()}
+    sources = json.loads((FOLDER / "sources.json").read_text())["fixtures"]
+    assert fixtures == CASES.keys() == sources.keys()
+    for source in sources.values():
+        assert len(source["commit"]) == 40 and {"repository", "file", "function"} < source.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_code_has_the_same_outputs_and_gradients(name):
+    found = errors(name)
+    wrong = {n: x for n, x in found.items() if not x <= CASES[name].tolerance}
+    assert not wrong
