@@ -16,11 +16,19 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet
+from linear_transformer.nn.mixers.gated_delta_net_2 import GatedDeltaNet2
+from linear_transformer.nn.mixers.gated_linear_attention import GatedLinearAttention
+from linear_transformer.nn.mixers.gated_slot_attention import GatedSlotAttention
+from linear_transformer.nn.mixers.hgrn2 import HGRN2
+from linear_transformer.nn.mixers.kimi_delta_attention import KimiDeltaAttention
 from linear_transformer.nn.mixers.lru import LRU
+from linear_transformer.nn.mixers.mamba import Mamba
 from linear_transformer.nn.mixers.mamba3 import Mamba3
 from linear_transformer.nn.mixers.mlstm import running_maximum
 from linear_transformer.nn.mixers.nystromformer import Nystromformer
 from linear_transformer.nn.mixers.rg_lru import RGLRU
+from linear_transformer.nn.mixers.rwkv6 import RWKV6
 from linear_transformer.nn.mixers.rwkv7 import RWKV7
 from linear_transformer.ops import feature_maps, forgetting
 from linear_transformer.ops.additive import linear_attention
@@ -434,6 +442,124 @@ def _mamba3(options, x, **given):
     assign(mixer.query_bias, given["C_bias"][:, 0, order])
     assign(mixer.dt_bias, given["dt_bias"], mixer.skip, given["D"])
     assign(mixer.output.kernel, given["out_proj.weight"].T)
+    return {"o": mixer(x)[0]}
+
+
+def assign_linear(given, **layers):
+    """Sets the kernels of linear layers, by their names in the published code."""
+    for name, ours in layers.items():
+        assign(ours.kernel, given[f"{name}.weight"].T)
+
+
+def assign_low_rank(given, **layers):
+    """Sets low-rank maps, which are a sequence of two linear layers in the published code."""
+    for name, ours in layers.items():
+        assign_linear(given, **{f"{name}.0": ours.down, f"{name}.1": ours.up})
+        if f"{name}.1.bias" in given:
+            assign(ours.up.bias, given[f"{name}.1.bias"])
+
+
+def delta_layer(mixer, x, given, **options):
+    """A delta-rule layer with all that the published ones have in common."""
+    heads, keys = given["A_log"].shape[0], given["q_proj.weight"].shape[0]
+    mixer = layer(mixer, heads, width=x.shape[-1], key_width=keys // heads, **options)
+    names = {"q_proj": mixer.query, "k_proj": mixer.key, "v_proj": mixer.value}
+    assign_linear(given, **names, o_proj=mixer.output)
+    taps = jnp.concatenate([given[f"{name}_conv1d.weight"][:, 0] for name in "qkv"])
+    assign(mixer.local.taps, taps[:, ::-1].T)
+    assign(mixer.log_decay, given["A_log"].reshape(mixer.log_decay.shape))
+    assign(mixer.dt_bias, given["dt_bias"])
+    assign(mixer.norm.scale, jnp.tile(given["o_norm.weight"], (heads, 1)))
+    # The published layer divides its queries by sqrt(K), so its epsilon weighs K times as much.
+    mixer.norm.epsilon = mixer.key_width * 1e-5
+    return mixer
+
+
+@case("gated_delta_net_layer", "chunk")
+def _gated_delta_net_layer(options, x, **given):
+    mixer = delta_layer(GatedDeltaNet, x, given, negative_eigenvalues=True, **options)
+    assign_linear(given, a_proj=mixer.dt, b_proj=mixer.step, g_proj=mixer.gate)
+    return {"o": mixer(x)[0]}
+
+
+@case("kda_layer", "chunk")
+def _kda_layer(options, x, **given):
+    mixer = delta_layer(KimiDeltaAttention, x, given, **options)
+    assign_linear(given, b_proj=mixer.step)
+    assign_low_rank(given, f_proj=mixer.dt, g_proj=mixer.gate)
+    return {"o": mixer(x)[0]}
+
+
+@case("gated_delta_net_2_layer", "chunk")
+def _gated_delta_net_2_layer(options, x, **given):
+    mixer = delta_layer(GatedDeltaNet2, x, given, negative_eigenvalues=True, **options)
+    assign_linear(given, b_proj=mixer.erase, w_proj=mixer.write)
+    assign_low_rank(given, f_proj=mixer.dt, g_proj=mixer.gate)
+    return {"o": mixer(x)[0]}
+
+
+@case("gla_layer", "chunk")
+def _gla_layer(options, x, **given):
+    mixer = layer(GatedLinearAttention, 2, width=x.shape[-1], gate_rank=3, **options)
+    names = {"q_proj": mixer.query, "k_proj": mixer.key, "v_proj": mixer.value}
+    assign_linear(given, **names, g_proj=mixer.gate, o_proj=mixer.output)
+    assign_low_rank(given, gk_proj=mixer.forget)
+    assign(mixer.norm.scale, jnp.tile(given["g_norm_swish_gate.weight"], (2, 1)))
+    return {"o": mixer(x)[0]}
+
+
+@case("gsa_layer", "chunk")
+def _gsa_layer(options, x, **given):
+    mixer = layer(GatedSlotAttention, 2, width=x.shape[-1], slots=5, **options)
+    names = {"q_proj": mixer.query, "k_proj": mixer.key, "v_proj": mixer.value}
+    assign_linear(given, **names, f_proj=mixer.forget, o_proj=mixer.output)
+    assign(mixer.norm.scale, given["g_norm.weight"])
+    return {"o": mixer(x)[0]}
+
+
+@case("hgrn2_layer", "chunk")
+def _hgrn2_layer(options, x, lower_bound, **given):
+    mixer = layer(HGRN2, 2, width=x.shape[-1], **options)
+    names = {"q_proj": mixer.query, "f_proj": mixer.forget, "i_proj": mixer.value}
+    assign_linear(given, **names, o_proj=mixer.output)
+    assign(mixer.norm.scale, given["g_norm.weight"])
+    assign(mixer.lower_bound, jnp.log(lower_bound / (1 - lower_bound)).reshape(2, -1))
+    mixer.norm.epsilon = mixer.key_width * 1e-5  # as in the delta layers
+    return {"o": mixer(x)[0]}
+
+
+@case("rwkv6_layer", "chunk")
+def _rwkv6_layer(options, x, **given):
+    width = x.shape[-1]
+    mixer = layer(RWKV6, 2, width=width, mix_rank=3, decay_rank=3, **options)
+    for name, ours in (("r", mixer.receptance), ("k", mixer.key), ("v", mixer.value)):
+        assign_linear(given, **{f"{name}_proj.linear": ours})
+    assign_linear(given, **{"g_proj.linear": mixer.gate, "o_proj": mixer.output})
+    assign_linear(given, **{"w_proj.linear.lora.0": mixer.decay.down})
+    assign_linear(given, **{"w_proj.linear.lora.2": mixer.decay.up})
+    assign(mixer.log_log_decay, given["w_proj.linear.lora.2.bias"], mixer.bonus, given["bonus"])
+    assign(mixer.shift_of_mix, given["x_proj.0.mu"])
+    order = [0, 2, 3, 4, 1]  # published: r, w, k, v, g
+    down = given["x_proj.0.linear.weight"].reshape(5, 3, width)
+    up = given["x_proj.2.weight"].reshape(width, 5, 3)
+    for ours, place in zip(mixer.mix, order, strict=True):
+        assign(ours.down.kernel, down[place].T, ours.up.kernel, up[:, place].T)
+    assign(mixer.shift, given["x_bias"][jnp.array(order)])
+    scale, bias = (given[f"g_norm.{name}"].reshape(2, -1) for name in ("weight", "bias"))
+    assign(mixer.norm.scale, scale, mixer.norm.bias, bias)
+    return {"o": mixer(x)[0]}
+
+
+@case("mamba_layer", "chunk")
+def _mamba_layer(options, x, A_log, D, **given):
+    states = {"state_width": A_log.shape[1], "dt_rank": 3}
+    mixer = layer(Mamba, 1, width=x.shape[-1], **states, **options)
+    value, gate = jnp.split(given["in_proj.weight"].T, 2, axis=1)
+    assign(mixer.value.kernel, value, mixer.gate.kernel, gate)
+    assign_linear(given, x_proj=mixer.selection, dt_proj=mixer.dt, out_proj=mixer.output)
+    assign(mixer.dt.bias, given["dt_proj.bias"], mixer.log_decay, A_log.T, mixer.skip, D)
+    assign(mixer.local.taps, given["conv1d.weight"][:, 0, ::-1].T)
+    assign(mixer.convolution_bias, given["conv1d.bias"])
     return {"o": mixer(x)[0]}
 
 
