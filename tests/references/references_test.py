@@ -22,11 +22,14 @@ from linear_transformer.nn.mixers.gated_linear_attention import GatedLinearAtten
 from linear_transformer.nn.mixers.gated_slot_attention import GatedSlotAttention
 from linear_transformer.nn.mixers.hgrn2 import HGRN2
 from linear_transformer.nn.mixers.kimi_delta_attention import KimiDeltaAttention
+from linear_transformer.nn.mixers.linformer import Linformer
 from linear_transformer.nn.mixers.lru import LRU
 from linear_transformer.nn.mixers.mamba import Mamba
+from linear_transformer.nn.mixers.mamba2 import Mamba2
 from linear_transformer.nn.mixers.mamba3 import Mamba3
 from linear_transformer.nn.mixers.mlstm import running_maximum
 from linear_transformer.nn.mixers.nystromformer import Nystromformer
+from linear_transformer.nn.mixers.retnet import Retention
 from linear_transformer.nn.mixers.rg_lru import RGLRU
 from linear_transformer.nn.mixers.rwkv6 import RWKV6
 from linear_transformer.nn.mixers.rwkv7 import RWKV7
@@ -560,6 +563,59 @@ def _mamba_layer(options, x, A_log, D, **given):
     assign(mixer.dt.bias, given["dt_proj.bias"], mixer.log_decay, A_log.T, mixer.skip, D)
     assign(mixer.local.taps, given["conv1d.weight"][:, 0, ::-1].T)
     assign(mixer.convolution_bias, given["conv1d.bias"])
+    return {"o": mixer(x)[0]}
+
+
+# Our angles of rotary positions are fp32.
+@case("retnet_layer", "chunk", tolerance=1e-6)
+def _retnet_layer(options, x, **given):
+    mixer = layer(Retention, 2, width=x.shape[-1], **options)
+    names = {"q_proj": mixer.query, "k_proj": mixer.key, "v_proj": mixer.value}
+    names |= {"g_proj": mixer.gate, "out_proj": mixer.output}
+    assign_linear(given, **{f"m.{name}": ours for name, ours in names.items()})
+    mixer.norm.epsilon = 1e-20  # as in the fixture: the norm cancels the factors of the scores
+    return {"o": mixer(x, positions=jnp.tile(jnp.arange(x.shape[1]), (x.shape[0], 1)))[0]}
+
+
+def _mamba2(options, x, *, groups, A_log, D, **given):
+    heads, width = len(D), x.shape[-1]
+    inner = given["norm.weight"].shape[0]
+    states = (given["conv1d.bias"].shape[0] - inner) // (2 * groups)
+    sizes = {"expansion": inner // width, "state_width": states, "groups": groups}
+    mixer = layer(Mamba2, heads, width=width, **sizes, **options)
+    cuts = np.cumsum([inner, inner, 2 * groups * states])
+    gate, value, shared, dt = jnp.split(given["in_proj.weight"].T, cuts, axis=1)
+    assign(mixer.gate.kernel, gate, mixer.value.kernel, value)
+    assign(mixer.shared.kernel, shared, mixer.dt.kernel, dt, mixer.dt_bias, given["dt_bias"])
+    assign(mixer.local.taps, given["conv1d.weight"][:, 0, ::-1].T)
+    assign(mixer.convolution_bias, given["conv1d.bias"])
+    assign(mixer.log_decay, A_log, mixer.skip, D, mixer.norm.scale, given["norm.weight"])
+    assign_linear(given, out_proj=mixer.output)
+    if groups > 1:  # the published norm is one for each group, ours is one for all features
+
+        def norm(y):
+            parts = y.reshape(*y.shape[:2], groups, -1)
+            parts *= lax.rsqrt(jnp.mean(parts**2, axis=-1, keepdims=True) + 1e-5)
+            return parts.reshape(y.shape) * given["norm.weight"]
+
+        mixer.norm = norm
+    return {"o": mixer(x)[0]}
+
+
+case("mamba2_layer", "chunk")(functools.partial(_mamba2, groups=1))
+case("mamba2_groups_layer", "chunk")(functools.partial(_mamba2, groups=2))
+
+
+@case("linformer_layer")
+def _linformer_layer(options, x, **given):
+    width, (length, compressed) = x.shape[-1], given["proj_k"].shape
+    sizes = {"width": width, "length": length, "compressed": compressed}
+    mixer = layer(Linformer, 2, direction="bidirectional", **sizes)
+    parts = [given[f"to_{name}.weight"].T for name in "qkv"]
+    assign(mixer.projection.kernel, jnp.concatenate(parts, axis=1))
+    assign(mixer.combine_keys, given["proj_k"].T, mixer.combine_values, given["proj_v"].T)
+    assign_linear(given, to_out=mixer.output)
+    assign(mixer.output.bias, given["to_out.bias"])
     return {"o": mixer(x)[0]}
 
 
