@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from linear_transformer.nn.mixers.forgetting_attention import ForgettingAttention
 from linear_transformer.nn.mixers.gated_delta_net import GatedDeltaNet
 from linear_transformer.nn.mixers.gated_delta_net_2 import GatedDeltaNet2
 from linear_transformer.nn.mixers.gated_linear_attention import GatedLinearAttention
@@ -48,8 +49,9 @@ from linear_transformer.ops.hashing import lsh_attention
 from linear_transformer.ops.log_linear import log_linear_attention
 from linear_transformer.ops.log_space import at_most_zero
 from linear_transformer.ops.mixed_chunk import mixed_chunk_attention
-from linear_transformer.ops.normalizer import append_ones
+from linear_transformer.ops.normalizer import append_ones, divide
 from linear_transformer.ops.random_features import (
+    fourier_features,
     log_feature_attention,
     positive_log_features,
     relu_features,
@@ -309,6 +311,17 @@ def _performer_relu(options, q, k, v, projections):
     q, k = (relu_features(x, w) for x in (q, k))
     given = {"direction": "bidirectional", "feature_map": None, "epsilon": 1e-30}
     return {"o": linear_attention(q, k, v, **given)[0]}
+
+
+# The published code adds 1e-3 to the length of queries and keys, which is 8e3 here.
+@case("rfa", *DECAY, tolerance=1e-6)
+def _rfa(options, q, k, v, projections):
+    q, k = (fourier_features(x, projections) for x in (q, k))
+    given = {"feature_map": None, "normalize": False}
+    o, state = linear_attention(q, k, append_ones(v), **given, **options)
+    # Published features are 0.1 sin and 0.1 cos, and the divisor is at least 1.
+    ratio = 0.1 * projections.shape[1] ** 0.5
+    return {"o": divide(o, ratio**-2), "state": ratio * state}
 
 
 def _flash(options, q, k, linear_q, linear_k, v, bias, direction="causal"):
@@ -616,6 +629,19 @@ def _linformer_layer(options, x, **given):
     assign(mixer.combine_keys, given["proj_k"].T, mixer.combine_values, given["proj_v"].T)
     assign_linear(given, to_out=mixer.output)
     assign(mixer.output.bias, given["to_out.bias"])
+    return {"o": mixer(x)[0]}
+
+
+@case("forgetting_layer", "blockwise")
+def _forgetting_layer(options, x, **given):
+    parts = {"qk_norm": True, "output_gate": True, "bias": False}
+    mixer = layer(ForgettingAttention, 2, width=x.shape[-1], form=options["form"], **parts)
+    names = {"q_proj": mixer.query, "k_proj": mixer.key, "v_proj": mixer.value}
+    assign_linear(given, **names, f_proj=mixer.forget, g_proj=mixer.gate, o_proj=mixer.output)
+    assign(mixer.forget.bias, given["f_proj.bias"])
+    for name, norm in (("q", mixer.query_norm), ("k", mixer.key_norm)):
+        assign(norm.scale, given[f"{name}_norm.weight"].reshape(2, -1))
+        norm.epsilon = 1e-5  # as published; ours is 1e-6
     return {"o": mixer(x)[0]}
 
 
