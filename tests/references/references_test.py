@@ -24,6 +24,7 @@ from linear_transformer.nn.mixers.gated_slot_attention import GatedSlotAttention
 from linear_transformer.nn.mixers.hgrn2 import HGRN2
 from linear_transformer.nn.mixers.kimi_delta_attention import KimiDeltaAttention
 from linear_transformer.nn.mixers.linformer import Linformer
+from linear_transformer.nn.mixers.longformer import Longformer
 from linear_transformer.nn.mixers.lru import LRU
 from linear_transformer.nn.mixers.mamba import Mamba
 from linear_transformer.nn.mixers.mamba2 import Mamba2
@@ -642,6 +643,19 @@ def _forgetting_layer(options, x, **given):
     for name, norm in (("q", mixer.query_norm), ("k", mixer.key_norm)):
         assign(norm.scale, given[f"{name}_norm.weight"].reshape(2, -1))
         norm.epsilon = 1e-5  # as published; ours is 1e-6
+    return {"o": mixer(x)[0]}
+
+
+@case("longformer_layer")
+def _longformer_layer(options, x, **given):
+    width = x.shape[-1]
+    sizes = {"width": width, "window": 4, "num_global": 2, "direction": "bidirectional"}
+    mixer = layer(Longformer, 2, **sizes)
+    for i, name in enumerate(("query", "key", "value")):
+        for ours, end in ((getattr(mixer, name), ""), (mixer.global_projections[i], "_global")):
+            weight, bias = (given[f"m.{name}{end}.{part}"] for part in ("weight", "bias"))
+            assign(ours.kernel, weight.T, ours.bias, bias)
+    assign(mixer.output.kernel, jnp.eye(width))
     return {"o": mixer(x)[0]}
 
 
