@@ -195,6 +195,24 @@ def _rwkv6(options, q, k, v, log_decay, bonus, initial_state):
     return both(decayed_attention(q, k, v, log_decay, **given, **options))
 
 
+@case("bidirectional_fixed_decay", "chunk", "parallel")
+def _bidirectional_fixed_decay(options, q, k, v, logits):
+    given = {"direction": "bidirectional"} | options
+    return {"o": decayed_attention(q, k, v, jax.nn.log_sigmoid(logits), **given)[0]}
+
+
+@case("bidirectional_scalar_decay", "chunk", "parallel")
+def _bidirectional_scalar_decay(options, q, k, v, log_decay):
+    # Between two tokens the published mask has the key's gate, and ours the query's.
+    zero = jnp.zeros_like(log_decay[:, :1])
+    before = jnp.concatenate([zero, log_decay[:, :-1]], axis=1)
+    after = jnp.concatenate([log_decay[:, 1:], zero], axis=1)
+    causal, _ = decayed_attention(q, k, v, before, **options)
+    anticausal, _ = decayed_attention(q, k, v, after, direction="anticausal", **options)
+    own = jnp.sum(q * k, axis=-1, keepdims=True) * v
+    return {"o": causal + anticausal - own}
+
+
 @case("mlstm", *DECAY)
 def _mlstm(options, q, k, v, log_input, forget):
     log_forget = jax.nn.log_sigmoid(forget)
