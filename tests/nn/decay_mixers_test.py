@@ -118,7 +118,9 @@ def mamba2(mixer, x, position, history, s):
         s[h] = np.exp(-dt[h] * np.exp(array(mixer.log_decay)[h])) * s[h]
         s[h] += dt[h] * np.outer(b[group], v[h])
         o[h] = c[group] @ s[h] + array(mixer.skip)[h] * v[h]
-    return dense(mixer.output, rms(o.ravel() * silu(z), 1e-5) * array(mixer.norm.scale)), s
+    by_group = np.split(o.ravel() * silu(z), groups)
+    y = np.concatenate([rms(part, 1e-5) for part in by_group]) * array(mixer.norm_scale)
+    return dense(mixer.output, y), s
 
 
 def mlstm(mixer, x, position, history, s):

@@ -621,16 +621,9 @@ def _mamba2(options, x, *, groups, A_log, D, **given):
     assign(mixer.shared.kernel, shared, mixer.dt.kernel, dt, mixer.dt_bias, given["dt_bias"])
     assign(mixer.local.taps, given["conv1d.weight"][:, 0, ::-1].T)
     assign(mixer.convolution_bias, given["conv1d.bias"])
-    assign(mixer.log_decay, A_log, mixer.skip, D, mixer.norm.scale, given["norm.weight"])
+    assign(mixer.log_decay, A_log, mixer.skip, D)
+    assign(mixer.norm_scale, given["norm.weight"])
     assign_linear(given, out_proj=mixer.output)
-    if groups > 1:  # the published norm is one for each group, ours is one for all features
-
-        def norm(y):
-            parts = y.reshape(*y.shape[:2], groups, -1)
-            parts *= lax.rsqrt(jnp.mean(parts**2, axis=-1, keepdims=True) + 1e-5)
-            return parts.reshape(y.shape) * given["norm.weight"]
-
-        mixer.norm = norm
     return {"o": mixer(x)[0]}
 
 

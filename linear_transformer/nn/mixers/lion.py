@@ -35,6 +35,10 @@ class Lion(RecurrentMixer):
     (S4D-Real) and step sizes from 0.001 to 0.1 over the heads, so W starts small.  With a vector
     gate, keys are also scaled by (a - 1) / log a, as in the zero-order hold of such a model.
 
+    Difference from the released code: a query at t reads a key at s < t by the gates of s + 1 to t,
+    and a key at s > t by those of t to s - 1; there the gates are those of s to t - 1, and of t + 1
+    to s.
+
     Attributes:
       gate: "vector", one per key feature, or "scalar", one per head.
       direction: "causal", "anticausal" or "bidirectional"; only a causal mixer has a state.

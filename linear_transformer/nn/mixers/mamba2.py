@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from linear_transformer.nn.layers.head_norm import HeadNorm
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.short_convolution import ShortConvolution, silu_convolution
 from linear_transformer.nn.logical_axes import named
@@ -52,7 +53,8 @@ class Mamba2(RecurrentMixer):
         dt_t = softplus(dt + b)            S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T
         y_t = W_O norm((S_t^T C_t + D x_t) * silu(z_t))
 
-    B and C are keys and queries; the heads of a group share them.
+    B and C are keys and queries; the heads of a group share them, and the RMS norm is over the
+    features of a group, as in the released layer.
 
     Attributes:
       expansion: width of x over the width of the model.
@@ -97,13 +99,8 @@ class Mamba2(RecurrentMixer):
         decay = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
         self.log_decay = nnx.Param(jnp.log(decay), **vector("heads"))  # log(-A)
         self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
-        self.norm = nnx.RMSNorm(
-            self.inner,
-            epsilon=1e-5,
-            scale_metadata=vector("heads"),
-            dtype=self.dtype,
-            rngs=rngs,
-        )
+        self.norm = HeadNorm(groups, self.inner // groups, affine=False, dtype=self.dtype)
+        self.norm_scale = nnx.Param(jnp.ones(self.inner), **vector("heads"))
 
     def _mix(self, x, sums, past, segment_ids, positions):
         del positions
@@ -128,7 +125,9 @@ class Mamba2(RecurrentMixer):
             x, q, k, (v * dt_BTH[..., None]).astype(v.dtype), log_decay_BTH, sums, segment_ids
         )
         o = o + v * self.skip[...].astype(v.dtype)[:, None]
-        return self.norm(merge_heads(o) * jax.nn.silu(self.gate(x))), sums, past
+        y = merge_heads(o) * jax.nn.silu(self.gate(x))
+        y = merge_heads(self.norm(split_heads(y, self.groups)))
+        return y * self.norm_scale[...].astype(y.dtype), sums, past
 
     def _attend(self, x, q, k, v, log_decay, sums, segment_ids):
         del x
