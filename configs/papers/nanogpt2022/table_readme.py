@@ -10,8 +10,9 @@ TABLE = Table(
     title="Shakespeare's characters on a CPU",
     source="Karpathy 2022, README of nanoGPT (https://github.com/karpathy/nanoGPT)",
     note="The published loss is an estimate from 20 batches of the last tenth of the text; here "
-    "the whole tenth counts, in two halves.  Other mechanisms have the same settings, tuned for "
-    "softmax attention.",
+    "the whole tenth counts, in two halves.  For softmax attention here, such estimates have a "
+    "standard deviation of 0.012, and the losses of three seeds differ by 0.01.  Other mechanisms "
+    "have the same settings, tuned for softmax attention.",
     columns=(
         *(
             Column(
