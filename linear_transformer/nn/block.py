@@ -5,6 +5,7 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.feed_forward import FeedForward
 from linear_transformer.nn.layers.norms import apply_norm, make_stream_norm
@@ -77,6 +78,7 @@ class Block(nnx.Module):
         *,
         memory_BTD: Activations | None = None,
         dropout_key: PRNGKey | None = None,
+        first_BTI: Float[Array, "B T I"] | None = None,
         **places: Unpack[Places],
     ) -> tuple[Activations, MixerState | None]:
         keys = [None] * 4 if dropout_key is None else jax.random.split(dropout_key, 4)
@@ -86,7 +88,8 @@ class Block(nnx.Module):
             return apply_norm(norm, x_BTD, training=dropout_key is not None)
 
         h_BTD = normed(self.mixer_norm, x_BTD) if pre else x_BTD
-        h_BTD, state = self.mixer(h_BTD, state, **places)
+        values = {"first_BTI": first_BTI} if self.mixer.value_residual else {}
+        h_BTD, state = self.mixer(h_BTD, state, **places, **values)
         x_BTD = self.mixer_residual(x_BTD, self._drop(h_BTD, keys[0]))
         if not pre:
             x_BTD = normed(self.mixer_norm, x_BTD)
@@ -101,6 +104,14 @@ class Block(nnx.Module):
             if not pre:
                 x_BTD = normed(self.feed_forward_norm, x_BTD)
         return x_BTD, state
+
+    def first_values(
+        self, x_BTD: Activations, state: MixerState | None, *, training: bool, **places
+    ) -> Float[Array, "B T I"]:
+        """Returns `Mixer.first_values` of this block."""
+        if self.norm_position == "pre":
+            x_BTD = apply_norm(self.mixer_norm, x_BTD, training=training)
+        return self.mixer.first_values(x_BTD, state, **places)
 
     def _drop(self, x_BTD: Activations, key: PRNGKey | None) -> Activations:
         x_BTD = named(x_BTD, "rows", "time", None)

@@ -61,6 +61,9 @@ class Stack(nnx.Module):
         self.shared = shared
         self.remat = remat
         blocks = [make_block(layer, rngs) for layer in range(period if shared else num_layers)]
+        residual = [block.mixer.value_residual for block in blocks]
+        if any(residual) and not residual[0]:
+            raise ValueError("value_residual needs a first layer with this option")
         if self.scan and not shared:
             repetitions = [nnx.List(blocks[i : i + period]) for i in range(0, num_layers, period)]
             states = [nnx.state(group) for group in repetitions]
@@ -92,7 +95,7 @@ class Stack(nnx.Module):
     ) -> tuple[Activations, MixerState | None]:
         def apply(graphdef, parameters, x_BTD, state, key):
             block = nnx.merge(graphdef, gathered(parameters))
-            x_BTD, state = block(x_BTD, state, dropout_key=key, **inputs)
+            x_BTD, state = block(x_BTD, state, dropout_key=key, first_BTI=first_BTI, **inputs)
             return x_BTD, state, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
 
         if self.remat != "none":
@@ -112,6 +115,20 @@ class Stack(nnx.Module):
             return x_BTD, (None if states is None else new_states, statistics)
 
         graphdefs, parameters = zip(*[nnx.split(block) for block in self.blocks], strict=True)
+        first_BTI = None
+        if self.blocks[0].mixer.value_residual:
+            # Every block takes these values, the first one too, so a scan carries no more than x.
+            state = None if states is None else states[0]
+            first = parameters[0]
+            if self.scan:
+                state = jax.tree.map(lambda x: x[:, 0], state)
+                first = first if self.shared else jax.tree.map(lambda x: x[0], first)
+            first_BTI = nnx.merge(graphdefs[0], gathered(first)).first_values(
+                x_BTD,
+                state,
+                training=dropout_key is not None,
+                segment_ids=inputs.get("segment_ids"),
+            )
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, (self.repetitions, len(graphdefs)))

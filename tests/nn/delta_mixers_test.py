@@ -1,8 +1,14 @@
 """The mixers of the delta rule against the equations of their papers, token by token in NumPy."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from linear_transformer.nn.mixers.registry import MIXERS
 from tests.nn.decay_mixers_test import (
     TOLERANCE,
     array,
@@ -15,7 +21,9 @@ from tests.nn.decay_mixers_test import (
     softplus,
 )
 from tests.nn.mixers_test import PACKED_POSITIONS, SEGMENTS, B, D, H, T, build
-from tests.ops.contract import assert_agree
+from tests.ops.contract import assert_agree, relative_rms
+
+INPUT = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
 
 
 def unit(x):
@@ -98,14 +106,18 @@ def gdn2(mixer, x, history, s):
     return dense(mixer.output, o), s
 
 
-def rwkv7(mixer, x, history, s):
-    """Peng et al. 2025, section 4.1."""
+def rwkv7(mixer, x, history, s, first=None):
+    """Peng et al. 2025, section 4.1; `first` is the value of the first layer for an input."""
     before = history[-2] if len(history) > 1 else np.zeros(D)
     names = ("receptance", "decay", "key", "value", "rate", "gate")
     inputs = dict(zip(names, x + (before - x) * array(mixer.shift), strict=True))
     r = heads(dense(mixer.receptance, inputs["receptance"]))
     k = dense(mixer.key, inputs["key"])
-    v = heads(dense(mixer.value, inputs["value"]))
+    v = dense(mixer.value, inputs["value"])
+    if first is not None:
+        share = low_rank(mixer.residual, inputs["value"]) + array(mixer.residual_bias)
+        v = v + (first(x) - v) * sigmoid(share)
+    v = heads(v)
     d = low_rank(mixer.decay, inputs["decay"], np.tanh) + array(mixer.decay_bias)
     w = heads(np.exp(-np.exp(-0.5) * sigmoid(d)))
     a = sigmoid(low_rank(mixer.rate, inputs["rate"]) + array(mixer.rate_bias))
@@ -141,13 +153,60 @@ def rwkv7(mixer, x, history, s):
 def test_equations(name, label, step):
     """Packed documents: each starts with an empty state, an empty convolution and no last token."""
     mixer, apply = build(name, label)
-    x = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
+    y, _ = apply(INPUT, None, SEGMENTS, PACKED_POSITIONS)
+    assert_agree({"y": y}, {"y": token_by_token(mixer, step)}, TOLERANCE)
+
+
+def token_by_token(mixer, step):
+    """Outputs of `step` for the tokens of each document."""
     expected = np.zeros((B, T, D))
     for b in range(B):
         for i in range(T):
             if i == 0 or SEGMENTS[b, i] != SEGMENTS[b, i - 1]:
                 history, s = [], None
-            history.append(x[b, i].astype(np.float64))
+            history.append(INPUT[b, i].astype(np.float64))
             expected[b, i], s = step(mixer, history[-1], history, s)
-    y, _ = apply(x, None, SEGMENTS, PACKED_POSITIONS)
-    assert_agree({"y": y}, {"y": expected}, TOLERANCE)
+    return expected
+
+
+def test_values_of_the_first_layer():
+    """The residual of RWKV-7 with given values, and without any, in the first layer."""
+    mixer, apply = build("rwkv7", "value residual")
+    x, segment_ids = jnp.asarray(INPUT), jnp.asarray(SEGMENTS)
+    apply_after = jax.jit(lambda v: mixer(x, segment_ids=segment_ids, first_BTI=v)[0])
+    expected = token_by_token(mixer, functools.partial(rwkv7, first=lambda x: 3 * x))
+    assert_agree({"y": apply_after(3 * INPUT)}, {"y": expected}, TOLERANCE)
+    alone, _ = apply(INPUT, None, SEGMENTS, PACKED_POSITIONS)
+    first = apply_after(mixer.first_values(x, segment_ids=segment_ids))
+    assert_agree({"y": first}, {"y": alone}, TOLERANCE)
+    assert relative_rms(first, expected) > 1e-2
+
+
+def test_rwkv7_starts_as_released():
+    """RWKV_Tmix_x070 of layer 6 of 12, with width C and head width N, by its formulas."""
+    C, N, depth = 96, 16, 0.5
+    mixer = MIXERS["rwkv7"](C, C // N, depth=depth, value_residual=True, rngs=nnx.Rngs(0))
+    n = np.arange(C)
+    linear = n / (C - 1) - 0.5
+    zigzag = (n % N - (N - 1) / 2) / ((N - 1) / 2)
+    zigzag = zigzag * np.abs(zigzag)
+    powers = np.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None]
+    expected = {
+        "shift": 1 - (n / C) ** (powers * (1 - depth)),
+        "decay_bias": -6 + 6 * (n / (C - 1)) ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag,
+        "rate_bias": -0.19 + 0.3 * zigzag + 0.4 * linear,
+        "residual_bias": 0.73 - 0.4 * linear,
+        "removal_scale": 0.71 - 0.1 * linear,
+        "replacement": np.full(C, 1.02),
+        "bonus": np.full((C // N, N), -0.04),
+    }
+    assert_agree({name: array(getattr(mixer, name)) for name in expected}, expected, 1e-6)
+    assert not np.any(array(mixer.output.kernel))
+    for name, bound in (("receptance", 0.5), ("key", 0.05), ("value", 0.5)):
+        largest = np.abs(array(getattr(mixer, name).kernel)).max() * C**0.5
+        assert 0.99 * bound < largest <= bound * (1 + 1e-6)
+    for name, rank in (("decay", 32), ("rate", 32), ("gate", 64), ("residual", 32)):
+        layer = getattr(mixer, name)
+        assert not np.any(array(layer.down.kernel))
+        rows = array(layer.up.kernel)
+        np.testing.assert_allclose(rows @ rows.T, 0.01 * np.eye(rank), atol=1e-6)

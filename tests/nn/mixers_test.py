@@ -194,7 +194,10 @@ OPTIONS = {
         "one key head": {"key_heads": 1, "chunk_size": 4},
     },
     "gdn2": {"chunks": {"chunk_size": 4, "key_width": 6, "negative_eigenvalues": True}},
-    "rwkv7": {"chunks": {"chunk_size": 8, "depth": 0.5}},
+    "rwkv7": {
+        "chunks": {"chunk_size": 8, "depth": 0.5},
+        "value residual": {"value_residual": True, "value_rank": 3},
+    },
 }
 CASES = [
     (name, label)

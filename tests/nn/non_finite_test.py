@@ -63,7 +63,10 @@ def build(name, **options):
         options["chunk_size"] = CHUNK
     if not MIXERS[name].causal:
         options = MIXERS[name].bidirectional_options(options)
-    return MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
+    mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
+    if name == "rwkv7":  # which starts with zeros there
+        mixer.output.kernel[...] = jnp.eye(D)
+    return mixer
 
 
 @functools.cache

@@ -31,6 +31,7 @@ OPTIONS = {
     "nystromformer": {"direction": "bidirectional"},
     "sinkhorn": {"direction": "bidirectional", "length": 128},
     "rfa": {"gate": True, "learn_scale": True},
+    "rwkv7": {"value_residual": True},
 }
 # Kernels that devices do not share: what all heads read, and the few features of a low rank.
 WHOLE = {
@@ -39,7 +40,7 @@ WHOLE = {
     "gdn2": {"dt/down", "gate/down"},
     "mamba2": {"shared"},
     "rwkv6": {"decay/down", *(f"mix/{n}/{part}" for n in range(5) for part in ("down", "up"))},
-    "rwkv7": {"decay/down", "rate/down", "gate/down"},
+    "rwkv7": {"decay/down", "rate/down", "gate/down", "residual/down"},
     "sinkhorn": {"sort_hidden"},
     "mamba3": {"shared", "angle"},
     "log_linear_mamba2": {"shared"},

@@ -37,6 +37,9 @@ def rwkv7():
     m.rate_bias[...] = jnp.full(WIDTH, 12.0)
     m.decay_bias[...] = jnp.full(WIDTH, -12.0)
     m.removal_scale[...] = jnp.ones(WIDTH)
+    for layer in (m.key, m.value):  # inputs of unit variance
+        weights = jax.random.normal(jax.random.key(layer is m.key), (WIDTH, WIDTH))
+        layer.kernel[...] = weights / WIDTH**0.5
     return m, jax.random.normal(jax.random.key(0), (WIDTH,))
 
 

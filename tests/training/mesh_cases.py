@@ -141,6 +141,9 @@ CONFIGS = {
     "accumulated": functools.partial(
         language, "linear", accumulate_steps=2, model__remat="full", model__scan_layers=True
     ),
+    "first values": functools.partial(
+        language, "rwkv7", data__packing="packed", model__scan_layers=True
+    ),
     "masked": functools.partial(masked, data__sequence_length=30),
     "cls": functools.partial(classification, pooling="cls"),
     "mean": functools.partial(classification, pooling="mean", length=9),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypedDict, get_args, get_type_hints
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from linear_transformer.ops import checks
 from linear_transformer.types import Activations, Positions, SegmentIds
@@ -41,10 +41,10 @@ def checked(call: Callable) -> Callable:
     """
 
     @functools.wraps(call)
-    def checked_call(self, x_BTD, state=None, *, segment_ids=None, positions=None):
+    def checked_call(self, x_BTD, state=None, *, segment_ids=None, positions=None, **values):
         output = getattr(self, "output", None)
         width = {} if output is None else {"D": output.out_features}
-        sizes = checks.arrays(width, x_BTD=x_BTD)
+        sizes = checks.arrays(width, x_BTD=x_BTD, **values)
         checks.tokens(sizes, segment_ids=(segment_ids, "BT"), positions=(positions, "BT"))
         if state is not None:
             require_causal(self.direction)
@@ -52,7 +52,8 @@ def checked(call: Callable) -> Callable:
         if 0 in (sizes["B"], sizes["T"]):
             return jnp.zeros(x_BTD.shape, getattr(self, "dtype", x_BTD.dtype)), state
         with checks.no_forward_mode(type(self).__name__, "it has derivatives in reverse mode"):
-            return call(self, x_BTD, state, segment_ids=segment_ids, positions=positions)
+            places = {"segment_ids": segment_ids, "positions": positions}
+            return call(self, x_BTD, state, **places, **values)
 
     return checked_call
 
@@ -67,11 +68,14 @@ class Mixer(nnx.Module):
       mechanisms: mechanisms of this class, made by the decorator `mechanism.mechanism`.
       capacity: most tokens that a state can process; None is no limit.
       direction: "causal", or another value for a mixer without a state.
+      value_residual: whether the mixer defines `first_values`, and takes those of the first layer
+        of a stack as the argument `first_BTI`; without the argument the mixer is the first layer.
     """
 
     mechanisms: ClassVar[tuple[Any, ...]] = ()
     capacity: int | None = None
     direction: str = "causal"
+    value_residual: bool = False
 
     def __new__(cls, *arguments: Any, **options: Any):
         for name in options:  # `**options` of a constructor takes any name
@@ -92,8 +96,19 @@ class Mixer(nnx.Module):
         *,
         segment_ids: SegmentIds | None = None,
         positions: Positions | None = None,
+        **values: Float[Array, "B T I"] | None,
     ) -> tuple[Activations, MixerState | None]:
-        return self._forward(x_BTD, state, segment_ids, positions)
+        return self._forward(x_BTD, state, segment_ids, positions, **values)
+
+    def first_values(
+        self,
+        x_BTD: Activations,
+        state: MixerState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+    ) -> Float[Array, "B T I"]:
+        """Returns the values of the call with the same arguments, for the layers after this one."""
+        raise NotImplementedError
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token in the forward pass, without projections; a multiply-add is two.
@@ -112,6 +127,7 @@ class Mixer(nnx.Module):
         state: MixerState | None,
         segment_ids: SegmentIds | None,
         positions: Positions | None,
+        **values: Float[Array, "B T I"] | None,
     ) -> tuple[Activations, MixerState | None]:
         raise NotImplementedError
 

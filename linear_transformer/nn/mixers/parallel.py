@@ -16,6 +16,8 @@ class Parallel(Mixer):
     def __init__(self, branches: dict[str, Mixer]):
         if not branches:
             raise ValueError("branches is empty; name a mixer")
+        if any(mixer.value_residual for mixer in branches.values()):
+            raise ValueError("value_residual needs a mixer with a layer of its own")
         self.names = tuple(branches)
         self.branches = nnx.List(branches.values())
 

@@ -66,16 +66,16 @@ class ProjectedMixer(Mixer):
         options = {"axes": ("embed", "heads"), "use_bias": self.bias} | options
         return Linear(self.width, features, dtype=self.dtype, rngs=rngs, **options)
 
-    def _output_layer(self, rngs: nnx.Rngs, features: int | None = None) -> Linear:
+    def _output_layer(self, rngs: nnx.Rngs, features: int | None = None, **options: Any) -> Linear:
         """Makes the projection of merged heads with `features`, by default the width."""
+        init = nnx.initializers.variance_scaling(self.output_scale**2, "fan_in", "normal")
         return Linear(
             self.width if features is None else features,
             self.width,
             axes=("heads", "embed"),
-            use_bias=self.bias,
             dtype=self.dtype,
-            kernel_init=nnx.initializers.variance_scaling(self.output_scale**2, "fan_in", "normal"),
             rngs=rngs,
+            **{"use_bias": self.bias, "kernel_init": init} | options,
         )
 
     def _by_head(

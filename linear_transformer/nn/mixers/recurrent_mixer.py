@@ -78,13 +78,13 @@ class RecurrentMixer(ProjectedMixer):
             state["past"] = self.local.init_state(batch_size)
         return state
 
-    def _forward(self, x_BTD, state, segment_ids, positions):
+    def _forward(self, x_BTD, state, segment_ids, positions, **values):
         sums = past = None
         if state is not None:
             sums, past = state["sums"], state.get("past")
             if segment_ids is not None:
                 sums = reset_rows(sums, ~segments.continues(state["segment"], segment_ids))
-        o_BTI, sums, past = self._mix(x_BTD, sums, past, segment_ids, positions)
+        o_BTI, sums, past = self._mix(x_BTD, sums, past, segment_ids, positions, **values)
         y_BTD = self._project(o_BTI)
         if state is None:
             return y_BTD, None
@@ -124,8 +124,12 @@ class RecurrentMixer(ProjectedMixer):
         past: MixerState | None,
         segment_ids: SegmentIds | None,
         positions: Positions | None,
+        **values: Float[Array, "B T I"] | None,
     ) -> tuple[Activations, MixerState, MixerState | None]:
         raise NotImplementedError
+
+
+_LECUN = nnx.initializers.lecun_normal()  # as `nnx.Linear`
 
 
 class LowRank(nnx.Module):
@@ -133,6 +137,7 @@ class LowRank(nnx.Module):
 
     Attributes:
       axis: logical axis of the output, see `nn.parameters.Declaration`.
+      down_init, up_init: initializers of W1 and W2.
     """
 
     def __init__(
@@ -144,15 +149,18 @@ class LowRank(nnx.Module):
         axis: str = "heads",
         activation=None,
         use_bias: bool = False,
+        down_init: nnx.Initializer = _LECUN,
+        up_init: nnx.Initializer = _LECUN,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
+        given = {"dtype": dtype, "rngs": rngs}
         self.down = Linear(
-            width, rank, axes=("embed", None), use_bias=False, dtype=dtype, rngs=rngs
+            width, rank, axes=("embed", None), use_bias=False, kernel_init=down_init, **given
         )
         self.up = Linear(
-            rank, features, axes=(None, axis), use_bias=use_bias, dtype=dtype, rngs=rngs
+            rank, features, axes=(None, axis), use_bias=use_bias, kernel_init=up_init, **given
         )
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows E"]:

@@ -25,6 +25,7 @@ POWERS = {"receptance": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9
     "rwkv7",
     meaning="generalised delta rule with a decay for every key feature, and token shift",
     source="Peng et al. 2025, arXiv:2503.14456, section 4",
+    options={"value_residual": True},
     encodes_order=True,
     uses_depth=True,
 )
@@ -38,12 +39,19 @@ class RWKV7(RecurrentMixer):
         S_t = (diag(w_t) - (a_t * kappa_t) kappa_t^T) S_{t-1} + k~_t v_t^T
         o_t = norm(S_t^T r_t) + (r_t . (rho * k~_t)) v_t                  y_t = W_O (g_t * o_t)
 
-    Parameters are initialised by feature and depth, as in the released code.  Unlike there, values
-    are not mixed with the values of the first layer, because a mixer has no other layer's values.
+    With `value_residual`, each layer moves its values towards those of the first layer, v^1_t:
+
+        v_t <- v_t + sigmoid(nu + lora_nu(x'_t)) * (v^1_t - v_t)
+
+    Parameters are initialised by feature and depth, as in the released code: the output layer and
+    every W_1 with zeros, every W_2 with an orthogonal matrix times 0.1.  Unlike there, the decay
+    has l / L in place of l / (L - 1), and `output_scale` has no effect.
     w, a, kappa and k~ are fp32 or wider for any dtype of the activations; see `ops.delta`.
 
     Attributes:
-      decay_rank, rate_rank, gate_rank: ranks of the low-rank maps for w, a and g.
+      decay_rank, rate_rank, gate_rank, value_rank: ranks of the low-rank maps for w, a, g and v;
+        None is 2.5, 2.5, 5 and 1.7 times sqrt(width), rounded to a multiple of 32.
+      value_residual: whether values are mixed with those of the first layer of the stack.
       depth: l / L for layer l (from 0) of L, set by the model.
       form, chunk_size: see `ops.delta.low_rank_delta_attention`.
     """
@@ -56,24 +64,39 @@ class RWKV7(RecurrentMixer):
         width: int,
         heads: int,
         *,
-        decay_rank: int = 32,
-        rate_rank: int = 32,
-        gate_rank: int = 64,
+        decay_rank: int | None = None,
+        rate_rank: int | None = None,
+        gate_rank: int | None = None,
+        value_rank: int | None = None,
+        value_residual: bool = False,
         depth: float = 0.0,
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(decay_rank=decay_rank, rate_rank=rate_rank, gate_rank=gate_rank)
+        ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "gate_rank": gate_rank}
+        checks.positive(**ranks, value_rank=value_rank)
         super().__init__(width, heads, bias=False, **options)
-        self.output = self._output_layer(rngs)
+        self.value_residual = value_residual
+        zeros = nnx.initializers.zeros
+        self.output = self._output_layer(rngs, kernel_init=zeros)
         self.local = TokenShift(width, dtype=self.dtype)
-        self.receptance = self._linear(width, rngs)
-        self.key = self._linear(width, rngs)
-        self.value = self._linear(width, rngs)
-        given = {"dtype": self.dtype, "rngs": rngs}
-        self.decay = LowRank(width, decay_rank, width, activation=jnp.tanh, **given)
-        self.rate = LowRank(width, rate_rank, width, **given)
-        self.gate = LowRank(width, gate_rank, width, activation=jax.nn.sigmoid, **given)
+
+        def linear(bound):  # weights are uniform up to bound / sqrt(width)
+            init = nnx.initializers.variance_scaling(bound**2 / 3, "fan_in", "uniform")
+            return self._linear(width, rngs, kernel_init=init)
+
+        def low_rank(rank, factor, activation=None):
+            if rank is None:
+                rank = max(32, round(factor * width**0.5 / 32) * 32)
+            up_init = nnx.initializers.orthogonal(0.1 * max(1.0, rank / width) ** 0.5)
+            given = {"dtype": self.dtype, "rngs": rngs, "down_init": zeros, "up_init": up_init}
+            return LowRank(width, rank, width, activation=activation, **given)
+
+        self.receptance, self.key, self.value = (linear(bound) for bound in (0.5, 0.05, 0.5))
+        self.decay = low_rank(decay_rank, 2.5, jnp.tanh)
+        self.rate = low_rank(rate_rank, 2.5)
+        self.gate = low_rank(gate_rank, 5, jax.nn.sigmoid)
+        self.residual = low_rank(value_rank, 1.7) if value_residual else None
         # Epsilon of the released head norm: 1e-5 times its head width of 64.
         self.norm = HeadNorm(heads, self.value_width, center=True, epsilon=64e-5, dtype=self.dtype)
 
@@ -87,6 +110,9 @@ class RWKV7(RecurrentMixer):
         self.decay_bias = nnx.Param(decay_bias, **vector("heads"))
         rate_bias = -0.19 + 0.3 * zigzag + 0.4 * (last - 0.5)
         self.rate_bias = nnx.Param(rate_bias, **vector("heads"))
+        self.residual_bias = (
+            nnx.Param(0.73 - 0.4 * (last - 0.5), **vector("heads")) if value_residual else None
+        )
         self.removal_scale = nnx.Param(0.71 - 0.1 * (last - 0.5), **vector("heads"))  # xi
         self.replacement = nnx.Param(jnp.full((width,), 1.02), **vector("heads"))  # alpha
         bonus = jnp.full((heads, self.key_width), -0.04)
@@ -97,23 +123,32 @@ class RWKV7(RecurrentMixer):
         del context  # the cost of a token does not depend on its position
         return 8 * self.heads * self.key_width * self.value_width
 
-    def _mix(self, x, sums, past, segment_ids, positions):
+    def first_values(self, x_BTD, state=None, *, segment_ids=None):
+        past = None if state is None else state["past"]
+        inputs, _ = self._shifted(x_BTD, past, segment_ids)
+        return self.value(inputs["value"])
+
+    def _shifted(self, x, past, segment_ids):
+        """Returns x'_t for each input, and the state of the token shift."""
+        before, past = self.local(x, past, segment_ids=segment_ids)
+        shifts = zip(POWERS, self.shift[...].astype(x.dtype), strict=True)
+        return {name: x + (before - x) * shift for name, shift in shifts}, past
+
+    def _mix(self, x, sums, past, segment_ids, positions, first_BTI=None):
         del positions
         dtype = self._state_dtype
-        before, past = self.local(x, past, segment_ids=segment_ids)
-        inputs = {
-            name: x + (before - x) * shift
-            for name, shift in zip(POWERS, self.shift[...].astype(x.dtype), strict=True)
-        }
+        inputs, past = self._shifted(x, past, segment_ids)
+
+        def share(name, layer, bias):
+            return jax.nn.sigmoid(layer(inputs[name]).astype(dtype) + bias[...].astype(dtype))
+
         r, k, v = (getattr(self, name)(inputs[name]) for name in ("receptance", "key", "value"))
         gate = self.gate(inputs["gate"])
-        decay, rate = (
-            jax.nn.sigmoid(layer(inputs[name]).astype(dtype) + bias[...].astype(dtype))
-            for name, layer, bias in (
-                ("decay", self.decay, self.decay_bias),
-                ("rate", self.rate, self.rate_bias),
-            )
-        )
+        decay = share("decay", self.decay, self.decay_bias)
+        rate = share("rate", self.rate, self.rate_bias)
+        if first_BTI is not None:
+            towards = share("value", self.residual, self.residual_bias).astype(v.dtype)
+            v = v + towards * (first_BTI - v)
         log_decay = -math.exp(-0.5) * decay
         k = k.astype(dtype)
         kappa = k * self.removal_scale[...].astype(dtype)
