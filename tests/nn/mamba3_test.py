@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from linear_transformer.nn.mixers.mamba3 import Mamba3
+from linear_transformer.ops.recurrence import FORMS
 from linear_transformer.ops.rotation import cumulative_turns
 from tests.nn.baselines_test import SEGMENTS, B, D, H, T, build, call, inputs, weights_of
 from tests.ops.contract import assert_agree, relative_rms
@@ -27,8 +28,8 @@ def normed(x, norm):
 
 def turned(x, angles):
     pairs = angles.shape[-1]
-    z = (x[:, :pairs] + 1j * x[:, pairs : 2 * pairs]) * np.exp(1j * angles)
-    return np.concatenate([z.real, z.imag, x[:, 2 * pairs :]], axis=-1)
+    z = (x[..., :pairs] + 1j * x[..., pairs : 2 * pairs]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag, x[..., 2 * pairs :]], axis=-1)
 
 
 def row(mixer, u, segments):
@@ -37,19 +38,24 @@ def row(mixer, u, segments):
     def linear(layer, x):
         return x @ weights_of(layer.kernel)
 
+    rank = mixer.rank
+    inputs, gates, outputs = (
+        np.ones((H, rank, V)) if weights is None else weights_of(weights)
+        for weights in (mixer.inputs, mixer.gates, mixer.outputs)
+    )
     y = []
     for t in range(T):
         if t == 0 or segments[t] != segments[t - 1]:
             state = np.zeros((H, N, V))
             theta = np.zeros((H, mixer.angles))
-            k_before, x_before = np.zeros((H, N)), np.zeros((H, V))
+            written_before = np.zeros((H, N, V))
         dt = softplus(linear(mixer.dt, u[t]) + weights_of(mixer.dt_bias))
         a = np.exp(-np.maximum(softplus(linear(mixer.decay, u[t])), 1e-4) * dt)
         share = sigmoid(linear(mixer.trapezoid, u[t]))
         b, c = np.split(linear(mixer.shared, u[t]), 2)
         k, q = (
-            np.repeat(normed(x.reshape(mixer.groups, N), norm), H // mixer.groups, axis=0)
-            + weights_of(bias)
+            np.repeat(normed(x.reshape(mixer.groups, rank, N), norm), H // mixer.groups, axis=0)
+            + weights_of(bias).reshape(H, rank, N)
             for x, norm, bias in (
                 (b, mixer.key_norm, mixer.key_bias),
                 (c, mixer.query_norm, mixer.query_bias),
@@ -57,22 +63,35 @@ def row(mixer, u, segments):
         )
         if mixer.angles:
             theta = theta + np.pi * np.tanh(linear(mixer.angle, u[t])) * dt[:, None]
-            k, q = turned(k, theta), turned(q, theta)
-        x = linear(mixer.value, u[t]).reshape(H, V)
+            k, q = turned(k, theta[:, None]), turned(q, theta[:, None])
+        x = linear(mixer.value, u[t]).reshape(H, 1, V) * inputs
+        written = np.zeros((H, N, V))
+        for h, r in np.ndindex(H, rank):
+            written[h] += np.outer(k[h, r], x[h, r])
         state = a[:, None, None] * state
-        state += ((1 - share) * dt * a)[:, None, None] * k_before[:, :, None] * x_before[:, None]
-        state += (share * dt)[:, None, None] * k[:, :, None] * x[:, None]
-        o = np.einsum("hnv,hn->hv", state, q) + weights_of(mixer.skip)[:, None] * x
-        z = linear(mixer.gate, u[t])
-        y.append(linear(mixer.output, o.reshape(-1) * z * sigmoid(z)))
-        k_before, x_before = k, x
+        state += ((1 - share) * dt * a)[:, None, None] * written_before
+        state += (share * dt)[:, None, None] * written
+        o = np.einsum("hnv,hrn->hrv", state, q) + weights_of(mixer.skip)[:, None, None] * x
+        z = linear(mixer.gate, u[t]).reshape(H, 1, V) * gates
+        y.append(linear(mixer.output, np.sum(o * z * sigmoid(z) * outputs, axis=1).reshape(-1)))
+        written_before = written
     return np.stack(y)
 
 
 @pytest.mark.parametrize("segments", [np.zeros((B, T), np.int32), SEGMENTS], ids=["one", "packed"])
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_equations(fraction, segments):
-    mixer = build(Mamba3, state_width=N, rotary_fraction=fraction, groups=1 + (fraction == 0.5))
+@pytest.mark.parametrize(
+    ("fraction", "options"),
+    [
+        (0.0, {}),
+        (0.5, {}),
+        (1.0, {}),
+        *((0.5, {"rank": 3, "form": form, "chunk_size": 4}) for form in FORMS),
+    ],
+)
+def test_equations(fraction, options, segments):
+    """In every form too, with several inputs and outputs."""
+    options = {"groups": 1 + (fraction == 0.5)} | options
+    mixer = build(Mamba3, state_width=N, rotary_fraction=fraction, **options)
     x = inputs().astype(np.float64)
     expected = np.stack([row(mixer, x[b], segments[b]) for b in range(B)])
     assert relative_rms(call(mixer, inputs(), segments), expected) < 1e-5

@@ -158,6 +158,7 @@ OPTIONS = {
     "mamba3": {
         "chunks": {"chunk_size": 4, "state_width": 8},
         "real": {"rotary_fraction": 0.0, "state_width": 6, "groups": 2},
+        "rank": {"rank": 3, "chunk_size": 4, "state_width": 4, "groups": 2},
     },
     "mlstm": {"chunks": {"chunk_size": 4}},
     "gla": {"chunks": {"chunk_size": 4}},
@@ -217,7 +218,7 @@ CORE = [
     for case in CASES
     if case[0] not in OPTIONS
     or case[1] in ("chunks", "convolution", "cache", "window", "softmax block", "block")
-    or case in (("linear", "rotary"), ("diag", "relu"), ("softmax", "grouped"))
+    or case in (("linear", "rotary"), ("diag", "relu"), ("softmax", "grouped"), ("mamba3", "rank"))
 ]
 # `RecurrentMixer` carries the state of its subclasses, which see the recurrent state of one segment
 # only.  So one of them is enough for each kind of that state and of the layers with their own one.
@@ -723,6 +724,7 @@ def test_bfloat16_and_float64_states(name, label):
         ("kda", {"key_heads": 3}, "key_heads is 3"),
         ("gated_delta_net", {"key_heads": 0}, "key_heads is 0"),
         ("rwkv7", {"rate_rank": 0}, "rate_rank is 0"),
+        ("mamba3", {"rank": 0}, "rank is 0"),
         ("softmax", {"window": 0}, "window is 0"),
         ("softmax", {"cache_capacity": 0}, "cache_capacity is 0"),
         ("softmax", {"form": "fast"}, "form is 'fast'"),

@@ -113,6 +113,11 @@ def test_a_finite_key_that_overflows_is_contained():
     check_contained("linear", DOCUMENTS, 1e4, feature_map="exp")
 
 
+@pytest.mark.slow
+def test_several_inputs_and_outputs_are_contained():
+    check_contained("mamba3", DOCUMENTS, np.nan, rank=2)
+
+
 def check_contained(name, documents, value, **options):
     tokens, reach = np.arange(T), local_reach(build(name, **options))
     first, last = PLACE, PLACE + 1

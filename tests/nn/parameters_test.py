@@ -31,6 +31,7 @@ OPTIONS = {
     "nystromformer": {"direction": "bidirectional"},
     "sinkhorn": {"direction": "bidirectional", "length": 128},
     "rfa": {"gate": True, "learn_scale": True},
+    "mamba3": {"rank": 2},
     "rwkv7": {"value_residual": True},
 }
 # Kernels that devices do not share: what all heads read, and the few features of a low rank.

@@ -28,6 +28,7 @@ OPTIONS = {
     "flash_quad": {"key_width": 4},
     "linformer": {"length": T, "compressed": 5},
     "lsh": {"buckets": 4, "chunk_size": 4},
+    "mamba3": {"rank": 2},
     "t2r": {"features": 24},
     "sparse": {"block_size": 5, "summary": 2},
     "synthesizer": {"length": T},
