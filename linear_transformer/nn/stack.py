@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 
+from linear_transformer.errors import ConfigError
 from linear_transformer.nn.block import Block, BlockInputs
 from linear_transformer.nn.layers.linear import flops_of_weights
 from linear_transformer.nn.mixers.base import MixerState
@@ -63,7 +64,7 @@ class Stack(nnx.Module):
         blocks = [make_block(layer, rngs) for layer in range(period if shared else num_layers)]
         residual = [block.mixer.value_residual for block in blocks]
         if any(residual) and not residual[0]:
-            raise ValueError("value_residual needs a first layer with this option")
+            raise ConfigError("config.model.pattern: value_residual needs a first layer with it")
         if self.scan and not shared:
             repetitions = [nnx.List(blocks[i : i + period]) for i in range(0, num_layers, period)]
             states = [nnx.state(group) for group in repetitions]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from linear_transformer.errors import ConfigError
 from linear_transformer.nn.mixers.registry import MIXERS
 from tests.models.language_model_test import (
     PACKED,
@@ -87,7 +88,7 @@ def test_packed_is_separate():
 
 
 def test_misuse():
-    with pytest.raises(ValueError, match="value_residual needs a first layer"):
+    with pytest.raises(ConfigError, match="value_residual needs a first layer"):
         make(**HYBRID | {"pattern": ("softmax", "rwkv7")})
     with pytest.raises(ValueError, match="value_residual needs a mixer"):
         MIXERS["parallel"](8, 2, branches=RWKV7["mixers"], rngs=nnx.Rngs(0))
