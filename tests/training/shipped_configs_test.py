@@ -126,7 +126,9 @@ CASES = {
     "lra/retrieval.py:linear": ("v6e:2x2", write_articles, {}),
     "lra/image.py:gla": ("v5e:2x2", write_idx, {}),
     "lra/pathfinder.py:lion_s": ("v5p:2x2x1", write_pathfinder, {}),
+    "papers/arora2023/mqar.py:softmax": ("v5e:1x1", None, {}),
     "papers/grazzi2024/parity.py:delta_net,negative": ("v5e:1x1", None, {}),
+    "papers/gu2023/induction_heads.py:mamba": ("v5e:1x1", None, {}),
     "papers/hadjeres2021/piano.py": ("v5e:1x1", write_midi, {}),
     "papers/hadjeres2021/piano_small.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),
     "papers/hadjeres2021/chorales.py": ("v5e:1x1", write_midi, {"dataset": "midi_folder"}),
@@ -138,11 +140,13 @@ CASES = {
         write_speech,
         {"units": "characters"},
     ),
+    "papers/nanogpt2022/shakespeare_char.py:softmax": ("v5e:1x1", None, BYTES),
     "papers/qin2022/wikitext103_ar.py:t2": ("v5p:2x2x1", write_wikitext, {}),
     "papers/qin2022/wikitext103_bidirectional.py:t1": ("v5p:2x2x1", None, BYTES),
     "papers/qin2022/ablations.py:split_6_6": ("v5e:4x4", None, BYTES),
     "papers/shen2021/fashion_mnist.py:efficient": ("v5e:1x1", write_idx, {}),
     "papers/shen2021/imagenet.py:two_modules": ("v5e:2x2", write_imagenet, {}),
+    "papers/yang2024/memorization.py:gla": ("v5e:1x1", None, {}),
     "recall/induction_heads.py:linear": ("v5e:1x1", None, {}),
     "recall/mad.py:compression,linear": ("v5e:1x1", None, {}),
     "recall/modular_arithmetic.py:gla": ("v6e:1x1", None, {}),
@@ -150,6 +154,7 @@ CASES = {
     "recall/needle.py:hybrid": ("v5e:1x1", None, {}),
     "recall/parity.py:delta_net": ("v5e:1x1", None, {}),
     "recall/selective_copying.py:mamba2": ("v6e:1x1", None, {}),
+    "scorecard/task.py:s3,delta_net": ("v5e:1x1", None, {}),
 }
 # What configs share.
 NO_EXPERIMENTS = {"lra/variants.py", "recall/synthetic.py"}
