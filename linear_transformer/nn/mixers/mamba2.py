@@ -29,6 +29,12 @@ def inverse_softplus_dt(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
+def check_groups(groups: int, heads: int) -> None:
+    """Raises a ValueError unless the groups have equal numbers of heads."""
+    if groups < 1 or heads % groups:
+        raise ValueError(f"groups is {groups}; it must divide the number of heads ({heads})")
+
+
 class Mamba2Options(RecurrentOptions, total=False):
     """Options of every `Mamba2`."""
 
@@ -78,8 +84,7 @@ class Mamba2(RecurrentMixer):
         **options: Unpack[RecurrentOptions],
     ):
         checks.positive(expansion=expansion, state_width=state_width)
-        if groups < 1 or heads % groups:
-            raise ValueError(f"groups is {groups}; it must divide the number of heads ({heads})")
+        check_groups(groups, heads)
         value_width = head_width(expansion * width, heads)
         super().__init__(
             width, heads, key_width=state_width, value_width=value_width, bias=False, **options

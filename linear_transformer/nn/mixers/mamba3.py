@@ -9,7 +9,7 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.base import head_width
-from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
+from linear_transformer.nn.mixers.mamba2 import check_groups, inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
 from linear_transformer.nn.parameters import vector
@@ -70,8 +70,7 @@ class Mamba3(RecurrentMixer):
         **options: Unpack[RecurrentOptions],
     ):
         checks.positive(expansion=expansion, state_width=state_width, rank=rank)
-        if groups < 1 or heads % groups:
-            raise ValueError(f"groups is {groups}; it must divide the number of heads ({heads})")
+        check_groups(groups, heads)
         if not 0 <= rotary_fraction <= 1:
             raise ValueError(f"rotary_fraction is {rotary_fraction}; it must be from 0 to 1")
         value_width = head_width(expansion * width, heads)
