@@ -7,8 +7,9 @@ from etils import epath
 
 from configs import mechanisms
 from configs.scorecard import task as tasks
+from linear_transformer import scorecard
 from linear_transformer.errors import ConfigError
-from linear_transformer.reports import launch, scorecard
+from linear_transformer.reports import launch
 from linear_transformer.reports.runs import find, flatten
 from linear_transformer.reports.tables import PAPER
 from tests.reports import folders
