@@ -32,8 +32,8 @@ class RandomFeatureAttention(KernelAttention):
         S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T        z_t = g_t z_{t-1} + (1 - g_t) phi(k_t)
 
     The estimate phi(q)^T z of the denominator may be near 0 or negative although its expectation is
-    not, so it is clamped from below, as in the paper's code.  The projections are a function of
-    `seed`, as in `Performer`.
+    not, so it is clamped from below, as in the paper's code, where the bound is larger: 100 / M in
+    the unit of `epsilon`.  The projections are a function of `seed`, as in `Performer`.
 
     Attributes:
       features: number of random projections per head, each with a sine and a cosine.

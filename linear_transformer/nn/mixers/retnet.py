@@ -30,7 +30,8 @@ class Retention(RecurrentMixer):
         S_t = gamma S_{t-1} + k_t v_t^T      o_t = S_t^T q_t / sqrt(K)
         y_t = W_O (swish(W_G x_t) * norm(o_t))
 
-    Rotary positions and the decay together are what the paper calls xPos.
+    Rotary positions and the decay together are what the paper calls xPos.  The frequencies are
+    10000^(-i / (K/2)) for i from 0; in the released code they are 10000^(-i / (K/2 - 1)).
 
     Attributes:
       value_expansion: width of all values over the width of the model; 2 in the paper.
