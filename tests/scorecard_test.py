@@ -1,5 +1,6 @@
 """The scorecard: its runs, the best learning rate, one row for every mechanism."""
 
+import json
 import pathlib
 
 import pytest
@@ -18,14 +19,14 @@ from tests.training import runs
 
 @pytest.fixture
 def found(tmp_path):
-    """Two of three rates of MQAR with gla, the lower is better; and sizes and speeds of gla."""
+    """MQAR with gla at two rates, of which the second is better; sizes and speeds of gla."""
     row = scorecard.table(["gla"], ["mqar"], tasks.RATES).rows[0]
     for point, accuracy in zip(row.paper[0].points(), (0.5, 0.75), strict=False):
         folders.write_run(tmp_path / point.folder(), point, {"accuracy": accuracy}, step=600)
     facts = {"name": "gla", "parameters": 837_248, "state bytes": 32_788}
     facts |= {"training tokens/s": 25_870.4, "decoding tokens/s": 18_532.0}
     content = {"command": "c", "date": "2026-01-01", "results": {"mechanisms": [facts]}}
-    (tmp_path / "mechanisms.json").write_text(runs.json.dumps(content))
+    (tmp_path / "mechanisms.json").write_text(json.dumps(content))
     return find([tmp_path])
 
 
@@ -88,5 +89,5 @@ def test_the_command(tmp_path):
 
 
 def test_the_page_has_every_mechanism():
-    page = pathlib.Path("docs/scorecard.md").read_text()
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "scorecard.md").read_text()
     assert {n for n in mechanisms.NAMES if f"\n| `{n}` | " not in page} == set()

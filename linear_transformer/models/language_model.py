@@ -65,8 +65,15 @@ class LanguageModel(Body):
 
         A multiply-add counts as two; `context` is the length of the sequence in tokens.
         """
-        tied = 2 * self.embedding.embedding.size if self.head is None else 0
+        tied = self.flops_of_logits if self.head is None else 0
         return flops_of_weights(self) + tied + self.stack.flops_beyond_weights(context)
+
+    @property
+    def flops_of_logits(self) -> int:
+        """Part of `flops_per_token` for the logits."""
+        return (
+            2 * self.embedding.embedding.size if self.head is None else flops_of_weights(self.head)
+        )
 
     def init_state(self, batch_size: int) -> ModelState:
         return {

@@ -7,7 +7,7 @@
     python -m linear_transformer.papers --table=qin2022/table8 --launch
     python -m linear_transformer.papers --table=qin2022/table4 --launch --scale=paper \
         --files=wikitext103=FOLDER
-    python -m linear_transformer.papers --table=yang2024/table1,arora2023/figure2 --launch \
+    python -m linear_transformer.papers --table=yang2024/table_mad,arora2023/figure2 --launch \
         --scale=paper --cores=1 --dry_run
 
 A table is a file `configs/papers/PAPER/TABLE.py`.  `--list` counts the cells of every table: how
@@ -148,7 +148,7 @@ def main() -> None:
     found = launch.search(folder)
     if values.keep:
         for table in tables.values():
-            launch.keep(cells.fill(table, found), folder)
+            launch.keep(table, found, folder)
     if len(tables) > 1:
         write_all(tables, found, values.output)
     else:

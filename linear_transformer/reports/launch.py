@@ -11,7 +11,7 @@ import time
 from linear_transformer.errors import ConfigError
 from linear_transformer.reports import cells
 from linear_transformer.reports.runs import RECORDS, Found, Run, find
-from linear_transformer.reports.tables import Experiment, Table
+from linear_transformer.reports.tables import PAPER, REDUCED, Experiment, Table
 
 BENCHMARKS = pathlib.Path("build/benchmarks")
 
@@ -97,14 +97,23 @@ def search(folder: pathlib.Path) -> Found:
     return find([folder, RECORDS, BENCHMARKS])
 
 
-def keep(filled: list[cells.Cell], folder: pathlib.Path) -> None:
-    """Copies the runs of cells from the folder of runs to the records."""
-    for run in {id(run): run for cell in filled for run in cell.runs}.values():
-        run.keep(folder)
+def keep(table: Table, found: Found, folder: pathlib.Path) -> None:
+    """Copies the finished runs of a table, with all points of its grids, to the records."""
+    for scale in (PAPER, REDUCED):
+        for _, _, point in cells.experiments(table, scale):
+            for run in found.of(point):
+                if run.finished:
+                    run.keep(folder)
 
 
 def limit_cores(count: int) -> None:
-    """Lets this process and the runs that it starts use the last `count` of its cores; 0 is all."""
+    """Lets this process and the runs that it starts use the last `count` of its cores; 0 is all.
+
+    Raises:
+      ConfigError: the system cannot limit the cores of a process.
+    """
+    if count and not hasattr(os, "sched_setaffinity"):
+        raise ConfigError("--cores: this system cannot limit the cores of a process")
     if count:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
 

@@ -134,6 +134,13 @@ class Synthetic(TokenTask):
         pairs = [trained, *self.evaluations.values()]
         return max((g.answers(length) for g, at in pairs if at == length), default=length)
 
+    def flops_per_example(self, model: LanguageModel | Compressor) -> int:
+        flops = super().flops_per_example(model)
+        if isinstance(model, Compressor):
+            return flops
+        length = self.data.sequence_length
+        return flops - (length - self._answers(length)) * model.flops_of_logits
+
     def loss(
         self,
         model: LanguageModel | Compressor,

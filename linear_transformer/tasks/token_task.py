@@ -46,5 +46,5 @@ class TokenTask(Task):
             state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
             facts["state"] = f"{state_bytes:,} bytes a sequence when decoding"
         context = self.data.sequence_length
-        flops = 3 * model.flops_per_token(context)
+        flops = 3 * self.flops_per_example(model) // context
         return facts | {"FLOPs": f"{flops:,} per trained token at context {context}"}

@@ -110,6 +110,18 @@ def test_logits_of_the_answers_alone_give_the_same_loss():
     assert few[0][1]["accuracy"][1] == 4 * 4
 
 
+def test_work_of_the_answers_alone():
+    """The FLOPs have the logits of 16 of 64 tokens, 16 x 256 products each."""
+    for tied in (True, False):
+        config = mqar.get_config("katharopoulos")
+        config.model.tied = tied
+        task, graphdef, parameters = small(config)
+        model = nnx.merge(graphdef, parameters)
+        every = 64 * model.flops_per_token(64)
+        assert task.flops_per_example(model) == every - 48 * 2 * 16 * 256
+        assert f"{3 * task.flops_per_example(model) // 64:,} per" in task.describe(model)["FLOPs"]
+
+
 def test_long_evaluations_keep_their_tokens(monkeypatch):
     """Fewer rows in a batch, and fewer examples beyond a number of tokens."""
     task, _, _ = small(induction_heads.get_config("katharopoulos"), sequence_length=8)

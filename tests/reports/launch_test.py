@@ -93,6 +93,19 @@ def test_records_have_copies_of_the_small_files(tmp_path, monkeypatch):
     assert "--workdir=runs/papers/a`" in filled[1].sources[0]
 
 
+def test_records_have_every_point_of_a_grid(tmp_path, monkeypatch):
+    """A page written from the records says, as before, of how many points a cell is the best."""
+    monkeypatch.chdir(tmp_path)
+    experiment = dataclasses.replace(LINEAR.paper, grid={"optimizer.learning_rate": (1e-3, 1e-2)})
+    row = dataclasses.replace(LINEAR, paper=experiment, reduced=None)
+    table = dataclasses.replace(folders.TABLE, rows=(row,))
+    for name, point in zip("ab", experiment.points(), strict=True):
+        folders.write_run(pathlib.Path("runs", name), point, test={"accuracy": 0.9})
+    launch.keep(table, find([pathlib.Path("runs")]), pathlib.Path("runs"))
+    cell = cells.fill(table, find([RECORDS]))[0]
+    assert cell.remark == "best of 2 of 2 points: learning_rate 0.001"
+
+
 def test_a_finished_run_is_only_evaluated(tmp_path, scripts):
     folders.write_run(tmp_path / "elsewhere", LINEAR.paper, {"loss": 0.5})
     folders.write_run(tmp_path / "begun", SOFTMAX.paper, step=20)

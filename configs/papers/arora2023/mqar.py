@@ -4,7 +4,7 @@
         --config.optimizer.learning_rate=2.15e-3
     python eval.py --workdir=runs/papers/arora2023/mqar-softmax-learning_rate=2.15e-3 --split=test
 
-Any mechanism of configs/mechanisms.py is a variant.  As released (arXiv:2312.04927, appendix E): a
+Any mechanism of configs/mechanisms.py is a variant.  As released (arXiv:2312.04927): a
 vocabulary of 8,192; 100,000 training examples and 3,000 test examples; 2 layers of width 64 with
 one head and without feed-forward; learned positions for softmax attention; at most 64 epochs in
 batches of 512 with AdamW, a weight decay of 0.1, a cosine to 0 and the best of four learning rates,

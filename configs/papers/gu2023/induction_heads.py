@@ -8,7 +8,7 @@ sequences with Adam at a constant rate of 1e-3, without weight decay.  A test ha
 examples, and at most 2^22 tokens: 4 examples of 2^20 tokens.  In the paper, Mamba has 100 % at
 every length.
 
-Difference: gradients are clipped at a norm of 1, of which the paper says nothing.
+Difference: gradients are clipped at a norm of 1.
 """
 
 import ml_collections

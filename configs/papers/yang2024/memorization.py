@@ -1,4 +1,4 @@
-"""Memorization of MAD (Poli et al. 2024) as in table 1 of DeltaNet (Yang et al. 2024).
+"""Memorization of MAD (Poli et al. 2024) as in DeltaNet (Yang et al. 2024).
 
     python train.py --config=configs/papers/yang2024/memorization.py:delta_net \
         --config.data.options.vocab_size=256

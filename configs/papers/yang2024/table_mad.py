@@ -1,4 +1,4 @@
-"""Memorization, a column of table 1 of Yang et al. 2024; see `memorization.py`."""
+"""Memorization, a column of the table on MAD of Yang et al. 2024; see `memorization.py`."""
 
 from configs.papers.yang2024.memorization import GRID, VOCABULARIES
 from linear_transformer.reports.tables import Column, Experiment, Row, Table
@@ -12,7 +12,7 @@ _NAMES = tuple(f"vocabulary {size:,}" for size in VOCABULARIES)
 
 TABLE = Table(
     title="MAD: memorization",
-    source="Yang et al. 2024, DeltaNet (arXiv:2406.06484), table 1, column Memorize",
+    source="Yang et al. 2024, DeltaNet (arXiv:2406.06484), table on MAD, column Memorize",
     note="The papers print the mean over the vocabularies; each cell is the best of a grid.",
     columns=(
         *(
