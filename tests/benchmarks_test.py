@@ -66,6 +66,7 @@ SLOW = {
     "longest": ("longest", ("--lengths=64",), "curves", 5, "ms"),
     "non_local": ("non_local", ("--sizes=4,8", "--channels=4"), "non_local", 4, "ms"),
     "decode": ("decode", (*SMALL_MODEL, "--batches=1,2", "--steps=4"), "decode", 4, "tokens/s"),
+    "versions": ("versions", ("--other=.", "--variants=linear"), "versions", 3, "ratio"),
     "decode_contexts": (
         "decode",
         (*SMALL_MODEL, "--contexts=64"),
@@ -110,6 +111,7 @@ def test_prints_a_table_and_writes_json(name, tmp_path):
         ("train_step", "--shapes=8"),
         ("decode", "--mixers=nope"),
         ("non_local", "--sizes=nope"),
+        ("versions", "--other=nope"),
         # Where that is all that starts the script by default.
         *((script, "nope") for script in ("images", "longest", "lra", "mechanisms")),
     ],
