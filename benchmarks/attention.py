@@ -23,6 +23,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from etils import epath
 
 from benchmarks import peers, timing
 from linear_transformer.ops import additive, block_loop
@@ -30,6 +31,7 @@ from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 # The longest input of each candidate; a longer one takes minutes or tens of gigabytes.
 LONGEST = {
@@ -244,13 +246,8 @@ def sweep() -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
     """Plots time and memory of every candidate against the length, on logarithmic axes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(timing.title(f"forward and backward, {shape()}"), fontsize="medium")
+    what = timing.title(f"forward and backward, {shape()}")
+    figure, (panels,) = new_figure(1, 2, size=(9, 3.6), title=what)
     labels = {"ms": "time, ms", "temp MB": "temporary memory, MB"}
     for axis, (name, label) in zip(panels, labels.items(), strict=True):
         for candidate in dict.fromkeys(row["candidate"] for row in rows):
@@ -258,12 +255,10 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
             if mine:
                 points = [(row["length"], row[name]) for row in mine]
                 method = f"linear, {candidate} form" if candidate in _LINEAR else candidate
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+                axis.loglog(*zip(*points, strict=True), label=method)
         axis.set(xlabel="tokens", ylabel=label)
-        axis.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        label_lines(axis)
+    save_figure(figure, epath.Path(path))
 
 
 def shape() -> str:

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
+from etils import epath
 
 from benchmarks import peers, timing
 from benchmarks.programs import Decoder
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model_config import LanguageModelConfig
+from linear_transformer.runtime.pictures import new_figure, save_figure
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sequences decoded side by side.")
 _STEPS = flags.DEFINE_integer("steps", 783, "Tokens decoded: those of a 28 x 28 image but one.")
@@ -144,23 +146,17 @@ def long() -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
+    figure, panels = new_figure(2, size=(7, 5), title=timing.title("decoding"), sharex=True)
+    axes = panels[:, 0]
     millions = [row["tokens"] / 1e6 for row in rows]
     for axis, name, label in (
         (axes[0], "us per token", "time per token [µs]"),
         (axes[1], "resident MB", "resident memory [MB]"),
     ):
-        axis.plot(millions, [row[name] for row in rows], marker=".")
+        axis.plot(millions, [row[name] for row in rows])
         axis.set(ylabel=label, ylim=(0, None))
-        axis.grid(alpha=0.3)
     axes[1].set(xlabel="tokens decoded [millions]")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, epath.Path(path))
     print(f"wrote {path}")
 
 

@@ -26,7 +26,7 @@ from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.hashing import lsh_attention
 from linear_transformer.ops.softmax import softmax_attention
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 HEADS, WIDTH, BUCKETS = 8, 64, 64
 # The longest sequences in the paper, on a GPU with 11 GB.
@@ -105,25 +105,19 @@ def curves() -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
     """Plots time and memory on logarithmic axes; dotted lines mark the paper's longest lengths."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    what = f"forward and backward, {HEADS} heads of {WIDTH}"
-    figure.suptitle(timing.title(what), fontsize="medium")
-    panels = figure.subplots(1, 2)
+    what = timing.title(f"forward and backward, {HEADS} heads of {WIDTH}")
+    figure, (panels,) = new_figure(1, 2, size=(9, 3.6), title=what)
     labels = {"ms": "time, ms", "temp MB": "temporary memory, MB"}
     for axis, (name, label) in zip(panels, labels.items(), strict=True):
         for method in METHODS:
             points = [(row["length"], row[name]) for row in rows if row["candidate"] == method]
-            (line,) = axis.loglog(
-                *zip(*points, strict=True), base=2, marker="o", markersize=3, label=method
-            )
+            (line,) = axis.loglog(*zip(*points, strict=True), base=2, label=method)
             if method in PUBLISHED:
-                axis.axvline(PUBLISHED[method], color=line.get_color(), linestyle=":", alpha=0.6)
+                length, color = PUBLISHED[method], line.get_color()
+                axis.axvline(length, color=color, linestyle=":", alpha=0.6, marker="")
         axis.set(xlabel="tokens", ylabel=label)
         axis.set_yscale("log", base=10)
-        axis.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+        label_lines(axis)
     save_figure(figure, epath.Path(path))
 
 

@@ -8,6 +8,7 @@ on 1,000 to 4,000 bytes of IMDb.  The paper has batches of 32 on 16 TPUs; the de
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 if __name__ == "__main__":
     use_huge_pages()
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from etils import epath
 
 from benchmarks import timing
 from benchmarks.programs import training_step
@@ -86,26 +88,18 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    what = f"a training step on IMDb, batch {_BATCH.value}"
-    figure.suptitle(timing.title(what), fontsize="medium")
+    what = timing.title(f"a training step on IMDb, batch {_BATCH.value}")
+    figure, (axes,) = new_figure(1, 2, size=(9, 4), title=what)
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
         lengths = [row["length"] for row in mine]
-        axes[0].plot(lengths, [1 / row["steps/s"] for row in mine], marker="o", label=name)
-        axes[1].plot(lengths, [row["temp MB"] for row in mine], marker="o", label=name)
+        axes[0].plot(lengths, [1 / row["steps/s"] for row in mine], label=name)
+        axes[1].plot(lengths, [row["temp MB"] for row in mine], label=name)
     axes[0].set(xlabel="bytes", ylabel="seconds a step", ylim=(0, None))
     axes[1].set(xlabel="bytes", ylabel="XLA's temporaries [MB]", ylim=(0, None))
     for axis in axes:
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        label_lines(axis)
+    save_figure(figure, epath.Path(path))
     print(f"wrote {path}")
 
 

@@ -13,17 +13,18 @@ from linear_transformer.runtime.host_memory import use_huge_pages
 if __name__ == "__main__":
     use_huge_pages()
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from etils import epath
 from flax import nnx
 
 from benchmarks import timing
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 MODULES = {"non-local": NonLocal2D, "efficient": EfficientAttention2D}
 
@@ -85,28 +86,22 @@ def measure(side: int) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    what = f"attention over pixels, {_CHANNELS.value} channels"
-    figure.suptitle(timing.title(what), fontsize="medium")
+    what = timing.title(f"attention over pixels, {_CHANNELS.value} channels")
+    figure, (panels,) = new_figure(1, 2, size=(9, 3.6), title=what)
     labels = {"ms": "forward and backward, ms", "temp MB": "temporary memory, MB"}
     for panel, (column, label) in zip(panels, labels.items(), strict=True):
-        for name, marker in zip(MODULES, "so", strict=True):
+        for name in MODULES:
             points = [(r["side"], r[column]) for r in rows if r["module"] == name and column in r]
-            panel.loglog(*zip(*points, strict=True), marker=marker, label=name)
+            panel.loglog(*zip(*points, strict=True), label=name)
         sides = sorted({row["side"] for row in rows})
         panel.set_xticks(sides, [f"{side}²" for side in sides])
         panel.minorticks_off()
         panel.set(xlabel="image, pixels", ylabel=label)
-        panel.grid(alpha=0.3)
-    panels[1].axhline(1e3 * _MEMORY_GB.value, color="grey", linestyle=":", label="limit")
-    panels[1].legend()
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    limit = 1e3 * _MEMORY_GB.value
+    panels[1].axhline(limit, color="grey", linestyle=":", marker="", label="limit")
+    for panel in panels:
+        label_lines(panel)
+    save_figure(figure, epath.Path(path))
     print(f"wrote {path}")
 
 

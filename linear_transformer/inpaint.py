@@ -22,7 +22,7 @@ from linear_transformer.inference.evaluation import Run
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.inference.inpainting import inpaint
 from linear_transformer.runtime import program
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import new_figure, save_figure
 from linear_transformer.tasks.inpainting import Inpainting
 
 
@@ -122,17 +122,10 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
 
 def plot(path: epath.Path, pictures: dict[str, np.ndarray], start: float, end: float) -> None:
     """Draws piano rolls around the passage, one below the other; louder notes are darker."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     margin = max(end - start, 2.0)
     left, right = max(start - margin, 0.0), end + margin
-    figure, rows = plt.subplots(
-        len(pictures), figsize=(9, 5), sharex=True, sharey=True, layout="constrained"
-    )
-    for axes, (title, notes) in zip(rows, pictures.items(), strict=True):
+    figure, panels = new_figure(len(pictures), size=(9, 5), sharex=True, sharey=True)
+    for axes, (title, notes) in zip(panels[:, 0], pictures.items(), strict=True):
         seen = notes[(notes["onset"] < right) & (notes["onset"] + notes["duration"] > left)]
         inside = (seen["onset"] >= start) & (seen["onset"] < end)
         colors = np.where(inside[:, None], (0.85, 0.25, 0.1, 1.0), (0.15, 0.3, 0.6, 1.0))
@@ -140,7 +133,7 @@ def plot(path: epath.Path, pictures: dict[str, np.ndarray], start: float, end: f
         axes.axvspan(start, end, color="0.93")
         axes.barh(seen["pitch"], seen["duration"], left=seen["onset"], height=0.9, color=colors)
         axes.set(title=title, ylabel="MIDI pitch", xlim=(left, right))
-    rows[-1].set(xlabel="seconds")
+    panels[-1, 0].set(xlabel="seconds")
     save_figure(figure, path)
 
 

@@ -27,7 +27,7 @@ from linear_transformer.reports.markdown import markdown_table
 from linear_transformer.reports.runs import Found
 from linear_transformer.reports.tables import PAPER, Column, Experiment, Row, Table
 from linear_transformer.runtime import program
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import new_figure, save_figure
 
 shipped_configs.make_importable()
 from configs import mechanisms  # noqa: E402
@@ -111,12 +111,8 @@ class Scorecard:
 
     def plot(self, output: epath.Path) -> None:
         """Draws bits/byte against the size of the state, with the name beside each point."""
-        import matplotlib
-
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+        title = "Shakespeare after 600 steps: quality against the size of the decoding state"
+        figure, ((axes,),) = new_figure(size=(9, 6), title=title)
         for name, (bits, *_) in self.rows.items():
             size = self.facts.get(name, {}).get("state bytes")
             if bits.value is not None and size:
@@ -125,11 +121,9 @@ class Scorecard:
                 axes.annotate(name, (size, bits.value), fontsize="x-small", **offset)
         axes.set_xscale("log")
         axes.set(
-            title="Shakespeare after 600 steps: quality against the size of the decoding state",
             xlabel="state of one sequence in the benchmark's model, bytes (smaller is better)",
             ylabel="validation bits/byte (lower is better)",
         )
-        axes.grid(alpha=0.3)
         save_figure(figure, output)
 
 

@@ -12,7 +12,6 @@ The table is Markdown.
 
 import functools
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +22,12 @@ from etils import epath
 from linear_transformer.errors import ConfigError
 from linear_transformer.reports.markdown import markdown_table
 from linear_transformer.runtime import program
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 from linear_transformer.training.metrics import read_metrics
 
 Points = list[tuple[int, float]]
 
 HEADLINES = ("accuracy", "bits_per_byte", "bits_per_dim", "nats_per_event", "perplexity", "loss")
-_LEGEND_COLUMNS = 3
 
 
 def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, Any]]]:
@@ -124,29 +122,21 @@ def plot(
 ) -> None:
     """Draws a line for each run; the axis of lengths and options is logarithmic.
 
-    The title is what the names begin with, up to a hyphen; the legend below has the other parts.
+    The title is what the names begin with, up to a hyphen; each line ends in the other parts.
 
     Args:
       chance: value that guessing reaches, drawn as a dotted line; None for no line.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     shared = _shared(list(curves))
-    height = 3.6 + 0.2 * math.ceil(len(curves) / _LEGEND_COLUMNS)
-    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
+    figure, ((axes,),) = new_figure(size=(7, max(3.6, 0.2 * len(curves))), title=shared[:-1])
     for name, points in curves.items():
-        label = name.removeprefix(shared)
-        axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
+        axes.plot(*zip(*points, strict=True), label=name.removeprefix(shared))
     if chance is not None:
-        axes.axhline(chance, color="grey", linestyle=":", label="chance")
-    axes.set(xlabel=by, ylabel=metric.replace("_", " "), title=shared[:-1])
+        axes.axhline(chance, color="grey", linestyle=":", marker="", label="chance")
+    axes.set(xlabel=by, ylabel=metric.replace("_", " "))
     if by != "step":
         axes.set_xscale("log", base=2)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize="small")
+    label_lines(axes)
     save_figure(figure, output)
 
 

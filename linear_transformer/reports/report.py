@@ -11,7 +11,7 @@ from linear_transformer.reports import curves
 from linear_transformer.reports.cells import Cell
 from linear_transformer.reports.markdown import Footnotes, markdown_table
 from linear_transformer.reports.tables import PAPER, REDUCED, Column, Published, Table
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import new_figure, save_figure
 
 NOT_RUN = "not run"
 _HEAD = ("row", "measure", "published", "measured", "difference", "how measured")
@@ -177,10 +177,6 @@ def _plot_curves(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> b
 
 
 def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> bool:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     bars = {
@@ -193,13 +189,8 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
     height = 0.9 + 0.34 * len(names)
     across = min(len(bars), _PANELS_ACROSS)
     down = math.ceil(len(bars) / across)
-    figure, panels = plt.subplots(
-        down,
-        across,
-        figsize=(1.8 + 2.3 * across, height * down),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    figure, panels = new_figure(
+        down, across, size=(1.8 + 2.3 * across, height * down), title=table.title, sharey=True
     )
     for axes in panels.flat[len(bars) :]:
         axes.set_axis_off()
@@ -213,7 +204,7 @@ def _plot_bars(table: Table, cells: Sequence[Cell], output: pathlib.Path) -> boo
             axes.set_xscale("log")
         axes.set_title(name, fontsize="small")
         axes.set_xlabel(units[name], fontsize="small")
-        axes.grid(axis="x", alpha=0.3)
+        axes.grid(visible=False, axis="y")
     panels[0, 0].set_yticks(range(len(names)), names)  # of all panels
     panels[0, 0].invert_yaxis()
     for axes in panels[:, 0]:

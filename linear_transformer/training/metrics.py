@@ -13,7 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from linear_transformer.runtime.pictures import save_figure
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 LN2 = math.log(2)
 _EVENTS: Any = event_pb2  # type checkers do not see the classes that protobuf makes at import
@@ -141,19 +141,13 @@ def _write_lines(path: epath.Path, lines: list[str]) -> None:
 
 def plot_loss(workdir: epath.Path, metric: str) -> None:
     """Draws `metric` of every split against the step into `loss.png`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, ((axes,),) = new_figure(size=(6, 4), title=workdir.name)
     records = read_metrics(workdir)
     for split in dict.fromkeys(record["split"] for record in records):
         points = [(r["step"], r[metric]) for r in records if r["split"] == split and metric in r]
         if points:
-            marker = "o" if split != "train" else None
-            axes.plot(*zip(*points, strict=True), label=split, marker=marker, markersize=3)
+            marker = "" if split == "train" else "o"
+            axes.plot(*zip(*points, strict=True), label=split, marker=marker)
     axes.set(xlabel="step", ylabel=metric.replace("_", " "))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    label_lines(axes)
     save_figure(figure, workdir / "loss.png")
