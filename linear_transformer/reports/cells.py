@@ -59,14 +59,23 @@ def fill(table: Table, found: Found) -> list[Cell]:
 
 
 def experiments(table: Table, scale: str) -> list[tuple[Row, Column, Experiment]]:
-    """Returns row, column and experiment of each cell, or of each point of its grid, at a scale."""
+    """Returns row, column and experiment of each cell at a scale; a grid is one experiment."""
     return [
-        (row, column, point)
+        (row, column, experiment)
         for row in table.rows
         for number, column in enumerate(table.columns)
         if column.metric and (experiment := row.experiment(number, scale))
-        for point in experiment.points()
     ]
+
+
+def complete(column: Column, experiment: Experiment, scale: str, found: Found) -> bool:
+    """Returns whether a point of a grid has reached the value that is enough for the column."""
+    metric = column.metric_at(scale)
+    if not experiment.grid or metric is None:
+        return False
+    runs = (run for point in experiment.points() for run in found.of(point) if run.finished)
+    values = (run.value(column.split, metric) for run in runs)
+    return any(value and column.is_enough(value[0]) for value in values)
 
 
 def _fill(row: Row, number: int, column: Column, found: Found) -> Cell:

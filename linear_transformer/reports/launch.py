@@ -70,10 +70,16 @@ def plan(table: Table, scale: str, found: Found, folder: pathlib.Path) -> list[J
       folder: parent folder of new runs.
     """
     wanted: list[tuple[Experiment, list[str], list[tuple[str, str]]]] = []
-    for row, column, experiment in cells.experiments(table, scale):
-        known = next((entry for entry in wanted if entry[0] == experiment), None)
+    points = (
+        (row, column, point)
+        for row, column, experiment in cells.experiments(table, scale)
+        if not cells.complete(column, experiment, scale, found)
+        for point in experiment.points()
+    )
+    for row, column, point in points:
+        known = next((entry for entry in wanted if entry[0] == point), None)
         if known is None:
-            known = (experiment, [], [])
+            known = (point, [], [])
             wanted.append(known)
         _, rows, measures = known
         if row.name not in rows:
@@ -100,10 +106,11 @@ def search(folder: pathlib.Path) -> Found:
 def keep(table: Table, found: Found, folder: pathlib.Path) -> None:
     """Copies the finished runs of a table, with all points of its grids, to the records."""
     for scale in (PAPER, REDUCED):
-        for _, _, point in cells.experiments(table, scale):
-            for run in found.of(point):
-                if run.finished:
-                    run.keep(folder)
+        grids = (experiment for _, _, experiment in cells.experiments(table, scale))
+        runs = (run for grid in grids for point in grid.points() for run in found.of(point))
+        for run in runs:
+            if run.finished:
+                run.keep(folder)
 
 
 def limit_cores(count: int) -> None:
@@ -135,6 +142,8 @@ def run_missing(
 ) -> list[str]:
     """Runs the missing experiments of tables; returns a line for each failure.
 
+    After each run it is decided again what is missing, since a run can complete a grid.
+
     Args:
       tables: the tables, in the order in which they are run.
       scale: PAPER or REDUCED.
@@ -142,8 +151,12 @@ def run_missing(
       files: paths of the user's own files, by the names in `Experiment.files`.
       dry_run: whether to print the experiments without running them.
     """
-    found = search(folder)
-    jobs = distinct([job for table in tables for job in plan(table, scale, found, folder)])
+
+    def missing() -> list[Job]:
+        found = search(folder)
+        return distinct([job for table in tables for job in plan(table, scale, found, folder)])
+
+    jobs = missing()
     if not jobs:
         print("nothing is missing", flush=True)
         return []
@@ -151,15 +164,18 @@ def run_missing(
         print(job.describe(), flush=True)
     print(summary(jobs), flush=True)
     failures = []
-    for number, job in enumerate([] if dry_run else jobs, 1):
+    ended = set()
+    while not dry_run and (left := [job for job in missing() if str(job.workdir) not in ended]):
+        job = left[0]
+        ended.add(str(job.workdir))
         print(f"--- {job.name}", flush=True)
         start = time.monotonic()
         if problem := launch(job, files):
             failures.append(f"{job.name}: {problem}")
             print(f"failed: {failures[-1]}", flush=True)
         print(
-            f"{number} of {len(jobs)} ended after {time.monotonic() - start:,.0f} s, estimated: "
-            f"{duration(job.seconds)}",
+            f"ended after {time.monotonic() - start:,.0f} s, estimated: {duration(job.seconds)}; "
+            f"{len(ended)} ended, at most {len(left) - 1} are left",
             flush=True,
         )
     return failures

@@ -114,6 +114,7 @@ class Column:
       reduced_metric: metric of the reduced twin if it differs.
       split: split that is evaluated.
       better: "lower" or "higher".
+      enough: value of the metric that ends a grid: once a point reaches it, no other point is run.
       scale: factor from the metric to the number of the column: 100 for percent.
       digits: digits after the decimal point.
       benchmark: benchmark that measures the column, instead of runs.
@@ -128,6 +129,7 @@ class Column:
     reduced_metric: str | None = None
     split: str = "test"
     better: str = "lower"
+    enough: float | None = None
     scale: float = 1.0
     digits: int | None = None
     benchmark: Benchmark | None = None
@@ -136,6 +138,11 @@ class Column:
 
     def metric_at(self, scale: str) -> str | None:
         return (self.reduced_metric if scale == REDUCED else None) or self.metric
+
+    def is_enough(self, value: float) -> bool:
+        if self.enough is None:
+            return False
+        return value >= self.enough if self.better == "higher" else value <= self.enough
 
 
 @dataclasses.dataclass(frozen=True)

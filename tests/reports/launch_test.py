@@ -54,13 +54,33 @@ def test_reduced_rows_are_trained_then_evaluated(tmp_path, scripts, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("linear: --config=")
     assert printed[2] == "2 to run; 2 of unknown time"
-    assert any(line.startswith("1 of 2 ended after ") for line in printed)
+    assert any(line.endswith("1 ended, at most 1 are left") for line in printed)
     assert f"failed: {failure}" in printed
     assert launch.run_missing([folders.TABLE], REDUCED, tmp_path / "runs", {}) == failures
     assert len(scripts) == 4  # linear is not run again
     table = dataclasses.replace(folders.TABLE, rows=(LINEAR,))
     assert launch.run_missing([table], REDUCED, tmp_path / "runs", {}) == []
     assert capsys.readouterr().out.endswith("nothing is missing\n")
+
+
+def test_a_grid_ends_at_a_value_that_is_enough(tmp_path):
+    """The other points are not run; a value below, or one of another split, ends nothing."""
+    grid = {"optimizer.learning_rate": (1e-3, 1e-2, 1e-1)}
+    experiment = dataclasses.replace(LINEAR.reduced, grid=grid)
+    column = dataclasses.replace(folders.TABLE.columns[0], enough=0.99)
+    row = dataclasses.replace(LINEAR, published=(None,), reduced=experiment)
+    table = dataclasses.replace(folders.TABLE, columns=(column,), rows=(row,))
+
+    def planned():
+        return len(launch.plan(table, REDUCED, find([tmp_path]), tmp_path))
+
+    first, second, _ = experiment.points()
+    assert planned() == 3
+    folders.write_run(tmp_path / "first", first, {"accuracy": 1.0}, test={"accuracy": 0.98})
+    assert planned() == 2
+    folders.write_run(tmp_path / "second", second, test={"accuracy": 0.99})
+    assert planned() == 0
+    assert [cell.value for cell in cells.fill(table, find([tmp_path]))] == [99.0]
 
 
 def test_a_dry_run_starts_nothing(tmp_path, scripts, capsys):

@@ -16,7 +16,7 @@ TABLE = Table(
     note="The papers print the mean over the vocabularies; each cell is the best of a grid.",
     columns=(
         *(
-            Column(name, "%", metric="accuracy", better="higher", scale=100.0, digits=1)
+            Column(name, "%", metric="accuracy", better="higher", enough=1.0, scale=100.0, digits=1)
             for name in _NAMES
         ),
         Column("score", "%", better="higher", digits=1, mean_of=_NAMES),
