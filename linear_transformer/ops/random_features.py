@@ -141,25 +141,20 @@ def log_feature_attention(
     arrays = (q_BTHK, k_BSHK, v_BSHV)
     sizes = log_space.check(*arrays, initial_state, "BH", key_mask_BS=key_mask_BS, **options)
     dtype = accumulation_dtype(*arrays)
+    if initial_state is None:
+        shape = tuple(sizes[axis] for axis in "BHK")
+        sums = jnp.zeros((*shape, sizes["V"] + 1), dtype)
+        initial_state = ScaledState(sums, jnp.zeros(shape[:2], dtype))
     if 0 in (sizes["B"], sizes["T"]):
-        if initial_state is None:
-            shape = tuple(sizes[axis] for axis in "BHK")
-            sums = jnp.zeros((*shape, sizes["V"] + 1), dtype)
-            initial_state = ScaledState(sums, jnp.zeros(shape[:2], dtype))
         return jnp.zeros((*q_BTHK.shape[:3], sizes["V"]), v_BSHV.dtype), initial_state
     q, k = q_BTHK.astype(dtype), k_BSHK.astype(dtype)
     q = jnp.exp(q - lax.stop_gradient(jnp.max(q, axis=-1, keepdims=True)))
     if key_mask_BS is not None:
         k = jnp.where(key_mask_BS[:, :, None, None], k, EMPTY)
         v_BSHV = keep(key_mask_BS, v_BSHV)
-    if initial_state is None:
-        batch, _, heads, width = k.shape
-        sums = jnp.zeros((batch, heads, width, v_BSHV.shape[-1] + 1), dtype)
-        scale = jnp.full((batch, heads), EMPTY, dtype)
-    else:
-        sums, scale = (x.astype(dtype) for x in initial_state)
-        scale = jnp.where(jnp.any(sums[..., -1] > 0, axis=-1), scale, EMPTY)
-        scale = lax.stop_gradient(scale)
+    sums, scale = (x.astype(dtype) for x in initial_state)
+    scale = jnp.where(jnp.any(sums[..., -1] > 0, axis=-1), scale, EMPTY)
+    scale = lax.stop_gradient(scale)
     largest = log_space.largest_seen(jnp.max(k, axis=-1), scale, segment_ids_BT, direction)
     k = jnp.exp(k - largest[..., None])
     if key_mask_BS is not None:
