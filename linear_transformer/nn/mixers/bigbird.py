@@ -6,7 +6,6 @@ import numpy as np
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import merge_heads
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks, sequence_parallel
@@ -58,12 +57,11 @@ class BigBird(ProjectedMixer):
         checks.positive(block_size=block_size, window_blocks=window_blocks)
         if window_blocks % 2 == 0:
             raise ValueError(f"window_blocks is {window_blocks}; it must be odd")
-        self.key_width = head_width(width, heads)
         self.block_size = block_size
         self.window_blocks = window_blocks
         self.random_blocks = random_blocks
         self.seed = seed
-        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self._make_projections(rngs)
         self.output = self._output_layer(rngs)
 
     def _blocks(self, count: int) -> Blocks:

@@ -5,7 +5,6 @@ from typing import Unpack
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import merge_heads
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks, sequence_parallel
@@ -52,10 +51,9 @@ class Longformer(ProjectedMixer):
         checks.positive(window=window, num_global=num_global)
         if window % 2 or num_global > window // 2:
             raise ValueError(f"window ({window}) must be even, and num_global at most half of it")
-        self.key_width = head_width(width, heads)
         self.window = window
         self.num_global = num_global
-        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self._make_projections(rngs)
         self.global_projections = nnx.List([self._linear(width, rngs) for _ in range(3)])
         self.output = self._output_layer(rngs)
 

@@ -9,7 +9,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from linear_transformer.nn.layers.linear import merge_heads
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.local_convolution import convolve
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
@@ -61,10 +60,9 @@ class Nystromformer(ProjectedMixer):
         checks.positive(landmarks=landmarks, convolution=convolution)
         if convolution % 2 == 0:
             raise ValueError(f"convolution is {convolution}; it must be odd")
-        self.key_width = head_width(width, heads)
         self.landmarks = landmarks
         self.convolution = convolution
-        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self._make_projections(rngs)
         init = nnx.initializers.normal(convolution**-0.5)
         weights_IH = init(rngs.params(), (convolution, heads), jnp.float32)
         self.taps = nnx.Param(weights_IH, **taps(None, "heads"))

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import Linear, split_heads
-from linear_transformer.nn.mixers.base import Mixer
+from linear_transformer.nn.mixers.base import Mixer, head_width
 from linear_transformer.ops import checks
 from linear_transformer.types import Activations
 
@@ -65,6 +65,11 @@ class ProjectedMixer(Mixer):
         """Makes a projection of the input to the heads."""
         options = {"axes": ("embed", "heads"), "use_bias": self.bias} | options
         return Linear(self.width, features, dtype=self.dtype, rngs=rngs, **options)
+
+    def _make_projections(self, rngs: nnx.Rngs) -> None:
+        """Makes queries, keys and values that are as wide as the model."""
+        self.key_width = head_width(self.width, self.heads)
+        self.query, self.key, self.value = (self._linear(self.width, rngs) for _ in range(3))
 
     def _output_layer(self, rngs: nnx.Rngs, features: int | None = None, **options: Any) -> Linear:
         """Makes the projection of merged heads with `features`, by default the width."""

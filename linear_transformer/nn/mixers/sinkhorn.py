@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from linear_transformer.nn.layers.linear import Linear, merge_heads
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks, sequence_parallel
@@ -62,12 +61,11 @@ class SinkhornAttention(ProjectedMixer):
         checks.positive(
             length=length, block_size=block_size, iterations=iterations, temperature=temperature
         )
-        self.key_width = head_width(width, heads)
         self.capacity = self.length = length
         self.block_size = block_size
         self.iterations = iterations
         self.temperature = temperature
-        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self._make_projections(rngs)
         self.sort_hidden = self._linear(width, rngs, axes=("embed", None), per_token=False)
         self.sort = Linear(
             width,

@@ -8,7 +8,6 @@ from flax import nnx
 from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.positions import sinusoidal
 from linear_transformer.nn.mixers import token_cache
-from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.nn.parameters import vector
@@ -44,9 +43,8 @@ class RelativeAttention(ProjectedMixer):
         super().__init__(width, heads, **options)
         if window < 2:
             raise ValueError(f"window is {window}; it must be 2 or more")
-        self.key_width = head_width(width, heads)
         self.window = window
-        self.query, self.key, self.value = (self._linear(width, rngs) for _ in range(3))
+        self._make_projections(rngs)
         self.output = self._output_layer(rngs)
 
     def _by_distance(self) -> dict[str, Any]:
