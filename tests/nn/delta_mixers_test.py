@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 from linear_transformer.nn.mixers.registry import MIXERS
-from tests.nn.decay_mixers_test import (
+from tests.nn.mixer_cases import D, H
+from tests.nn.mixer_programs import PACKED_POSITIONS, SEGMENTS, build
+from tests.nn.transcriptions import (
     TOLERANCE,
     array,
     dense,
@@ -20,10 +22,7 @@ from tests.nn.decay_mixers_test import (
     silu,
     softplus,
 )
-from tests.nn.mixers_test import PACKED_POSITIONS, SEGMENTS, B, D, H, T, build
 from tests.ops.contract import assert_agree, relative_rms
-
-INPUT = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
 
 
 def unit(x):
@@ -152,21 +151,7 @@ def rwkv7(mixer, x, history, s, first=None):
 )
 def test_equations(name, label, step):
     """Packed documents: each starts with an empty state, an empty convolution and no last token."""
-    mixer, apply = build(name, label)
-    y, _ = apply(INPUT, None, SEGMENTS, PACKED_POSITIONS)
-    assert_agree({"y": y}, {"y": token_by_token(mixer, step)}, TOLERANCE)
-
-
-def token_by_token(mixer, step):
-    """Outputs of `step` for the tokens of each document."""
-    expected = np.zeros((B, T, D))
-    for b in range(B):
-        for i in range(T):
-            if i == 0 or SEGMENTS[b, i] != SEGMENTS[b, i - 1]:
-                history, s = [], None
-            history.append(INPUT[b, i].astype(np.float64))
-            expected[b, i], s = step(mixer, history[-1], history, s)
-    return expected
+    assert_equations(name, label, step)
 
 
 def test_values_of_the_first_layer():

@@ -1,0 +1,61 @@
+"""Dtypes of states, and options that a mixer cannot have."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from linear_transformer.nn.mixers.registry import MIXERS
+from tests.nn.mixer_cases import CORE, STEP, B, D, H, options_of
+from tests.nn.mixer_programs import POSITIONS
+
+
+@pytest.mark.parametrize(("name", "label"), CORE)
+def test_bfloat16_and_float64_states(name, label):
+    """The state that comes out has the type of the one that goes in, so a scan can carry it."""
+    options = options_of(name, label)
+
+    def run(x):
+        mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0), dtype=x.dtype, **options)
+        state = mixer.init_state(B)
+        return state, *mixer(x, state, positions=jnp.asarray(POSITIONS[:, :STEP]))
+
+    for dtype in ("bfloat16", "float64"):
+        with jax.enable_x64(dtype == "float64"):
+            x = jax.ShapeDtypeStruct((B, STEP, D), dtype)
+            state, y, after = jax.eval_shape(run, x)
+            assert y.dtype == dtype
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("linear", {"feature_map": "cosine"}, "feature_map is 'cosine'"),
+        ("linear", {"nu": 2}, "nu is 2; only feature_map='dpfp' takes it, not 'elu_plus_one'"),
+        ("linear", {"feature_map": "dpfp", "nu": 0}, "nu is 0"),
+        ("linear", {"form": "fast"}, "form is 'fast'"),
+        ("linear", {"chunk_size": 0}, "chunk_size is 0"),
+        ("linear", {"key_width": 0}, "key_width is 0"),
+        ("linear", {"convolution": 1}, "convolution is 1"),
+        ("linear", {"key_width": 3, "rotary": True}, "even number of features, not 3"),
+        ("delta_net", {"form": "parallel"}, "form is 'parallel'"),
+        ("delta_net", {"convolution": 1}, "convolution is 1"),
+        ("delta_net", {"key_width": 0}, "key_width is 0"),
+        ("delta_product", {"steps": 0}, "steps is 0"),
+        ("kda", {"lower_bound": 0.0}, "lower_bound is 0.0"),
+        ("kda", {"key_heads": 3}, "key_heads is 3"),
+        ("gated_delta_net", {"key_heads": 0}, "key_heads is 0"),
+        ("rwkv7", {"rate_rank": 0}, "rate_rank is 0"),
+        ("mamba3", {"rank": 0}, "rank is 0"),
+        ("softmax", {"window": 0}, "window is 0"),
+        ("softmax", {"cache_capacity": 0}, "cache_capacity is 0"),
+        ("softmax", {"form": "fast"}, "form is 'fast'"),
+        ("softmax", {"key_value_heads": 0}, "key_value_heads is 0"),
+        ("softmax", {"key_value_heads": 3}, r"key_value_heads=3 does not divide heads \(2\)"),
+    ],
+)
+def test_misuse_names_the_argument(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
