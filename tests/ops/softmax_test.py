@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from linear_transformer.ops import blockwise_softmax, naive, softmax
 from linear_transformer.ops.softmax import softmax_attention
-from tests.ops.contract import defined_attention
+from tests.ops.contract import defined_attention, relative_rms
 
 # fp64: products of 64 terms and sums over a few hundred keys leave a few hundred ulp at most.
 # fp32: ulp 6e-8, and scores of up to ~10 turn an ulp of a score into 10 ulp of a weight.
@@ -35,11 +35,6 @@ def value_and_gradients(q, k, v, do, arrays, options):
 
 def run(inputs, arrays=None, **options):
     return value_and_gradients(*inputs, arrays or {}, tuple(sorted(options.items())))
-
-
-def relative_rms(x, y):
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    return np.sqrt(np.mean((x - y) ** 2)) / max(np.sqrt(np.mean(y**2)), 1e-30)
 
 
 def check_same(actual, expected, tolerance):
@@ -399,7 +394,3 @@ class SoftmaxAttentionTest(parameterized.TestCase):
 def _without_delta(backward, residuals, do, **kwargs):
     *rest, o, lse = residuals
     return backward((*rest, jnp.zeros_like(o), lse), do, **kwargs)
-
-
-if __name__ == "__main__":
-    absltest.main()
