@@ -98,12 +98,12 @@ def linear_attention(
     """
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, recurrence.FORMS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSHK=k_BSHK, v_BSHV=v_BSHV)
     feature_maps.check(feature_map, normalize, q_BTHK=q_BTHK, k_BSHK=k_BSHK)
     sizes |= {"M": feature_width(feature_map, sizes["K"]), "W": sizes["V"] + normalize}
     checks.arrays(sizes, initial_state=(initial_state, "BHMW"))
-    checks.segment_ids(segment_ids_BT, sizes)
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT, key_mask_BS=key_mask_BS)
     if sizes["S"] != sizes["T"] and (direction != "bidirectional" or segment_ids_BT is not None):
         raise ValueError(
             f"{sizes['T']} queries and {sizes['S']} keys: only unpacked bidirectional can differ"

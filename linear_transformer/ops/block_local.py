@@ -49,7 +49,7 @@ def block_local_attention(
       q_BTHK, k_BTHK, v_BTHV: queries, keys, values; V may differ from K.
       block_size: w, the tokens of a block; T need not be a multiple.
       scores: "softmax" or "relu".
-      scale: factor on the scores; K**-0.5 if None.
+      scale: factor on the scores, positive; K**-0.5 if None.
       direction: "causal" or "bidirectional", within the block.
       segment_ids_BT: packed segments, runs of equal ids; each token sees only its own segment.
       key_mask_BT: False drops the key exactly, even if it is NaN.
@@ -63,8 +63,8 @@ def block_local_attention(
     """
     checks.choice("direction", direction, get_args(Direction))
     checks.choice("scores", scores, get_args(Scores))
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be positive")
+    checks.counts(block_size=block_size)
+    checks.positive(scale=scale)
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT, key_mask_BT=key_mask_BT)
     if 0 in (sizes["B"], sizes["T"]):

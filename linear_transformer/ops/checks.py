@@ -40,11 +40,6 @@ def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arg
     return sizes
 
 
-def segment_ids(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:
-    """Checks that segment ids are integers (B, T)."""
-    tokens(sizes, segment_ids_BT=x)
-
-
 def tokens(sizes: Mapping[str, int], /, **arguments) -> None:
     """Checks integers and masks of tokens.
 
@@ -89,17 +84,27 @@ def choice(name: str, value: object, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def positive(**options: int | float | None) -> None:
-    """Checks that options, given by name, are positive; None is skipped."""
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
+def positive(**options: object) -> None:
+    """Checks that options, given by name, are positive numbers; None is skipped."""
     for name, value in options.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; it must be positive")
+        if value is not None and not (isinstance(value, _NUMBERS) and value > 0):
+            raise ValueError(f"{name} is {value!r}; it must be a positive number")
 
 
-def chunk_size(value: int | None) -> None:
-    """Checks that a number of tokens is a positive integer, or None for the default."""
-    if value is not None and not (isinstance(value, int | np.integer) and value > 0):
-        raise ValueError(f"chunk_size is {value!r}; it must be a positive integer, or None")
+def counts(least: int = 1, /, **options: object) -> None:
+    """Checks that options, given by name, are integers from `least` on; None is skipped."""
+    for name, value in options.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+            raise ValueError(f"{name} is {value!r}; it must be an integer of {least} or more")
+
+
+def state(name: str, x: object, kind: type[tuple]) -> None:
+    """Checks that a state is the named tuple that the operation returns, or None."""
+    if x is not None and not isinstance(x, kind):
+        raise ValueError(f"{name} is a {type(x).__name__}; it must be a {kind.__name__}")
 
 
 @contextlib.contextmanager

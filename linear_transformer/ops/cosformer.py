@@ -33,8 +33,7 @@ def cosine_features(
     """
     sizes = checks.arrays(x_BTHK=x_BTHK)
     checks.tokens(sizes, positions_BT=positions_BT)
-    if max_length < 1:
-        raise ValueError(f"max_length is {max_length}; it must be positive")
+    checks.counts(max_length=max_length)
     positions = positions_BT[..., None, None].astype(accumulation_dtype(x_BTHK))
     angles = jnp.pi / 2 / max_length * positions
     features = jax.nn.relu(x_BTHK)

@@ -90,7 +90,7 @@ def decayed_attention(
     """
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, recurrence.FORMS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     sizes = checks.arrays(
         q_BTHK=q_BTHK,
         k_BTHK=k_BTHK,
@@ -99,7 +99,8 @@ def decayed_attention(
         bonus_HK=bonus_HK,
         initial_state=(initial_state, "BHKV"),
     )
-    checks.segment_ids(segment_ids_BT, sizes)
+    masks = {"segment_ids_BT": segment_ids_BT, "key_mask_BS": key_mask_BS}
+    checks.tokens(sizes | {"S": sizes["T"]}, **masks)
     checks.log_decay(log_decay, sizes)
     checks.at_most_zero("log_value_decay_BTHV", log_value_decay_BTHV)
     if form == "pallas" and log_value_decay_BTHV is not None:

@@ -248,10 +248,10 @@ def low_rank_delta_attention(
 
 def _check(options, log_decay, initial_state, **tokens):
     checks.choice("form", options["form"], FORMS)
-    checks.chunk_size(options["chunk_size"])
+    checks.counts(chunk_size=options["chunk_size"])
     sizes = checks.arrays(**tokens, initial_state=(initial_state, "BHKV"))
     checks.log_decay(log_decay, sizes)
-    checks.segment_ids(options["segment_ids_BT"], sizes)
+    checks.tokens(sizes, segment_ids_BT=options["segment_ids_BT"])
     return sizes
 
 

@@ -111,7 +111,7 @@ def named(name: str, nu: int | None = None) -> FeatureMap:
       ValueError: the name is unknown, or the map does not take the option.
     """
     checks.choice("feature_map", name, FEATURE_MAPS)
-    checks.positive(nu=nu)
+    checks.counts(nu=nu)
     if nu is None:
         return FEATURE_MAPS[name]
     if name != "dpfp":

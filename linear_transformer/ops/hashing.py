@@ -68,7 +68,7 @@ def lsh_attention(
     """
     checks.choice("chunking", chunking, CHUNKINGS)
     checks.choice("direction", direction, DIRECTIONS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     sizes = checks.arrays(q_BTHK=q_BTHK, v_BTHV=v_BTHV, rotations_RKE=rotations_RKE)
     checks.tokens(sizes | {"S": sizes["T"]}, segment_ids_BT=segment_ids_BT, key_mask_BS=key_mask_BS)
     if chunking == "window" and direction != "causal":

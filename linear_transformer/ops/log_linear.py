@@ -22,6 +22,7 @@ A non-finite token affects only outputs from its place on, in its own segment.
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -73,7 +74,7 @@ def log_linear_attention(
       ValueError: an argument has a wrong type, shape or value.
     """
     checks.choice("form", form, FORMS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     sizes = checks.arrays(
         q_BTHK=q_BTHK,
         k_BTHK=k_BTHK,
@@ -81,15 +82,21 @@ def log_linear_attention(
         scales_BTHM=scales_BTHM,
         log_decay_BTH=log_decay_BTH,
     )
-    checks.segment_ids(segment_ids_BT, sizes)
+    checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
     checks.at_most_zero("log_decay_BTH", log_decay_BTH)
     batch, time, levels = sizes["B"], sizes["T"] * sequence_parallel.shards(), sizes["M"] - 1
     if levels < 1 or time >= 2**levels:
         raise ValueError(f"scales_BTHM has {levels + 1} levels, too few for {time} tokens")
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     shape = (batch, levels, *(sizes[axis] for axis in "HKV"))
-    held, count_B = (None, None) if initial_state is None else initial_state
-    checks.arrays(sizes | {"L": levels}, initial_state=(held, "BLHKV"))
+    held = count_B = None
+    if initial_state is not None:
+        if not isinstance(initial_state, tuple) or len(initial_state) != 2:
+            raise ValueError("initial_state must be a pair: the levels, and the numbers of tokens")
+        held, count_B = initial_state
+        levels_of: dict[str, Any] = {"initial_state[0]": (held, "BLHKV")}
+        checks.arrays(sizes | {"L": levels}, **levels_of)
+        checks.tokens(sizes, **{"initial_state[1]": (count_B, "B")})
     held = recurrence.initial_state(held, shape, dtype)
     count_B = jnp.zeros(batch, jnp.int32) if count_B is None else count_B
     if q_BTHK.size == 0:  # an empty batch, or no tokens

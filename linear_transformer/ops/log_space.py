@@ -49,12 +49,13 @@ def check(
     """
     checks.choice("direction", direction, ("causal", "bidirectional"))
     checks.choice("form", form, recurrence.FORMS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     sizes = checks.arrays(q_BTHK=q, k_BSHK=k, v_BSHV=v)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT, key_mask_BS=key_mask_BS)
     T, S = sizes["T"], sizes["S"]
     if S != T and (direction == "causal" or segment_ids_BT is not None):
         raise ValueError(f"{T} queries and {S} keys: only unpacked bidirectional can differ")
+    checks.state("initial_state", state, ScaledState)
     if state is not None:
         leaves = {
             "initial_state.sums": (state.sums, "BHKW"),

@@ -94,7 +94,7 @@ def mixed_chunk_attention(
         bidirectional attention.
     """
     checks.choice("direction", direction, DIRECTIONS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     C = chunk_size
     sizes = checks.arrays(
         {"E": C if direction == "causal" else 2 * C - 1},
@@ -121,7 +121,7 @@ def mixed_chunk_attention(
     start = state is None and shards == 1
     if state is None:
         state = MixedChunkState.zeros(B, C, K, V, narrow)
-    _check_state(state, B, C, K, V)
+    _check_state(state, sizes | {"C": C})
     if 0 in (B, T):
         return jnp.zeros_like(v_BTV), state
     if shards > 1:
@@ -176,11 +176,13 @@ def mixed_chunk_attention(
     return o_BTV.astype(v_BTV.dtype), state
 
 
-def _check_state(state, B, C, K, V):
-    shapes = jax.eval_shape(lambda: MixedChunkState.zeros(B, C, K, V, state.keys.dtype))
-    for name, x, expected in zip(state._fields, state, shapes, strict=True):
-        if x.shape != expected.shape:
-            raise ValueError(f"state.{name} is {x.shape}, not {expected.shape}")
+def _check_state(state, sizes):
+    checks.state("state", state, MixedChunkState)
+    floats = {"sums": "BKV", "keys": "BCK", "linear_keys": "BCK", "values": "BCV"}
+    integers = {"sums_segment": "B", "segments": "BC", "segment": "B", "length": "B"}
+    for check, axes in ((checks.arrays, floats), (checks.tokens, integers)):
+        leaves: dict[str, Any] = {f"state.{x}": (getattr(state, x), axes[x]) for x in axes}
+        check(sizes, **leaves)
 
 
 def _entering(zeros, k, linear_k, v, segment_ids_BT):

@@ -48,7 +48,7 @@ def rectified_attention(
     Args:
       q_BTHK, k_BSHK, v_BSHV: queries, keys and values, S >= T.
       direction: "causal": a query sees the keys at its own place and before; "bidirectional": all.
-      scale: factor a on the products; K**-0.5 if None.
+      scale: factor a on the products, positive; K**-0.5 if None.
       power: p, 1 or more.
       bias_E: b by distance t - s, the same for all heads: for 0 to S - 1, or for 1 - S to S - 1 if
         bidirectional, with S keys in the whole sequence.
@@ -76,16 +76,14 @@ def rectified_attention(
     B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
     if S < T:
         raise ValueError(f"{T} queries and {S} keys: every query stands at a key")
-    for name, value in (("power", power), ("window", window), ("block_size", block_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be positive")
+    checks.counts(power=power, window=window, block_size=block_size)
+    checks.positive(scale=scale)
     causal = direction == "causal"
     if window is not None and not causal:
         raise ValueError(f"window is causal, and direction is {direction!r}")
     row = S * sequence_parallel.shards()
     distances = row if causal else 2 * row - 1
-    if bias_E is not None and bias_E.shape != (distances,):
-        raise ValueError(f"bias_E is {bias_E.shape}, not {(distances,)}")
+    checks.arrays({"E": distances}, bias_E=bias_E)
     if key_segment_ids_BS is not None and segment_ids_BT is None:
         raise ValueError("key_segment_ids_BS without segment_ids_BT")
     if segment_ids_BT is not None and key_segment_ids_BS is None and S > T:

@@ -192,7 +192,7 @@ _decays.defvjp(_decays_forward, _decays_backward)
 def _check(sizes, segment_ids_BT, direction, form, chunk_size):
     checks.choice("direction", direction, DIRECTIONS)
     checks.choice("form", form, FORMS)
-    checks.chunk_size(chunk_size)
+    checks.counts(chunk_size=chunk_size)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
 
 

@@ -61,6 +61,7 @@ def slstm(
     Raises:
       ValueError: an argument has a wrong type or shape.
     """
+    checks.state("initial_state", initial_state, SLSTMState)
     leaves = {} if initial_state is None else initial_state._asdict()
     states: dict[str, Any] = {f"initial_state.{x}": (leaf, "BHK") for x, leaf in leaves.items()}
     sizes = checks.arrays(gates_BTHX=gates_BTHX, kernel_HKX=kernel_HKX, **states)

@@ -124,17 +124,17 @@ def softmax_attention(
         key_positions_BS=key_positions_BS,
     )
     B, T, H, J, K, S = (sizes[axis] for axis in "BTHJKS")
+    checks.counts(window=window, block_size=block_size)
+    checks.positive(scale=scale)
     causal = direction == "causal"
     ordered = query_positions_BT is None and key_positions_BS is None
     scale = float(K**-0.5 if scale is None else scale)
     gated = query_log_sums_BTHX is not None
     packed, keys_packed = segment_ids_BT is not None, key_segment_ids_BS is not None
     for wrong, message in (
-        (window is not None and not (causal and window >= 1), f"{window=} with {direction=}"),
+        (window is not None and not causal, f"{window=} with {direction=}"),
         (J < 1 or H % J, f"k_BSJK has {J} heads, which do not divide the {H} of q_BTHK"),
         (gated != (key_log_sums_BSHX is not None), "log sums of only queries or only keys"),
-        (not scale > 0, f"{scale=} is not positive"),
-        (block_size is not None and block_size < 1, f"{block_size=} is not positive"),
         (causal and ordered and T != S, f"causal with {T=} != {S=} needs positions"),
         (keys_packed and not packed, "segment_ids_BT is missing"),
         (packed and not keys_packed and T != S, f"key_segment_ids_BS is missing, {T=} != {S=}"),

@@ -57,14 +57,14 @@ def block_sparse_attention(
     """
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BTHK=k_BTHK, v_BTHV=v_BTHV)
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
-    checks.positive(block_size=block_size)
+    checks.counts(block_size=block_size)
+    checks.counts(0, reach=reach, num_global=num_global)
     time = sizes["T"] * sequence_parallel.shards()
-    if not 0 <= num_global <= block_size:
+    if num_global > block_size:
         raise ValueError(f"num_global is {num_global}; it must be 0 to block_size ({block_size})")
     heads, blocks = sizes["H"], -(-time // block_size)
-    if blocks_HGN.ndim != 3 or blocks_HGN.shape[:2] not in ((heads, blocks), (1, blocks)):
-        shape = f"({heads} or 1, {blocks}, N)"
-        raise ValueError(f"blocks_HGN has shape {blocks_HGN.shape}; it must be {shape}")
+    shared = getattr(blocks_HGN, "shape", ())[:1] == (1,)
+    checks.tokens({"H": 1 if shared else heads, "G": blocks}, blocks_HGN=blocks_HGN)
     if 0 in (sizes["B"], time):
         return jnp.zeros_like(v_BTHV)
     if num_global:

@@ -237,7 +237,7 @@ def test_a_million_tokens(mechanism):
             {"form": "parallel"},
             "form is 'parallel'; choose one of auto, recurrent, associative, ch",
         ),
-        ({"chunk_size": 0}, "chunk_size is 0; it must be a positive integer, or None"),
+        ({"chunk_size": 0}, "chunk_size is 0; it must be an integer of 1 or more"),
         ({"q": jnp.zeros((B, 4, K))}, "q_BTHK is (2, 4, 8); it must be (B, T, H, K)"),
         ({"q": jnp.zeros((B, 4, H, K), int)}, "q_BTHK is int32; it must be floating"),
         ({"k": jnp.zeros((B, 6, H, K))}, "k_BTHK is (2, 6, 3, 8); it must be (2, 4, 3, 8)"),

@@ -18,11 +18,14 @@ from linear_transformer.ops.efficient import (
     scaled_efficient_attention,
 )
 from linear_transformer.ops.hashing import lsh_attention
+from linear_transformer.ops.log_linear import log_linear_attention
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.random_features import fourier_features, log_feature_attention
 from linear_transformer.ops.rectified import rectified_attention
 from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
+from linear_transformer.ops.slstm import slstm
 from linear_transformer.ops.softmax import softmax_attention
+from linear_transformer.ops.sparse_softmax import block_sparse_attention
 
 B, T, H, K = 2, 16, 2, 4
 CHUNK, PLACE = 4, 9
@@ -242,6 +245,9 @@ def test_forward_mode_of_sums(operator, form):
 
 X = jnp.ones((B, T, H, K))
 IDS_BT = jnp.zeros((B, T), int)
+SCALES = jnp.ones((B, T, H, 6))
+LEVELS = jnp.zeros((B, 5, H, K, K))
+BLOCKS = np.zeros((1, 4, 1), int)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +259,49 @@ IDS_BT = jnp.zeros((B, T), int)
         (lambda f: f(softmax_attention)(X, X, X, segment_ids_BT=IDS_BT * 1.0), "segment_ids_BT is"),
         (lambda f: f(softmax_attention)(X, X, X, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
         (lambda f: f(softmax_attention)(X, X, X, key_mask_BS=IDS_BT[:1] > 0), "key_mask_BS is"),
+        (lambda f: f(softmax_attention)(X, X, X, window=1.5), "window is 1.5; it must be an int"),
+        (lambda f: f(softmax_attention)(X, X, X, scale="1"), "scale is '1'; it must be a positive"),
+        (lambda f: f(linear_attention)(X, X, X, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
+        (lambda f: f(decayed_attention)(X, X, X, None, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
+        (
+            lambda f: f(decayed_attention)(X, X, X, None, key_mask_BS=IDS_BT[:, 1:] > 0),
+            r"key_mask_BS is \(2, 15\)",
+        ),
         (lambda f: f(rectified_attention)(X[..., 0], X, X), "q_BTHK is"),
+        (lambda f: f(rectified_attention)(X, X, X, block_size="4"), "block_size is '4'"),
+        (lambda f: f(rectified_attention)(X, X, X, bias_E=X), r"bias_E is \(2, 16, 2, 4\)"),
         (lambda f: f(rectified_attention)(X, X[:, 1:], X[:, 1:]), "16 queries and 15 keys"),
         (lambda f: f(block_local_attention)(X, X, X.astype(int), block_size=2), "v_BTHV is int32"),
+        (lambda f: f(block_local_attention)(X, X, X, block_size=0), "block_size is 0"),
+        (lambda f: f(block_sparse_attention)(X, X, X, BLOCKS * 1.0, block_size=4), "blocks_HGN is"),
+        (lambda f: f(block_sparse_attention)(X, X, X, BLOCKS[0], block_size=4), "blocks_HGN is"),
+        (
+            lambda f: f(block_sparse_attention)(X, X, X, BLOCKS, block_size=4, reach=-1),
+            "reach is -1; it must be an integer of 0 or more",
+        ),
         (lambda f: f(lsh_attention)(X, X, jnp.ones((1, 3, 2)), chunk_size=2), "rotations_RKE is"),
         (lambda f: f(efficient_attention)(X, X, X, chunk_size=0), "chunk_size is 0"),
         (lambda f: f(efficient_attention)(X, X, X[..., 0]), "v_BSHV is"),
         (lambda f: f(log_feature_attention)(X, X[:1], X), "k_BSHK is"),
+        (
+            lambda f: f(efficient_attention)(X, X, X, initial_state=X),
+            "initial_state is a ArrayImpl; it must be a ScaledState",
+        ),
+        (lambda f: f(log_feature_attention)(X, X, X, initial_state=(X, X)), "is a tuple; it must"),
+        (
+            lambda f: f(log_linear_attention)(X, X, X, SCALES, initial_state=LEVELS),
+            "initial_state must be a pair",
+        ),
+        (
+            lambda f: f(log_linear_attention)(
+                X, X, X, SCALES, initial_state=(LEVELS, jnp.zeros(3, int))
+            ),
+            r"initial_state\[1\] is \(3,\)",
+        ),
+        (
+            lambda f: f(slstm)(jnp.tile(X, 4), jnp.ones((H, K, 4 * K)), initial_state=(X,) * 4),
+            "initial_state is a tuple; it must be a SLSTMState",
+        ),
         (lambda f: f(scaled_efficient_attention)(X, X, X.astype(int)), "v_BSHV is int32"),
         (lambda f: f(non_local_attention)(X, X[0], X), "k_BSHK is"),
         (lambda f: f(fourier_features)(X, X[0]), "w_HMK is"),
@@ -271,6 +313,21 @@ IDS_BT = jnp.zeros((B, T), int)
                 *[X[:, :, 0]] * 4, X, jnp.zeros(CHUNK), chunk_size=CHUNK
             ),
             "v_BTV is",
+        ),
+        (
+            lambda f: f(mixed_chunk_attention)(
+                *[X[:, :, 0]] * 5, jnp.zeros(CHUNK), chunk_size=CHUNK, state=X
+            ),
+            "state is a ArrayImpl; it must be a MixedChunkState",
+        ),
+        (
+            lambda f: f(mixed_chunk_attention)(
+                *[X[:, :, 0]] * 5,
+                jnp.zeros(CHUNK),
+                chunk_size=CHUNK,
+                state=MixedChunkState.zeros(B, CHUNK + 1, K, K, X.dtype),
+            ),
+            r"state\.keys is \(2, 5, 4\)",
         ),
     ],
 )

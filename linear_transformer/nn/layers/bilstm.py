@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.layers.linear import Linear, flops_of_weights
-from linear_transformer.ops import sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.non_finite import keep
 from linear_transformer.types import KeyMask, PRNGKey
 
@@ -87,9 +87,7 @@ class BiLSTM(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value in (("hidden", hidden), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
+        checks.counts(hidden=hidden, num_layers=num_layers)
         self.hidden = hidden
         self.layers = nnx.List()
         for layer in range(num_layers):

@@ -47,7 +47,7 @@ class EfficientAttention2D(nnx.Module):
         check_normalization(normalization)
         keys = channels // 2 if key_channels is None else key_channels
         values = channels if value_channels is None else value_channels
-        checks.positive(heads=heads, key_channels=keys, value_channels=values)
+        checks.counts(heads=heads, key_channels=keys, value_channels=values)
         for name, size in (("key_channels", keys), ("value_channels", values)):
             if size % heads:
                 raise ValueError(f"{name} is {size}, not a multiple of heads ({heads})")

@@ -44,7 +44,7 @@ class ProductKeyMemory(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        checks.positive(keys=keys, top=top, heads=heads)
+        checks.counts(keys=keys, top=top, heads=heads)
         if top > keys:
             raise ValueError(f"top is {top}; it must be at most keys ({keys})")
         if width % (2 * heads):

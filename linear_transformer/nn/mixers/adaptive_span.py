@@ -47,7 +47,7 @@ class AdaptiveSpan(RelativeAttention):
         rngs: nnx.Rngs,
         **options: Unpack[RelativeOptions],
     ):
-        checks.positive(ramp=ramp)
+        checks.counts(ramp=ramp)
         super().__init__(width, heads, rngs=rngs, **options)
         self.ramp = ramp
         shape = (self.window, self.key_width)

@@ -54,7 +54,7 @@ class BigBird(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        checks.positive(block_size=block_size, window_blocks=window_blocks)
+        checks.counts(block_size=block_size, window_blocks=window_blocks)
         if window_blocks % 2 == 0:
             raise ValueError(f"window_blocks is {window_blocks}; it must be odd")
         self.block_size = block_size

@@ -37,7 +37,7 @@ class CachedAttention(ProjectedMixer):
     ):
         super().__init__(width, heads, **options)
         self.key_width = head_width(width, heads)
-        checks.positive(window=window, cache_capacity=cache_capacity)
+        checks.counts(window=window, cache_capacity=cache_capacity)
         if window is not None and self.direction != "causal":
             raise ValueError(f"window is causal, and direction is {self.direction!r}")
         if rotary and self.key_width % 2:

@@ -40,7 +40,8 @@ class CosFormer(KernelAttention):
         rngs: nnx.Rngs,
         **options: Unpack[KernelOptions],
     ):
-        checks.positive(max_length=max_length, epsilon=epsilon)
+        checks.counts(max_length=max_length)
+        checks.positive(epsilon=epsilon)
         self.max_length = max_length
         self.epsilon = epsilon
         super().__init__(width, heads, rngs=rngs, **options)

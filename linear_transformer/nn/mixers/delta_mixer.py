@@ -71,7 +71,7 @@ class DeltaMixer(RecurrentMixer):
         **options: Unpack[KeyedOptions],
     ):
         key_heads = heads if key_heads is None else key_heads
-        checks.positive(steps=steps, key_heads=key_heads)
+        checks.counts(steps=steps, key_heads=key_heads)
         if heads % key_heads:
             raise ValueError(f"key_heads is {key_heads}; it must be a divisor of heads ({heads})")
         super().__init__(width, heads, bias=False, **options)

@@ -48,7 +48,7 @@ class DiagAttention(ProjectedMixer):
         rngs: nnx.Rngs,
         **options: Unpack[ProjectionOptions],
     ):
-        checks.positive(block_size=block_size)
+        checks.counts(block_size=block_size)
         checks.choice("scores", scores, get_args(Scores))
         super().__init__(width, heads, **options)
         self.head_width = head_width(width, heads)

@@ -52,7 +52,7 @@ class GatedAttentionUnit(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, 1, **options)
-        checks.positive(expansion=expansion, key_width=key_width)
+        checks.counts(expansion=expansion, key_width=key_width)
         if key_width % 2:
             raise ValueError(f"key_width is {key_width}; rotary positions need an even one")
         self.key_width = key_width
@@ -124,7 +124,7 @@ class FlashQuad(GatedAttentionUnit):
         **options: Unpack[UnitOptions],
     ):
         del heads  # the unit has one head
-        checks.positive(divisor=divisor, cache_capacity=cache_capacity)
+        checks.counts(divisor=divisor, cache_capacity=cache_capacity)
         self.divisor = divisor
         self.capacity = self.cache_capacity = cache_capacity
         super().__init__(width, rngs=rngs, **options)
@@ -190,7 +190,7 @@ class Flash(GatedAttentionUnit):
         **options: Unpack[UnitOptions],
     ):
         del heads  # the unit has one head
-        checks.positive(chunk_size=chunk_size)
+        checks.counts(chunk_size=chunk_size)
         self.chunk_size = chunk_size
         super().__init__(width, rngs=rngs, **options)
 

@@ -44,7 +44,8 @@ class GatedLinearAttention(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(gate_rank=gate_rank, temperature=temperature)
+        checks.counts(gate_rank=gate_rank)
+        checks.positive(temperature=temperature)
         key_width = max(head_width(width, heads) // 2, 1) if key_width is None else key_width
         super().__init__(width, heads, key_width=key_width, bias=False, **options)
         self.output = self._output_layer(rngs)

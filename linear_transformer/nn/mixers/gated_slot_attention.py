@@ -44,7 +44,8 @@ class GatedSlotAttention(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(slots=slots, temperature=temperature)
+        checks.counts(slots=slots)
+        checks.positive(temperature=temperature)
         super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.slots = slots

@@ -158,7 +158,7 @@ class T2R(LearnedFeatureMap):
         rngs: nnx.Rngs,
         **options: Unpack[KernelOptions],
     ):
-        checks.positive(features=features)
+        checks.counts(features=features)
         self.features = features
         super().__init__(width, heads, epsilon=epsilon, rngs=rngs, **options)
 

@@ -54,7 +54,7 @@ class Linformer(ProjectedMixer):
         super().__init__(width, heads, **options)
         if self.direction == "causal":
             raise ValueError("direction is 'causal'; linformer is 'bidirectional' only")
-        checks.positive(length=length, compressed=compressed)
+        checks.counts(length=length, compressed=compressed)
         self.key_width = head_width(width, heads)
         self.capacity = self.length = length
         self.compressed = compressed

@@ -35,7 +35,7 @@ class LogLinear(RecurrentMixer):
     forms = FORMS
 
     def _make_scales(self, max_length: int, rngs: nnx.Rngs) -> None:
-        checks.positive(max_length=max_length)
+        checks.counts(max_length=max_length)
         self.capacity = self.max_length = max_length
         self.levels = max_length.bit_length()
         scales = self.heads * (self.levels + 1)

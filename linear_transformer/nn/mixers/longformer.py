@@ -48,7 +48,7 @@ class Longformer(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        checks.positive(window=window, num_global=num_global)
+        checks.counts(window=window, num_global=num_global)
         if window % 2 or num_global > window // 2:
             raise ValueError(f"window ({window}) must be even, and num_global at most half of it")
         self.window = window

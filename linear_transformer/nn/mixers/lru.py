@@ -54,7 +54,8 @@ class LRU(RecurrentMixer):
     ):
         del heads
         state_width = width if state_width is None else state_width
-        checks.positive(state_width=state_width, max_phase=max_phase)
+        checks.counts(state_width=state_width)
+        checks.positive(max_phase=max_phase)
         if not 0 <= r_min < r_max < 1:
             raise ValueError(f"r_min is {r_min}, r_max is {r_max}; need 0 <= r_min < r_max < 1")
         super().__init__(width, 1, key_width=state_width, bias=False, **options)

@@ -51,7 +51,7 @@ class LSHAttention(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        checks.positive(rounds=rounds, chunk_size=chunk_size, cache_capacity=cache_capacity)
+        checks.counts(rounds=rounds, chunk_size=chunk_size, cache_capacity=cache_capacity)
         if buckets < 2 or buckets % 2:
             raise ValueError(f"buckets is {buckets}; it must be even and positive")
         checks.choice("chunking", chunking, CHUNKINGS)

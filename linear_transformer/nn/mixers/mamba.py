@@ -63,7 +63,7 @@ class Mamba(RecurrentMixer):
         **options: Unpack[RecurrentOptions],
     ):
         del heads
-        checks.positive(expansion=expansion, state_width=state_width, dt_rank=dt_rank)
+        checks.counts(expansion=expansion, state_width=state_width, dt_rank=dt_rank)
         self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
         inner = expansion * width
         super().__init__(width, 1, key_width=state_width, value_width=inner, bias=False, **options)

@@ -83,7 +83,7 @@ class Mamba2(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(expansion=expansion, state_width=state_width)
+        checks.counts(expansion=expansion, state_width=state_width)
         check_groups(groups, heads)
         value_width = head_width(expansion * width, heads)
         super().__init__(

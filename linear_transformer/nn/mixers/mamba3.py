@@ -69,7 +69,7 @@ class Mamba3(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(expansion=expansion, state_width=state_width, rank=rank)
+        checks.counts(expansion=expansion, state_width=state_width, rank=rank)
         check_groups(groups, heads)
         if not 0 <= rotary_fraction <= 1:
             raise ValueError(f"rotary_fraction is {rotary_fraction}; it must be from 0 to 1")

@@ -57,7 +57,7 @@ class Nystromformer(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        checks.positive(landmarks=landmarks, convolution=convolution)
+        checks.counts(landmarks=landmarks, convolution=convolution)
         if convolution % 2 == 0:
             raise ValueError(f"convolution is {convolution}; it must be odd")
         self.landmarks = landmarks

@@ -54,7 +54,7 @@ class Performer(KernelAttention):
         **options: Unpack[KernelOptions],
     ):
         checks.choice("kernel", kernel, KERNELS)
-        checks.positive(features=features)
+        checks.counts(features=features)
         self.kernel = kernel
         self.features = features
         self.orthogonal = orthogonal

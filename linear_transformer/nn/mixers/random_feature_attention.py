@@ -59,7 +59,8 @@ class RandomFeatureAttention(KernelAttention):
         rngs: nnx.Rngs,
         **options: Unpack[KernelOptions],
     ):
-        checks.positive(features=features, scale=scale, epsilon=epsilon)
+        checks.counts(features=features)
+        checks.positive(scale=scale, epsilon=epsilon)
         self.features = features
         self.scale = scale
         self.orthogonal = orthogonal

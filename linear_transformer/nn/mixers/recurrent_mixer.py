@@ -63,7 +63,7 @@ class RecurrentMixer(ProjectedMixer):
     ):
         super().__init__(width, heads, **options)
         checks.choice("form", form, self.forms)
-        checks.positive(key_width=key_width, value_width=value_width, chunk_size=chunk_size)
+        checks.counts(key_width=key_width, value_width=value_width, chunk_size=chunk_size)
         self.key_width = head_width(width, heads) if key_width is None else key_width
         self.value_width = head_width(width, heads) if value_width is None else value_width
         self.form = form

@@ -51,7 +51,7 @@ class Retention(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[KeyedOptions],
     ):
-        checks.positive(value_expansion=value_expansion)
+        checks.counts(value_expansion=value_expansion)
         value_width = head_width(value_expansion * width, heads)
         super().__init__(width, heads, value_width=value_width, bias=False, **options)
         if rotary and self.key_width % 2:

@@ -64,7 +64,7 @@ class RGLRU(RecurrentMixer):
         **options: Unpack[RecurrentOptions],
     ):
         state_width = width if state_width is None else state_width
-        checks.positive(state_width=state_width)
+        checks.counts(state_width=state_width)
         if state_width % heads:
             raise ValueError(
                 f"state_width is {state_width}; it must be a multiple of {heads} heads"

@@ -54,7 +54,7 @@ class RWKV6(RecurrentMixer):
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        checks.positive(mix_rank=mix_rank, decay_rank=decay_rank)
+        checks.counts(mix_rank=mix_rank, decay_rank=decay_rank)
         super().__init__(width, heads, bias=False, **options)
         self.output = self._output_layer(rngs)
         self.local = TokenShift(width, dtype=self.dtype)

@@ -74,7 +74,7 @@ class RWKV7(RecurrentMixer):
         **options: Unpack[RecurrentOptions],
     ):
         ranks = {"decay_rank": decay_rank, "rate_rank": rate_rank, "gate_rank": gate_rank}
-        checks.positive(**ranks, value_rank=value_rank)
+        checks.counts(**ranks, value_rank=value_rank)
         super().__init__(width, heads, bias=False, **options)
         self.value_residual = value_residual
         zeros = nnx.initializers.zeros

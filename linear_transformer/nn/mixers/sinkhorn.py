@@ -58,9 +58,8 @@ class SinkhornAttention(ProjectedMixer):
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        checks.positive(
-            length=length, block_size=block_size, iterations=iterations, temperature=temperature
-        )
+        checks.counts(length=length, block_size=block_size, iterations=iterations)
+        checks.positive(temperature=temperature)
         self.capacity = self.length = length
         self.block_size = block_size
         self.iterations = iterations

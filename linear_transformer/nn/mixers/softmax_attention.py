@@ -73,7 +73,7 @@ class SoftmaxAttention(CachedSoftmax):
         **options: Unpack[CacheOptions],
     ):
         checks.choice("form", form, get_args(Form))
-        checks.positive(key_value_heads=key_value_heads)
+        checks.counts(key_value_heads=key_value_heads)
         super().__init__(width, heads, **options)
         self.key_value_heads = heads if key_value_heads is None else key_value_heads
         if heads % self.key_value_heads:

@@ -65,7 +65,7 @@ class SparseTransformer(CachedSoftmax):
         **options: Unpack[SparseOptions],
     ):
         checks.choice("pattern", pattern, PATTERNS)
-        checks.positive(block_size=block_size, summary=summary)
+        checks.counts(block_size=block_size, summary=summary)
         if heads % 2:
             raise ValueError(f"heads is {heads}; it must be even, half for each set of tokens")
         if summary > block_size:

@@ -50,7 +50,7 @@ class Synthesizer(CachedSoftmax):
         **options: Unpack[ProjectionOptions],
     ):
         checks.choice("variant", variant, VARIANTS)
-        checks.positive(length=length)
+        checks.counts(length=length)
         super().__init__(width, heads, cache_capacity=length, **options)
         self.key_value_heads = heads
         self.variant = variant
