@@ -20,8 +20,12 @@ from linear_transformer.types import Device
 _GIB = 2**30
 _BLOCK = 10_000  # bytes that the Python objects of a layer take, for any width
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the memory limit of a container
-# Mixer options that are one dimension of a matrix; the other dimension is the model width.
-_SIDES = ("key_width", "state_width", "gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank")
+# Mixer options that are one dimension of a matrix; the other dimension is the model width or more.
+_SIDES = (
+    *("key_width", "state_width", "expansion", "features", "slots", "steps", "rank", "convolution"),
+    *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "value_rank", "size"),
+    "value_expansion",
+)
 
 
 class Need(NamedTuple):

@@ -151,7 +151,19 @@ def test_listing_has_every_key_with_its_meaning():
         {"model__width": 10**10},
         {"model__feed_forward_width": 10**13},
         {"model__memory_keys": 10**6, "model__memory_layers": (0,)},
-        {"model__mixers": {"linear": {"key_width": 10**12}}},
+        *(
+            {"model__mixers": {name: {option: 10**12 + 1}}, "model__pattern": (name,)}
+            for name, option in (
+                ("linear", "key_width"),
+                ("performer", "features"),
+                ("gsa", "slots"),
+                ("delta_product", "steps"),
+                ("mamba3", "rank"),
+                ("mamba", "expansion"),
+                ("retnet", "value_expansion"),
+                ("rg_lru", "convolution"),
+            )
+        ),
         {"data__batch_size": 10**12},
         {"data__sequence_length": 10**12},
     ],
