@@ -22,7 +22,12 @@ from linear_transformer.sharding.mesh import SEQUENCE, MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import capacity
 from linear_transformer.training.experiment import resolve
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from linear_transformer.training.optimizers import (
+    OptimizerConfig,
+    check_options,
+    make_optimizer,
+    make_schedule,
+)
 from linear_transformer.training.state import TrainState, abstract_state, init_state, state_specs
 from linear_transformer.types import Device, Metrics, PRNGKey
 
@@ -192,6 +197,9 @@ class Experiment:
         declared = declarations(self.model, nnx.Param)
         self.schedule = make_schedule(optimizer, config.num_steps)
         self.optimizer = make_optimizer(optimizer, config.num_steps, declared)
+        if optimizer.options:
+            parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
+            check_options(optimizer, self.optimizer, parameters)
 
     def _check_carried(self) -> None:
         """Raises a ConfigError if the model or the step cannot carry a state over the batches."""

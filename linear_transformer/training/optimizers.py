@@ -214,12 +214,36 @@ def make_optimizer(
         options["muon_weight_dimension_numbers"] = jax.tree.map(_muon_axes, declared)
     try:
         optimizer = make(schedule, **options)
-    except TypeError as error:
-        raise ConfigError(
-            f"config.optimizer: optax.{config.name} does not take these options ({error})"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise _refused(config, error) from error
     if decay is not None:
         optimizer = optax.chain(optimizer, decay)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer
+
+
+def check_options(
+    config: OptimizerConfig, optimizer: optax.GradientTransformation, parameters: Any
+) -> None:
+    """Traces an update by shapes alone, where optax first reads some of its options.
+
+    Args:
+      config: config of the optimizer.
+      optimizer: optimizer from `make_optimizer`.
+      parameters: shapes of the parameters, in the structure of `make_optimizer`.
+
+    Raises:
+      ConfigError: an option has no meaning.
+    """
+    try:
+        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), parameters)
+    except Exception as error:  # optax checks some options by name, and fails at others
+        raise _refused(config, error) from error
+
+
+def _refused(config: OptimizerConfig, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(
+        f"config.optimizer.options: optax.{config.name} does not take these options ({reason})"
+    )

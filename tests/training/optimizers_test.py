@@ -10,7 +10,12 @@ import pytest
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.parameters import Declaration
-from linear_transformer.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from linear_transformer.training.optimizers import (
+    OptimizerConfig,
+    check_options,
+    make_optimizer,
+    make_schedule,
+)
 
 PEAK, STEPS, FINAL = 0.3, 100, 0.2
 KERNEL = Declaration((None, None), "matrix", weight_decay=True, per_token=True)
@@ -145,6 +150,16 @@ def test_clipping(scale):
 def test_mistakes_name_the_key(values, message):
     with pytest.raises(ConfigError, match=message):
         make_optimizer(OptimizerConfig(**values), STEPS, DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("preconditioning", "abc"), ("mu_dtype", "abc"), ("ns_coeffs", 1)]
+)
+def test_options_without_a_meaning(option, value):
+    config = OptimizerConfig(name="muon", options={option: value})
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.options: optax\.muon") as error:
+        check_options(config, make_optimizer(config, STEPS, DECLARED), parameters())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
