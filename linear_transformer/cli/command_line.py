@@ -208,10 +208,11 @@ def override(
 def _drop_options(values: dict[str, Any], keys: Collection[str], changed: Collection[str]) -> None:
     """Removes the file's options for an optimizer or generator that a flag replaces."""
     for decides, section in (("optimizer.name", "optimizer"), ("data.dataset", "data")):
-        if decides in changed and "options" in values[section]:
+        options = values.get(section, {}).get("options")
+        if decides in changed and isinstance(options, dict):
             values[section]["options"] = {
                 name: value
-                for name, value in values[section]["options"].items()
+                for name, value in options.items()
                 if f"{section}.options.{name}" in keys
             }
 
@@ -269,7 +270,7 @@ def _check_mixers(values: dict[str, Any], overrides: Sequence[Override]) -> None
     for key, _, flag in overrides:
         if key.startswith("model.mixers."):
             name = key.split(".")[2]
-            if name not in pattern:
+            if isinstance(pattern, tuple) and name not in pattern:
                 raise ConfigError(
                     f"{flag}: config.model.pattern is {','.join(pattern)}, without {name}; "
                     f"--config.model.pattern={name} has it"

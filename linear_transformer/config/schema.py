@@ -104,7 +104,10 @@ def check_range(value: Any, allowed: Range, key: str) -> None:
 
 def check_type(value: Any, hint: Any, key: str) -> None:
     """Raises a ConfigError unless the value has the type; a float may be given as an int."""
-    if not _is_of(value, hint):
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        for name, x in value.items():
+            check_type(x, typing.get_args(hint)[1], f"{key}.{name}")
+    elif not _is_of(value, hint):
         raise ConfigError(
             f"{key} is {value!r}, a {type(value).__name__}; it must be {_type_name(hint)}"
         )

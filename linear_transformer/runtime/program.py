@@ -50,6 +50,8 @@ def run(
             return parse(argv)
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            _interrupted()
 
     def guarded(arguments: Sequence[Any]) -> None:
         try:
@@ -59,7 +61,7 @@ def run(
         except RunError as error:
             _fail(error, status=1)
         except KeyboardInterrupt:
-            _fail(RunError("interrupted by SIGINT"), status=128 + signal.SIGINT)
+            _interrupted()
         except Exception:
             if distributed.has_others():
                 traceback.print_exc()
@@ -77,6 +79,10 @@ def end(status: int) -> typing.NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _interrupted() -> typing.NoReturn:
+    _fail(RunError("interrupted by SIGINT"), status=128 + signal.SIGINT)
 
 
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:

@@ -162,8 +162,11 @@ def classes(config: Mapping[str, Any]) -> dict[str, type]:
     """Returns the config dataclass of each section of an experiment, by section name.
 
     Raises:
-      ConfigError: the task or the encoder does not exist.
+      ConfigError: the task or the encoder does not exist, or a section has no keys.
     """
+    for name in _SECTIONS:
+        if not isinstance(section := config.get(name, {}), Mapping):
+            raise ConfigError(f"config.{name} is {section!r}; it must be a section with keys")
     task, encoder = config.get("task"), config.get("encoder", "transformer")
     schema.check_choice(task, TASKS, "config.task")
     schema.check_choice(encoder, ENCODERS, "config.encoder")
@@ -251,7 +254,7 @@ def known_keys(config: Mapping[str, Any]) -> dict[str, Key]:
 
 def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
     """Yields the keys of the options of optimizer, generator and mixers."""
-    name = config.get("optimizer", {}).get("name", OptimizerConfig.name)
+    name = str(config.get("optimizer", {}).get("name", OptimizerConfig.name))
     meanings = schema.meanings(find_optimizer(name))
     for option, parameter in optimizer_options(name).items():
         yield (

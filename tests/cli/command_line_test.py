@@ -159,6 +159,36 @@ def get_config():
 
 
 @pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        *(
+            (f"{section} = {value!r}", arguments, rf"config\.{section} is .*must be a section with")
+            for section in ("data", "model", "optimizer", "mesh")
+            for value, arguments in ((None, []), ("x", [f"--config.{section}.x=1"]))
+        ),
+        ("optimizer.name = None", [], r"config\.optimizer\.name is 'None'"),
+        ("model.mixers.linear = 3", [], r"config\.model\.mixers\.linear is 3, a int; it must be a"),
+        (
+            "model.pattern = None",
+            ["--config.model.mixers.linear.feature_map=relu"],
+            r"config\.model\.pattern is None",
+        ),
+        (
+            "optimizer.options = None",
+            ["--config.optimizer.name=adam"],
+            r"config\.optimizer\.options is None",
+        ),
+    ],
+)
+def test_wrong_types_of_a_file(change, arguments, message, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(EXTRA.replace("config.{} = 1", f"with config.ignore_type(): config.{change}"))
+    with pytest.raises(ConfigError, match=message) as error:
+        read(f"--config={path}", *arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "key",
     ["extra", "data.extra", "model.extra", "optimizer.extra", "mesh.extra", "model.mixers.lru.x"],
 )
