@@ -28,11 +28,11 @@ def new_figure(
       **options: options of `matplotlib.figure.Figure.subplots`.
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
-    cycle = matplotlib.rcParamsDefault["axes.prop_cycle"] * matplotlib.cycler(
-        marker=["o"], markersize=[3]
-    )
+    markers = cycler(marker=["o"], markersize=[3])
+    cycle = matplotlib.rcParamsDefault["axes.prop_cycle"] * markers
     style: dict[Any, Any] = {
         "axes.axisbelow": True,
         "axes.grid": True,
