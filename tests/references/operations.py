@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from linear_transformer.nn.mixers.mlstm import running_maximum
@@ -34,7 +35,12 @@ from linear_transformer.ops.relative import relative_attention
 from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
 from linear_transformer.ops.slstm import slstm
 from linear_transformer.ops.softmax import softmax_attention
-from tests.references.cases import ALL, CHUNK, SCAN, SOFTMAX, case
+from linear_transformer.ops.sparse_softmax import (
+    block_sparse_attention,
+    neighbours,
+    with_global_queries,
+)
+from tests.references.cases import ALL, CHUNK, SCAN, SOFTMAX, case, fixture
 
 
 def both(o_and_state):
@@ -316,6 +322,21 @@ def _lsh(options, q, v, rotations, direction="causal"):
 # The penalty of a token's own key is 5e4 in the published code, and rounded to 7e-12.
 case("lsh_causal", tolerance=1e-9)(_lsh)
 case("lsh_bidirectional", tolerance=1e-9)(functools.partial(_lsh, direction="bidirectional"))
+
+
+@case("bigbird")
+def _bigbird(options, q, k, v, random_blocks):
+    random = fixture("bigbird")[0]["random_blocks"].astype(int)  # not traced
+    heads, count = len(random), random.shape[1] + 2
+    lists = np.full((heads, count, count + 3), -1)
+    lists[:, :, :3] = neighbours(count, 1)
+    lists[:, 1:-1, 3 : 3 + random.shape[2]] = random
+    # Published: the last block is global too.
+    lists[:, :, -1] = count - 1
+    lists[:, -1, :count] = np.arange(count)
+    given = {"num_global": q.shape[1] // count}
+    o = block_sparse_attention(q, k, v, lists, block_size=given["num_global"], **given)
+    return {"o": with_global_queries(o, q, k, v, **given)}
 
 
 @case("hedgehog")

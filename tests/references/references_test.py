@@ -5,28 +5,13 @@ README.md of this folder says how the fixtures were made; `sources.json` names t
 
 import functools
 import json
-import pathlib
 
 import jax
-import numpy as np
 import pytest
 
 from tests.ops import contract
-from tests.references import layers, operations  # noqa: F401 - they fill CASES
-from tests.references.cases import CASES, CHUNK
-
-FOLDER = pathlib.Path(__file__).parent
-
-
-@functools.cache
-def fixture(name):
-    """Inputs, outputs, cotangents of outputs and gradients of inputs, in float64."""
-    with np.load(FOLDER / "fixtures" / f"{name}.npz") as file:
-        arrays = {key: x.astype(np.float64) for key, x in file.items()}
-    outputs = {n: arrays.pop(n) for n in list(arrays) if f"c_{n}" in arrays}
-    cotangents = {n: arrays.pop(f"c_{n}") for n in outputs}
-    gradients = {n: arrays.pop(n) for n in list(arrays) if n.startswith("d_")}
-    return arrays, outputs, cotangents, gradients
+from tests.references import layers, operations, softmax_layers  # noqa: F401 - they fill CASES
+from tests.references.cases import CASES, CHUNK, FOLDER, fixture
 
 
 def options_of(form):
