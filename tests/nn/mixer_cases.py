@@ -64,6 +64,14 @@ OPTIONS = {
             "rotary": True,
             "cache_capacity": T,
         },
+        "wide heads": {
+            "query_heads": 4,
+            "key_value_heads": 2,
+            "key_width": 6,
+            "output_gate": True,
+            "rotary": True,
+            "cache_capacity": T,
+        },
         "output gate": {"output_gate": True, "cache_capacity": T},
         "sinks": {"sinks": True, "key_value_heads": 1, "cache_capacity": T},
         "partly rotary": {"rotary": True, "rotary_fraction": 0.5, "sinks": True, "window": WINDOW},
@@ -73,7 +81,9 @@ OPTIONS = {
         "cache": {"cache_capacity": T},
         "window": {"window": WINDOW},
         "all": {
+            "query_heads": 4,
             "key_value_heads": 1,
+            "key_width": 6,
             "qk_norm": True,
             "output_gate": True,
             "rotary": True,
@@ -172,13 +182,13 @@ OPTIONS = {
     },
     "gated_delta_net": {
         "chunks": {"chunk_size": 4, "negative_eigenvalues": True},
-        "one key head": {"key_heads": 1, "key_width": 6},
+        "one key head": {"key_heads": 1, "key_width": 6, "value_width": 3},
     },
     "delta_product": {"chunks": {"chunk_size": 8, "steps": 3}},
     "kda": {
         "chunks": {"chunk_size": 4, "key_width": 6},
         "bounded": {"lower_bound": -5.0, "negative_eigenvalues": True},
-        "one key head": {"key_heads": 1, "chunk_size": 4},
+        "one key head": {"key_heads": 1, "chunk_size": 4, "value_width": 5},
     },
     "gdn2": {"chunks": {"chunk_size": 4, "key_width": 6, "negative_eigenvalues": True}},
     "rwkv7": {

@@ -38,18 +38,19 @@ def softmax_oracle(mixer, x, segment_ids, positions):
             a / np.sqrt(np.mean(a**2, axis=-1, keepdims=True) + 1e-6) * norm.scale[...]
             for a, norm in ((q, mixer.query_norm), (k, mixer.key_norm))
         )
-    k, v = (np.repeat(a, H // a.shape[2], axis=2) for a in (k, v))
+    count = q.shape[2]
+    k, v = (np.repeat(a, count // a.shape[2], axis=2) for a in (k, v))
     if mixer.rotary:
         q, k = turned(q, positions), turned(k, positions)
-    gates = dense(mixer.forget, x) if hasattr(mixer, "forget") else np.full((B, T, H), np.inf)
+    gates = dense(mixer.forget, x) if hasattr(mixer, "forget") else np.full((B, T, count), np.inf)
     o = np.zeros(v.shape)
-    for b, i, h in np.ndindex(B, T, H):
+    for b, i, h in np.ndindex(B, T, count):
         first = 0 if mixer.window is None else max(0, i + 1 - mixer.window)
         seen = [j for j in range(first, i + 1) if segment_ids[b, j] == segment_ids[b, i]]
         decay = [np.prod(1 / (1 + np.exp(-gates[b, j + 1 : i + 1, h]))) for j in seen]
         weights = decay * np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
         o[b, i, h] = weights @ v[b, seen, h] / weights.sum()
-    o = o.reshape(B, T, D)
+    o = o.reshape(B, T, -1)
     if mixer.gate is not None:
         o = o / (1 + np.exp(-dense(mixer.gate, x)))
     return dense(mixer.output, o)
@@ -68,6 +69,7 @@ def softmax_oracle(mixer, x, segment_ids, positions):
         ("softmax", "grouped", softmax_oracle),
         ("softmax", "qk norm", softmax_oracle),
         ("softmax", "output gate", softmax_oracle),
+        ("softmax", "wide heads", softmax_oracle),
         ("fox", "cache", softmax_oracle),
         ("fox", "window", softmax_oracle),
         ("fox", "all", softmax_oracle),

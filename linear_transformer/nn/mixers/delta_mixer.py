@@ -23,6 +23,7 @@ class DeltaOptions(KeyedOptions, total=False):
     """Options of every `DeltaMixer`."""
 
     key_heads: int | None
+    value_width: int | None
     convolution: int
     negative_eigenvalues: bool
 
@@ -44,7 +45,8 @@ class DeltaMixer(RecurrentMixer):
     function that published weights were trained with.
 
     Attributes:
-      key_width: features of queries and keys per head; None is width / heads, as for values.
+      key_width, value_width: features of queries and keys, and of values, per head; None is width /
+        heads.
       key_heads: heads of queries and keys, a divisor of the heads of values; None is all heads.  A
         key head serves heads / key_heads neighbouring heads, which have their own values, step
         sizes, decays, states and outputs, as in Qwen3-Next.
@@ -64,6 +66,7 @@ class DeltaMixer(RecurrentMixer):
         heads: int,
         *,
         key_heads: int | None = None,
+        value_width: int | None = None,
         convolution: int = 4,
         negative_eigenvalues: bool = False,
         steps: int = 1,
@@ -74,8 +77,8 @@ class DeltaMixer(RecurrentMixer):
         checks.counts(steps=steps, key_heads=key_heads)
         if heads % key_heads:
             raise ValueError(f"key_heads is {key_heads}; it must be a divisor of heads ({heads})")
-        super().__init__(width, heads, bias=False, **options)
-        self.output = self._output_layer(rngs)
+        super().__init__(width, heads, value_width=value_width, bias=False, **options)
+        self.output = self._output_layer(rngs, heads * self.value_width)
         self.negative_eigenvalues = negative_eigenvalues
         self.key_heads = key_heads
         self.steps = steps

@@ -34,7 +34,7 @@ class ForgettingAttention(SoftmaxAttention):
         self, width: int, heads: int, *, rngs: nnx.Rngs, **options: Unpack[SoftmaxOptions]
     ):
         super().__init__(width, heads, rngs=rngs, **options)
-        self.forget = self._linear(heads, rngs, use_bias=True)
+        self.forget = self._linear(self.heads, rngs, use_bias=True)
 
     def _init_state(self, batch_size):
         shape = (batch_size, self.slots, self.heads)

@@ -23,7 +23,9 @@ from linear_transformer.types import Activations
 class SoftmaxOptions(CacheOptions, total=False):
     """Options of every `SoftmaxAttention`."""
 
+    query_heads: int | None
     key_value_heads: int | None
+    key_width: int | None
     qk_norm: bool
     output_gate: bool
     sinks: bool
@@ -44,9 +46,11 @@ class SoftmaxAttention(CachedSoftmax):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Attributes:
+      query_heads: heads of queries; None is the number of heads of the model.
       key_value_heads: heads of keys and values, which query heads share in equal groups; None is
         one for each query head.  The state holds no others (Ainslie et al. 2023,
         arXiv:2305.13245).
+      key_width: features of queries, keys and values per head; None is width / heads.
       qk_norm: whether queries and keys of each head get an RMS norm with learned gains.  Rotary
         positions come after it (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
       output_gate: whether sigmoid(W_G x_t) multiplies each feature of the heads' outputs (Qiu et
@@ -63,7 +67,9 @@ class SoftmaxAttention(CachedSoftmax):
         width: int,
         heads: int,
         *,
+        query_heads: int | None = None,
         key_value_heads: int | None = None,
+        key_width: int | None = None,
         qk_norm: bool = False,
         output_gate: bool = False,
         sinks: bool = False,
@@ -73,8 +79,10 @@ class SoftmaxAttention(CachedSoftmax):
         **options: Unpack[CacheOptions],
     ):
         checks.choice("form", form, get_args(Form))
-        checks.counts(key_value_heads=key_value_heads)
+        checks.counts(query_heads=query_heads, key_value_heads=key_value_heads, key_width=key_width)
+        heads = heads if query_heads is None else query_heads
         super().__init__(width, heads, **options)
+        self.key_width = self.key_width if key_width is None else key_width
         self.key_value_heads = heads if key_value_heads is None else key_value_heads
         if heads % self.key_value_heads:
             raise ValueError(f"key_value_heads={key_value_heads} does not divide heads ({heads})")
@@ -85,14 +93,14 @@ class SoftmaxAttention(CachedSoftmax):
             )
         self.rotary_fraction = rotary_fraction
         self.form = form
-        keys = self.key_value_heads * self.key_width
-        self.query = self._linear(width, rngs)
+        queries, keys = (n * self.key_width for n in (heads, self.key_value_heads))
+        self.query = self._linear(queries, rngs)
         self.key = self._linear(keys, rngs)
         self.value = self._linear(keys, rngs)
-        self.output = self._output_layer(rngs)
+        self.output = self._output_layer(rngs, queries)
         self.query_norm = self._head_norm(heads) if qk_norm else None
         self.key_norm = self._head_norm(self.key_value_heads) if qk_norm else None
-        self.gate = self._linear(width, rngs) if output_gate else None
+        self.gate = self._linear(queries, rngs) if output_gate else None
         self.sinks = nnx.Param(jnp.zeros(heads), **vector("heads")) if sinks else None
 
     def _head_norm(self, heads: int) -> HeadNorm:
