@@ -1,14 +1,16 @@
 """Hybrids at released sizes: `:qwen3_next`, `:kimi_linear`, `:samba`, `:griffin`.
 
-    python train.py --config=configs/lm/hybrids.py:griffin \\
+    python train.py --config=configs/lm/hybrids.py:griffin \
         --config.data.dataset=local_text --config.data.path=FOLDER
     python train.py --config=configs/lm/hybrids.py:griffin --compile_only --topology=v5e:2x4
 
 Result: not run; docs/scaling.md has what compiled.  Widths, heads and depth are those of the
 smallest released model:
 
-    qwen3_next    Qwen3.5-0.8B, the dense model with the layers of Qwen3-Next (config.json of the
-                  model; scripts/models/qwen3.5-0.8B.sh of THUDM/slime at f8879db)
+    qwen3_next    Qwen3.5-0.8B, a dense model with the layers of Qwen3-Next
+                  (scripts/models/qwen3.5-0.8B.sh of THUDM/slime at f8879db, and the 16 heads of
+                  128 of the delta rule in config.json of oopere/Qwen3.5-0.65B-Base-Rearchitected,
+                  which is cut from it)
     kimi_linear   Kimi-Linear-48B-A3B (config.json), with 3B active parameters
     samba         Samba 421M (lit_gpt/config.py of microsoft/Samba at ed3ed54)
     griffin       RecurrentGemma-2B (config.json)
