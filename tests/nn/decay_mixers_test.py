@@ -13,6 +13,8 @@ from tests.nn.mixer_cases import B, D, H, T
 from tests.nn.transcriptions import (
     TOLERANCE,
     array,
+    assert_equations,
+    convolved,
     dense,
     heads,
     layer_norm,

@@ -12,8 +12,10 @@ from linear_transformer.nn.mixers.registry import MIXERS
 from tests.nn.mixer_cases import D, H
 from tests.nn.mixer_programs import PACKED_POSITIONS, SEGMENTS, build
 from tests.nn.transcriptions import (
+    INPUT,
     TOLERANCE,
     array,
+    assert_equations,
     dense,
     heads,
     layer_norm,
@@ -21,6 +23,7 @@ from tests.nn.transcriptions import (
     sigmoid,
     silu,
     softplus,
+    token_by_token,
 )
 from tests.ops.contract import assert_agree, relative_rms
 
