@@ -96,7 +96,6 @@ OPTIONS = {
         "strided": {
             "pattern": "strided",
             "block_size": 4,
-            "summary": 1,
             "cache_capacity": T,
             "rotary": True,
             "bias": False,

@@ -93,8 +93,8 @@ def sparse(x, heads, query, key, value, output, **options):
 
 @case("sparse_strided")
 def _sparse_strided(options, x, wq, wk, wv):
-    sizes = {"pattern": "strided", "block_size": 4, "summary": 1}
-    return {"o": sparse(x, 4, wq, wk, wv, jnp.eye(x.shape[-1]), **sizes)(x)[0]}
+    mixer = sparse(x, 4, wq, wk, wv, jnp.eye(x.shape[-1]), pattern="strided", block_size=4)
+    return {"o": mixer(x)[0]}
 
 
 @case("sparse_fixed")

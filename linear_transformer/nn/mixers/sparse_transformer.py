@@ -68,7 +68,7 @@ class SparseTransformer(CachedSoftmax):
         checks.counts(block_size=block_size, summary=summary)
         if heads % 2:
             raise ValueError(f"heads is {heads}; it must be even, half for each set of tokens")
-        if summary > block_size:
+        if pattern == "fixed" and summary > block_size:
             raise ValueError(f"summary ({summary}) is more than block_size ({block_size})")
         super().__init__(width, heads, **options)
         self.key_value_heads = heads
