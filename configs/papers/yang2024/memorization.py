@@ -19,7 +19,7 @@ from configs.recall import mad
 
 VOCABULARIES = (256, 512, 1_024, 2_048, 4_096, 8_192)
 GRID = {
-    "optimizer.learning_rate": (1e-4, 5e-4, 1e-3),
+    "optimizer.learning_rate": (1e-3, 5e-4, 1e-4),  # the best one at 256 first
     "optimizer.weight_decay": (0.0, 0.1),
 }
 _EXAMPLES = 256
