@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from linear_transformer.errors import UserError
@@ -49,17 +50,19 @@ def new_figure(
 
 
 def label_lines(axes: Any) -> None:
-    """Writes the label of each line at its last point, in the colour of the line.
+    """Writes the label of each line at its last finite point, in the colour of the line.
 
-    Labels that would overlap move up or down by equal distances.  The limits and scales of the
-    axes must be final.
+    Labels that would overlap move up or down by equal distances.  A line without a finite point has
+    no label.  The limits and scales of the axes must be final.
     """
     columns: dict[int, list[tuple[float, float, Any]]] = {}
     axes.autoscale_view()
     for line in axes.get_lines():
-        if not line.get_label().startswith("_"):
-            end = (line.get_transform() - axes.transAxes).transform(line.get_xydata())[-1]
-            columns.setdefault(round(end[0] / _NEAR), []).append((end[1], end[0], line))
+        points = (line.get_transform() - axes.transAxes).transform(line.get_xydata())
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points) and not line.get_label().startswith("_"):
+            x, y = points[-1]
+            columns.setdefault(round(x / _NEAR), []).append((y, x, line))
     panel_points = 72 * axes.figure.get_figheight() * axes.get_position().height
     for ends in columns.values():
         ends.sort(key=lambda end: end[0])

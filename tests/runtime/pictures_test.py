@@ -1,7 +1,9 @@
 """Labels of lines: beside the end of their line, and readable."""
 
 import itertools
+import math
 
+import pytest
 from matplotlib.colors import to_hex
 
 from linear_transformer.runtime.pictures import label_lines, new_figure
@@ -28,6 +30,17 @@ def test_a_label_stands_at_the_end_of_its_line_in_its_colour():
         assert 0 < box.x0 - x < 20
         assert abs((box.y0 + box.y1) / 2 - y) < 3
         assert to_hex(text.get_color()) == to_hex(line.get_color())
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf, -math.inf])
+def test_a_line_that_ends_beyond_numbers(end):
+    """As the loss of a run that diverged; the label stands at the last number."""
+    axes, boxes = drawn({"diverged": end, "trained": 0.9})
+    x, y = axes.transData.transform((10, 0.5))
+    assert abs(boxes["diverged"].x0 - x) < 20 and abs(boxes["diverged"].y0 - y) < 20
+    axes.plot([1, 2], [end, end], label="never")
+    label_lines(axes)
+    assert "never" not in {text.get_text() for text in axes.texts}
 
 
 def test_labels_of_equal_ends_do_not_overlap():
