@@ -8,7 +8,6 @@ on 1,000 to 4,000 bytes of IMDb.  The paper has batches of 32 on 16 TPUs; the de
 """
 
 from linear_transformer.runtime.host_memory import use_huge_pages
-from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 if __name__ == "__main__":
     use_huge_pages()
@@ -24,6 +23,7 @@ from benchmarks import timing
 from benchmarks.programs import training_step
 from configs.lra import text, variants
 from configs.papers.lra2020 import table2
+from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 # Published: steps per second, then gigabytes per device, at `table2.LENGTHS` bytes.
 PUBLISHED = {variant: numbers for _, variant, *numbers in table2.PUBLISHED}
