@@ -23,8 +23,8 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")  # the memory limit of a con
 # Mixer options that are one dimension of a matrix; the other dimension is the model width or more.
 _SIDES = (
     *("key_width", "state_width", "expansion", "features", "slots", "steps", "rank", "convolution"),
+    *("query_heads", "value_width", "value_expansion"),
     *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "value_rank", "size"),
-    "value_expansion",
 )
 
 

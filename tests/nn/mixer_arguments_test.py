@@ -40,6 +40,8 @@ def test_bfloat16_and_float64_states(name, label):
         ("linear", {"key_width": 0}, "key_width is 0"),
         ("linear", {"convolution": 1}, "convolution is 1"),
         ("linear", {"key_width": 3, "rotary": True}, "even number of features, not 3"),
+        ("softmax", {"key_width": 3, "rotary": True}, "need an even key width, not 3"),
+        ("softmax", {"query_heads": 3, "key_value_heads": 2, "key_width": 4}, "does not divide"),
         ("delta_net", {"form": "parallel"}, "form is 'parallel'"),
         ("delta_net", {"convolution": 1}, "convolution is 1"),
         ("delta_net", {"key_width": 0}, "key_width is 0"),
@@ -59,3 +61,11 @@ def test_bfloat16_and_float64_states(name, label):
 def test_misuse_names_the_argument(name, options, message):
     with pytest.raises(ValueError, match=message):
         MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_key_width_need_not_come_from_the_heads():
+    """3 heads of 8 features in a model that is 10 wide, with rotary positions."""
+    mixer = MIXERS["softmax"](10, 3, key_width=8, rotary=True, rngs=nnx.Rngs(0))
+    positions = jnp.tile(jnp.arange(4), (2, 1))
+    y, state = mixer(jnp.ones((2, 4, 10)), mixer.init_state(2), positions=positions)
+    assert y.shape == (2, 4, 10) and state["keys"].shape[2:] == (3, 8)

@@ -162,6 +162,8 @@ def test_listing_has_every_key_with_its_meaning():
                 ("mamba", "expansion"),
                 ("retnet", "value_expansion"),
                 ("rg_lru", "convolution"),
+                ("softmax", "query_heads"),
+                ("kda", "value_width"),
             )
         ),
         {"data__batch_size": 10**12},

@@ -19,6 +19,7 @@ class CachedAttention(ProjectedMixer):
     """Attention with the keys and values of past tokens as its state.
 
     Attributes:
+      key_width: features of queries, keys and values per head; None is width / heads.
       window: number of tokens that a token attends to, itself included; None is all.
       cache_capacity: tokens that the decoding state can hold if there is no window; older tokens
         are dropped.
@@ -30,14 +31,15 @@ class CachedAttention(ProjectedMixer):
         width: int,
         heads: int,
         *,
+        key_width: int | None = None,
         window: int | None = None,
         cache_capacity: int = 1024,
         rotary: bool = False,
         **options: Unpack[ProjectionOptions],
     ):
         super().__init__(width, heads, **options)
-        self.key_width = head_width(width, heads)
-        checks.counts(window=window, cache_capacity=cache_capacity)
+        checks.counts(key_width=key_width, window=window, cache_capacity=cache_capacity)
+        self.key_width = head_width(width, heads) if key_width is None else key_width
         if window is not None and self.direction != "causal":
             raise ValueError(f"window is causal, and direction is {self.direction!r}")
         if rotary and self.key_width % 2:

@@ -50,7 +50,6 @@ class SoftmaxAttention(CachedSoftmax):
       key_value_heads: heads of keys and values, which query heads share in equal groups; None is
         one for each query head.  The state holds no others (Ainslie et al. 2023,
         arXiv:2305.13245).
-      key_width: features of queries, keys and values per head; None is width / heads.
       qk_norm: whether queries and keys of each head get an RMS norm with learned gains.  Rotary
         positions come after it (Henry et al. 2020, arXiv:2010.04245, with RMS as in Qwen3).
       output_gate: whether sigmoid(W_G x_t) multiplies each feature of the heads' outputs (Qiu et
@@ -79,10 +78,9 @@ class SoftmaxAttention(CachedSoftmax):
         **options: Unpack[CacheOptions],
     ):
         checks.choice("form", form, get_args(Form))
-        checks.counts(query_heads=query_heads, key_value_heads=key_value_heads, key_width=key_width)
+        checks.counts(query_heads=query_heads, key_value_heads=key_value_heads)
         heads = heads if query_heads is None else query_heads
-        super().__init__(width, heads, **options)
-        self.key_width = self.key_width if key_width is None else key_width
+        super().__init__(width, heads, key_width=key_width, **options)
         self.key_value_heads = heads if key_value_heads is None else key_value_heads
         if heads % self.key_value_heads:
             raise ValueError(f"key_value_heads={key_value_heads} does not divide heads ({heads})")
