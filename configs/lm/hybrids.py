@@ -11,9 +11,9 @@ smallest released model:
                   (scripts/models/qwen3.5-0.8B.sh of THUDM/slime at f8879db, and the 16 heads of
                   128 of the delta rule in config.json of oopere/Qwen3.5-0.65B-Base-Rearchitected,
                   which is cut from it)
-    kimi_linear   Kimi-Linear-48B-A3B (config.json), with 3B active parameters
+    kimi_linear   Kimi-Linear-48B-A3B (a copy of its config.json), with 3B active parameters
     samba         Samba 421M (lit_gpt/config.py of microsoft/Samba at ed3ed54)
-    griffin       RecurrentGemma-2B (config.json)
+    griffin       RecurrentGemma-2B (a copy of its config.json)
 
 Not as released: tokens are bytes, unless config.data.tokenizer names a tokenizer.json, so there are
 fewer parameters in embeddings.  Rotary frequencies have the base 10,000, Qwen3.5's 10,000,000.
