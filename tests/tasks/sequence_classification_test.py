@@ -96,7 +96,7 @@ def make_config(name="linear", dataset="made", **changes):
     return config
 
 
-@pytest.mark.parametrize("dataset", ["made", "pairs"])
+@pytest.mark.parametrize("dataset", ["made", pytest.param("pairs", marks=pytest.mark.slow)])
 def test_learns(dataset, tmp_path):
     """Nearly all right in seconds; evaluated again, it is what the run reported."""
     steps = {"num_steps": 150, "log_every": 50, "checkpoint_every": 150}

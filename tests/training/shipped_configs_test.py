@@ -197,7 +197,24 @@ def load(tmp_path_factory):
     return load
 
 
-@pytest.mark.parametrize("case", CASES)
+# Deeper or wider than a case of the same modules, of which each takes seconds to trace.
+LARGER = {
+    "lm/scale.py:gla,350m",
+    "lm/scale.py:softmax,1b",
+    "lm/scale.py:linear,7b",
+    "lm/hybrids.py:qwen3_next",
+    "lm/hybrids.py:kimi_linear",
+    "lm/hybrids.py:griffin",
+    "papers/hadjeres2021/piano.py",
+    "papers/qin2022/wikitext103_bidirectional.py:t1",
+    "papers/shen2021/imagenet.py:two_modules",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c in LARGER else c for c in CASES],
+)
 def test_steps(case, load):
     """A step gives a state like the one that it takes, of which a device can hold its part."""
     version, _, chips = CASES[case][0].partition(":")

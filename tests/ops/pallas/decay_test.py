@@ -49,7 +49,9 @@ def test_fixed_decay_per_head():
     contract.assert_agree({"o": o, "state": state}, {"o": o_expected, "state": expected}, 1e-6)
 
 
-@pytest.mark.parametrize(("heads", "width", "sharing"), [(16, 128, 8), (6, 64, 6)])
+@pytest.mark.parametrize(
+    ("heads", "width", "sharing"), [pytest.param(16, 128, 8, marks=pytest.mark.slow), (6, 64, 6)]
+)
 def test_programs_that_read_gates_together(heads, width, sharing):
     """Of 8 heads, one each; of all heads, as they are no multiple of 8, two that fill the lanes."""
     rng = np.random.default_rng(0)
