@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linear_transformer.ops import (
@@ -302,8 +303,7 @@ def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon,
     narrow = jnp.result_type(*(jax.eval_shape(phi, x) for x in (q, k)), v)
     blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE)
     phi = _Features(feature_map, blocking.time if blocking.padding else None)
-    saved = state.dtype if normalize else jnp.dtype(bool)
-    rule = _Additive(phi, normalize, epsilon, narrow, saved)
+    rule = _Additive(phi, normalize, epsilon, narrow)
     return block_loop.attend_in_blocks(rule, blocking, (q, k, v), state, segment_ids_BT)
 
 
@@ -331,19 +331,17 @@ class _Features(NamedTuple):
 class _Additive:
     """Linear attention on one block, see `block_loop.BlockRule`.
 
-    What is saved is the denominator of each token, infinite if the output is not finite; without a
-    normaliser, whether the output is finite.
+    What is saved is whether the output of each token is finite.  The gradients of a query and of a
+    key are differences, of values and outputs, that are smaller than their terms.  Therefore the
+    backward pass computes the sum of the weights again, without the rounding of the forward pass,
+    and a normaliser has fp32 operands where one is not a token.
     """
 
     phi: _Features
     normalize: bool
     epsilon: float
     narrow: jnp.dtype
-    saved: jnp.dtype
-
-    @property
-    def reads_outputs(self):
-        return self.normalize
+    saved: DTypeLike = bool
 
     def forward(self, tokens, state, masks, n):
         q, k, v, narrow, dtype = *tokens, self.narrow, state.dtype
@@ -354,38 +352,41 @@ class _Additive:
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         o = matmul(weights, v, narrow, dtype)
         o += masks.reads(matmul(q, entering, narrow, dtype))
-        if not self.normalize:
-            return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
-        denominator = o[..., -1:] + self.epsilon
-        o = o[..., :-1] / denominator
-        # The backward pass divides by this: non-finite outputs get no gradient.
-        is_finite = jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
-        return state, o, jnp.where(is_finite, denominator, jnp.inf)
+        if self.normalize:
+            o = o[..., :-1] / (o[..., -1:] + self.epsilon)
+        return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
 
-    def backward(self, tokens, state, masks, n, o, saved, g, dstate):
+    def backward(self, tokens, state, masks, n, is_finite, g, dstate):
         raw_q, raw_k, v = tokens
         narrow, dtype = self.narrow, state.dtype
         q, to_queries = jax.vjp(self.phi.queries, raw_q)
         k, to_keys = jax.vjp(lambda x: self.phi.keys(x, n), raw_k)
-        if self.normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            g = g.astype(dtype) / saved
-            dz = -jnp.sum(g * o.astype(dtype), axis=-1, keepdims=True)
-            g = jnp.concatenate([g, dz], axis=-1)
-            v = append_ones(v)
-        is_finite = jnp.isfinite(saved) if self.normalize else saved
-        g = jnp.where(is_finite, g, 0).astype(narrow)
-        entering, _ = entering_states(k, v, state, masks, narrow)
-        leaving, dstate = leaving_gradients(q, g, dstate, masks, narrow)
+        g = jnp.where(is_finite, g, 0)  # non-finite outputs get no gradient
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         dweights = masks.within(matmul(g, v.mT, narrow, dtype))
-        dq = matmul(dweights, k, narrow, dtype)
-        dq += masks.reads(matmul(g, entering.mT, narrow, dtype))
+        values = append_ones(v) if self.normalize else v
+        wide = dtype if self.normalize else narrow
+        entering, _ = entering_states(k, values, state, masks, narrow)
+        dread = masks.reads(matmul(g, entering[..., : v.shape[-1]].mT, wide, dtype))
+        if self.normalize:  # o = x / z for the columns [x, z] of A v' + Q S
+            z_sums = masks.reads(entering[..., -1:].mT)
+            z = _sum(weights) + _sum(q * z_sums) + self.epsilon
+            z = jnp.where(is_finite, z, 1)
+            do_o = jnp.where(is_finite, (_sum(weights * dweights) + _sum(q * dread)) / z, 0)
+            dweights = masks.within((dweights - do_o) / z)
+            dread = (dread - do_o * z_sums) / z
+            g = jnp.concatenate([g.astype(dtype), -do_o], axis=-1) / z
+        leaving, dstate = leaving_gradients(q, g, dstate, masks, wide)
+        dq = matmul(dweights, k, narrow, dtype) + dread
         dk = matmul(dweights.mT, q, narrow, dtype)
-        dk += masks.reaches(matmul(v, leaving.mT, narrow, dtype))
+        dk += masks.reaches(matmul(values, leaving.mT, wide, dtype))
+        g, leaving = g[..., : v.shape[-1]], leaving[..., : v.shape[-1]]
         dv = matmul(weights.mT, g, narrow, dtype)
         dv += masks.reaches(matmul(k, leaving, narrow, dtype))
-        if self.normalize:
-            dv = dv[..., :-1]
         (dq,) = to_queries(dq.astype(q.dtype))
         (dk,) = to_keys(dk.astype(k.dtype))
         return dstate, (dq, dk, dv)
+
+
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, axis=-1, keepdims=True)

@@ -58,27 +58,21 @@ class BlockRule(Protocol):
 
     Attributes:
       saved: dtype of the number per token that `forward` saves for `backward`; None saves none.
-      reads_outputs: whether `backward` needs the outputs.
     """
 
     @property
     def saved(self) -> DTypeLike | None: ...
 
-    @property
-    def reads_outputs(self) -> bool: ...
-
     def forward(self, tokens, state, masks, n, /) -> tuple[State, Array, Array | None]:
         """Returns the leaving state, the outputs and (B, H, G, C, 1) to save, for block n."""
         ...
 
-    def backward(
-        self, tokens, state, masks, n, outputs, saved, do, dstate, /
-    ) -> tuple[State, Tokens]:
+    def backward(self, tokens, state, masks, n, saved, do, dstate, /) -> tuple[State, Tokens]:
         """Returns the gradients of the entering state and of the tokens.
 
         Args:
           tokens, state, masks, n: the arguments of `forward`.
-          outputs, saved: the results of `forward`; None if they are not stored.
+          saved: what `forward` saves; None if that is nothing.
           do, dstate: gradients of the outputs and of the leaving state.
         """
         ...
@@ -124,25 +118,24 @@ def _forward(rule, blocking, tokens, state, run_BT):
     states = jnp.zeros((count, *state.shape), state.dtype)
     carry = (state, jnp.zeros(values.shape, values.dtype), saved, states)
     state, o, saved, states = lax.fori_loop(0, count, body, carry)
-    residuals = (tokens, run_BT, states, o if rule.reads_outputs else None, saved)
-    return (o, state), residuals
+    return (o, state), (tokens, run_BT, states, saved)
 
 
 def _backward(rule, blocking, residuals, cotangents):
-    tokens, run_BT, states, o, saved = residuals
+    tokens, run_BT, states, saved = residuals
     do, dstate = cotangents
     count = states.shape[0]
 
     def body(i, carry):
         dstate, dtokens = carry
         n = count - 1 - i
-        *tokens_n, o_n, saved_n, do_n = (
+        *tokens_n, saved_n, do_n = (
             None if x is None else read(x, n, blocking.chunk, blocking.block)
-            for x in (*tokens, o, saved, do)
+            for x in (*tokens, saved, do)
         )
         masks = Masks.of_block(run_BT, n, blocking.chunk, blocking.block)
         dstate, dtokens_n = rule.backward(
-            tuple(tokens_n), states[n], masks, n, o_n, saved_n, do_n, dstate
+            tuple(tokens_n), states[n], masks, n, saved_n, do_n, dstate
         )
         return dstate, tuple(write(x, x_n, n) for x, x_n in zip(dtokens, dtokens_n, strict=True))
 

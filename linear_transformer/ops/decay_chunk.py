@@ -44,7 +44,6 @@ class _Decay:
 
     narrow: jnp.dtype
     saved: DTypeLike = bool
-    reads_outputs: bool = False
 
     def forward(self, tokens, state, masks, n):
         q, k, log_decay, v = tokens
@@ -56,7 +55,7 @@ class _Decay:
         o += masks.reads(matmul(q * gate.read, entering, narrow, dtype))
         return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
 
-    def backward(self, tokens, state, masks, n, o, is_finite, g, dstate):
+    def backward(self, tokens, state, masks, n, is_finite, g, dstate):
         q, k, log_decay, v = tokens
         k, log_decay = _contained(k, log_decay, masks)
         narrow, dtype = self.narrow, state.dtype
@@ -93,7 +92,7 @@ class _ValueDecay(_Decay):
         o += masks.reads(matmul(q * gate.read, entering, narrow, dtype) * columns.read)
         return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
 
-    def backward(self, tokens, state, masks, n, o, is_finite, g, dstate):
+    def backward(self, tokens, state, masks, n, is_finite, g, dstate):
         q, k, log_decay, log_value_decay, v = tokens
         k, log_decay = _contained(k, log_decay, masks)
         v, log_value_decay = _contained(v, log_value_decay, masks)

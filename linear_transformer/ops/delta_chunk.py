@@ -66,7 +66,6 @@ class _Delta:
 
     narrow: jnp.dtype
     saved: None = None
-    reads_outputs: bool = False
 
     def forward(self, tokens, state, masks, n):
         narrow, dtype = self.narrow, state.dtype
@@ -80,7 +79,7 @@ class _Delta:
         o += masks.reads(matmul(q * gate.read, entering, narrow, dtype))
         return state, _set_nan(o, _affected(masks, u)), None
 
-    def backward(self, tokens, state, masks, n, o, saved, g, dstate):
+    def backward(self, tokens, state, masks, n, saved, g, dstate):
         narrow, dtype = self.narrow, state.dtype
         q, r, w, log_decay, v = _finite(masks, *tokens)
         gate = make_gate(log_decay, masks, narrow)

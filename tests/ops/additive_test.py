@@ -260,3 +260,14 @@ def test_misuse_names_the_argument(change, message):
     arrays = {**arrays, **change}
     with pytest.raises((ValueError, TypeError), match=message):
         additive.linear_attention(arrays.pop("q"), arrays.pop("k"), arrays.pop("v"), **arrays)
+
+
+def test_bfloat16_gradients_are_bounded_where_terms_cancel():
+    """With means in all tokens, the gradient of a query is a small part of each of its terms."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(1, 256, 1, 8)) / 2 + rng.normal(size=8) for _ in range(3)]
+    arrays = {name: jnp.asarray(a, jnp.bfloat16) for name, a in zip("qkv", x, strict=True)}
+    wide = {name: a.astype(jnp.float32) for name, a in arrays.items()}
+    expected = contract.evaluate(with_map("elu_plus_one", "recurrent"), wide, {})
+    actual = contract.evaluate(with_map("elu_plus_one", "chunk"), arrays, {})
+    contract.assert_agree(actual, expected, 2e-2)
