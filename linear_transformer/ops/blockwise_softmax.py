@@ -273,8 +273,10 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
         dweights = _matmul(v_, doT, dtype) - grid.read(delta_NBHxC, at_q)
         dscores = weights * dweights * spec.scale
         if bias is not None:
-            dbias_ = grid.read(dbias[0], at_k) + jnp.sum(dscores, 3, keepdims=True)
-            dbias = [grid.write(dbias[0], at_k, dbias_)]
+            dbias = [
+                grid.write(x, at, grid.read(x, at) + jnp.sum(dscores, axis, keepdims=True))
+                for x, at, axis in zip(dbias, (at_q, at_k), (2, 3), strict=True)
+            ]
         weights, dscores = weights.astype(do.dtype), dscores.astype(q.dtype)
         dqT_ = grid.read(dqT, at_q) + _matmul(k_.swapaxes(2, 3), dscores, dtype)
         dk_ = grid.read(dk, at_k) + grid.sum_shared(_matmul(dscores, qT.swapaxes(2, 3), dtype))
@@ -283,8 +285,9 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
         return dqT, dk, grid.write(dv, at_k, dv_), *dbias
 
     carry = tuple(lax.full_like(x, 0, dtype) for x in (qT_NBHKC, k_NBJDK, v_NBJDV))
-    if bias is not None:  # of the high part of each key's sum; the others have gradient 0
-        carry += (lax.full_like(bias.keys_NBHDx[..., :1], 0, dtype),)
+    if bias is not None:  # of the query's low part and the key's high part, see `difference`
+        parts = bias.queries_NBHxC[..., :1, :], bias.keys_NBHDx[..., :1]
+        carry += tuple(lax.full_like(x, 0, dtype) for x in parts)
     dqT, dk, dv, *dbias = grid.fold(step, carry, tags)
     joined = _join(dqT.swapaxes(3, 4), grid.T), _join(dk, grid.S), _join(dv, grid.S)
     dq, dk, dv = (x.astype(y.dtype) for x, y in zip(joined, (q, k, v), strict=True))
@@ -294,9 +297,13 @@ def _backward(residuals: Any, do: Array, *, spec: Spec, cpu: bool) -> Any:
         dsinks = -jnp.sum(by_query_NBHxC, (0, 1, 3, 4)).reshape(sinks.shape).astype(sinks.dtype)
     if sums is None:
         return dq, dk, dv, None, dsinks
-    dkeys = _join(dbias[0], grid.S) * (-1 / spec.scale)
-    dkeys = jnp.pad(dkeys, ((0, 0), (0, 0), (0, 0), (0, 1))).astype(sums[1].dtype)
-    return dq, dk, dv, (jnp.zeros_like(sums[0]), dkeys), dsinks
+    dqueries = _join(dbias[0].swapaxes(3, 4), grid.T) * (1 / spec.scale)
+    dkeys = _join(dbias[1], grid.S) * (-1 / spec.scale)
+    dqueries, dkeys = (
+        jnp.pad(x, ((0, 0), (0, 0), (0, 0), part)).astype(sums[0].dtype)
+        for x, part in ((dqueries, (1, 0)), (dkeys, (0, 1)))
+    )
+    return dq, dk, dv, (dqueries, dkeys), dsinks
 
 
 def _of_heads(sinks_xxHx: Array) -> Array:

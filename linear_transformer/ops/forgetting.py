@@ -43,13 +43,14 @@ def log_sums(
 
 
 def difference(query: Pair, key: Pair) -> Array:
-    """Computes D = c_t - c_s, with the gradient of `key` alone.
+    """Computes D = c_t - c_s; `query_low` has the gradient of c_t and `key_high` that of c_s.
 
-    A number that is added to all scores of a query changes no output, so the gradient of c_t is 0.
-    Computed as a sum it would be rounding errors.
+    A number that is added to all scores of a query changes no output, so the gradient of c_t is 0
+    but for rounding errors.  The gradients of the query's keys have the same errors, and the sums
+    of `log_sums` over later tokens cancel the errors of all queries whose keys are later too.
     """
     (query_high, query_low), (key_high, key_low) = query, key
-    return lax.stop_gradient(query_high) - key_high + lax.stop_gradient(query_low - key_low)
+    return lax.stop_gradient(query_high) - key_high + (query_low - lax.stop_gradient(key_low))
 
 
 def _add(first: Pair, second: Pair) -> Pair:
@@ -78,19 +79,20 @@ def _forward(log_forget_BTH, run_BT):
 
 def _backward(residuals, dsums_BTHX):
     finite_BTH, run_BT = residuals
-    # `difference` gives the low part no gradient.
-    dlog_BTH = sequence_parallel.on_whole_rows(_sums_of_later, dsums_BTHX[..., 0], run_BT)
+    dlog_BTH = sequence_parallel.on_whole_rows(_sums_of_later, dsums_BTHX, run_BT)
     return jnp.where(finite_BTH, dlog_BTH, 0), None
 
 
-def _sums_of_later(d_BTH: Array, run_BT: Array) -> Array:
-    """Sums each token and those after it in its segment; 0 if no token before it has d != 0."""
+def _sums_of_later(dsums_BTHX: Array, run_BT: Array) -> Array:
+    """Sums each token and those after it in its segment; 0 if no key before it has a gradient."""
 
     def add(later, own):  # sums of the first segment of some tokens, and the segment's index
         return own[0] + jnp.where(later[1] == own[1], later[0], 0), own[1]
 
-    sums_BTH, _ = lax.associative_scan(add, (d_BTH, run_BT[..., None]), reverse=True, axis=1)
-    nonzero_BTH = lax.cummax((d_BTH != 0).astype(jnp.int32), axis=1)
+    tokens = (jnp.sum(dsums_BTHX, axis=-1), run_BT[..., None])
+    sums_BTH, _ = lax.associative_scan(add, tokens, reverse=True, axis=1)
+    keys_BTH = dsums_BTHX[..., 0]  # see `difference`
+    nonzero_BTH = lax.cummax((keys_BTH != 0).astype(jnp.int32), axis=1)
     before_BTH = jnp.pad(nonzero_BTH[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return jnp.where(before_BTH > 0, sums_BTH, 0)
 

@@ -151,6 +151,18 @@ def test_gradients_outside_of_the_window_and_the_document_are_zero():
     assert np.array_equal(reached, np.tile((t > query - window + 1) & (t <= query), (B, 1)))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_gradients_of_gates_are_bounded(form):
+    """The rounding errors of all later queries do not add up in the gradient of a gate."""
+    exact = make_inputs(time=512, dtype=np.float32)
+    exact |= {name: exact[name] + 1 for name in "qkv"}
+    narrow = exact | {name: exact[name].astype(jnp.bfloat16) for name in "qkv"}
+    exact |= {name: narrow[name].astype(jnp.float32) for name in "qkv"}
+    actual = value_and_gradients(functools.partial(attention, form=form), narrow)
+    expected = value_and_gradients(functools.partial(attention, form=form), exact)
+    assert_agree(actual, expected, 3e-2)
+
+
 def test_memory_is_linear():
     def compiled(time):
         arrays = make_inputs(time=1, dtype=np.float32)
