@@ -23,12 +23,12 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.model import Model
 from linear_transformer.nn.block import Block
 from linear_transformer.nn.layers.feed_forward import ACTIVATIONS, FeedForward
-from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Embed, Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.norms import NORMS, make_norm
 from linear_transformer.nn.layers.positions import sinusoidal
 from linear_transformer.nn.layers.residuals import RESIDUALS
 from linear_transformer.nn.mixers.linear_attention import LinearAttention
-from linear_transformer.nn.parameters import embedding, vector
+from linear_transformer.nn.parameters import embedding, spread, vector
 from linear_transformer.nn.stack import REMAT_POLICIES, Stack
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.ops.feature_maps import FEATURE_MAPS
@@ -133,7 +133,7 @@ class EventEmbedding(nnx.Module):
         self.first_rows = tuple((np.cumsum(sizes) - sizes).tolist())
         self.mask_tokens = c.vocab_sizes
         init = nnx.initializers.normal(1.0)
-        self.tokens = nnx.Embed(
+        self.tokens = Embed(
             int(sizes.sum()),
             c.token_width,
             embedding_metadata=embedding("vocabulary", "embed"),
@@ -141,7 +141,7 @@ class EventEmbedding(nnx.Module):
             embedding_init=init,
             rngs=rngs,
         )
-        self.channels = nnx.Embed(
+        self.channels = Embed(
             len(sizes),
             c.channel_width,
             embedding_metadata=embedding(None, "embed"),
@@ -172,8 +172,7 @@ class EventEmbedding(nnx.Module):
         if self.elapsed_width:
             time = sinusoidal(elapsed_BT, self.elapsed_width).astype(token.dtype)
             if masked_BT is not None:
-                vector = self.masked_time[...].astype(token.dtype)
-                time = jnp.where(masked_BT[..., None], vector, time)
+                time = jnp.where(masked_BT[..., None], spread(self.masked_time[...], time), time)
             parts.append(time)
         return self.projection(jnp.concatenate(parts, axis=-1))
 
@@ -252,8 +251,8 @@ class AlignedEncoderDecoder(Model):
 
     def first_input(self, batch_size: int) -> Float[Array, "B 1 D"]:
         """Returns the learned vector that is the first input of the decoder."""
-        vector = self.start[...].astype(self.dtype)
-        return jnp.broadcast_to(vector, (batch_size, 1, vector.size))
+        start = self.start[...]
+        return spread(start, jnp.zeros((batch_size, 1, start.size), self.dtype))
 
     def embed_source(self, events_BNC: Events, elapsed_BN: Times, masked_BN: EventMask):
         """Embeds the source, (B, N C, D); tokens and times of masked events are hidden."""

@@ -15,9 +15,9 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.models.model import Model
 from linear_transformer.models.trunk import Trunk
-from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Embed, Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
-from linear_transformer.nn.parameters import embedding, vector
+from linear_transformer.nn.parameters import embedding, spread, vector
 from linear_transformer.ops import sequence_parallel
 from linear_transformer.types import PRNGKey, Tokens
 
@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
         self.highest = c.vocab_size - 1
         self.input = c.input
         self.embedding = (
-            nnx.Embed(
+            Embed(
                 c.vocab_size,
                 token_width,
                 dtype=dtype,
@@ -116,9 +116,7 @@ class Encoder(nnx.Module):
         """
         x_BTD = self._embed(tokens_BT)
         if self.cls is not None:
-            cls_BxD = jnp.broadcast_to(
-                self.cls[...].astype(x_BTD.dtype), (x_BTD.shape[0], 1, x_BTD.shape[-1])
-            )
+            cls_BxD = spread(self.cls[...], x_BTD[:, :1])
             x_BTD = _put_in_front(cls_BxD, x_BTD)
             if mask_BT is not None:
                 mask_BT = _put_in_front(jnp.ones((len(mask_BT), 1), bool), mask_BT)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.models.trunk import Body
-from linear_transformer.nn.layers.linear import Head, Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import Embed, Head, Linear, flops_of_weights
 from linear_transformer.nn.layers.positions import PositionEmbedding
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.parameters import embedding
@@ -27,7 +27,7 @@ class LanguageModel(Body):
         dtype = jnp.dtype(c.dtype)
         token_width = PositionEmbedding.token_width(c.positions, c.width)
         table_width = c.embedding_width or token_width
-        self.embedding = nnx.Embed(
+        self.embedding = Embed(
             c.vocab_size,
             table_width,
             dtype=dtype,

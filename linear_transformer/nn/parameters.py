@@ -10,7 +10,9 @@ Optimizers, shardings and FLOP counts use the declaration, and never the name of
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from linear_transformer.nn.logical_axes import RULES
 
@@ -94,3 +96,13 @@ def declarations(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> 
     for path, parameter in nnx.to_flat_state(parameters):
         declaration(parameter, "/".join(map(str, path)))
     return nnx.to_pure_dict(parameters, lambda parameter: parameter.get_metadata(_KEY))
+
+
+def spread(parameter: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns a parameter in the shape and dtype of x, to which it is added or multiplied.
+
+    Its gradient is a sum over tokens in the parameter's dtype, or in a wider one of x: a sum in
+    bf16 stops growing at 256 times its terms.
+    """
+    wide = parameter.astype(jnp.promote_types(parameter.dtype, x.dtype))
+    return jnp.broadcast_to(wide, x.shape).astype(x.dtype)

@@ -97,7 +97,10 @@ def relative_attention(
     dtype = accumulation_dtype(q_BTHK, k_BSHK, v_BSHV)
     q = queries(q_BTHK)
     content_bias, position_bias = (
-        jnp.zeros((), q.dtype) if x is None else x.astype(q.dtype)
+        # Broadcast before it is rounded: its gradient is a sum in fp32.
+        jnp.zeros((), q.dtype)
+        if x is None
+        else jnp.broadcast_to(x.astype(dtype), q.shape).astype(q.dtype)
         for x in (content_bias_HK, position_bias_HK)
     )
     by_position = keep(finite_tokens(q), q) + position_bias

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from linear_transformer.nn.mixers.mamba3 import Mamba3
 from linear_transformer.ops.recurrence import FORMS
@@ -12,6 +13,7 @@ from tests.nn.baselines_test import SEGMENTS, B, D, H, T, build, call, inputs, w
 from tests.ops.contract import assert_agree, relative_rms
 
 N, V = 8, 2 * D // H
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def softplus(x):
@@ -126,3 +128,23 @@ def test_turns_of_segments_and_halves():
         tail = cumulative_turns(turns[:, 4:], head[:, -1])
         joined = jnp.concatenate([head, tail], axis=1)
         assert_agree(cosines(joined), cosines(cumulative_turns(turns)), 1e-12)
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_of_angles_are_bounded():
+    """The rounding errors of all later tokens do not add up in the gradient of an angle."""
+    x = np.random.default_rng(0).normal(size=(2, 1, 512, D))
+    x[0] += 2
+
+    def gradients(dtype):
+        mixer = Mamba3(D, H, state_width=N, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        graphdef, parameters = nnx.split(mixer)
+        inputs, cotangent = (jnp.asarray(a, jnp.bfloat16).astype(dtype) for a in x)
+
+        def product(parameters):
+            return jnp.vdot(nnx.merge(graphdef, parameters)(inputs)[0], cotangent)
+
+        found = jax.jit(jax.grad(product), compiler_options=QUICK)(parameters)
+        return {name: found[name]["kernel"][...] for name in ("dt", "angle")}
+
+    assert_agree(gradients("bfloat16"), gradients("float32"), 5e-2)

@@ -12,10 +12,17 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
-from linear_transformer.nn.layers.linear import Linear, flops_of_weights
+from linear_transformer.nn.layers.linear import BlockDiagonal, Embed, Linear, flops_of_weights
 from linear_transformer.nn.logical_axes import RULES
 from linear_transformer.nn.mixers.registry import MIXERS
-from linear_transformer.nn.parameters import Declaration, declarations, embedding, kernel, vector
+from linear_transformer.nn.parameters import (
+    Declaration,
+    declarations,
+    embedding,
+    kernel,
+    spread,
+    vector,
+)
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.sharding import placement
 from linear_transformer.sharding.mesh import AXES
@@ -166,3 +173,27 @@ def test_declarations_are_metadata_of_the_model():
     )
     assert declared["stack/blocks/0/mixer_norm/scale"].axes == ("embed",)
     assert declared.keys() == by_name(pure(model)).keys()
+
+
+@pytest.mark.parametrize("layer", ["linear", "block diagonal", "embed", "spread"])
+def test_gradients_of_bfloat16_are_sums_in_fp32(layer):
+    """16,384 ones: a sum in bf16 stops growing at 256 times its terms."""
+    x, given = jnp.ones((64, 256, 1, 1), jnp.bfloat16), {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    module = {
+        "linear": Linear(1, 1, axes=(None, None), **given),
+        "block diagonal": BlockDiagonal(1, 1, **given),
+        "embed": Embed(2, 1, **given),
+        "spread": nnx.Param(jnp.ones(1)),
+    }[layer]
+    graphdef, weights = nnx.split(module)
+
+    def outputs(weights):
+        module = nnx.merge(graphdef, weights)
+        if layer == "spread":
+            return x + spread(module[...], x)
+        return module(x.astype(int) if layer == "embed" else x)
+
+    y, pullback = jax.vjp(outputs, weights)
+    sums = jax.tree.leaves(pullback(jnp.ones_like(y))[0])
+    assert y.dtype == jnp.bfloat16
+    assert all(jnp.max(x) == 64 * 256 for x in sums)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from linear_transformer.nn import parameters
 from linear_transformer.nn.logical_axes import named
@@ -16,7 +16,8 @@ class Linear(nnx.Linear):
     """`nnx.Linear` that flattens all axes of the input but the last into one.
 
     With 3-D inputs, the gradient of the kernel contracts two axes, for which XLA on CPU does not
-    use its fast matmul; with one flattened axis every product is a plain matmul.
+    use its fast matmul; with one flattened axis every product is a plain matmul.  The gradient of
+    the bias is a sum in the dtype of the bias, see `nn.parameters.spread`.
     """
 
     def __init__(
@@ -47,7 +48,12 @@ class Linear(nnx.Linear):
         )
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        rows, kernel = self.promote_dtype(
+            (x.reshape(-1, x.shape[-1]), self.kernel[...]), dtype=self.dtype
+        )
+        y = jnp.matmul(rows, kernel)
+        if self.bias is not None:
+            y += parameters.spread(self.bias[...], y)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -94,7 +100,17 @@ class BlockDiagonal(nnx.Module):
     def __call__(self, x_BTHK: Float[Array, "B T H K"]) -> Float[Array, "B T H O"]:
         kernel = self.kernel[...].astype(self.dtype)
         y_BTHO = jnp.einsum("bthk,hko->btho", x_BTHK.astype(self.dtype), kernel)
-        return y_BTHO if self.bias is None else y_BTHO + self.bias[...].astype(self.dtype)
+        return y_BTHO if self.bias is None else y_BTHO + parameters.spread(self.bias[...], y_BTHO)
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` whose table has its gradient in its own dtype.
+
+    A frequent token has many terms in that sum, and a sum in bf16 stops growing at 256 of them.
+    """
+
+    def __call__(self, inputs: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
+        return jnp.take(self.embedding[...], inputs, axis=0).astype(self.dtype)
 
 
 class Head(Linear):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from linear_transformer.nn.layers.linear import Linear
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.types import Activations, PRNGKey
 
 
@@ -44,7 +44,7 @@ class GRUResidual(nnx.Module):
         output_r, output_z, output_h = jnp.split(self.from_output(y_BTD), 3, axis=-1)
         stream_r, stream_z = jnp.split(self.from_stream(x_BTD), 2, axis=-1)
         r = jax.nn.sigmoid(output_r + stream_r)
-        z = jax.nn.sigmoid(output_z + stream_z - self.bias[...].astype(x_BTD.dtype))
+        z = jax.nn.sigmoid(output_z + stream_z - spread(self.bias[...], stream_z))
         h = jnp.tanh(output_h + self.from_reset(r * x_BTD))
         return (1 - z) * x_BTD + z * h
 

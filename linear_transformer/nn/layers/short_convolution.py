@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixers.base import MixerState
-from linear_transformer.nn.parameters import taps
+from linear_transformer.nn.parameters import spread, taps
 from linear_transformer.ops import segments, sequence_parallel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import PRNGKey, SegmentIds
@@ -128,5 +128,5 @@ def silu_convolution(
     """Applies silu(convolution + bias) to features in several arrays, as in Mamba."""
     parts, past = convolution.side_by_side(parts, past, segment_ids=segment_ids)
     ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
-    biases = jnp.split(bias_D[...].astype(parts[0].dtype), ends)
-    return tuple(jax.nn.silu(x + b) for x, b in zip(parts, biases, strict=True)), past
+    biases = jnp.split(bias_D[...], ends)
+    return tuple(jax.nn.silu(x + spread(b, x)) for x, b in zip(parts, biases, strict=True)), past

@@ -16,7 +16,7 @@ from linear_transformer.nn.layers.positions import rotate
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.mixed_chunk import MixedChunkState, mixed_chunk_attention
 from linear_transformer.ops.rectified import rectified_attention
@@ -76,8 +76,8 @@ class GatedAttentionUnit(ProjectedMixer):
         """Returns U, V, and the queries and keys in the order of `uses`."""
         uvz = jax.nn.silu(self.projection(x_BTD))
         u, v, z = jnp.split(uvz, [self.value_width, 2 * self.value_width], axis=-1)
-        scales, offsets = (p[...].astype(self.dtype) for p in (self.scales, self.offsets))
-        z_BTUK = z[:, :, None] * scales + offsets
+        z_BTUK = jnp.repeat(z[:, :, None], len(self.uses), axis=2)
+        z_BTUK = z_BTUK * spread(self.scales[...], z_BTUK) + spread(self.offsets[...], z_BTUK)
         if self.rotary:
             z_BTUK = rotate(z_BTUK, positions)
         return u, v, [z_BTUK[:, :, i] for i in range(len(self.uses))]

@@ -11,7 +11,7 @@ from jax import lax
 from linear_transformer.nn.layers.linear import Linear
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 
@@ -105,7 +105,7 @@ class LRU(RecurrentMixer):
             **self._recurrence(segment_ids),
         )
         parts = jnp.concatenate([h_BTN.real, -h_BTN.imag], axis=-1).astype(x.dtype)
-        g_BTD = jax.nn.gelu(self.read(parts) + x * self.skip[...].astype(x.dtype))
+        g_BTD = jax.nn.gelu(self.read(parts) + x * spread(self.skip[...], x))
         return g_BTD, jnp.stack([last_BN.real, last_BN.imag], axis=-1), past
 
     def _project(self, o_BTI):

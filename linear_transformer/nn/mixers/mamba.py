@@ -13,7 +13,7 @@ from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.mamba2 import inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, selective_scan
 
@@ -118,5 +118,5 @@ class Mamba(RecurrentMixer):
             initial_state=sums,
             **self._recurrence(segment_ids),
         )
-        y_BTD = y_BTD + u_BTD * self.skip[...].astype(u_BTD.dtype)
+        y_BTD = y_BTD + u_BTD * spread(self.skip[...], u_BTD)
         return y_BTD * jax.nn.silu(self.gate(x)), sums, past

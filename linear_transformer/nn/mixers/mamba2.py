@@ -14,7 +14,7 @@ from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.types import PRNGKey
@@ -129,10 +129,10 @@ class Mamba2(RecurrentMixer):
         o, sums = self._attend(
             x, q, k, (v * dt_BTH[..., None]).astype(v.dtype), log_decay_BTH, sums, segment_ids
         )
-        o = o + v * self.skip[...].astype(v.dtype)[:, None]
+        o = o + v * spread(self.skip[..., None], v)
         y = merge_heads(o) * jax.nn.silu(self.gate(x))
         y = merge_heads(self.norm(split_heads(y, self.groups)))
-        return y * self.norm_scale[...].astype(y.dtype), sums, past
+        return y * spread(self.norm_scale[...], y), sums, past
 
     def _attend(self, x, q, k, v, log_decay, sums, segment_ids):
         del x

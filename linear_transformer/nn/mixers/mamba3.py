@@ -12,7 +12,7 @@ from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mamba2 import check_groups, inverse_softplus_dt
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.non_finite import drop_non_finite_gradient
@@ -100,7 +100,8 @@ class Mamba3(RecurrentMixer):
             for value in (1 / rank, 1.0, 1 / rank)
         )
         self.skip = nnx.Param(jnp.ones((heads,)), **vector("heads"))
-        self.local = TokenShift(heads * (rank * state_width + value_width), dtype=self.dtype)
+        shifted = heads * (rank * state_width + value_width)
+        self.local = TokenShift(shifted, dtype=self._state_dtype)
 
     def _init_sums(self, batch_size):
         sums = {"state": super()._init_sums(batch_size)}
@@ -157,7 +158,8 @@ class Mamba3(RecurrentMixer):
         if self.rank > 1:
             o = o + self._later_writes(q, keys, values)
         o, state = (sum(jnp.split(x, 2, axis)) for x, axis in ((o, 2), (state, 1)))
-        o = o + self._times(v, self.inputs) * self.skip[...].astype(v.dtype)[:, None]
+        own = self._times(v, self.inputs)
+        o = o + own * spread(self.skip[..., None], own)
         o = o * jax.nn.silu(self._times(split_heads(self.gate(x), self.heads), self.gates))
         if self.outputs is not None:
             o = o.reshape(len(x), -1, self.rank, *o.shape[2:])
@@ -169,11 +171,15 @@ class Mamba3(RecurrentMixer):
         x_BTGX = norm(split_heads(x_BTX, self.groups * self.rank))
         x_BTGX = x_BTGX.reshape(*x_BTX.shape[:2], self.groups, -1)
         x_BTHX = jnp.repeat(x_BTGX, self.heads // self.groups, axis=2)
-        return x_BTHX + bias_HX[...].astype(x_BTHX.dtype)
+        return x_BTHX + spread(bias_HX[...], x_BTHX)
 
     def _rotated(self, x_BTHX, turns_BTHR):
-        """Rotates the R keys or queries of each head."""
-        x = x_BTHX.reshape(*x_BTHX.shape[:2], -1, self.key_width)
+        """Rotates the R keys or queries of each head, in fp32 or wider, like their products.
+
+        The gradient of an angle is a sum over all later tokens, which would add up their roundings
+        while its terms cancel: products do not change if all later tokens turn together.
+        """
+        x = x_BTHX.reshape(*x_BTHX.shape[:2], -1, self.key_width).astype(turns_BTHR.dtype)
         return rotated(x, jnp.repeat(turns_BTHR, self.rank, axis=2)).reshape(x_BTHX.shape)
 
     def _sub_tokens(self, x_BTHX):
@@ -186,7 +192,8 @@ class Mamba3(RecurrentMixer):
         if weights is None:
             return x_BTHV
         weights_HRV = jnp.tile(weights[...], (x_BTHV.shape[2] // self.heads, 1, 1))
-        x_BTHRV = x_BTHV[:, :, :, None] * weights_HRV.astype(x_BTHV.dtype)
+        x_BTHRV = jnp.repeat(x_BTHV[:, :, :, None], self.rank, axis=3)
+        x_BTHRV = x_BTHRV * spread(weights_HRV, x_BTHRV)
         return self._sub_tokens(x_BTHRV.reshape(*x_BTHV.shape[:3], -1))
 
     def _later_writes(self, *arrays):

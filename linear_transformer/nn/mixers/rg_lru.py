@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.short_convolution import ShortConvolution
 from linear_transformer.nn.logical_axes import named
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.selective_scan import FORMS, diagonal_scan
 from linear_transformer.types import PRNGKey
@@ -94,7 +94,7 @@ class RGLRU(RecurrentMixer):
         dtype = self._state_dtype
         u = named(self.value(x), "rows", "time", "heads")
         u, past = self.local(u, past, segment_ids=segment_ids)
-        u = split_heads(u + self.convolution_bias[...].astype(u.dtype), self.heads)
+        u = split_heads(u + spread(self.convolution_bias[...], u), self.heads)
         rate, share = (
             jax.nn.sigmoid(gate(u).astype(dtype)) for gate in (self.decay_gate, self.input_gate)
         )

@@ -11,7 +11,7 @@ from linear_transformer.nn.layers.linear import merge_heads, split_heads
 from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.decay import decayed_attention
 
@@ -94,12 +94,10 @@ class RWKV6(RecurrentMixer):
         dtype = self._state_dtype
         before, past = self.local(x, past, segment_ids=segment_ids)
         change = before - x
-        z = x + change * self.shift_of_mix[...].astype(x.dtype)
+        z = x + change * spread(self.shift_of_mix[...], x)
         inputs = {
-            name: x + change * (shift + mix(z))
-            for name, shift, mix in zip(
-                INPUTS, self.shift[...].astype(x.dtype), self.mix, strict=True
-            )
+            name: x + change * (spread(shift, x) + mix(z))
+            for name, shift, mix in zip(INPUTS, self.shift[...], self.mix, strict=True)
         }
         r, k, v = (
             split_heads(getattr(self, name)(inputs[name]), self.heads)

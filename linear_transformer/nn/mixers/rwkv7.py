@@ -13,7 +13,7 @@ from linear_transformer.nn.layers.token_shift import TokenShift
 from linear_transformer.nn.mixers.delta_mixer import unit_length
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.recurrent_mixer import LowRank, RecurrentMixer, RecurrentOptions
-from linear_transformer.nn.parameters import vector
+from linear_transformer.nn.parameters import spread, vector
 from linear_transformer.ops import checks
 from linear_transformer.ops.delta import FORMS, low_rank_delta_attention
 
@@ -131,8 +131,8 @@ class RWKV7(RecurrentMixer):
     def _shifted(self, x, past, segment_ids):
         """Returns x'_t for each input, and the state of the token shift."""
         before, past = self.local(x, past, segment_ids=segment_ids)
-        shifts = zip(POWERS, self.shift[...].astype(x.dtype), strict=True)
-        return {name: x + (before - x) * shift for name, shift in shifts}, past
+        shifts = zip(POWERS, self.shift[...], strict=True)
+        return {name: x + (before - x) * spread(shift, x) for name, shift in shifts}, past
 
     def _mix(self, x, sums, past, segment_ids, positions, first_BTI=None):
         del positions

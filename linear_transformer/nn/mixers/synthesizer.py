@@ -81,4 +81,4 @@ class Synthesizer(CachedSoftmax):
         return self.output(merge_heads(o_BTHK)), state
 
     def _of_positions(self, table: nnx.Param, positions: Positions) -> Float[Array, "B T H K"]:
-        return jnp.take(table[...].astype(self.dtype), positions, axis=0, mode="clip")
+        return jnp.take(table[...], positions, axis=0, mode="clip").astype(self.dtype)
