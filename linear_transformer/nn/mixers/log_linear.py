@@ -114,5 +114,6 @@ class LogLinearAttention(KernelAttention, LogLinear):
     def _attend(self, x, q, k, v, sums, segment_ids, positions):
         del positions
         phi = FEATURE_MAPS["elu_plus_one"]
-        o, sums = self._over_levels(x, phi(q), phi(k), append_ones(v), None, sums, segment_ids)
-        return divide(o, 1e-6), sums
+        values = append_ones(v).astype(self._state_dtype)  # a quotient of rounded sums loses digits
+        o, sums = self._over_levels(x, phi(q), phi(k), values, None, sums, segment_ids)
+        return divide(o, 1e-6).astype(v.dtype), sums
