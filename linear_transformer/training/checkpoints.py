@@ -195,7 +195,7 @@ def _is_not_of_orbax(record: Any) -> bool:
 
 def saved_steps(directory: epath.Path) -> list[int]:
     """Returns the steps of all complete checkpoints; the folder need not exist."""
-    folders = directory.iterdir() if directory.exists() else ()
+    folders = directory.iterdir() if directory.is_dir() else ()
     written = (path for path in folders if path.name.isdecimal() and (path / _CHECKSUMS).exists())
     return sorted(int(path.name) for path in written)
 

@@ -15,6 +15,13 @@ from linear_transformer.training.metrics import read_metrics
 from linear_transformer.training.optimizers import OptimizerConfig
 
 DATA_FILE = "data.json"  # fingerprints of the training data
+_IS_FOLDER = {
+    "checkpoints": True,
+    "tensorboard": True,
+    "config.json": False,
+    "metrics.jsonl": False,
+    DATA_FILE: False,
+}
 
 
 def prepare_run_folder(
@@ -26,9 +33,15 @@ def prepare_run_folder(
     """Locks the folder, checks that it holds the same run, and writes config and environment.
 
     Raises:
-      ConfigError: the folder can't be written, holds another run, or has lost its checkpoints.
+      ConfigError: the folder can't be written, holds another run, has lost its checkpoints, or has
+        a file in the place of a folder.
     """
     lock.acquire()
+    for name, is_folder in _IS_FOLDER.items():
+        path = workdir / name
+        if path.exists() and path.is_dir() != is_folder:
+            found, wanted = ("file", "folder") if is_folder else ("folder", "file")
+            raise ConfigError(f"{path}: a {found}, where a run has a {wanted}")
     if (workdir / "config.json").exists():
         before = config_file.load(workdir)
         _check_schedule(before, config, workdir)
@@ -52,6 +65,8 @@ def check_data(
     path = workdir / DATA_FILE
     try:
         before = json.loads(path.read_text())
+        if not isinstance(before, dict):
+            raise ValueError("not an object with a SHA-256 for each key")
     except FileNotFoundError:
         print(f"{'data:':12} not compared with those of before; {path} is missing", flush=True)
         return

@@ -94,6 +94,20 @@ def test_checkpoints_that_are_gone(remove, copy):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "data.json"])
+def test_a_file_in_the_place_of_a_folder(name, copy):
+    """Or the other way around, or JSON of another kind: one line, and nothing is written."""
+    config, workdir = copy
+    path = workdir / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.mkdir() if name == "metrics.jsonl" else path.write_text("[1]")
+    with pytest.raises(ConfigError, match=rf"{path}: (a file, where|a folder, where|cannot be)"):
+        runs.run(config, workdir)
+    if name == "checkpoints":
+        with pytest.raises(ConfigError, match="no checkpoint"):
+            evaluation.Run.load(epath.Path(workdir))
+
+
 def test_killed_before_its_first_checkpoint_a_run_starts_again(copy):
     """Its lines are kept aside; a folder without checksums is no checkpoint."""
     config, workdir = copy
