@@ -11,9 +11,10 @@ from linear_transformer.cli import process
 
 
 def run() -> None:
-    process.prepare(__doc__)
-    from linear_transformer.cli import evaluating
-    from linear_transformer.runtime import program
+    with process.imports():
+        process.prepare(__doc__)
+        from linear_transformer.cli import evaluating
+        from linear_transformer.runtime import program
 
     program.run(evaluating.main, evaluating.parse)
 

@@ -1,6 +1,11 @@
 """Set-up of a command's process before JAX is imported; this module does not import JAX."""
 
+import contextlib
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 from linear_transformer.runtime.host_memory import use_huge_pages
 
@@ -17,6 +22,27 @@ def prepare(usage: str | None) -> None:
     from linear_transformer.cli import compile_only
 
     compile_only.prepare()
+
+
+@contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """Makes Ctrl-C end the process with one line while modules are imported.
+
+    The usual KeyboardInterrupt is lost if it comes in code that ignores exceptions, and the command
+    would go on; JAX has such code in the collection of garbage.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, for example
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupted)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    del frame
+    os.write(2, b"error: interrupted by SIGINT\n")
+    os._exit(128 + number)
 
 
 def show_in_help(*modules: str) -> None:

@@ -13,9 +13,10 @@ from linear_transformer.cli import process
 
 
 def run() -> None:
-    process.prepare(__doc__)
-    from linear_transformer.cli import training
-    from linear_transformer.runtime import program
+    with process.imports():
+        process.prepare(__doc__)
+        from linear_transformer.cli import training
+        from linear_transformer.runtime import program
 
     program.run(training.main, training.parse)
 

@@ -112,6 +112,29 @@ def test_verbosity_is_the_users(tmp_path):
     assert result.stderr.count("\n") > 3
 
 
+IMPORTING = """
+import os
+import signal
+from linear_transformer.cli import process
+
+class Collected:
+    def __del__(self):  # an exception here is ignored
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            pass
+
+with process.imports():
+    Collected()
+    print("goes on")
+"""
+
+
+def test_an_interrupt_while_modules_are_imported():
+    result = runs.execute(["-c", IMPORTING])
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "error: interrupted by SIGINT\n"
+
+
 INTERRUPTED = """
 import atexit
 from linear_transformer.cli import training
