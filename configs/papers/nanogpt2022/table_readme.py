@@ -42,6 +42,16 @@ TABLE = Table(
                 files={"data.path": "tinyshakespeare"},
             ),
         )
-        for name in ("softmax", "linear", "gla", "gated_delta_net")
+        for name in (
+            "softmax",
+            "linear",
+            "retnet",
+            "gla",
+            "hgrn2",
+            "mamba2",
+            "delta_net",
+            "gated_delta_net",
+            "kda",
+        )
     ),
 )
