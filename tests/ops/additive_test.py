@@ -262,12 +262,13 @@ def test_misuse_names_the_argument(change, message):
         additive.linear_attention(arrays.pop("q"), arrays.pop("k"), arrays.pop("v"), **arrays)
 
 
-def test_bfloat16_gradients_are_bounded_where_terms_cancel():
+@pytest.mark.parametrize("form", ["chunk", "pallas"])
+def test_bfloat16_gradients_are_bounded_where_terms_cancel(form):
     """With means in all tokens, the gradient of a query is a small part of each of its terms."""
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(1, 256, 1, 8)) / 2 + rng.normal(size=8) for _ in range(3)]
     arrays = {name: jnp.asarray(a, jnp.bfloat16) for name, a in zip("qkv", x, strict=True)}
     wide = {name: a.astype(jnp.float32) for name, a in arrays.items()}
     expected = contract.evaluate(with_map("elu_plus_one", "recurrent"), wide, {})
-    actual = contract.evaluate(with_map("elu_plus_one", "chunk"), arrays, {})
+    actual = contract.evaluate(with_map("elu_plus_one", form), arrays, {})
     contract.assert_agree(actual, expected, 2e-2)

@@ -78,6 +78,7 @@ def test_learns(folder, tmp_path):
         sample(run, "text", 3, Sampler(), 0)
 
 
+@pytest.mark.slow  # the loop is the one of tests/tasks/sequence_classification_test.py
 def test_two_parts(folder, tmp_path):
     """Stopped after step 4 and gone on with, it is the run that was not stopped, bit for bit."""
     changes = {"optimizer__schedule": "constant", "final_evaluation": False, "data__flip": True}

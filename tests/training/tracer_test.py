@@ -22,7 +22,9 @@ def steps_in(workdir):
     return sorted(found, key=found.get)
 
 
-@pytest.mark.parametrize(("given", "expected"), [("3:2", [3, 4]), ("4:9", [4, 5])])
+@pytest.mark.parametrize(
+    ("given", "expected"), [("3:2", [3, 4]), pytest.param("4:9", [4, 5], marks=pytest.mark.slow)]
+)
 def test_the_steps_asked_for_are_in_the_trace(given, expected, text, tmp_path):
     """Of those that there are: the run ends after step 6."""
     workdir = epath.Path(tmp_path / "run")

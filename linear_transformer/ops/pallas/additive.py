@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from linear_transformer.ops.custom_vjp import custom_vjp
 from linear_transformer.ops.feature_maps import FeatureMap
 from linear_transformer.ops.pallas.arithmetic import (
     COLUMNS_BY_COLUMNS,
@@ -74,19 +75,74 @@ class _Step(NamedTuple):
         q, k, v = tokens
         if self.feature_map is not None:
             q, k = self.feature_map(q), masks.exist(self.feature_map(k))
-        weights = matmul(q, k, self.narrow, ROWS_BY_ROWS)
-        weights = masks.within(weights, later_or_same(q.shape[0]))
+        pairs = later_or_same(q.shape[0])
+        weights = masks.within(matmul(q, k, self.narrow, ROWS_BY_ROWS), pairs)
         # Both factors of a product are masked, or one factor and the product: 0 x NaN is NaN, and
         # the gradient of one factor is a product with the other factor.
         q_read, k_reach, v_reach = masks.reads(q), masks.reaches(k), masks.reaches(v)
-        o = matmul(weights, v, self.narrow)
-        o += masks.reads(matmul(q_read, state[0], self.narrow))
-        sums = masks.carried(state[0]) + matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
         if not self.normalize:
-            return o, (sums,)
+            o = matmul(weights, v, self.narrow)
+            o += masks.reads(matmul(q_read, state[0], self.narrow))
+            written = matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
+            return o, (masks.carried(state[0]) + written,)
         z = jnp.sum(weights, axis=1, keepdims=True)
         z += masks.reads(jnp.sum(q_read * state[1], axis=1, keepdims=True))
-        z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
         finite = jnp.isfinite(z)  # a gradient of 0 divided by NaN is NaN
-        o = o / (jnp.where(finite, z, 1) + self.epsilon)
-        return jnp.where(finite, o, jnp.nan), (sums, z_sums)
+        z = jnp.where(finite, z, 1) + self.epsilon
+        o = _quotient(weights, v, q_read, state[0], z, (masks, pairs), self.narrow)
+        written = _written(k_reach, v_reach, self.narrow)
+        z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
+        return jnp.where(finite, o, jnp.nan), (masks.carried(state[0]) + written, z_sums)
+
+
+@custom_vjp(6)
+def _quotient(
+    weights_CC: Array,
+    v_CV: Array,
+    q_CK: Array,
+    sums_KV: Array,
+    z_C1: Array,
+    kept: tuple[Masks, Array],
+    narrow: jnp.dtype,
+) -> Array:
+    """Computes (A v + Q S) / z.
+
+    The gradients of weights and queries are differences, of values and outputs, that are smaller
+    than their terms.  Therefore the products for them have the gradient of the output as it is, and
+    are divided by z and subtracted in fp32; the states are not rounded.
+    """
+    return _quotient_forward(weights_CC, v_CV, q_CK, sums_KV, z_C1, kept, narrow)[0]
+
+
+def _quotient_forward(weights, v, q, sums, z, kept, narrow):
+    o = matmul(weights, v, narrow) + kept[0].reads(matmul(q, sums, narrow))
+    return o / z, (weights, v, q, sums, z, kept)
+
+
+def _quotient_backward(narrow, residuals, g):
+    weights, v, q, sums, z, (masks, pairs) = residuals
+    dweights = masks.within(matmul(g, v, narrow, ROWS_BY_ROWS), pairs)
+    dq = masks.reads(matmul(g, sums, sums.dtype, ROWS_BY_ROWS))
+    do_o = jnp.sum(weights * dweights, axis=1, keepdims=True)
+    do_o = (do_o + jnp.sum(q * dq, axis=1, keepdims=True)) / z
+    g = g / z
+    dv = matmul(weights, g, narrow, COLUMNS_BY_COLUMNS)
+    dsums = matmul(q, masks.reads(g), sums.dtype, COLUMNS_BY_COLUMNS)
+    return dweights / z, dv, dq / z, dsums, -do_o / z, None
+
+
+_quotient.defvjp(_quotient_forward, _quotient_backward)
+
+
+@custom_vjp(2)
+def _written(k_CK: Array, v_CV: Array, narrow: jnp.dtype) -> Array:
+    """Computes K^T v; the gradient of the state, which is one of its factors, is not rounded."""
+    return matmul(k_CK, v_CV, narrow, COLUMNS_BY_COLUMNS)
+
+
+def _written_backward(narrow, residuals, g):
+    k, v = residuals
+    return matmul(v, g, g.dtype, ROWS_BY_ROWS), matmul(k, g, narrow)
+
+
+_written.defvjp(lambda k, v, narrow: (_written(k, v, narrow), (k, v)), _written_backward)
