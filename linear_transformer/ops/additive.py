@@ -148,7 +148,7 @@ def linear_attention(
             initial_state,
             run_BT,
         )
-    if form == "pallas" or (not normalize and (form != "chunk" or direction == "bidirectional")):
+    if not normalize and (form not in ("chunk", "pallas") or direction == "bidirectional"):
         o = stop_non_finite_gradient(o)  # like the chunk form and the division by the normaliser
     return o.astype(v_BSHV.dtype), state
 

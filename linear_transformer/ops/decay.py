@@ -213,8 +213,7 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
             form = "pallas"
     if form == "pallas":
         with checks.reverse_mode(form):
-            o, state = pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
-        return stop_non_finite_gradient(o), state
+            return pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
     decays = [recurrence.clipped(x.astype(state.dtype)) for x in decays]
     starts = None
     if segment_ids_BT is not None:

@@ -22,6 +22,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     Masks,
     later_or_same,
     matmul,
+    stop_non_finite_gradient,
 )
 from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
 from linear_transformer.types import FeatureState, Keys, Outputs, Queries, SegmentIds, Values
@@ -84,7 +85,7 @@ class _Step(NamedTuple):
             o = matmul(weights, v, self.narrow)
             o += masks.reads(matmul(q_read, state[0], self.narrow))
             written = matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
-            return o, (masks.carried(state[0]) + written,)
+            return stop_non_finite_gradient(o), (masks.carried(state[0]) + written,)
         z = jnp.sum(weights, axis=1, keepdims=True)
         z += masks.reads(jnp.sum(q_read * state[1], axis=1, keepdims=True))
         finite = jnp.isfinite(z)  # a gradient of 0 divided by NaN is NaN
@@ -92,7 +93,8 @@ class _Step(NamedTuple):
         o = _quotient(weights, v, q_read, state[0], z, (masks, pairs), self.narrow)
         written = _written(k_reach, v_reach, self.narrow)
         z_sums = masks.carried(state[1]) + jnp.sum(k_reach, axis=0, keepdims=True)
-        return jnp.where(finite, o, jnp.nan), (masks.carried(state[0]) + written, z_sums)
+        o = stop_non_finite_gradient(jnp.where(finite, o, jnp.nan))
+        return o, (masks.carried(state[0]) + written, z_sums)
 
 
 @custom_vjp(6)

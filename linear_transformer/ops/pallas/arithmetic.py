@@ -111,6 +111,14 @@ def any_of(x: Array, axis: int | None = None) -> Array:
     return ones > 0
 
 
+def stop_non_finite_gradient(o_CV: Array) -> Array:
+    """Computes `ops.non_finite.stop_non_finite_gradient` for the rows of a chunk.
+
+    Outside of the kernel it would store the masked gradients of all tokens.
+    """
+    return jnp.where(any_of(~jnp.isfinite(o_CV), axis=1), lax.stop_gradient(o_CV), o_CV)
+
+
 class Masks(NamedTuple):
     """Masks of the terms that a chunk keeps.
 

@@ -15,6 +15,7 @@ from linear_transformer.ops.pallas.arithmetic import (
     Masks,
     later_or_same,
     matmul,
+    stop_non_finite_gradient,
 )
 from linear_transformer.ops.pallas.chunk_scan import Arrays, chunk_scan
 from linear_transformer.ops.pallas.decays import ScalarDecays, VectorDecays
@@ -58,4 +59,5 @@ class _Step(NamedTuple):
         o = matmul(weights, v, self.narrow) + masks.reads(read)
         k_reach, v_reach = masks.reaches(k * decays.reach), masks.reaches(v)
         update = matmul(k_reach, v_reach, self.narrow, COLUMNS_BY_COLUMNS)
+        o = stop_non_finite_gradient(o)
         return o, (masks.carried(decays.total * masks.carried(state[0])) + update,)
