@@ -123,6 +123,7 @@ class Collected:
         for _ in range(100):
             pass
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 with process.imports():
     Collected()
     print("goes on")
