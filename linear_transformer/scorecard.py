@@ -8,7 +8,8 @@
 the first learning rate, then with the second and the third, or with the first `--rates` of them.
 Runs that were stopped go on.  A cell has the best learning rate.  Parameters, the size of the state
 and speeds are from the newest file of `python -m benchmarks.mechanisms`, in the folder of runs, in
-docs/results/records or in build/benchmarks.  `--output` writes the table, and a picture beside it.
+docs/results/records or in build/benchmarks.  `--output` writes the table and, if
+sizes of states are known, a picture beside it.
 """
 
 import dataclasses
@@ -208,9 +209,11 @@ def main() -> None:
     print(text := text + scorecard.markdown())
     if values.output:
         path = pathlib.Path(values.output)
-        picture = path.with_suffix(".png")
-        scorecard.plot(epath.Path(picture))
-        launch.write_text(f"{text}\n\n![bits per byte against state size]({picture.name})\n", path)
+        if scorecard.facts:
+            picture = path.with_suffix(".png")
+            scorecard.plot(epath.Path(picture))
+            text += f"\n\n![bits per byte against state size]({picture.name})"
+        launch.write_text(f"{text}\n", path)
     if failures:
         raise RunError(f"{len(failures)} failed, the first: {failures[0]}")
 
