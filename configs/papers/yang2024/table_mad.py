@@ -14,8 +14,8 @@ TABLE = Table(
     title="MAD: memorization",
     source="Yang et al. 2024, DeltaNet (arXiv:2406.06484), table on MAD, column Memorize",
     note="The papers print the mean over the vocabularies; each cell is the best of a grid.  The "
-    "Transformer's score is lower here than published, by what the two largest vocabularies lack; "
-    "the cause is not known.",
+    "Transformer's score is lower here than published; it misses most facts of the two largest "
+    "vocabularies.  The cause is not known.",
     columns=(
         *(
             Column(name, "%", metric="accuracy", better="higher", enough=1.0, scale=100.0, digits=1)
