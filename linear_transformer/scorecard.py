@@ -8,8 +8,8 @@
 the first learning rate, then with the second and the third, or with the first `--rates` of them.
 Runs that were stopped go on.  A cell has the best learning rate.  Parameters, the size of the state
 and speeds are from the newest file of `python -m benchmarks.mechanisms`, in the folder of runs, in
-docs/results/records or in build/benchmarks.  `--output` writes the table and, if
-sizes of states are known, a picture beside it.
+docs/results/records or in build/benchmarks.  `--output` writes the table and, if sizes of states
+are known, a picture beside it.
 """
 
 import dataclasses

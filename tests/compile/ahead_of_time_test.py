@@ -1,6 +1,5 @@
 """Steps compiled for TPUs that are not there; libtpu, of requirements-dev.txt, is the compiler."""
 
-import contextlib
 import sys
 
 import jax
@@ -17,6 +16,7 @@ from linear_transformer.errors import ConfigError
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.runtime import accelerators
 from linear_transformer.training.build import make_task
+from tests.compile.effort import compiler_effort
 from tests.training import runs
 
 pytestmark = [
@@ -25,19 +25,10 @@ pytestmark = [
 ]
 
 
-@contextlib.contextmanager
-def effort(value):
-    """With less effort, compiling takes a fifth of the time, and programs read more."""
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", value)
-    yield
-    jax.config.update("jax_exec_time_optimization_effort", before)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _environment():
     accelerators.prepare_environment()
-    with effort(-1.0):
+    with compiler_effort(-1.0):
         yield
 
 
@@ -176,7 +167,8 @@ def test_messages_of_a_shared_row():
 @pytest.mark.slow
 def test_a_row_over_two_slices():
     """What 8 chips tell each other is the same of 8k as of 64k tokens, within and across slices."""
-    short, long = (a_row_over_eight("v5e:2x2", 2, length) for length in (2**13, 2**16))
+    with compiler_effort(0.0):
+        short, long = (a_row_over_eight("v5e:2x2", 2, length) for length in (2**13, 2**16))
     assert short.fits and long.fits
     assert long.cost.collectives == short.cost.collectives
     # All messages of the last round go from one slice to the other.
@@ -347,7 +339,7 @@ def test_matmuls_with_a_batch_of_their_own():
 def test_a_slice_is_what_is_read():
     """A scan over stacked matrices reads each once, and keeps x on the chip."""
     stacked, x = (16, 1024, 1024), (256, 1024)
-    with effort(0.0):
+    with compiler_effort(0.0):
         program = compile_for_one(
             lambda w, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0], stacked, x
         )
