@@ -20,6 +20,8 @@ linear_transformer.linear_attention
 print(*{name.partition(".")[0] for name in sys.modules})
 linear_transformer.GatedDeltaNet
 print(*{name.partition(".")[0] for name in sys.modules})
+import linear_transformer.cli.training
+assert "jax.experimental.pallas" not in sys.modules
 """
 
 

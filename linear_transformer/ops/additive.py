@@ -33,7 +33,6 @@ from linear_transformer.ops.blocks import entering_states, leaving_gradients, ma
 from linear_transformer.ops.feature_maps import FeatureMap, elu_plus_one, feature_width, identity
 from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
 from linear_transformer.ops.normalizer import append_ones
-from linear_transformer.ops.pallas.additive import pallas_form
 from linear_transformer.ops.pallas.choice import prefers_kernel
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import (
@@ -198,7 +197,10 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
 def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, form, chunk_size):
     state = state.astype(accumulation_dtype(q, k, v))
     if form in ("chunk", "pallas"):
-        compute = _chunk_form if form == "chunk" else pallas_form
+        compute = _chunk_form
+        if form == "pallas":
+            # Importing Pallas takes time, and most programs have no kernel.
+            from linear_transformer.ops.pallas.additive import pallas_form as compute
         with checks.reverse_mode(form):
             return compute(
                 q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size

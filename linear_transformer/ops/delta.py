@@ -43,7 +43,6 @@ from jaxtyping import Array, Float
 from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
 from linear_transformer.ops.non_finite import stop_non_finite_gradient
-from linear_transformer.ops.pallas.delta import delta_form, pallas_form
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import Keys, Outputs, Queries, SegmentIds, State, Values
 
@@ -106,6 +105,9 @@ def delta_attention(
     )
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if form == "pallas" and q_BTHK.size and sequence_parallel.shards() == 1:
+        # Importing Pallas takes time, and most programs have no kernel.
+        from linear_transformer.ops.pallas.delta import delta_form
+
         if log_decay is not None:
             log_decay = recurrence.per_token(log_decay, q_BTHK)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
@@ -320,6 +322,8 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
+        from linear_transformer.ops.pallas.delta import pallas_form
+
         with checks.reverse_mode(form):
             o, state = pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
         return stop_non_finite_gradient(o), state
