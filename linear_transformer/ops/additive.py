@@ -25,6 +25,7 @@ from linear_transformer.ops import (
     block_loop,
     checks,
     feature_maps,
+    pallas,
     recurrence,
     segments,
     sequence_parallel,
@@ -197,10 +198,7 @@ def _sharded(q, k, v, state, segment_ids_BT, *, reverse=False, **options):
 def _causal(q, k, v, state, segment_ids_BT, *, feature_map, normalize, epsilon, form, chunk_size):
     state = state.astype(accumulation_dtype(q, k, v))
     if form in ("chunk", "pallas"):
-        compute = _chunk_form
-        if form == "pallas":
-            # Importing Pallas takes time, and most programs have no kernel.
-            from linear_transformer.ops.pallas.additive import pallas_form as compute
+        compute = _chunk_form if form == "chunk" else pallas.additive.pallas_form
         with checks.reverse_mode(form):
             return compute(
                 q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon, chunk_size

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops import checks, pallas, recurrence, segments, sequence_parallel
 from linear_transformer.ops.decay_chunk import chunk_form
 from linear_transformer.ops.non_finite import keep, stop_non_finite_gradient
 from linear_transformer.ops.pallas.choice import prefers_kernel
@@ -211,11 +211,8 @@ def _causal(q, k, v, decays, state, segment_ids_BT, *, form, chunk_size):
         if scalar and prefers_kernel(q, v):
             form = "pallas"
     if form == "pallas":
-        # Importing Pallas takes time, and most programs have no kernel.
-        from linear_transformer.ops.pallas.decay import pallas_form
-
         with checks.reverse_mode(form):
-            return pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
+            return pallas.decay.pallas_form(q, k, v, decays[0], state, segment_ids_BT, chunk_size)
     decays = [recurrence.clipped(x.astype(state.dtype)) for x in decays]
     starts = None
     if segment_ids_BT is not None:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from linear_transformer.ops import checks, recurrence, segments, sequence_parallel
+from linear_transformer.ops import checks, pallas, recurrence, segments, sequence_parallel
 from linear_transformer.ops.delta_chunk import chunk_form
 from linear_transformer.ops.non_finite import stop_non_finite_gradient
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -105,15 +105,12 @@ def delta_attention(
     )
     dtype = accumulation_dtype(q_BTHK, k_BTHK, v_BTHV)
     if form == "pallas" and q_BTHK.size and sequence_parallel.shards() == 1:
-        # Importing Pallas takes time, and most programs have no kernel.
-        from linear_transformer.ops.pallas.delta import delta_form
-
         if log_decay is not None:
             log_decay = recurrence.per_token(log_decay, q_BTHK)
         arrays = (q_BTHK, k_BTHK, v_BTHV, log_decay, beta_BTH)
         state = recurrence.initial_state(initial_state, tuple(sizes[x] for x in "BHKV"), dtype)
         with checks.reverse_mode(form):
-            return delta_form(*arrays, state, segment_ids_BT, chunk_size)
+            return pallas.delta.delta_form(*arrays, state, segment_ids_BT, chunk_size)
     log_decay = _per_token(log_decay, q_BTHK, dtype)
     k_wide = k_BTHK.astype(dtype)
     reads, writes = jnp.exp(log_decay) * k_wide, beta_BTH[..., None].astype(dtype) * k_wide
@@ -322,10 +319,8 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
-        from linear_transformer.ops.pallas.delta import pallas_form
-
         with checks.reverse_mode(form):
-            o, state = pallas_form(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
+            o, state = pallas.delta.pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
         return stop_non_finite_gradient(o), state
     starts = None
     if segment_ids_BT is not None:
