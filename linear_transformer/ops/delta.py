@@ -319,8 +319,9 @@ def _attend(tokens, state, narrow, segment_ids_BT, form, chunk_size):
     if form == "auto":
         form = "recurrent" if q.shape[1] == 1 else "chunk"
     if form == "pallas":
+        compute = pallas.delta.pallas_form
         with checks.reverse_mode(form):
-            o, state = pallas.delta.pallas_form(*tokens, state, segment_ids_BT, chunk_size, narrow)
+            o, state = compute(q, r, w, v, log_decay, state, segment_ids_BT, chunk_size, narrow)
         return stop_non_finite_gradient(o), state
     starts = None
     if segment_ids_BT is not None:
