@@ -211,7 +211,8 @@ def unknown(key: str, allowed: Collection[str]) -> ConfigError:
     return ConfigError(f"{key}: no such key{hint}")
 
 
-def meanings(made_by: Any) -> dict[str, str]:
+@functools.cache
+def meanings(made_by: Any) -> Mapping[str, str]:
     """Returns the first sentence of the docstring about each attribute or argument, by name.
 
     Args:

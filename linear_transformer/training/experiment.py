@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import shlex
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import ml_collections
@@ -249,11 +249,11 @@ def known_keys(config: Mapping[str, Any]) -> dict[str, Key]:
                     meaning += f" ({', '.join(cls.CHOICES[name])})"
                 key = f"{section}.{name}" if section else name
                 found[key] = Key(schema.hints(cls)[name], default, meaning)
-    return found | dict(_options(config))
+    return found | dict(_options(config, MIXERS))
 
 
-def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
-    """Yields the keys of the options of optimizer, generator and mixers."""
+def _options(config: Mapping[str, Any], mixers: Iterable[str]) -> Iterator[tuple[str, Key]]:
+    """Yields the keys of the options of optimizer, generator and `mixers`."""
     name = str(config.get("optimizer", {}).get("name", OptimizerConfig.name))
     meanings = schema.meanings(find_optimizer(name))
     for option, parameter in optimizer_options(name).items():
@@ -271,7 +271,7 @@ def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
             )
     if "mixers" in schema.keys(classes(config)["model"]):
         for section in ("model.mixers", "model.mixers.parallel.branches"):
-            for mixer in MIXERS:
+            for mixer in mixers:
                 for option, key in _mixer_keys(mixer).items():
                     yield f"{section}.{mixer}.{option}", key
 
@@ -297,10 +297,8 @@ def flat(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any
     """
     values = configuration.plain(resolve(config))
     found = configuration.flatten(values)
-    for key, option in _options(values):
-        mixer = key.removeprefix("model.mixers.").split(".")[0]
-        used = not key.startswith("model.") or mixer in values["model"]["mixers"]
-        if used and ".branches." not in key and isinstance(option.default, _SCALARS):
+    for key, option in _options(values, values["model"].get("mixers", ())):
+        if ".branches." not in key and isinstance(option.default, _SCALARS):
             found.setdefault(key, option.default)
     return {key: found[key] for key in sorted(found)}
 
