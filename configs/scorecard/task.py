@@ -63,7 +63,7 @@ def _shakespeare(mechanism: str) -> ml_collections.ConfigDict:
     config.model.num_heads = 2
     for name, options in config.model.mixers.items():
         bound = MIXERS[name].length_option
-        if bound in options:
+        if MIXERS[name].limits_length and bound in options:
             del options[bound]  # so it follows the longest window
     return config
 
