@@ -27,7 +27,7 @@ from linear_transformer.reports.cells import Cell
 from linear_transformer.reports.markdown import markdown_table
 from linear_transformer.reports.runs import Found
 from linear_transformer.reports.tables import PAPER, Column, Experiment, Row, Table
-from linear_transformer.runtime import program
+from linear_transformer.runtime import environment, program
 from linear_transformer.runtime.pictures import new_figure, save_figure
 
 shipped_configs.make_importable()
@@ -115,6 +115,17 @@ class Scorecard:
             for name, row in self.rows.items()
         ]
         return markdown_table(head, rows, "r")
+
+    def origin(self) -> str:
+        """Returns a sentence with the dates and machines of the runs; empty without runs."""
+        runs = [run for row in self.rows.values() for cell in row for run in cell.runs]
+        made = [run.environment for run in runs if run.environment]
+        if not made:
+            return ""
+        days = sorted({where["date"].split()[0] for where in made})
+        machines = sorted({environment.machine(where) for where in made})
+        when = " to ".join(dict.fromkeys((days[0], days[-1])))
+        return f"Measured {when}, each run on {' or '.join(machines)}.\n\n"
 
     def plot(self, output: epath.Path) -> None:
         """Draws bits/byte against the size of the state, with the name beside each point."""
@@ -204,7 +215,7 @@ def main() -> None:
     if values.keep:
         launch.keep(table(mechanisms.NAMES, tasks.TASKS, tasks.RATES), found, folder)
     text = _HEAD.format(rates=", ".join(f"{r:g}" for r in tasks.RATES))
-    print(text := text + scorecard.markdown())
+    print(text := text + scorecard.origin() + scorecard.markdown())
     if values.output:
         path = pathlib.Path(values.output)
         if scorecard.facts:

@@ -15,6 +15,7 @@ from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.reports import launch
 from linear_transformer.reports.runs import find, flatten
 from linear_transformer.reports.tables import PAPER
+from linear_transformer.runtime import environment
 from linear_transformer.training import experiment
 from tests.reports import folders
 from tests.training import runs
@@ -43,6 +44,16 @@ def test_the_best_rate_and_every_mechanism(found, tmp_path):
     assert gla == f"| `gla` | {' | '.join(cells)} |"
     card.plot(epath.Path(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_days_and_machines_of_the_runs(found, tmp_path):
+    assert scorecard.Scorecard.read(found).origin() == ""
+    hardware = {"devices": "1 x cpu", "cores": 1, "cpu": "a CPU"}
+    for number, path in enumerate(sorted(tmp_path.rglob("config.json"))):
+        where = {"date": f"2026-12-0{1 + number} 02:27 UTC", "hardware": hardware}
+        path.with_name(environment.FILE).write_text(json.dumps(where))
+    origin = scorecard.Scorecard.read(find([tmp_path])).origin()
+    assert origin == "Measured 2026-12-01, each run on 1 x cpu, 1 core a CPU.\n\n"
 
 
 def test_first_rates_come_first(found, tmp_path):
