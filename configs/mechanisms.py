@@ -14,6 +14,8 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+import ml_collections
+
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.mixers.mechanism import Mechanism
 from linear_transformer.nn.mixers.registry import MIXERS
@@ -190,3 +192,11 @@ def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict
         "pattern": (name,),
         "mixers": {name: dict(MIXERS[name].options)},
     }
+
+
+def follow_the_longest_input(mixers: ml_collections.ConfigDict) -> None:
+    """Sets the bounds of the input's length in options of mixers to None: the data set them."""
+    for name, options in mixers.items():
+        bound = MIXERS[name].length_option
+        if bound is not None and MIXERS[name].limits_length:
+            options[bound] = None

@@ -20,9 +20,9 @@ longest length.
 import ml_collections
 
 from configs import default
+from configs.mechanisms import follow_the_longest_input
 from configs.recall import synthetic
 from linear_transformer.errors import ConfigError
-from linear_transformer.nn.mixers.registry import MIXERS
 
 RATES = (3e-3, 1e-3, 1e-2)
 SOLVED = 0.999  # accuracy that ends a run and the grid
@@ -61,10 +61,7 @@ def _shakespeare(mechanism: str) -> ml_collections.ConfigDict:
         dataset="shakespeare", batch_size=16, sequence_length=128, evaluation_lengths=(1_024,)
     )
     config.model.num_heads = 2
-    for name, options in config.model.mixers.items():
-        bound = MIXERS[name].length_option
-        if MIXERS[name].limits_length and bound in options:
-            del options[bound]  # so it follows the longest window
+    follow_the_longest_input(config.model.mixers)
     return config
 
 
