@@ -115,7 +115,7 @@ def mixer_options(name: str) -> dict[str, inspect.Parameter]:
 
 def option_meanings(name: str) -> dict[str, str]:
     """Returns the meanings of a mixer's options by name, from its docstring or `_MEANINGS`."""
-    return _MEANINGS | meanings(MIXERS[name].mixer)
+    return {**_MEANINGS, **meanings(MIXERS[name].mixer)}
 
 
 def feed_forward_ratio(pattern: Sequence[str], gated: bool) -> int | float:
