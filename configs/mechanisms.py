@@ -194,9 +194,9 @@ def model(name: str, *, num_layers: int, names: Collection[str] = NAMES) -> dict
     }
 
 
-def follow_the_longest_input(mixers: ml_collections.ConfigDict) -> None:
-    """Sets the bounds of the input's length in options of mixers to None: the data set them."""
+def follow_data(mixers: ml_collections.ConfigDict | dict[str, dict[str, Any]]) -> None:
+    """Lets the lengths in options of mixers follow the longest row of the data."""
     for name, options in mixers.items():
-        bound = MIXERS[name].length_option
-        if bound is not None and MIXERS[name].limits_length:
-            options[bound] = None
+        length = MIXERS[name].length_option
+        if length is not None:
+            options[length] = None

@@ -9,14 +9,11 @@ from etils import epath
 from configs import mechanisms
 from configs.scorecard import task as tasks
 from linear_transformer import scorecard
-from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.reports import launch
 from linear_transformer.reports.runs import find, flatten
 from linear_transformer.reports.tables import PAPER
 from linear_transformer.runtime import environment
-from linear_transformer.training import experiment
 from tests.reports import folders
 from tests.training import runs
 
@@ -78,15 +75,6 @@ def test_tasks_are_configs(task):
     config = tasks.get_config(f"{task},gla")
     assert flatten(config)["num_steps"] == 600
     assert config.model.pattern == ("gla",)
-
-
-@pytest.mark.parametrize("task", tasks.TASKS)
-def test_every_mechanism_reads_the_longest_input(task):
-    for name in mechanisms.NAMES:
-        config = experiment.resolve(tasks.get_config(f"{task},{name}"))
-        longest = max(config.data.sequence_length, *config.data.evaluation_lengths, 0)
-        model = configuration.build(LanguageModelConfig, config.model, "model", vocab_size=2)
-        model.require_positions("config.data", longest)
 
 
 def test_mistakes():

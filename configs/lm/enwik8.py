@@ -11,7 +11,7 @@ the config was not run here.
 
 import ml_collections
 
-from configs import default
+from configs import default, mechanisms
 
 
 def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
@@ -22,6 +22,7 @@ def get_config(variant: str = "katharopoulos") -> ml_collections.ConfigDict:
     config.checkpoint_every = 5_000
     config.data.update(dataset="enwik8", batch_size=16, sequence_length=1024)
     config.model.update(num_heads=8, dropout=0.1, scan_layers=None)
+    mechanisms.follow_data(config.model.mixers)
     config.optimizer.update(
         name="adamw", learning_rate=6e-4, weight_decay=0.1, warmup_steps=2_000, final_fraction=0.1
     )

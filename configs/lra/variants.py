@@ -184,7 +184,11 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
     if choices["pattern_fill"] == "repeat":  # whole repetitions of the pattern
         period = len(choices["pattern"])
         choices["num_layers"] = -(-choices["num_layers"] // period) * period
-    mixers = {mixer: _fit(mixer, options) for mixer, options in choices["mixers"].items()}
+    mixers = {
+        mixer: MIXERS[mixer].bidirectional_options(options)
+        for mixer, options in choices["mixers"].items()
+    }
+    mechanisms.follow_data(mixers)
     usual = feed_forward_ratio(choices["pattern"], choices["gated"])
     choices["feed_forward_ratio"] = usual * setting.feed_forward / (4 * setting.width)
     if not any(MIXERS[mixer].needs_no_positions(given) for mixer, given in mixers.items()):
@@ -199,13 +203,6 @@ def model(name: str, setting: Setting) -> dict[str, Any]:
         "pooling": "auto" if setting.pooling == "cls" else setting.pooling,
         "input": "tokens",
     }
-
-
-def _fit(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns options of the mixer, bidirectional if possible, for the length of the data."""
-    follows = MIXERS[mixer].length_option
-    options = MIXERS[mixer].bidirectional_options(options)
-    return options if follows is None else options | {follows: None}
 
 
 def get_config(

@@ -16,7 +16,6 @@ tokens has 256 examples and the test of 2^16 has 64.  The config was not run yet
 
 import ml_collections
 
-from configs.mechanisms import follow_the_longest_input
 from configs.recall import synthetic
 
 
@@ -28,5 +27,4 @@ def get_config(variant: str = "mamba") -> ml_collections.ConfigDict:
     config.data.batch_size = 64
     config.data.evaluation_lengths = tuple(4**n for n in (3, 5, 6, 7, 8))
     config.optimizer.weight_decay = 0.0
-    follow_the_longest_input(config.model.mixers)
     return config

@@ -18,7 +18,6 @@ DeltaNet 97.4, 96.8, 99.0, 98.8 %; Mamba2 99.2, 98.8, 65.4, 30.4; Gated DeltaNet
 
 import ml_collections
 
-from configs.mechanisms import follow_the_longest_input
 from configs.recall import synthetic
 
 
@@ -27,5 +26,4 @@ def get_config(variant: str = "gated_delta_net") -> ml_collections.ConfigDict:
     config.data.batch_size = 32
     config.data.evaluation_examples = 512
     config.data.evaluation_lengths = (1_024, 2_048, 4_096)
-    follow_the_longest_input(config.model.mixers)
     return config

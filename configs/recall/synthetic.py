@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import default
+from configs import default, mechanisms
 
 
 def get_config(
@@ -42,5 +42,6 @@ def get_config(
         }
     )
     config.model.num_heads = 2
+    mechanisms.follow_data(config.model.mixers)
     config.optimizer.update(name="adamw", learning_rate=3e-3, clip_norm=1.0)
     return config

@@ -19,8 +19,7 @@ longest length.
 
 import ml_collections
 
-from configs import default
-from configs.mechanisms import follow_the_longest_input
+from configs import default, mechanisms
 from configs.recall import synthetic
 from linear_transformer.errors import ConfigError
 
@@ -61,7 +60,7 @@ def _shakespeare(mechanism: str) -> ml_collections.ConfigDict:
         dataset="shakespeare", batch_size=16, sequence_length=128, evaluation_lengths=(1_024,)
     )
     config.model.num_heads = 2
-    follow_the_longest_input(config.model.mixers)
+    mechanisms.follow_data(config.model.mixers)
     return config
 
 

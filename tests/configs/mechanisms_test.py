@@ -7,11 +7,36 @@ import pytest
 from flax import nnx
 
 from configs import default, mechanisms
+from configs.lm import enwik8, shakespeare, text8, wikitext103
+from configs.papers.nanogpt2022 import shakespeare_char
+from configs.papers.yang2024 import memorization
+from configs.recall import (
+    induction_heads,
+    mad,
+    modular_arithmetic,
+    mqar,
+    needle,
+    parity,
+    selective_copying,
+)
+from configs.scorecard import task as scorecard
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
+from linear_transformer.nn.mixers.registry import MIXERS
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.training import experiment
+
+BOUNDED = [name for name, m in MIXERS.items() if m.causal and m.length_option and m.limits_length]
+# Configs of any mechanism, with what stands before its name.
+FILES = [
+    *((module, "") for module in (default, enwik8, shakespeare, text8, wikitext103)),
+    *((module, "") for module in (shakespeare_char, memorization, induction_heads)),
+    *((module, "") for module in (modular_arithmetic, mqar, needle, parity, selective_copying)),
+    *((scorecard, f"{task},") for task in scorecard.TASKS),
+    (mad, "in_context_recall,"),
+]
 
 
 @functools.cache
@@ -26,6 +51,15 @@ def model_of(name):
 def test_about_the_parameters_of_softmax(name):
     ratio = model_of(name).num_parameters / model_of("softmax").num_parameters
     assert 0.9 < ratio < 1.4
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_longest_row_fits_in_every_config(name):
+    for module, prefix in FILES:
+        config = experiment.resolve(module.get_config(prefix + name))
+        longest = max(config.data.sequence_length, *config.data.evaluation_lengths, 0)
+        model = configuration.build(LanguageModelConfig, config.model, "model", vocab_size=2)
+        model.require_positions(module.__name__, longest)
 
 
 def test_lightning_has_the_layers_of_transnormer_llm():
