@@ -7,36 +7,26 @@ import pytest
 from flax import nnx
 
 from configs import default, mechanisms
-from configs.lm import enwik8, shakespeare, text8, wikitext103
-from configs.papers.nanogpt2022 import shakespeare_char
-from configs.papers.yang2024 import memorization
-from configs.recall import (
-    induction_heads,
-    mad,
-    modular_arithmetic,
-    mqar,
-    needle,
-    parity,
-    selective_copying,
-)
-from configs.scorecard import task as scorecard
+from configs.scorecard.task import TASKS
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.mixers.registry import MIXERS
 from linear_transformer.nn.rngs import ParameterRngs
+from linear_transformer.reports.tables import Experiment
 from linear_transformer.training import experiment
 
 BOUNDED = [name for name, m in MIXERS.items() if m.causal and m.length_option and m.limits_length]
 # Configs of any mechanism, with what stands before its name.
-FILES = [
-    *((module, "") for module in (default, enwik8, shakespeare, text8, wikitext103)),
-    *((module, "") for module in (shakespeare_char, memorization, induction_heads)),
-    *((module, "") for module in (modular_arithmetic, mqar, needle, parity, selective_copying)),
-    *((scorecard, f"{task},") for task in scorecard.TASKS),
-    (mad, "in_context_recall,"),
-]
+FILES = (
+    *("default.py:", "lm/enwik8.py:", "lm/shakespeare.py:", "lm/text8.py:", "lm/wikitext103.py:"),
+    *("papers/nanogpt2022/shakespeare_char.py:", "papers/yang2024/memorization.py:"),
+    *(f"recall/{n}.py:" for n in ("induction_heads", "modular_arithmetic", "mqar", "needle")),
+    *(f"recall/{n}.py:" for n in ("parity", "selective_copying")),
+    *(f"scorecard/task.py:{task}," for task in TASKS),
+    "recall/mad.py:in_context_recall,",
+)
 
 
 @functools.cache
@@ -55,11 +45,11 @@ def test_about_the_parameters_of_softmax(name):
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_the_longest_row_fits_in_every_config(name):
-    for module, prefix in FILES:
-        config = experiment.resolve(module.get_config(prefix + name))
+    for file in FILES:
+        config = experiment.resolve(Experiment(f"configs/{file}{name}").load())
         longest = max(config.data.sequence_length, *config.data.evaluation_lengths, 0)
         model = configuration.build(LanguageModelConfig, config.model, "model", vocab_size=2)
-        model.require_positions(module.__name__, longest)
+        model.require_positions(file, longest)
 
 
 def test_lightning_has_the_layers_of_transnormer_llm():
