@@ -199,7 +199,7 @@ class Experiment:
         self.optimizer = make_optimizer(optimizer, config.num_steps, declared)
         if optimizer.options:
             parameters = nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
-            check_options(optimizer, self.optimizer, parameters)
+            check_options(optimizer, config.num_steps, declared, parameters)
 
     def _check_carried(self) -> None:
         """Raises a ConfigError if the model or the step cannot carry a state over the batches."""

@@ -223,19 +223,22 @@ def make_optimizer(
     return optimizer
 
 
-def check_options(
-    config: OptimizerConfig, optimizer: optax.GradientTransformation, parameters: Any
-) -> None:
+def check_options(config: OptimizerConfig, num_steps: int, declared: Any, parameters: Any) -> None:
     """Traces an update by shapes alone, where optax first reads some of its options.
 
+    The update is that of one parameter of each kind; a trace of all of them takes seconds.
+
     Args:
-      config: config of the optimizer.
-      optimizer: optimizer from `make_optimizer`.
-      parameters: shapes of the parameters, in the structure of `make_optimizer`.
+      config, num_steps, declared: arguments of `make_optimizer`.
+      parameters: shapes of the parameters, in the structure of `declared`.
 
     Raises:
       ConfigError: an option has no meaning.
     """
+    pairs = zip(jax.tree.leaves(declared), jax.tree.leaves(parameters), strict=True)
+    kinds = {f"{declaration}, {p.ndim} axes": (declaration, p) for declaration, p in pairs}
+    declared, parameters = ({kind: pair[i] for kind, pair in kinds.items()} for i in (0, 1))
+    optimizer = make_optimizer(config, num_steps, declared)
     try:
         jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), parameters)
     except Exception as error:  # optax checks some options by name, and fails at others

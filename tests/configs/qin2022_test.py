@@ -68,12 +68,14 @@ def all_configs():
 
 
 CASES = list(all_configs())
+# Of each file the plain variant, and the ablations that change the pattern of the layers.
+QUICK = ("ar:t2", "bidirectional:t1", "ablations:split_6_6")
 
 
 @pytest.mark.parametrize(
     ("get_config", "variant"),
     [
-        pytest.param(*c, id=name, marks=pytest.mark.slow if ",small" in name else ())
+        pytest.param(*c, id=name, marks=() if name in QUICK else pytest.mark.slow)
         for name, *c in CASES
     ],
 )

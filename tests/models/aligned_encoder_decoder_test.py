@@ -15,6 +15,7 @@ from linear_transformer.models.aligned_encoder_decoder import (
 )
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.training.build import make_task
+from tests.layers import slow_except
 from tests.ops.contract import relative_rms
 
 # Compiling is most of what these tests cost, and optimising would double it.
@@ -235,7 +236,7 @@ def test_memory_looks_ahead_only():
     np.testing.assert_array_equal(seen, np.triu(np.ones((TIME, TIME), bool)))
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", slow_except((1,), (1, 2)))
 def test_output_reach(layers):
     """Output i: the target before i; its own memory, and in deeper decoders those before it.
 

@@ -14,6 +14,7 @@ import pytest
 from linear_transformer.data.errors import FetchError
 from linear_transformer.data.io.fetch import fetch_package
 from linear_transformer.models import bidirectional_mamba
+from tests.layers import slow_except
 
 WHEEL = "typeseg-0.2.7-py3-none-any.whl"
 SHA256 = "b84357f687b879d951c7aa1e102ea0ca7d942ffc0177fd32de101981cc318442"
@@ -55,7 +56,7 @@ def logits(parameters, **options):
     return np.asarray(jax.jit(apply)(parameters, bytes_BT)[0])
 
 
-@pytest.mark.parametrize("form", ["recurrent", "chunk", "associative"])
+@pytest.mark.parametrize("form", slow_except(("chunk",), ("recurrent", "chunk", "associative")))
 def test_equals_its_own_reference(parameters, expected, form):
     """fp32 through 6 layers: the package's own two scans differ by 6e-6, logits go from -6 to 8."""
     actual = logits(parameters, form=form)

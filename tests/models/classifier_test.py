@@ -1,6 +1,7 @@
 """The classifier: padding changes nothing, pooling reads what it says, both norms."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from linear_transformer.compile import compiled_program
 from linear_transformer.errors import ConfigError
 from linear_transformer.models.classifier import POOLINGS, Classifier, ClassifierConfig
+from tests.layers import slow_except
 from tests.ops.contract import relative_rms
 
 B, T, VOCABULARY, CLASSES = 3, 9, 11, 4
@@ -74,11 +76,11 @@ PADDED = {
 
 @pytest.mark.parametrize(
     ("name", "pooling"),
-    [  # every model, and every pooling of one of them
-        (n, p) if n == "linear" or p == "mean" else pytest.param(n, p, marks=pytest.mark.slow)
-        for n in PADDED
-        for p in POOLINGS
-    ],
+    # Every model, and every pooling of one of them.
+    slow_except(
+        [*((n, "mean") for n in PADDED), *(("linear", p) for p in POOLINGS)],
+        itertools.product(PADDED, POOLINGS),
+    ),
 )
 def test_padding_changes_nothing(name, pooling):
     """Rows of 5, 9 and 1 tokens in one batch are classified as each alone."""

@@ -7,6 +7,7 @@ from flax import nnx
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.mixers.registry import MIXERS
+from tests.layers import slow_except
 from tests.models.language_model_test import (
     PACKED,
     TOLERANCE,
@@ -35,7 +36,7 @@ HYBRID = {
 }
 
 
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("norm_position", slow_except(("pre",), ("pre", "post")))
 def test_layers_take_the_values_of_the_first(norm_position):
     """A loop over the blocks, of which the first one is given no values."""
     graphdef, parameters = make(norm_position=norm_position, **RWKV7)
@@ -56,6 +57,7 @@ def test_layers_take_the_values_of_the_first(norm_position):
     assert_agree({"y": actual}, {"y": loop(x)}, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_scan_and_recomputation_are_the_same_function():
     """Values and every gradient, packed, in layers of which every other one has the residual."""
     graphdef, parameters = make(**HYBRID)

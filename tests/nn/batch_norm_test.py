@@ -171,13 +171,12 @@ def blocks(state):
 def test_accumulated_parts_add_up():
     """Each part is normed by itself; what enters the first norm does not depend on that."""
     found = []
-    for parts, options in ((1, {}), (3, {}), (3, {"scan_layers": True, "remat": "full"})):
+    for parts, options in ((1, {}), (3, {"scan_layers": True, "remat": "full"})):
         _, state, step = make_step(optax.sgd(0.0), accumulate_steps=parts, num_layers=1, **options)
         state, _ = step(state, make_batch())
         found.append(np.asarray(blocks(state)[0]["mixer_norm"]["moments"]).reshape(3, 8))
     assert found[0][0, 0] == pytest.approx(0.1 * 54)
     assert relative_rms(found[1], found[0]) < 1e-6
-    assert relative_rms(found[2], found[0]) < 1e-6
 
 
 def names(tree):
@@ -203,12 +202,13 @@ def test_step_of_a_model_without_statistics_has_none(norm, statistics):
     _, state, step = make_step(optax.sgd(0.1, momentum=0.9), norm=norm)
     batch = make_batch()
     program = jax.make_jaxpr(step)(state, batch)
-    _, metrics = step(state, batch)
+    _, metrics = jax.eval_shape(step, state, batch)
     others = 1 + 2 * len(jax.tree.leaves(state.parameters)) + statistics
     assert len(program.in_avals) == others + len(batch)
     assert len(program.out_avals) == others + 2 * len(metrics)
 
 
+@pytest.mark.slow
 def test_evaluation_after_a_resume(tmp_path, monkeypatch):
     """A run in two parts is the whole run, and evaluates from its checkpoint as it reported."""
     made = sequence_classification_test.Made()

@@ -10,6 +10,7 @@ from flax import nnx
 from linear_transformer.compile import compiled_program
 from linear_transformer.nn.layers.linear import flops_of_weights
 from linear_transformer.nn.mixers.registry import MIXERS, make_mixer
+from tests.layers import slow_except
 
 WIDTH, HEADS = 256, 4
 
@@ -54,10 +55,6 @@ LINEAR = tuple(n for n in MIXERS if n not in (*QUADRATIC, "parallel", "convoluti
 QUICK = ("linear", "cosformer", "retnet", "gla", "delta_net", "softmax", "flash_quad")
 
 
-def marked(names):
-    return [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names]
-
-
 def make(name, options):
     given = {"output_scale": 1.0, "dtype": jnp.dtype("float32"), "rngs": nnx.Rngs(0)}
     return make_mixer(name, WIDTH, HEADS, depth=0.0, **given, **options)
@@ -84,7 +81,7 @@ def within(band, count, formula):
     return band[0] * formula <= count <= band[1] * formula
 
 
-@pytest.mark.parametrize("name", marked(LINEAR))
+@pytest.mark.parametrize("name", slow_except(QUICK, LINEAR))
 def test_a_step_of_the_recurrence(name):
     """A decoding step is the recurrence itself, without a chunk's detours and without a loop."""
     mixer, weights, program = weights_and_program(name, 1, True)
@@ -97,7 +94,7 @@ def test_a_step_of_the_recurrence(name):
         assert not within(band, count, formula / 2)
 
 
-@pytest.mark.parametrize("name", marked(QUADRATIC))
+@pytest.mark.parametrize("name", slow_except(QUICK, QUADRATIC))
 def test_attention_over_tokens(name):
     mixer, weights, program = weights_and_program(name, 128, False)
     count = compiled_program.cost(program.as_text()).flops / 128 - weights

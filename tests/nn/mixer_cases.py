@@ -4,8 +4,6 @@ Every causal mechanism of `MIXERS` is a case with its default options; options w
 own go in OPTIONS.
 """
 
-import pytest
-
 from linear_transformer.nn.mixers.recurrent_mixer import RecurrentMixer
 from linear_transformer.nn.mixers.registry import MIXERS
 
@@ -201,12 +199,28 @@ CASES = [
     for label in OPTIONS.get(name, {"default": {}})
     if mechanism.causal
 ]
-# Options that act on each token by itself, after a projection or before one.
-POINTWISE = (
-    *(("linear", label) for label in ("relu", "squared_relu", "softmax", "exp", "output norm")),
-    *(("softmax", label) for label in ("qk norm", "output gate")),
-    ("kda", "bounded"),
-)
+# Options that act on each token by itself, or that are in another case too, and forms that
+# `tests/ops/contract_test.py` compares.
+REPEATED = {
+    "linear": (
+        *("convolution rotary", "unnormalized", "recurrent", "parallel", "relu", "squared_relu"),
+        *("softmax", "exp", "dpfp", "output norm"),
+    ),
+    "based": ("recurrent",),
+    "diag": ("relu without norm", "blocks of 3", "one block"),
+    "softmax": ("rotary", "window rotary", "blockwise", "qk norm", "output gate", "sinks"),
+    "flash": ("one chunk", "chunks of 1"),
+    "flash_quad": ("no rotary",),
+    "rela": ("window of 1", "window rotary"),
+    "efficient": ("recurrent",),
+    "performer": ("relu kernel",),
+    "lion": ("scalar",),
+    "mamba": ("negative",),
+    "lsh": ("one round",),
+    "delta_net": ("recurrent", "associative"),
+    "kda": ("bounded", "one key head"),
+}
+QUICK = [(name, label) for name, label in CASES if label not in REPEATED.get(name, ())]
 # The options that change how a state is kept; the others are pointwise or only change the form.
 CORE = [
     case
@@ -217,7 +231,7 @@ CORE = [
 ]
 # `RecurrentMixer` carries the state of its subclasses, which see the recurrent state of one segment
 # only.  So one of them is enough for each kind of that state and of the layers with their own one.
-SUBCLASSES = ("efficient", "gla", "gsa", "mamba2", "delta_net", "rwkv7", "mlstm", "lru")
+SUBCLASSES = ("efficient", "gla", "delta_net", "rwkv7", "mlstm", "lru")
 
 
 def carries_its_state(name):
@@ -231,8 +245,3 @@ SPARSE = ("flash", "flash_quad", "rela", "lsh", "sparse")
 
 def options_of(name, label):
     return OPTIONS.get(name, {}).get(label, {})
-
-
-def marked(cases):
-    slow = pytest.mark.slow
-    return [pytest.param(*case, marks=slow) if case in POINTWISE else case for case in cases]

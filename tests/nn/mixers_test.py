@@ -11,7 +11,18 @@ from jax import lax
 
 from linear_transformer.nn.mixers.base import reset_rows
 from linear_transformer.nn.mixers.registry import MIXERS
-from tests.nn.mixer_cases import CARRIERS, CASES, CORE, SPARSE, STEP, B, T, marked, options_of
+from tests.layers import slow_except
+from tests.nn.mixer_cases import (
+    CARRIERS,
+    CASES,
+    CORE,
+    QUICK as QUICK_CASES,
+    SPARSE,
+    STEP,
+    B,
+    T,
+    options_of,
+)
 from tests.nn.mixer_programs import (
     PACKED_POSITIONS,
     QUICK,
@@ -33,6 +44,9 @@ from tests.nn.mixer_programs import (
 )
 from tests.ops.contract import relative_rms
 
+# The state is that of another case of the mechanism.
+NO_OTHER_STATE = (("linear", "rotary"), ("diag", "relu"))
+
 # --- Whole and in parts ---------------------------------------------------------------------------
 
 
@@ -49,14 +63,14 @@ def assert_parts_are_whole(parts, full):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("name", "label"), marked(CASES))
+@pytest.mark.parametrize(("name", "label"), slow_except(QUICK_CASES, CASES))
 def test_split_anywhere(name, label, packed):
     """Token by token, in calls on several tokens from any of these states, and whole: all one."""
     full, _ = whole(name, label, packed)
     assert_parts_are_whole(parts(name, label, packed), full)
 
 
-@pytest.mark.parametrize(("name", "label"), CORE)
+@pytest.mark.parametrize(("name", "label"), slow_except(CARRIERS, CORE))
 def test_no_ids_are_one_document(name, label):
     """Whole, and as a prompt of any number of tokens, after a token too."""
     mixer, apply = build(name, label)[0], compiled(name, label)
@@ -147,7 +161,7 @@ def test_rows_go_on_where_they_are(name, label, firsts):
     assert_rows_agree(decode(name, label, firsts, state), expected)
 
 
-@pytest.mark.parametrize(("name", "label"), marked(CASES))
+@pytest.mark.parametrize(("name", "label"), slow_except(QUICK_CASES, CASES))
 def test_state_is_zeros_of_constant_size(name, label):
     """And no two arrays of it are one, or it could not be donated."""
     mixer, _ = build(name, label)
@@ -220,7 +234,7 @@ def test_the_order_of_tokens_counts_without_positions(name, label):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [case if case in CARRIERS else pytest.param(*case, marks=pytest.mark.slow) for case in CORE],
+    slow_except([case for case in CARRIERS if case not in NO_OTHER_STATE], CORE),
 )
 def test_steps_of_several_tokens_are_whole(name, label):
     """In value, and in what a token sees through the states of earlier calls."""

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from linear_transformer.nn.mixers.registry import MIXERS, mixer_options
+from tests.layers import slow_except
 
 B, T, D, H = 2, 20, 8, 2
 CHUNK = 4
@@ -46,11 +47,6 @@ QUICKER = ("linear", "softmax", "flash", "efficient", "mamba", "mlstm", "rwkv6",
 # scaled to unit length.
 STEEP = ("delta_net", "gated_delta_net", "delta_product", "kda", "gdn2", "rwkv7", "hgrn2", "slstm")
 QUICK = {"xla_backend_optimization_level": 0}
-
-
-def names(chosen):
-    slow = pytest.mark.slow
-    return [name if name in QUICKER else pytest.param(name, marks=slow) for name in chosen]
 
 
 CAUSAL = [name for name, mechanism in MIXERS.items() if mechanism.causal]
@@ -102,7 +98,7 @@ def local_reach(mixer):
 
 
 @pytest.mark.parametrize("documents", [np.zeros(T, int), DOCUMENTS], ids=["one", "packed"])
-@pytest.mark.parametrize("name", names(CAUSAL))
+@pytest.mark.parametrize("name", slow_except(QUICKER, CAUSAL))
 def test_contained(name, documents):
     """A NaN changes no bit of what it has nothing to do with."""
     check_contained(name, documents, np.nan)
@@ -186,7 +182,7 @@ def in_calls(name, x, ids, starts):
     return np.concatenate(outputs, axis=1)
 
 
-@pytest.mark.parametrize("name", names(CACHES))
+@pytest.mark.parametrize("name", slow_except(QUICKER, CACHES))
 def test_a_cache_keeps_the_nan_of_another_document_apart(name):
     ids, garbage = (np.arange(T) >= 7).astype(int), inputs()
     garbage[:, 5] = np.nan
@@ -197,7 +193,7 @@ def test_a_cache_keeps_the_nan_of_another_document_apart(name):
     assert np.array_equal(y[:, untouched], clean[:, untouched])
 
 
-@pytest.mark.parametrize("name", names([*CACHES, "linear", "mamba", "rwkv6"]))
+@pytest.mark.parametrize("name", slow_except(QUICKER, [*CACHES, "linear", "mamba", "rwkv6"]))
 def test_an_id_that_returns_to_a_state(name):
     returning, once = (np.repeat(ids, [5, 2, 8, 5]) for ids in ([7, 0, 7, 0], [1, 2, 3, 4]))
     starts = (0, 7, 14, 15, 16, 17, 18, 19)
@@ -205,7 +201,7 @@ def test_an_id_that_returns_to_a_state(name):
     assert np.array_equal(y, expected)
 
 
-@pytest.mark.parametrize("name", names(MIXERS))
+@pytest.mark.parametrize("name", slow_except(QUICKER, MIXERS))
 def test_a_segment_is_a_run_of_equal_ids(name):
     own = np.repeat([1, 2, 3], np.diff([0, *np.flatnonzero(np.diff(DOCUMENTS)) + 1, T]))
     returning, once = (np.tile(ids, (B, 1)) for ids in (DOCUMENTS, own))
@@ -217,7 +213,9 @@ def test_a_segment_is_a_run_of_equal_ids(name):
         assert np.array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", names(name for name in MIXERS if name not in STEEP))
+@pytest.mark.parametrize(
+    "name", slow_except(QUICKER, (name for name in MIXERS if name not in STEEP))
+)
 def test_a_token_of_zeros_has_usual_gradients(name):
     x = inputs()
     x[:, [0, PLACE]] = 0

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from linear_transformer.nn.mixers.registry import MIXERS
 from linear_transformer.ops import sequence_parallel
+from tests.layers import slow_except
 from tests.ops import contract
 
 B, T, D, H, SHARDS = 2, 24, 8, 2, 4
@@ -39,8 +40,8 @@ OPTIONS = {
     "nystromformer": {"landmarks": 5, "convolution": 3},
     "sinkhorn": {"length": T, "block_size": 5},
 }
-# With documents: a matrix of maps, a running maximum, and the ends of documents.
-QUICKER = [("rwkv7", "causal"), ("mlstm", "causal"), ("efficient", "bidirectional")]
+# With documents: a running maximum, and the ends of documents.
+QUICKER = [("mlstm", "causal"), ("efficient", "bidirectional")]
 QUICKER += [("sparse", "causal")]  # whole rows on each device
 
 
@@ -94,7 +95,7 @@ def evaluate(name, direction, segment_ids, shards):
 def names():
     every = [(*case, packed) for case in CASES for packed in (False, True)]
     quick = [(*case, True) for case in QUICKER]
-    return [c if c in quick else pytest.param(*c, marks=pytest.mark.slow) for c in every]
+    return slow_except(quick, every)
 
 
 @pytest.mark.parametrize(("name", "direction", "packed"), names())

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.layers import slow_except
 from tests.ops import (
     additive_test,
     contract,
@@ -152,6 +153,18 @@ MORE_FORMS = [
 # Each of these takes the path of another one, up to what its arrays are broadcast to.
 LIKE_OTHERS = ("additive, no normaliser", "fixed decay", "delta, fixed decay")
 UNLIKE = [name for name in CASES if name not in LIKE_OTHERS]
+# Of each kind of recurrence, the one with most gates; `test_gradients_of_each_token` has all.
+KINDS = (
+    "additive",
+    "scalar decay",
+    "decays of keys and values",
+    "vector decay, bonus",
+    "delta, vector decay",
+    "low rank delta",
+    "selective scan",
+    "diagonal scan",
+    "log features",
+)
 
 
 def documents(time):
@@ -200,7 +213,7 @@ def scan(name, arrays, given):
     return contract.evaluate(CASES[name].op("recurrent", None), arrays, given)
 
 
-@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("name", slow_except(KINDS, UNLIKE))
 def test_chunks_in_two_parts_are_the_token_scan(name):
     """Value, final state and every gradient; one of the parts is a single token."""
     case = CASES[name]
@@ -227,7 +240,7 @@ def test_the_token_scan_is_the_definition(name):
             contract.assert_agree({n: found[n] for n in expected}, expected, 1e-12)
 
 
-@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("name", slow_except(KINDS, UNLIKE))
 def test_fp32_without_state_ids_and_masks(name):
     """Chunks of the default size; the fp64 scan has a state, ids and a mask that change nothing."""
     case = CASES[name]

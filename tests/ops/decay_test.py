@@ -11,6 +11,7 @@ from jax import lax
 from linear_transformer.ops import decay, naive
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
+from tests.layers import slow_except
 from tests.ops import contract
 
 B, H, K, V = 2, 3, 8, 5
@@ -137,7 +138,7 @@ def test_no_decay_is_additive_attention():
         contract.assert_agree({"o": o, "state": state}, expected, 1e-13)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
 def test_bfloat16_is_bounded(gate):
     """bf16 operands carry 8 bits: each product is off by up to 2^-8, the sums are fp32."""
     arrays, rng = inputs(77, jnp.bfloat16, gate=gate)
@@ -209,7 +210,7 @@ def test_padding_keys_never_change_a_result():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
 def test_long_sequences(gate):
     """65,536 tokens in fp32, with decays from none to complete, against the fp64 scan."""
     arrays, _ = inputs(65536, jnp.float32, gate=gate)
@@ -245,7 +246,7 @@ def test_a_million_tokens(gate, kind):
     contract.assert_agree({n: actual[n] for n in ("o", "state")}, {"o": o, "state": state}, 5e-5)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
 def test_memory_is_linear(gate):
     """The backward pass keeps one state a block, not one a token."""
     temporaries = {}

@@ -95,7 +95,7 @@ def growth(name, form, key_dtype):
     ("name", "form"),
     [
         ("delta", "recurrent"),
-        ("delta", "associative"),
+        pytest.param("delta", "associative", marks=pytest.mark.slow),
         ("delta", "chunk"),
         ("delta", "pallas"),
         ("vector", "chunk"),

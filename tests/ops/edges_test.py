@@ -26,6 +26,7 @@ from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
 from linear_transformer.ops.slstm import slstm
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.ops.sparse_softmax import block_sparse_attention
+from tests.layers import slow_except
 
 B, T, H, K = 2, 16, 2, 4
 CHUNK, PLACE = 4, 9
@@ -107,11 +108,6 @@ QUICKER = ("parallel", "blockwise", "rectified window", "block local", "lsh", "m
 QUICKER += ("efficient", "scan chunk")
 
 
-def names(chosen):
-    slow = pytest.mark.slow
-    return [name if name in QUICKER else pytest.param(name, marks=slow) for name in chosen]
-
-
 def inputs():
     rng = np.random.default_rng(0)
     return [rng.normal(size=(B, T, H, K)).astype(np.float32) for _ in range(3)]
@@ -151,7 +147,7 @@ def check_contained(name, chosen, value, both=False):
 
 
 @pytest.mark.parametrize("chosen", range(3))
-@pytest.mark.parametrize("name", names(OPS))
+@pytest.mark.parametrize("name", slow_except(QUICKER, OPS))
 def test_contained(name, chosen):
     check_contained(name, chosen, np.nan)
     if chosen == 2:
@@ -165,7 +161,7 @@ def test_contained_in_both_directions(name):
     check_contained(name, 2, np.inf, both=True)
 
 
-@pytest.mark.parametrize("name", names(MASKED))
+@pytest.mark.parametrize("name", slow_except(QUICKER, MASKED))
 def test_what_a_key_mask_drops_may_be_anything(name):
     mask = np.tile(np.arange(T) % 3 > 0, (B, 1))
     q, k, v = inputs()
@@ -176,7 +172,7 @@ def test_what_a_key_mask_drops_may_be_anything(name):
     assert np.array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", names(OPS))
+@pytest.mark.parametrize("name", slow_except(QUICKER, OPS))
 def test_mixed_types_are_their_result_type(name):
     """Operands have one type, sums are fp32 or more, and outputs are of the values' type."""
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs())

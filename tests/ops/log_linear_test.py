@@ -7,6 +7,7 @@ import pytest
 
 from linear_transformer.ops import naive
 from linear_transformer.ops.log_linear import log_linear_attention
+from tests.layers import slow_except
 from tests.ops.contract import assert_agree
 
 B, H, K, V, M = 2, 2, 4, 3, 8
@@ -45,7 +46,7 @@ def defined(arrays):
     return jax.vmap(of_row)(*(arrays[name] for name in NAMES))
 
 
-@pytest.mark.parametrize("time", [1, 32, 45])
+@pytest.mark.parametrize("time", slow_except((45,), (1, 32, 45)))
 @pytest.mark.parametrize(("form", "chunk_size"), [("recurrent", None), ("chunk", 4), ("chunk", 64)])
 def test_forms_are_the_definition(form, chunk_size, time):
     with jax.enable_x64(True):
@@ -59,7 +60,7 @@ def test_forms_are_the_definition(form, chunk_size, time):
         assert np.array_equal(states[1][1], np.full(B, time))
 
 
-@pytest.mark.parametrize("split", [1, 8, 19])
+@pytest.mark.parametrize("split", slow_except((19,), (1, 8, 19)))
 def test_split_anywhere(split):
     """The state has one level for each bit of the number of tokens."""
     with jax.enable_x64(True):

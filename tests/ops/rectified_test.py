@@ -10,6 +10,7 @@ import pytest
 
 from linear_transformer.ops import naive
 from linear_transformer.ops.rectified import rectified_attention
+from tests.layers import slow_except
 from tests.ops.contract import assert_agree, defined_attention, random_segments, relative_rms
 
 B, H, K, V = 2, 2, 6, 5
@@ -61,7 +62,7 @@ QUICK_DEFINED = [
 
 @pytest.mark.parametrize(
     ("sizes", "window", "block_size"),
-    [c if c in QUICK_DEFINED else pytest.param(*c, marks=pytest.mark.slow) for c in DEFINED],
+    slow_except(QUICK_DEFINED, DEFINED),
 )
 def test_definition(sizes, window, block_size):
     arrays = inputs(*sizes)

@@ -22,6 +22,7 @@ from linear_transformer.ops.delta import (
 )
 from linear_transformer.ops.selective_scan import diagonal_scan, selective_scan
 from tests import collectives
+from tests.layers import slow_except
 from tests.ops import contract
 
 B, H, K, V, N = 2, 2, 4, 3, 2
@@ -74,10 +75,6 @@ OPS = {
     "selective_negative": functools.partial(selective, negative_eigenvalues=True),
     "diagonal": diagonal,
 }
-
-
-def names(quick):
-    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in OPS]
 
 
 def unit(x):
@@ -196,12 +193,14 @@ def check(name, shards, constants, time):
         contract.assert_agree(actual, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", names(("additive_bidirectional", "bidirectional")))
+@pytest.mark.parametrize("name", slow_except(("additive_bidirectional", "bidirectional"), OPS))
 def test_one_document(name):
     check(name, 8, {}, 8 * 5)
 
 
-@pytest.mark.parametrize("name", names(("additive", "vector", "gated_delta", "selective")))
+@pytest.mark.parametrize(
+    "name", slow_except(("additive", "vector", "gated_delta", "selective"), OPS)
+)
 def test_packed_documents(name):
     check(name, 4, documents(24, 4), 24)
 
@@ -290,7 +289,7 @@ def traffic(name, shards, time, constants=None):
     return collectives.messages(gradient.lower(floats).compile().as_text())
 
 
-@pytest.mark.parametrize("name", names(("scalar",)))
+@pytest.mark.parametrize("name", slow_except(("scalar",), OPS))
 def test_messages_do_not_grow_with_the_sequence(name):
     """1 + log2 D messages of a map forward, and as many back; a sum for all keys at once."""
     short, long = (traffic(name, 8, time) for time in (64, 128))

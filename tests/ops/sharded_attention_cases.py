@@ -23,6 +23,7 @@ from linear_transformer.ops.hashing import lsh_attention
 from linear_transformer.ops.mixed_chunk import mixed_chunk_attention
 from linear_transformer.ops.rectified import rectified_attention
 from linear_transformer.ops.softmax import softmax_attention
+from tests.layers import slow_except
 from tests.ops import contract
 
 B, T, H, K, SHARDS = 2, 24, 2, 4, 4  # 6 tokens a shard
@@ -200,19 +201,14 @@ QUICK = (
     "local_convolution",
     "rectified",
     "chunks_across_shards",
-    "chunks_in_a_shard",
     "lsh_window",
     "token_shift",
 )
 
 
-def quick(cases, chosen):
-    return [c if c in chosen else pytest.param(*c, marks=pytest.mark.slow) for c in cases]
-
-
 @pytest.mark.parametrize(
     ("name", "packed"),
-    quick([(n, p) for n in CASES for p in (False, True)], [(n, True) for n in QUICK]),
+    slow_except([(n, True) for n in QUICK], [(n, p) for n in CASES for p in (False, True)]),
 )
 def test_several_devices_are_one(name, packed):
     with jax.enable_x64(True):
@@ -230,7 +226,7 @@ NEEDS_NEIGHBOURS = (
 )
 
 
-@pytest.mark.parametrize(("name",), quick([(n,) for n in NEEDS_NEIGHBOURS], [("convolution",)]))
+@pytest.mark.parametrize("name", slow_except(["convolution"], NEEDS_NEIGHBOURS))
 def test_without_the_neighbours_it_fails(name, monkeypatch):
     monkeypatch.setattr(sequence_parallel, "_sent", lambda x, distance: jnp.zeros_like(x))
     with pytest.raises(AssertionError, match="relative RMS errors"):

@@ -87,6 +87,7 @@ def test_unigram(folder):
     np.testing.assert_allclose(task._unigram_nll[0], expected)
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates(folder, tmp_path):
     """Far below the unigram entropy in seconds; evaluated again, it is what the run reported."""
     config = make_config(folder, num_steps=200, log_every=50, optimizer__learning_rate=1e-2)

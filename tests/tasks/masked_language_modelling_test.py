@@ -154,6 +154,7 @@ def test_packed_documents_stay_apart(text):
     assert np.isfinite(float(metrics["loss"][0]))
 
 
+@pytest.mark.slow
 def test_training_learns_and_evaluates_like_eval(text, tmp_path):
     """Words of few letters: neighbours tell a hidden letter, which its frequency alone does not."""
     config = make_config(

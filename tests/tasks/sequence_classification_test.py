@@ -20,6 +20,7 @@ from linear_transformer.tasks.base import Task
 from linear_transformer.tasks.sequence_classification import SequenceClassification
 from linear_transformer.training.build import make_task
 from linear_transformer.training.loop import train
+from tests.layers import slow_except
 from tests.ops.contract import relative_rms
 from tests.training import runs
 
@@ -178,16 +179,12 @@ QUICKLY = (
     ("retnet", "mean"),
     ("retnet", "last"),
 )
-SLOWLY = (
-    case
-    for case in itertools.product(variants.NAMES, ("cls", "mean", "last"))
-    if case not in QUICKLY
-)
+PADDED = itertools.product(variants.NAMES, ("cls", "mean", "last"))
 
 
 @pytest.mark.parametrize(
     ("name", "pooling"),
-    [*QUICKLY, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWLY)],
+    slow_except(QUICKLY, PADDED),
 )
 def test_padding_changes_nothing(name, pooling):
     """Padded to 12 tokens and to 19, the same loss."""

@@ -158,7 +158,7 @@ def test_mistakes_name_the_key(values, message):
 def test_options_without_a_meaning(option, value):
     config = OptimizerConfig(name="muon", options={option: value})
     with pytest.raises(ConfigError, match=r"config\.optimizer\.options: optax\.muon") as error:
-        check_options(config, make_optimizer(config, STEPS, DECLARED), parameters())
+        check_options(config, STEPS, DECLARED, parameters())
     assert "\n" not in str(error.value)
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.training import config_file, experiment, loop
+from tests.layers import slow_except
 from tests.training import runs
 
 VARIATIONS = {
@@ -50,6 +51,7 @@ def run_in_parts(config, workdir, *parts):
     return runs.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_extended_run_is_the_unbroken_one(unbroken, tmp_path):
     config, workdir, state = unbroken
     # 6 and 9 end a log window, where the shorter run's last record is the longer one's too.
@@ -60,7 +62,7 @@ def test_extended_run_is_the_unbroken_one(unbroken, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "everything" else pytest.param(n, marks=pytest.mark.slow) for n in VARIATIONS],
+    slow_except(["everything"], VARIATIONS),
 )
 def test_resume_of_everything_that_has_state(name, text, tmp_path):
     config = runs.make_config(text, eval_every=100, **VARIATIONS[name])

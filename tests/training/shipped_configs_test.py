@@ -1,4 +1,4 @@
-"""Every shipped config, at its size: a step by shapes alone, and compiled for a TPU.
+"""Every shipped config, at its size: a step by shapes alone.
 
 The data are files that the tests write in the official formats: a program knows their shapes and
 the number of words, classes and levels, and these are the real ones.
@@ -8,7 +8,6 @@ import functools
 import importlib
 import io
 import math
-import sys
 
 import chex
 import jax
@@ -23,7 +22,7 @@ from linear_transformer.data.listops import dataset as listops
 from linear_transformer.data.music import midi
 from linear_transformer.data.pathfinder import dataset as pathfinder
 from linear_transformer.runtime import accelerators
-from tests.compile.effort import compiler_effort
+from tests.layers import slow_except
 from tests.training import runs
 
 CONFIGS = runs.ROOT / "configs"
@@ -198,19 +197,25 @@ def load(tmp_path_factory):
     return load
 
 
-# Each takes seconds to trace, and a smaller case has the same modules.
-LARGER = {
-    "lm/scale.py:gla,350m",
-    "lm/scale.py:softmax,1b",
-    "lm/scale.py:linear,7b",
-    "papers/hadjeres2021/piano.py",
-}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=pytest.mark.slow) if c in LARGER else c for c in CASES],
+# One of each task, of each hybrid's kinds of layers, and of what only a config puts together.
+TRACED = (
+    "default.py:linear",
+    "lm/scale.py:linear,125m",
+    "lm/hybrids.py:qwen3_next",
+    "lra/retrieval.py:linear",
+    "lra/pathfinder.py:lion_s",
+    "papers/gu2023/induction_heads.py:mamba",
+    "papers/hadjeres2021/piano_small.py",
+    "papers/katharopoulos2020/mnist.py:linear",
+    "papers/katharopoulos2020/speech.py:linear",
+    "papers/qin2022/wikitext103_bidirectional.py:t1",
+    "papers/shen2021/fashion_mnist.py:efficient",
+    "recall/mad.py:compression,linear",
+    "scorecard/task.py:s3,delta_net",
 )
+
+
+@pytest.mark.parametrize("case", slow_except(TRACED, CASES))
 def test_steps(case, load):
     """A step gives a state like the one that it takes, of which a device can hold its part."""
     version, _, chips = CASES[case][0].partition(":")
@@ -224,39 +229,3 @@ def test_steps(case, load):
     leaves = jax.tree.leaves(state)
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
     assert held < accelerators.find(KINDS[version]).memory
-
-
-@pytest.fixture
-def tpu_compiler():
-    accelerators.prepare_environment()
-    with compiler_effort(-1.0):
-        yield
-
-
-# One of each kind: a plain language model, one in a scan over split parameters, a long range, an
-# image, an encoder with a decoder.
-REPRESENTATIVE = (
-    "default.py:linear",
-    "lm/scale.py:linear,125m",
-    "lra/listops.py:linear",
-    "papers/hadjeres2021/piano_small.py",
-    "papers/shen2021/fashion_mnist.py:efficient",
-)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux")
-@pytest.mark.tpu_compile
-@pytest.mark.usefixtures("tpu_compiler")
-@pytest.mark.parametrize(
-    "case",
-    [
-        case if case in REPRESENTATIVE else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
-)
-def test_fits(case, load):
-    devices = accelerators.describe_devices(CASES[case][0])
-    report = ahead_of_time.compile_training_step(load(case), devices)
-    assert report.fits, report.lines()
-    assert report.cost.flops > 0
-    assert report.cost.unknown_loops == 0

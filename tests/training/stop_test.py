@@ -10,6 +10,7 @@ import pytest
 
 from linear_transformer.tasks.language_modelling import LanguageModelling
 from linear_transformer.training import build, loop, stop
+from tests.layers import slow_except
 from tests.training import runs
 from tests.training.resume_test import assert_same_run
 
@@ -43,7 +44,7 @@ def wait_until(condition, seconds=5.0):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", slow_except(("SIGINT", "SIGHUP"), ("SIGINT", "SIGTERM", "SIGHUP")))
 def test_between_steps(name, unbroken, tmp_path, monkeypatch, capsys):
     """The step is saved, the handlers are those of before, and the run goes on as if unbroken.
 

@@ -21,7 +21,7 @@ from tests.ops.pallas.interpreted import CHUNK, evaluate, first_head, packed
 CASES = [
     # tokens, normalised, packed: blocks of 4 chunks, the last one broken off
     (150, True, True),
-    (150, False, False),
+    pytest.param(150, False, False, marks=pytest.mark.slow),
     pytest.param(5, True, True, marks=pytest.mark.slow),  # one short chunk
     pytest.param(1, True, True, marks=pytest.mark.slow),
     pytest.param(128, True, False, marks=pytest.mark.slow),

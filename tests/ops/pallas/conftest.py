@@ -7,6 +7,5 @@ from tests.ops.pallas.interpreted import CHUNK
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(request, monkeypatch):
-    if "compile_test" not in request.node.nodeid:
-        monkeypatch.setattr(layout, "TOKENS_PER_BLOCK", 4 * CHUNK)
+def _small_blocks(monkeypatch):
+    monkeypatch.setattr(layout, "TOKENS_PER_BLOCK", 4 * CHUNK)

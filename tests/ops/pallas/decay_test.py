@@ -11,6 +11,7 @@ from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.pallas import decays
 from linear_transformer.ops.pallas.arithmetic import ROWS_BY_ROWS, matmul
 from linear_transformer.ops.pallas.layout import Layout
+from tests.layers import slow_except
 from tests.ops import contract
 from tests.ops.decay_test import B, inputs
 from tests.ops.pallas import interpreted
@@ -19,8 +20,8 @@ from tests.ops.pallas.interpreted import CHUNK, evaluate, first_head, packed
 GATES = ("scalar", "vector")
 # From no decay to a complete one, with -inf: every gradient, to a few roundings in fp32 too.
 CASES = [
-    ("scalar", 150, "mixed"),
     ("vector", 150, "mixed"),
+    pytest.param("scalar", 150, "mixed", marks=pytest.mark.slow),
     *[
         pytest.param(gate, time, kind, marks=pytest.mark.slow)
         for gate in GATES
@@ -64,7 +65,7 @@ def test_programs_that_read_gates_together(heads, width, sharing):
     contract.assert_agree(actual, expected, 5e-6)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
 def test_resets_and_boundaries_are_exact(gate):
     """Gradients are finite, exactly 0 for decays of -inf, and for what is before a boundary."""
     arrays, _ = inputs(40, jnp.float32, gate=gate, kind="resets")
@@ -84,7 +85,7 @@ def test_resets_and_boundaries_are_exact(gate):
         assert name != "log_decay" or np.all(np.asarray(gradient[:, 21]) == 0)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
 def test_bfloat16(gate):
     """Operands are bf16; decays, sums and states are not."""
     arrays, rng = inputs(70, jnp.bfloat16, gate=gate)

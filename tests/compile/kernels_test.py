@@ -19,6 +19,7 @@ from benchmarks.kernels import Sizes, measure
 from linear_transformer.compile import compiled_program
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.runtime import accelerators
+from tests.layers import slow_except
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="libtpu is for Linux"),
@@ -26,13 +27,6 @@ pytestmark = [
 ]
 
 PACKED = Sizes(1000, heads=4, width=64, packed=True)  # two heads fill the lanes; a block is cut off
-
-
-def quick(cases, chosen):
-    """All cases, the chosen ones by default."""
-    return [
-        case if case in chosen else pytest.param(*case, marks=pytest.mark.slow) for case in cases
-    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +38,8 @@ PROGRAMS = list(itertools.product(kernels.TOPOLOGIES, kernels.OPERATORS))
 
 
 @pytest.mark.parametrize(
-    ("topology", "operator"), quick(PROGRAMS, [("v5e:1x1", name) for name in kernels.OPERATORS])
+    ("topology", "operator"),
+    slow_except([("v5e:1x1", name) for name in kernels.OPERATORS], PROGRAMS),
 )
 def test_forward_and_backward_compile(topology, operator):
     row = measure(topology, operator, "pallas", PACKED, backward=True)
@@ -57,8 +52,8 @@ def test_the_xla_form_has_no_kernel():
 
 @pytest.mark.parametrize(
     ("operator", "dtype"),
-    quick(
-        itertools.product(kernels.OPERATORS, ("bfloat16", "float32")), [("kimi delta", "float32")]
+    slow_except(
+        [("kimi delta", "float32")], itertools.product(kernels.OPERATORS, ("bfloat16", "float32"))
     ),
 )
 def test_wide_heads_fit_the_vmem_of_the_oldest(operator, dtype):
@@ -66,9 +61,7 @@ def test_wide_heads_fit_the_vmem_of_the_oldest(operator, dtype):
     assert measure("v4:2x2x1", operator, "pallas", sizes, backward=True)["kernels"] == 2
 
 
-@pytest.mark.parametrize(
-    ("operator",), quick([(name,) for name in kernels.OPERATORS], [("gated delta",)])
-)
+@pytest.mark.parametrize("operator", slow_except(["gated delta"], kernels.OPERATORS))
 def test_memory_in_hbm(operator):
     """Forward keeps nothing that grows with the length, backward a state per 512 tokens.
 
@@ -85,9 +78,7 @@ def test_memory_in_hbm(operator):
     assert 0.99 * states <= backward <= 1.02 * states + gate + 2e6
 
 
-@pytest.mark.parametrize(
-    ("operator",), quick([("additive",), ("gated delta",)], [("gated delta",)])
-)
+@pytest.mark.parametrize("operator", slow_except(["gated delta"], ["additive", "gated delta"]))
 def test_the_loop_of_xla_needs_more_memory(operator):
     pallas, loop = (
         measure("v5e:1x1", operator, form, Sizes(32_768), backward=True)["temporaries MB"]
