@@ -195,7 +195,10 @@ def test_too_large_by_a_smaller_chip(sharded):
 
 @pytest.mark.parametrize(
     ("topology", "axes"),
-    [("v5e:1x1", {"data": 1}), ("v5e:2x2", {"data": 1, "fsdp": 2, "sequence": 2})],
+    [
+        pytest.param("v5e:1x1", {"data": 1}, marks=pytest.mark.slow),
+        ("v5e:2x2", {"data": 1, "fsdp": 2, "sequence": 2}),
+    ],
 )
 def test_chips_run_the_kernel(topology, axes):
     """`form="auto"` chooses for the described devices: heads of 128 numbers."""

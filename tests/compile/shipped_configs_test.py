@@ -16,12 +16,10 @@ pytestmark = [
 ]
 __all__ = ["load"]  # a fixture
 
-# One of each kind: a plain language model, one in a scan over split parameters, a long range, an
-# image, an encoder with a decoder.
+# One of each kind that `ahead_of_time_test.py` has not: a scan over split parameters, an image, an
+# encoder with a decoder.
 REPRESENTATIVE = (
-    "default.py:linear",
     "lm/scale.py:linear,125m",
-    "lra/listops.py:linear",
     "papers/hadjeres2021/piano_small.py",
     "papers/shen2021/fashion_mnist.py:efficient",
 )
