@@ -85,6 +85,7 @@ def write_mnist(folder, count=20, size=5):
         (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
 
 
+@pytest.mark.slow
 def test_images_train_and_evaluate(tmp_path):
     """Every test image once, whatever the batch: the loss is that of the formula."""
     write_mnist(tmp_path)

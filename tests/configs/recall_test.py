@@ -151,6 +151,7 @@ def test_compression_sees_all_through_one_vector():
     np.testing.assert_array_equal(model(tokens)[0], model(changed)[0])
 
 
+@pytest.mark.slow
 def test_compression_learns():
     """Two symbols by chance are 1 in 15 each, and one token is sure: 0.38."""
     config = mad.get_config("compression,katharopoulos")

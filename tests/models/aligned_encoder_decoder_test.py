@@ -325,6 +325,7 @@ def test_same_function():
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_dtype():
     model = make_model(dropout=0.5, dtype="bfloat16")
     batch = inputs()

@@ -45,7 +45,7 @@ from tests.nn.mixer_programs import (
 from tests.ops.contract import relative_rms
 
 # The state is that of another case of the mechanism.
-NO_OTHER_STATE = (("linear", "rotary"), ("diag", "relu"))
+NO_OTHER_STATE = (("linear", "rotary"), ("diag", "relu"), ("parallel", "block"))
 
 # --- Whole and in parts ---------------------------------------------------------------------------
 

@@ -110,20 +110,26 @@ def model(**changes):
     return LanguageModel(config, rngs=ParameterRngs(0))
 
 
-def test_scanned_layers_are_a_loop():
-    """Memories of all layers, and of one layer of a pattern of two: outputs and statistics."""
+@pytest.mark.parametrize(
+    ("layers", "pattern"),
+    [
+        pytest.param((0, 1, 2, 3), ("linear",), marks=pytest.mark.slow),
+        ((1, 3), ("linear", "softmax")),
+    ],
+)
+def test_scanned_layers_are_a_loop(layers, pattern):
+    """Memories of all layers, or of one layer of a pattern of two: outputs and statistics."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(17, size=(2, 6)))
-    for layers, pattern in (((0, 1, 2, 3), ("linear",)), ((1, 3), ("linear", "softmax"))):
-        options = {"memory_layers": layers, "pattern": pattern}
-        scanned, looped = (model(**options, scan_layers=scan) for scan in (None, False))
-        assert scanned.stack.scan
-        expected = looped(tokens, dropout_key=jax.random.key(0))[0]
-        assert relative_rms(scanned(tokens, dropout_key=jax.random.key(0))[0], expected) < 1e-5
-        last = looped.stack.blocks[3].feed_forward.norm.moments[...]
-        of_scan = scanned.stack.blocks[-1].feed_forward.norm.moments[...]
-        assert relative_rms(of_scan[-1], last) < 1e-5
-        assert last[0, 0] == tokens.size
-        assert scanned.flops_per_token(6) == looped.flops_per_token(6)
+    options = {"memory_layers": layers, "pattern": pattern}
+    scanned, looped = (model(**options, scan_layers=scan) for scan in (None, False))
+    assert scanned.stack.scan
+    expected = looped(tokens, dropout_key=jax.random.key(0))[0]
+    assert relative_rms(scanned(tokens, dropout_key=jax.random.key(0))[0], expected) < 1e-5
+    last = looped.stack.blocks[3].feed_forward.norm.moments[...]
+    of_scan = scanned.stack.blocks[-1].feed_forward.norm.moments[...]
+    assert relative_rms(of_scan[-1], last) < 1e-5
+    assert last[0, 0] == tokens.size
+    assert scanned.flops_per_token(6) == looped.flops_per_token(6)
 
 
 def test_layers_of_a_model():

@@ -210,7 +210,8 @@ def test_padding_keys_never_change_a_result():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", GATES)
 def test_long_sequences(gate):
     """65,536 tokens in fp32, with decays from none to complete, against the fp64 scan."""
     arrays, _ = inputs(65536, jnp.float32, gate=gate)

@@ -107,6 +107,7 @@ def test_long_sums_lose_no_digits(form):
     assert_agree(actual, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_one_number_would_lose_digits():
     """Negative control: the high parts alone are the rounded sums."""
     inputs = after_much_forgetting()

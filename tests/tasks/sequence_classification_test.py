@@ -110,6 +110,7 @@ def test_learns(dataset, tmp_path):
     assert json.loads((workdir / "eval-validation.json").read_text())["metrics"] == metrics
 
 
+@pytest.mark.slow
 def test_two_parts(tmp_path):
     """Stopped after step 4 and gone on with, it is the run that was not stopped, bit for bit."""
     config = make_config(optimizer__schedule="constant", final_evaluation=False)

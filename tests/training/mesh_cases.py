@@ -215,7 +215,7 @@ def check(name, mesh):
 QUICK = [
     ("packed", (1, 2, 2, 2)),
     ("accumulated", (1, 2, 2, 2)),
-    ("cls", (1, 1, 1, 4)),
+    ("recall", (1, 1, 1, 8)),
 ]
 
 
