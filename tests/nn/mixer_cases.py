@@ -220,7 +220,7 @@ REPEATED = {
     "delta_net": ("recurrent", "associative"),
     "kda": ("bounded", "one key head"),
 }
-QUICK = [(name, label) for name, label in CASES if label not in REPEATED.get(name, ())]
+DISTINCT = [(name, label) for name, label in CASES if label not in REPEATED.get(name, ())]
 # The options that change how a state is kept; the others are pointwise or only change the form.
 CORE = [
     case

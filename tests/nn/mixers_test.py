@@ -16,7 +16,7 @@ from tests.nn.mixer_cases import (
     CARRIERS,
     CASES,
     CORE,
-    QUICK as QUICK_CASES,
+    DISTINCT,
     SPARSE,
     STEP,
     B,
@@ -63,7 +63,7 @@ def assert_parts_are_whole(parts, full):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("name", "label"), slow_except(QUICK_CASES, CASES))
+@pytest.mark.parametrize(("name", "label"), slow_except(DISTINCT, CASES))
 def test_split_anywhere(name, label, packed):
     """Token by token, in calls on several tokens from any of these states, and whole: all one."""
     full, _ = whole(name, label, packed)
@@ -161,7 +161,7 @@ def test_rows_go_on_where_they_are(name, label, firsts):
     assert_rows_agree(decode(name, label, firsts, state), expected)
 
 
-@pytest.mark.parametrize(("name", "label"), slow_except(QUICK_CASES, CASES))
+@pytest.mark.parametrize(("name", "label"), slow_except(DISTINCT, CASES))
 def test_state_is_zeros_of_constant_size(name, label):
     """And no two arrays of it are one, or it could not be donated."""
     mixer, _ = build(name, label)
