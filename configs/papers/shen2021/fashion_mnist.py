@@ -12,9 +12,9 @@ images have 14 x 14 pixels.  Results after 1,500 steps of 64 images, 1.7 epochs:
     :non_local       89.82 %   89.36 %      0.280       80,922               81
 
 The table has accuracies of one seed each, and the loss of the validation split, in fp32 on an AMD
-EPYC: the seconds and :baseline on 2 cores on 2026-11-24, when Muon updated the output layer too,
-the accuracies and losses of the others on one core each on 2026-12-02.  With 5,000 validation images, the standard
-error of an accuracy is 0.4 points: the table shows that all three variants train and what they
+EPYC: the seconds and :baseline on 2 cores on 2026-11-24, when Muon updated the output layer too;
+the other accuracies and losses on one core each on 2026-12-02.  With 5,000 validation images, the
+standard error of an accuracy is 0.4 points: the table shows that all variants train and what they
 cost, not which is better.
 """
 
