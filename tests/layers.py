@@ -11,8 +11,14 @@ import pytest
 
 
 def slow_except(kept: Collection[Any], cases: Iterable[Any]) -> list[Any]:
-    """The cases of a parametrization: those that are not kept are marked slow."""
-    slow = pytest.mark.slow
+    """The cases of a parametrization: those that are not kept are marked slow.
+
+    Raises:
+      ValueError: no case is kept, so the default suite would prove nothing.
+    """
+    cases, slow = list(cases), pytest.mark.slow
+    if not any(case in kept for case in cases):
+        raise ValueError(f"none of {kept} is a case")
     return [
         case
         if case in kept

@@ -237,8 +237,8 @@ def check_options(config: OptimizerConfig, num_steps: int, declared: Any, parame
     """
     pairs = zip(jax.tree.leaves(declared), jax.tree.leaves(parameters), strict=True)
     kinds = {f"{declaration}, {p.ndim} axes": (declaration, p) for declaration, p in pairs}
-    declared, parameters = ({kind: pair[i] for kind, pair in kinds.items()} for i in (0, 1))
-    optimizer = make_optimizer(config, num_steps, declared)
+    optimizer = make_optimizer(config, num_steps, {kind: d for kind, (d, _) in kinds.items()})
+    parameters = {kind: p for kind, (_, p) in kinds.items()}
     try:
         jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), parameters)
     except Exception as error:  # optax checks some options by name, and fails at others

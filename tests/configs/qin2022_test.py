@@ -68,7 +68,7 @@ def all_configs():
 
 
 CASES = list(all_configs())
-# Of each file the plain variant, and the ablations that change the pattern of the layers.
+# One of each file.
 QUICK = ("ar:t2", "bidirectional:t1", "ablations:split_6_6")
 
 

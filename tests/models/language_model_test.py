@@ -12,6 +12,7 @@ from flax import nnx
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.nn.layers.positions import POSITIONS
+from tests.layers import slow_except
 from tests.ops.contract import assert_agree, relative_rms
 
 B, VOCABULARY = 2, 17
@@ -230,7 +231,7 @@ def test_scan_starts_from_the_same_parameters():
 
 @pytest.mark.parametrize(
     ("scan_layers", "policies"),
-    [pytest.param(False, ("full",), marks=pytest.mark.slow), (True, ("dots",))],
+    slow_except([(True, ("dots",))], [(False, ("full",)), (True, ("full",)), (True, ("dots",))]),
 )
 def test_remat_changes_no_gradient(scan_layers, policies):
     options = {"num_layers": 2, "dropout": 0.2, "scan_layers": scan_layers}

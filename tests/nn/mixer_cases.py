@@ -199,8 +199,8 @@ CASES = [
     for label in OPTIONS.get(name, {"default": {}})
     if mechanism.causal
 ]
-# Options that act on each token by itself, or that are in another case too, and forms that
-# `tests/ops/contract_test.py` compares.
+# Options that act on each token by itself or that are in another case too, other sizes of blocks,
+# and forms and gates that `tests/ops/contract_test.py` compares.
 REPEATED = {
     "linear": (
         *("convolution rotary", "unnormalized", "recurrent", "parallel", "relu", "squared_relu"),

@@ -153,16 +153,18 @@ MORE_FORMS = [
 # Each of these takes the path of another one, up to what its arrays are broadcast to.
 LIKE_OTHERS = ("additive, no normaliser", "fixed decay", "delta, fixed decay")
 UNLIKE = [name for name in CASES if name not in LIKE_OTHERS]
-# Of each kind of recurrence, the one with most gates; `test_gradients_of_each_token` has all.
+# Of each kind of recurrence and of gate; `test_gradients_of_each_token` has all.
 KINDS = (
     "additive",
     "scalar decay",
     "decays of keys and values",
     "vector decay, bonus",
+    "delta, scalar decay",
     "delta, vector decay",
     "low rank delta",
     "selective scan",
     "diagonal scan",
+    "efficient",
     "log features",
 )
 

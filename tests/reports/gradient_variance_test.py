@@ -34,6 +34,13 @@ def test_measure(text):
 
 
 @pytest.mark.slow
+def test_measured_again_it_is_the_same(text):
+    config = runs.make_config(text, model__norm="batchnorm")
+    first, second = (gradient_variance.measure(config, "norm", steps=4, warmup=2) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.slow
 def test_command(text):
     config = runs.make_config(text)
     arguments = [a for a in runs.arguments(config, "") if a.startswith("--config.")]

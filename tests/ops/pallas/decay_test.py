@@ -20,8 +20,8 @@ from tests.ops.pallas.interpreted import CHUNK, evaluate, first_head, packed
 GATES = ("scalar", "vector")
 # From no decay to a complete one, with -inf: every gradient, to a few roundings in fp32 too.
 CASES = [
+    ("scalar", 150, "mixed"),
     ("vector", 150, "mixed"),
-    pytest.param("scalar", 150, "mixed", marks=pytest.mark.slow),
     *[
         pytest.param(gate, time, kind, marks=pytest.mark.slow)
         for gate in GATES
@@ -65,7 +65,7 @@ def test_programs_that_read_gates_together(heads, width, sharing):
     contract.assert_agree(actual, expected, 5e-6)
 
 
-@pytest.mark.parametrize("gate", slow_except(("vector",), GATES))
+@pytest.mark.parametrize("gate", GATES)
 def test_resets_and_boundaries_are_exact(gate):
     """Gradients are finite, exactly 0 for decays of -inf, and for what is before a boundary."""
     arrays, _ = inputs(40, jnp.float32, gate=gate, kind="resets")

@@ -17,11 +17,11 @@ from tests.ops.pallas.interpreted import CHUNK, evaluate, first_head, packed
 op = functools.cache(functools.partial(delta_op, chunk_size=CHUNK))
 
 CASES = [
+    ("scalar", 150, "mixed"),
     ("vector", 70, "mixed"),
     *[
         pytest.param(mechanism, time, kind, marks=pytest.mark.slow)
         for mechanism, time, kind in [
-            ("scalar", 150, "mixed"),
             ("delta", 1, "usual"),
             ("delta", 150, "usual"),
             ("fixed", 20, "usual"),
