@@ -171,12 +171,13 @@ def blocks(state):
 def test_accumulated_parts_add_up():
     """Each part is normed by itself; what enters the first norm does not depend on that."""
     found = []
-    for parts, options in ((1, {}), (3, {"scan_layers": True, "remat": "full"})):
+    for parts, options in ((1, {}), (3, {}), (3, {"scan_layers": True, "remat": "full"})):
         _, state, step = make_step(optax.sgd(0.0), accumulate_steps=parts, num_layers=1, **options)
         state, _ = step(state, make_batch())
         found.append(np.asarray(blocks(state)[0]["mixer_norm"]["moments"]).reshape(3, 8))
     assert found[0][0, 0] == pytest.approx(0.1 * 54)
     assert relative_rms(found[1], found[0]) < 1e-6
+    assert relative_rms(found[2], found[0]) < 1e-6
 
 
 def names(tree):

@@ -166,7 +166,7 @@ class SoftmaxAttentionTest(parameterized.TestCase):
             check_same(run(inputs, form="blockwise", block_size=32), expected, 1e-10)
         jax.clear_caches()
 
-    @parameterized.parameters((1, 4), (2, 2))
+    @parameterized.parameters((1, 1), (2, 2), (1, 4))
     def test_heads_share_keys(self, key_heads, heads_per_step):
         """Keys of fewer heads are the same keys for each head of a group."""
         q, _, _, do = make_inputs(70, H=4)
