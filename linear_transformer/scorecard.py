@@ -6,10 +6,11 @@
 
 `--launch` first runs what is missing (configs/scorecard/task.py): all tasks of all mechanisms with
 the first learning rate, then with the second and the third, or with the first `--rates` of them.
-Runs that were stopped go on.  A cell has the best learning rate.  Parameters, the size of the state
-and speeds are from the newest file of `python -m benchmarks.mechanisms`, in the folder of runs, in
-docs/results/records or in build/benchmarks.  `--output` writes the table and, if sizes of states
-are known, a picture beside it.
+Runs that were stopped go on.  A cell has the best learning rate.  Sizes and speeds are from the
+newest files of `python -m benchmarks.mechanisms`, and the work on a TPU from those of
+`python -m benchmarks.mechanisms_on_tpu`, in the folder of runs, in docs/results/records or in
+build/benchmarks.  `--output` writes the table, beside it a page whose table can be sorted (.html)
+and, if sizes of states are known, a picture (.png).
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import cells, launch
 from linear_transformer.reports.cells import Cell
 from linear_transformer.reports.markdown import markdown_table
+from linear_transformer.reports.page import Entry, sortable_page
 from linear_transformer.reports.runs import Found
 from linear_transformer.reports.tables import PAPER, Column, Experiment, Row, Table
 from linear_transformer.runtime import environment, program
@@ -43,7 +45,7 @@ ACCURACY = {
     "scale": 100.0,
     "split": "validation",
 }
-# Task of the run and column; the keys of `_FACTS` are columns of the benchmark.
+# Task of the run and column.
 COLUMNS = (
     ("shakespeare", Column("Shakespeare, bits/byte", metric="bits_per_byte", **BITS)),
     ("shakespeare", Column("at 8x the context", metric="bits_per_byte_at_1024", **BITS)),
@@ -52,7 +54,17 @@ COLUMNS = (
     ("parity", Column("parity of 256, %", metric="accuracy_at_256", **ACCURACY)),
     ("s3", Column("S3 of 128, %", metric="accuracy_at_128", **ACCURACY)),
 )
-_FACTS = ("parameters", "state bytes", "training tokens/s", "decoding tokens/s")
+# Key of the benchmarks' rows and name of the column.
+_FACTS = {
+    "parameters": "parameters",
+    "state bytes": "state bytes",
+    "training tokens/s": "training tokens/s",
+    "decoding tokens/s": "decoding tokens/s",
+    "FLOPs/token": "FLOPs/token, TPU",
+    "HBM bytes/token": "HBM bytes/token, TPU",
+}
+_HEADINGS = ("mechanism", *(column.name for _, column in COLUMNS), *_FACTS.values())
+_NOT_RUN = "not run"
 _CHOSEN = "best of"  # beginning of a cell's remark on the winning point of its grid
 
 
@@ -79,10 +91,14 @@ def table(names: Sequence[str], only: Sequence[str], rates: Sequence[float]) -> 
 
 
 def facts(found: Found) -> dict[str, dict[str, Any]]:
-    """Returns sizes and speeds by mechanism, from the newest file that has each."""
+    """Returns sizes, speeds and work by mechanism, each from the newest file that has it."""
     files = [file for file in found.benchmarks if "mechanisms" in file.content["results"]]
     files.sort(key=lambda file: file.content.get("date", ""))
-    return {row["name"]: row for file in files for row in file.content["results"]["mechanisms"]}
+    newest: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for row in file.content["results"]["mechanisms"]:
+            newest.setdefault(row["name"], {}).update(row)
+    return newest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +107,7 @@ class Scorecard:
 
     Attributes:
       rows: cells of each mechanism, in the order of `COLUMNS`.
-      facts: row of the benchmark of each mechanism; missing if it was not measured.
+      facts: rows of the benchmarks of each mechanism; missing if it was not measured.
     """
 
     rows: dict[str, list[Cell]]
@@ -103,18 +119,21 @@ class Scorecard:
         rows = {name: [c for c in filled if c.row.name == name] for name in mechanisms.NAMES}
         return cls(dict(sorted(rows.items(), key=lambda row: _quality(row[1]))), facts(found))
 
-    def markdown(self) -> str:
-        """Returns the table, sorted by bits/byte."""
-        head = ("mechanism", *(column.name for _, column in COLUMNS), *_FACTS)
-        rows = [
-            (
-                f"`{name}`",
-                *map(_text, row),
+    def entries(self) -> list[list[Entry]]:
+        """Returns the entries of the table, sorted by bits/byte."""
+        return [
+            [
+                Entry(name, name),
+                *map(_of_runs, row),
                 *(_fact(self.facts.get(name, {}).get(fact)) for fact in _FACTS),
-            )
+            ]
             for name, row in self.rows.items()
         ]
-        return markdown_table(head, rows, "r")
+
+    def markdown(self) -> str:
+        """Returns the table as Markdown."""
+        rows = [[f"`{e[0].text}`", *(entry.text for entry in e[1:])] for e in self.entries()]
+        return markdown_table(_HEADINGS, rows, "r")
 
     def origin(self) -> str:
         """Returns a sentence with the dates and machines of the runs; empty without runs."""
@@ -149,18 +168,19 @@ def _quality(row: list[Cell]) -> float:
     return float("inf") if row[0].value is None else row[0].value
 
 
-def _text(cell: Cell) -> str:
+def _of_runs(cell: Cell) -> Entry:
     """Formats the value and the winning learning rate of a cell."""
     if cell.value is None:
-        return "not run"
+        return Entry(_NOT_RUN, None)
     rate = cell.remark.rpartition("learning_rate ")[2]
     measured = cell.remark.removeprefix(_CHOSEN).split()[0]
     of = "" if measured == str(len(tasks.RATES)) else f", of {measured}"
-    return f"{cell.value:.{cell.column.digits}f} ({float(rate):g}{of})"
+    text = f"{cell.value:.{cell.column.digits}f} ({float(rate):g}{of})"
+    return Entry(text, cell.value, "; ".join(cell.sources).replace("`", ""))
 
 
-def _fact(value: int | float | None) -> str:
-    return "not run" if value is None else f"{value:,.0f}"
+def _fact(value: int | float | None) -> Entry:
+    return Entry(_NOT_RUN if value is None else f"{value:,.0f}", value)
 
 
 _HEAD = """# Scorecard
@@ -173,12 +193,19 @@ The tasks are those of configs/scorecard/task.py, and a cell is the result of th
         --config.optimizer.learning_rate=RATE
 
 with the TASK shakespeare, mqar, selective_copying, parity or s3.  Parameters, state and speeds are
-those of the model of 4 layers of width 128 in `python -m benchmarks.mechanisms`.
+those of the model of 4 layers of width 128 in `python -m benchmarks.mechanisms`.  FLOPs and HBM
+bytes are those of its training step on one TPU v5e, which was only compiled
+(`python -m benchmarks.mechanisms_on_tpu`).
 
 A model that guesses has 12.5 % in MQAR (one of the values of a sequence), 7.1 % in selective
 copying, 50 % in parity and 16.7 % in S3.
 
 """
+_PAGE = (
+    "Every mechanism on the same small tasks: 2 layers of width 64, 600 steps, one seed; in "
+    "parentheses the best learning rate, and of how many if not of three. Sizes, speeds and work "
+    "are those of 4 layers of width 128. scorecard.md describes the tasks."
+)
 
 
 def _define_flags() -> None:
@@ -218,10 +245,13 @@ def main() -> None:
     print(text := text + scorecard.origin() + scorecard.markdown())
     if values.output:
         path = pathlib.Path(values.output)
+        page = sortable_page("Scorecard", _PAGE, _HEADINGS, scorecard.entries())
+        launch.write_text(page, path.with_suffix(".html"))
         if scorecard.facts:
             picture = path.with_suffix(".png")
             scorecard.plot(epath.Path(picture))
             text += f"\n\n![bits per byte against state size]({picture.name})"
+        text += f"\n\n[The same table, to be sorted]({path.with_suffix('.html').name})"
         launch.write_text(f"{text}\n", path)
     if failures:
         raise RunError(f"{len(failures)} failed, the first: {failures[0]}")

@@ -49,6 +49,13 @@ SLOW = {
         1,
         "decoding tokens/s",
     ),
+    "mechanisms_on_tpu": (
+        "mechanisms_on_tpu",
+        ("--names=katharopoulos", "--dataset=embedded"),
+        "mechanisms",
+        1,
+        "FLOPs/token",
+    ),
     "images": (
         "images",
         ("--small", "--methods=linear,softmax", "--lengths=3"),

@@ -11,6 +11,7 @@ from configs.scorecard import task as tasks
 from linear_transformer import scorecard
 from linear_transformer.errors import ConfigError
 from linear_transformer.reports import launch
+from linear_transformer.reports.page import sortable_page
 from linear_transformer.reports.runs import find, flatten
 from linear_transformer.reports.tables import PAPER
 from linear_transformer.runtime import environment
@@ -26,8 +27,10 @@ def found(tmp_path):
         folders.write_run(tmp_path / point.folder(), point, {"accuracy": accuracy}, step=600)
     facts = {"name": "gla", "parameters": 837_248, "state bytes": 32_788}
     facts |= {"training tokens/s": 25_870.4, "decoding tokens/s": 18_532.0}
-    content = {"command": "c", "date": "2026-01-01", "results": {"mechanisms": [facts]}}
-    (tmp_path / "mechanisms.json").write_text(json.dumps(content))
+    work = {"name": "gla", "FLOPs/token": 6_752_032.0, "HBM bytes/token": 158_175.2}
+    for number, row in enumerate((facts, work)):
+        content = {"command": "c", "date": "2026-01-01", "results": {"mechanisms": [row]}}
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
     return find([tmp_path])
 
 
@@ -36,11 +39,20 @@ def test_the_best_rate_and_every_mechanism(found, tmp_path):
     lines = card.markdown().splitlines()
     assert {line.split("`")[1] for line in lines[2:]} == set(mechanisms.NAMES)
     (gla,) = (line for line in lines if line.startswith("| `gla` "))
-    facts = ["837,248", "32,788", "25,870", "18,532"]
+    facts = ["837,248", "32,788", "25,870", "18,532", "6,752,032", "158,175"]
     cells = ["not run", "not run", "75.0 (0.001, of 2)", *["not run"] * 3, *facts]
     assert gla == f"| `gla` | {' | '.join(cells)} |"
     card.plot(epath.Path(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_has_values_to_sort_by_and_sources(found):
+    card = scorecard.Scorecard.read(found)
+    page = sortable_page("<T>", "", ("a", "b & c"), card.entries())
+    assert "<h1>&lt;T&gt;</h1>" in page and "<th>b &amp; c</th>" in page
+    (gla,) = (line for line in page.splitlines() if line.startswith('<tr><td data-value="gla">'))
+    assert '<td>not run</td><td data-value="75.0" title="python train.py --config=' in gla
+    assert '<td data-value="158175.2">158,175</td>' in gla
 
 
 def test_the_days_and_machines_of_the_runs(found, tmp_path):
@@ -95,7 +107,9 @@ def test_the_command(tmp_path):
     done = runs.execute([*module, *plan, f"--output={output}"])
     assert done.returncode == 0, done.stderr
     assert "2 to run; 2 of unknown time" in done.stdout
-    assert output.read_text() in done.stdout + "\n![bits per byte against state size](card.png)\n"
+    written, _, link = output.read_text().rpartition("\n\n")
+    assert written in done.stdout and link == "[The same table, to be sorted](card.html)\n"
+    assert output.with_suffix(".html").read_text().startswith("<!doctype html>")
     assert output.read_text().startswith("# Scorecard\n")
 
 
