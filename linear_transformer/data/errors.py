@@ -1,7 +1,8 @@
 """Errors about data."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from linear_transformer.errors import UserError
 
@@ -25,6 +26,21 @@ def lookup(known: Mapping[str, Entry], name: str, key: str) -> Entry:
     if name not in known:
         raise DataError(f'{key} = "{name}": unknown; use one of {", ".join(known)}')
     return known[name]
+
+
+def without_path(load: Callable[[Any], Entry]) -> Callable[[Any], Entry]:
+    """Wraps the loader of a data set that has no files of the user, so that it refuses a path."""
+
+    @functools.wraps(load)
+    def checked(config: Any) -> Entry:
+        if config.path:
+            raise DataError(
+                f'config.data.path = "{config.path}": {config.dataset} reads no files from there; '
+                "config.data.dataset must name the data set of these files"
+            )
+        return load(config)
+
+    return checked
 
 
 def split_of(splits: Mapping[str, Entry], split: str, name: str) -> Entry:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from linear_transformer.data.errors import lookup
+from linear_transformer.data.errors import lookup, without_path
 from linear_transformer.data.text import embedded, enwik8, local_text, shakespeare, wikitext103
 from linear_transformer.data.text.corpus import Corpus
 
 DATASETS: dict[str, Callable[[Any], Corpus]] = {
-    "embedded": embedded.load,
-    "shakespeare": shakespeare.load,
+    "embedded": without_path(embedded.load),
+    "shakespeare": without_path(shakespeare.load),
     "enwik8": enwik8.load,
     "text8": enwik8.load_text8,
     "wikitext103": wikitext103.load,

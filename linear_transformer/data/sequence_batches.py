@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from jaxtyping import Integer
 
-from linear_transformer.data.errors import DataError, lookup
+from linear_transformer.data.errors import DataError, lookup, without_path
 from linear_transformer.data.images import datasets as images, image_tokens
 from linear_transformer.data.labelled import labelled_text
 from linear_transformer.data.labelled.labelled_batches import (
@@ -58,10 +58,10 @@ DATASETS: dict[str, Callable[[Any], SequenceSource]] = {
     "listops": listops.load,
     "pathfinder": pathfinder.load,
     "imdb": labelled_text.load_imdb,
-    "newsgroups": labelled_text.load_newsgroups,
-    "spam": labelled_text.load_spam,
+    "newsgroups": without_path(labelled_text.load_newsgroups),
+    "spam": without_path(labelled_text.load_spam),
     "aan": retrieval.load_aan,
-    "passages": retrieval.load_passages,
+    "passages": without_path(retrieval.load_passages),
     **dict.fromkeys(images.DATASETS, image_tokens.load),
 }
 

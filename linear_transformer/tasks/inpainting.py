@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from linear_transformer.config import configuration
-from linear_transformer.data.errors import lookup
+from linear_transformer.data.errors import lookup, without_path
 from linear_transformer.data.music import chorales, piano
 from linear_transformer.data.music.note_pipeline import (
     NUM_SPECIAL,
@@ -35,9 +35,9 @@ from linear_transformer.tasks.language_modelling import negative_log_likelihood
 from linear_transformer.types import Metrics, PRNGKey
 
 DATASETS: dict[str, Callable[[Any], EventCorpus]] = {
-    "maestro10": piano.load_maestro,
+    "maestro10": without_path(piano.load_maestro),
     "midi_folder": piano.load_folder,
-    "chorales": chorales.load,
+    "chorales": without_path(chorales.load),
 }
 
 

@@ -35,6 +35,11 @@ def test_unknown_names():
         load_corpus(_config("embedded")).documents("dev")
 
 
+@pytest.mark.parametrize("dataset", ["embedded", "shakespeare"])
+def test_a_path_that_would_not_be_read_is_refused(dataset, tmp_path):
+    _fails(f'config.data.path = "{tmp_path}": {dataset} reads no files', dataset, tmp_path)
+
+
 @pytest.mark.parametrize("count", [3, 4, 19, 20, 45])
 def test_split_documents(count):
     splits = split_documents(range(count))

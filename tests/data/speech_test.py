@@ -376,7 +376,11 @@ def test_broken_kaldi(kaldi, file, content, message):
         ({"path": ""}, r"config\.data\.path is empty: librispeech needs a folder of LibriSpeech"),
         ({"path": "nowhere"}, r"nowhere: no such file or folder"),
         ({"subsets": {}}, r'config\.data\.subsets has no folders of the split "train"'),
-        ({"dataset": "asterisk", "sample_rate": 16_000}, r"sample_rate = 16000: asterisk has 8000"),
+        (
+            {"dataset": "asterisk", "path": "", "sample_rate": 16_000},
+            r"sample_rate = 16000: asterisk has 8000",
+        ),
+        ({"dataset": "asterisk"}, r'config\.data\.path = ".*": asterisk reads no files from there'),
         ({"max_frames": 5}, r"none of the 3 utterances .* config\.data\.max_frames \(5\)"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from linear_transformer.data.errors import DataError, lookup
+from linear_transformer.data.errors import DataError, lookup, without_path
 from linear_transformer.data.io import fetch
 from linear_transformer.data.io.array_cache import cached_arrays
 from linear_transformer.data.io.reading import (
@@ -285,7 +285,7 @@ def _table(path: epath.Path) -> dict[str, str]:
 
 
 DATASETS: dict[str, Callable[[Any], SpeechCorpus]] = {
-    "asterisk": _load_asterisk,
+    "asterisk": without_path(_load_asterisk),
     "librispeech": _load_librispeech,
     "kaldi": _load_kaldi,
 }
