@@ -238,6 +238,17 @@ def test_local_folder_of_splits(tmp_path, validation):
     _fails("has train.txt but no validation.txt or valid.txt", "local_text", tmp_path)
 
 
+def test_local_text_leaves_out_run_folders(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name} text")
+    before = load_corpus(_config("local_text", tmp_path)).fingerprint()
+    run = tmp_path / "runs" / "default"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "environment.json", "checkpoints/data"):
+        (run / name).write_bytes(b"\xff")
+    assert load_corpus(_config("local_text", tmp_path)).fingerprint() == before
+
+
 def test_local_text_errors(tmp_path):
     _fails("config.data.path is empty: local_text needs", "local_text")
     _fails("nowhere: no such file or folder", "local_text", tmp_path / "nowhere")

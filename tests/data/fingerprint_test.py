@@ -31,8 +31,12 @@ def test_any_change_of_files_is_seen(tmp_path):
     assert of(write(tmp_path / "1", **files)) == whole
     (tmp_path / "1" / ".hidden").write_text("x")
     assert of(tmp_path / "1") == whole
-    write(tmp_path / "1" / "run").joinpath("environment.json").write_text("{}")
+    run = write(tmp_path / "1" / "run")
+    (run / "config.json").write_text("{}")
+    (run / "environment.json").write_text("{}")
     assert of(tmp_path / "1") == whole  # where a run lies beside its data
+    (tmp_path / "1" / "environment.json").write_text("{}")
+    assert of(tmp_path / "1") != whole  # a file of the data that only has the name
     changes = [{"a": "onE"}, {"a": "oneone"}, {"c": "x"}, {"d": ""}]
     found = [of(write(tmp_path / f"c{n}", **files | new)) for n, new in enumerate(changes)]
     renamed = of(write(tmp_path / "r", z="one", b="two", c=""))

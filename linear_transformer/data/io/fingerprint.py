@@ -7,9 +7,8 @@ import numpy as np
 from etils import epath
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.io.reading import files_below
+from linear_transformer.data.io.reading import data_files
 from linear_transformer.data.text.corpus import Corpus
-from linear_transformer.runtime import environment
 
 # For more bytes only names and sizes are hashed: ImageNet has 150 GB.
 _MOST_BYTES = 2**32
@@ -44,17 +43,10 @@ def fingerprints(config: Any, task: Any) -> dict[str, str]:
 
 
 def of_files(path: epath.Path) -> str:
-    """Computes the SHA-256 of a file, or of the files of a folder.
-
-    Names that begin with a dot are left out, and so are run folders, which may be beside the data.
-    """
+    """Computes the SHA-256 of a file, or of the files of a folder, by `data_files`."""
     files = {"": path}
     if path.is_dir():
-        names = {file.relative_to(path): file for file in files_below(path, hidden=False)}
-        runs = {name.parent for name in names if name.name == environment.FILE}
-        files = {
-            name.as_posix(): file for name, file in names.items() if runs.isdisjoint(name.parents)
-        }
+        files = {file.relative_to(path).as_posix(): file for file in data_files(path)}
     digest = hashlib.sha256()
     try:
         sizes = {name: file.stat().length for name, file in files.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from linear_transformer.data.errors import DataError
+from linear_transformer.runtime import environment
 
 # Limit of the size of an inflated file; the largest one in use, of WikiText-103, has 0.5 GB.
 MOST_BYTES = 2**31
@@ -236,6 +237,18 @@ def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Pa
                         (links if os.path.islink(entry) else found).append(entry)
             elif path.is_file():
                 yield path
+
+
+def data_files(folder: epath.Path) -> list[epath.Path]:
+    """Returns the files of a data set, sorted by path.
+
+    Names that begin with a dot are left out, and so are run folders, which may be beside the data.
+    """
+    files = {path.relative_to(folder): path for path in files_below(folder, hidden=False)}
+    made = [name for name in files if name.name == environment.FILE]
+    runs = {name.parent for name in made if name.with_name("config.json") in files}
+    kept = (name for name in files if runs.isdisjoint(name.parents))
+    return [files[name] for name in sorted(kept, key=lambda name: name.as_posix())]
 
 
 def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:

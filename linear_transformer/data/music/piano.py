@@ -16,7 +16,7 @@ from jaxtyping import Int
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.io import fetch
 from linear_transformer.data.io.array_cache import cached_arrays
-from linear_transformer.data.io.reading import existing_path, files_below, read_file
+from linear_transformer.data.io.reading import data_files, existing_path, read_file
 from linear_transformer.data.music import midi
 from linear_transformer.data.music.note_pipeline import EventCorpus
 
@@ -48,7 +48,8 @@ def load_maestro(config: Any) -> EventCorpus:
 def load_folder(config: Any) -> EventCorpus:
     """Makes a corpus of all .mid and .midi files below `config.path`, sorted by path.
 
-    Files with the same content, or reached by several links, are one piece.
+    Files with the same content, or reached by several links, are one piece.  Names that begin with
+    a dot are left out.
 
     Reading its pieces raises:
       DataError: the folder is missing, has fewer than three files, or a file can't be read.
@@ -57,7 +58,7 @@ def load_folder(config: Any) -> EventCorpus:
     def load() -> list[np.ndarray]:
         folder = existing_path(config.path, "midi_folder", "a folder of MIDI files")
         paths = sorted(
-            path for path in files_below(folder) if path.suffix.lower() in (".mid", ".midi")
+            path for path in data_files(folder) if path.suffix.lower() in (".mid", ".midi")
         )
         names: dict[bytes, str] = {}
         for path in paths:

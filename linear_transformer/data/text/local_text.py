@@ -2,8 +2,8 @@
 
 - Folder with train.txt, validation.txt (or valid.txt) and test.txt: each file is a split.
 - Any other folder: every regular file in it and in its subfolders is a document, in the order of
-  the paths, and each document belongs to one split. Names that begin with a dot are left out. Files
-  with the same content, or reached by several links, are one document.
+  the paths, and each document belongs to one split. Names that begin with a dot are left out, and
+  so are run folders. Files with the same content, or reached by several links, are one document.
 - File, or folder of one or two files: each is cut into 90 % train, 5 % validation and 5 % test.
 """
 
@@ -14,10 +14,10 @@ from etils import epath
 
 from linear_transformer.data.errors import DataError
 from linear_transformer.data.io.reading import (
+    data_files,
     decode_utf8,
     distinct_contents,
     existing_path,
-    files_below,
     read_file,
     require_distinct,
 )
@@ -49,7 +49,7 @@ def load(config: Any) -> Corpus:
         if len({text for (text,) in texts.values()}) < len(SPLITS):
             raise DataError(f"{path}: two of its splits have the same content")
     else:
-        files = [path] if path.is_file() else _text_files(path)
+        files = [path] if path.is_file() else data_files(path)
         if not files:
             raise DataError(f"{path}: config.data.path has no files")
         documents = distinct_contents(map(_read, files))
@@ -73,11 +73,6 @@ def _split_file(folder: epath.Path, split: str) -> epath.Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError(f"{folder}: has train.txt but no {' or '.join(names)}")
-
-
-def _text_files(folder: epath.Path) -> list[epath.Path]:
-    paths = files_below(folder, hidden=False)
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _cut(document: bytes) -> dict[str, bytes]:
