@@ -120,6 +120,29 @@ def test_broken_idx(mnist, case):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("count", "side", "message"),
+    [(1, 5, "mnist: one image to train on"), (30, 6, r"different sizes, .*\(6, 4\).*\(5, 4\)")],
+)
+def test_idx_files_that_do_not_make_a_data_set(mnist, count, side, message):
+    for name, array in (
+        (TRAIN_IMAGES, np.zeros((count, side, 4), np.uint8)),
+        (TRAIN_LABELS, np.zeros(count, np.uint8)),
+    ):
+        (mnist / name).write_bytes(idx(array))
+    with pytest.raises(DataError, match=message):
+        load_source(config_of("mnist", mnist))
+
+
+def test_a_batch_of_cifar10_that_is_another_one(cifar):
+    """The last tenth is the validation split, so a batch that comes twice would be in two."""
+    path = cifar[0] / "data_batch_5.bin"
+    path.unlink()
+    path.symlink_to("data_batch_1.bin")
+    with pytest.raises(DataError, match=r"two of data_batch_1.bin, .* are the same"):
+        load_source(config_of("cifar10", cifar[0]))
+
+
 BROKEN_CIFAR = {
     "short": (shortened, r"data_batch_2\.bin: 12291 bytes are not a multiple of 3073"),
     "empty": (lambda data: b"", r"data_batch_2\.bin: 0 bytes"),

@@ -18,7 +18,7 @@ from jaxtyping import Int, Integer, UInt8
 
 from linear_transformer.data.errors import DataError, lookup, split_of
 from linear_transformer.data.io import fetch
-from linear_transformer.data.io.reading import gunzip, require_distinct
+from linear_transformer.data.io.reading import distinct_contents, gunzip, require_distinct
 
 NUM_VALIDATION = 5_000
 NUM_CLASSES = 10  # classes of each data set
@@ -163,6 +163,9 @@ def _from_idx(name: str, licence: str, path: str, fetched: Callable[[str], bytes
             )
         _check_labels(arrays[1], names[1])
         images[split], labels[split] = arrays[0][..., None], arrays[1].astype(np.int32)
+    sizes = {split: array.shape[1:3] for split, array in images.items()}
+    if sizes["train"] != sizes["test"]:
+        raise DataError(f"config.data.path = {path}: images of different sizes, {sizes}")
     return _hold_out(name, licence, images, labels)
 
 
@@ -175,7 +178,10 @@ def _load_cifar10(path: str) -> ImageSet:
     _require_distinct(path, _CIFAR_NAMES)
     images, labels = {}, {}
     for split, names in _CIFAR_NAMES.items():
-        parts = [parse_cifar10(_read(path, (name,)), name) for name in names]
+        files = [_read(path, (name,)) for name in names]
+        if len(distinct_contents(files)) < len(files):
+            raise DataError(f"config.data.path = {path}: two of {', '.join(names)} are the same")
+        parts = [parse_cifar10(*pair) for pair in zip(files, names, strict=True)]
         images[split], labels[split] = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _hold_out("cifar10", "no licence stated by its authors", images, labels)
 
@@ -200,6 +206,8 @@ def _read(path: str, names: tuple[str, ...]) -> bytes:
 
 def _hold_out(name: str, licence: str, images: dict, labels: dict) -> ImageSet:
     held = min(NUM_VALIDATION, len(images["train"]) // 2)
+    if not held:
+        raise DataError(f"{name}: one image to train on; two or more are needed")
 
     def splits(arrays: dict) -> dict:
         train = arrays["train"]
