@@ -16,7 +16,7 @@ TEXT = "naïve café — 数学 🤖 and\nplain ASCII"
 
 
 def _byte_level_file(path, special_tokens):
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer = tokenizers.Tokenizer(tokenizers.tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
@@ -103,6 +103,7 @@ def test_unknown_word_without_unk():
         (b"", "the file is empty"),
         (b"\xff{}", "not UTF-8 at byte 0"),
         (b'{"a": 1}', "not a tokenizer.json"),
+        (tokenizers.Tokenizer(tokenizers.models.BPE()).to_str().encode(), "has no token"),
     ],
 )
 def test_bad_file_is_one_line_with_its_name(tmp_path, content, message):

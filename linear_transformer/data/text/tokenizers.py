@@ -171,7 +171,10 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Ids can have gaps, so the vocabulary size follows from the largest id.
-        size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise DataError(f"{path}: the tokenizer has no token")
+        size = max(ids) + 1
         known = (self._tokenizer.token_to_id(name) for name in _BOS_NAMES)
         bos = next((i for i in known if i is not None), None)
         self.bos_id: int = size if bos is None else bos
