@@ -137,7 +137,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("output", None, "The PNG file to write.", required=True)
     flags.DEFINE_integer("num_images", 36, "Images drawn, or completed.", lower_bound=1)
     flags.DEFINE_integer("given_rows", 0, "Rows of test images to go on from; 0: from nothing.")
-    flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sample.", 0, 2**32 - 1)
 
 
 def main() -> None:

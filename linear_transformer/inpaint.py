@@ -147,7 +147,7 @@ def _define_flags() -> None:
     flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0 for all.")
     flags.DEFINE_float("top_p", 0.95, "Only the most probable tokens of mass p.")
-    flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sample.", 0, 2**32 - 1)
 
 
 def main() -> None:

@@ -20,7 +20,12 @@ _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 200, "Tokens to sample.", lower
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0 for all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens of mass p.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.", 0, 2**32 - 1)
+
+
+@flags.validator(_PROMPT.name, message="not UTF-8")
+def _is_utf8(text: str | None) -> bool:
+    return text is None or text == text.encode(errors="replace").decode()
 
 
 def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,8 +36,8 @@ class Sampler:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature={self.temperature}: must be 0 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature={self.temperature}: must be 0 or more, and finite")
         if self.top_k < 0:
             raise ConfigError(f"--top_k={self.top_k}: must be 0 or more")
         if not 0 < self.top_p <= 1:
