@@ -1,5 +1,6 @@
 """Start of every command: flags, exit status, and errors in one line."""
 
+import io
 import os
 import signal
 import sys
@@ -37,13 +38,15 @@ def run(
     """Parses the command line and runs `main`.
 
     A user's mistake is reported in one line with exit status 2, a RunError in one line with exit
-    status 1, and Ctrl-C in one line with exit status 130.
+    status 1, as is output that nobody reads any more, and Ctrl-C in one line with exit status 130.
 
     Args:
       main: function to call with the results of `parse`.
       parse: parses the command line, whose first entry is the program's name.
     """
     accelerators.leave_out_absent_tpu()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sample may have what the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def parsed(argv: list[str]) -> Sequence[Any]:
         try:
@@ -52,6 +55,8 @@ def run(
             _fail(error)
         except KeyboardInterrupt:
             _interrupted()
+        except BrokenPipeError:
+            _unread()
 
     def guarded(arguments: Sequence[Any]) -> None:
         try:
@@ -62,6 +67,8 @@ def run(
             _fail(error, status=1)
         except KeyboardInterrupt:
             _interrupted()
+        except BrokenPipeError:
+            _unread()
         except Exception:
             if distributed.has_others():
                 traceback.print_exc()
@@ -83,6 +90,11 @@ def end(status: int) -> typing.NoReturn:
 
 def _interrupted() -> typing.NoReturn:
     _fail(RunError("interrupted by SIGINT"), status=128 + signal.SIGINT)
+
+
+def _unread() -> typing.NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+    _fail(RunError("the output is not read any more"), status=1)
 
 
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:
