@@ -31,17 +31,19 @@ HEADLINES = ("accuracy", "bits_per_byte", "bits_per_dim", "nats_per_event", "per
 
 
 def read_runs(patterns: Sequence[str], split: str) -> dict[str, list[dict[str, Any]]]:
-    """Reads the records of a split, by the name of the run's folder.
+    """Reads the records of a split, by the name of the run's folder, or its path if names repeat.
 
     Raises:
       ConfigError: a pattern matches no folder, or a folder has no records of the split.
     """
     runs = {}
-    for folder in run_folders(patterns):
+    folders = run_folders(patterns)
+    names = [folder.name for folder in folders]
+    for folder in folders:
         records = [r for r in read_metrics(folder) if r["split"] == split]
         if not records:
             raise ConfigError(f"--runs: {folder} has no metrics of the split {split}")
-        runs[folder.name] = records
+        runs[folder.name if names.count(folder.name) == 1 else str(folder)] = records
     return runs
 
 
@@ -65,8 +67,8 @@ def run_folders(patterns: Sequence[str]) -> list[epath.Path]:
 
 
 def by_step(records: list[dict[str, Any]], metric: str) -> Points:
-    """Returns (step, metric) of every record that has the metric."""
-    return [(r["step"], r[metric]) for r in records if metric in r]
+    """Returns (step, metric) of every record that has the metric, a number."""
+    return [(r["step"], r[metric]) for r in records if isinstance(r.get(metric), int | float)]
 
 
 def by_length(records: list[dict[str, Any]], metric: str) -> Points:

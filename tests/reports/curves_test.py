@@ -75,7 +75,18 @@ def test_the_metric_of_a_language_model(runs):
         curves.headline(byte | {"other": [{"step": 1, "accuracy": 0.5}]})
 
 
+def test_runs_with_one_name_are_all_there(runs):
+    (runs / "other").mkdir()
+    (runs / "a").rename(runs / "other" / "b")
+    read = curves.read_runs([f"{runs}/b", f"{runs}/other/*"], "validation")
+    assert {name: curves.by_step(r, "accuracy")[-1] for name, r in read.items()} == {
+        f"{runs}/b": (20, 0.75),
+        f"{runs}/other/b": (20, 0.25),
+    }
+
+
 def test_mistakes(runs):
+    assert curves.by_step([{"step": 1, "split": "validation"}], "split") == []
     with pytest.raises(ConfigError, match="no such folder"):
         curves.read_runs([f"{runs}/x*"], "validation")
     with pytest.raises(ConfigError, match="no metrics of the split test"):
