@@ -40,6 +40,8 @@ class Range:
         """Returns the condition in words, as text after "must be"."""
         if self == POSITIVE:
             return "positive"
+        if self == COUNT:
+            return "positive and below 2^31"
         if self.most == self.below == math.inf:
             return f"{self.least} or more"
         low = f"({self.above}" if self.above > -math.inf else f"[{self.least}"
@@ -48,6 +50,8 @@ class Range:
 
 POSITIVE = Range(above=0)  # sizes and rates
 NOT_NEGATIVE = Range(least=0)
+COUNT = Range(above=0, below=2**31)  # numbers of steps and rows, which are int32 in programs
+COUNT_OR_0 = Range(least=0, below=2**31)
 FRACTION = Range(least=0, below=1)
 UP_TO_ONE = Range(least=0, most=1)
 SEED = Range(least=0, below=2**32)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from linear_transformer.config import schema
-from linear_transformer.config.schema import NOT_NEGATIVE, POSITIVE, Range
+from linear_transformer.config.schema import COUNT, COUNT_OR_0, NOT_NEGATIVE, POSITIVE, Range
 from linear_transformer.errors import ConfigError
 
 
@@ -75,7 +75,7 @@ class LanguageModelData(TextData):
 
     evaluation_lengths: tuple[int, ...] = ()
 
-    RANGES: ClassVar[Mapping[str, Range]] = {**RowData.RANGES, "evaluation_lengths": POSITIVE}
+    RANGES: ClassVar[Mapping[str, Range]] = {**RowData.RANGES, "evaluation_lengths": COUNT}
 
     @property
     def longest(self) -> int:
@@ -151,8 +151,8 @@ class SyntheticData(DataConfig):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **DataConfig.RANGES,
-        "training_examples": NOT_NEGATIVE,
-        **dict.fromkeys(("sequence_length", "evaluation_examples", "evaluation_lengths"), POSITIVE),
+        "training_examples": COUNT_OR_0,
+        **dict.fromkeys(("sequence_length", "evaluation_examples", "evaluation_lengths"), COUNT),
     }
 
     @property

@@ -72,6 +72,8 @@ def _parameters(model: ml_collections.ConfigDict) -> Iterator[Need]:
     yield Need(what, keys, layers * max(square, _BLOCK))
     if hidden := model.get("feed_forward_width"):
         yield Need(what, (*keys, "model.feed_forward_width"), layers * 8 * width * hidden)
+    if narrow := model.get("embedding_width"):
+        yield Need(what, ("model.width", "model.embedding_width"), 4 * width * narrow)
     if memories := len(set(model.get("memory_layers", ()))):
         sizes = ("model.width", "model.memory_keys", "model.memory_layers")
         yield Need(what, sizes, 4 * memories * width * model.memory_keys**2)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import ml_collections
 
 from linear_transformer.config import configuration, schema
-from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Range
+from linear_transformer.config.schema import COUNT, FRACTION, NOT_NEGATIVE, SEED, Range
 from linear_transformer.data.settings import (
     DataConfig,
     ImageData,
@@ -135,7 +135,7 @@ class ExperimentConfig:
                 *("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every"),
                 *("keep_checkpoints", "accumulate_steps"),
             ),
-            POSITIVE,
+            COUNT,
         ),
         **dict.fromkeys(("ema_decay", "label_smoothing"), FRACTION),
         "mask_rate": Range(above=0, below=1),

@@ -12,7 +12,15 @@ import optax
 import optax.contrib
 
 from linear_transformer.config import schema
-from linear_transformer.config.schema import FRACTION, NOT_NEGATIVE, POSITIVE, UP_TO_ONE, Range
+from linear_transformer.config.schema import (
+    COUNT,
+    COUNT_OR_0,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_ONE,
+    Range,
+)
 from linear_transformer.errors import ConfigError
 from linear_transformer.nn.parameters import Declaration
 
@@ -73,18 +81,11 @@ class OptimizerConfig:
     CHOICES: ClassVar[Mapping[str, Any]] = {"schedule": SCHEDULES}
     RANGES: ClassVar[Mapping[str, Range]] = {
         **dict.fromkeys(
-            (
-                "learning_rate",
-                "weight_decay",
-                "schedule_steps",
-                "warmup_steps",
-                "step_factor",
-                "clip_norm",
-            ),
-            NOT_NEGATIVE,
+            ("learning_rate", "weight_decay", "step_factor", "clip_norm"), NOT_NEGATIVE
         ),
+        **dict.fromkeys(("schedule_steps", "warmup_steps"), COUNT_OR_0),
         **dict.fromkeys(("warmup_fraction", "final_fraction"), UP_TO_ONE),
-        "step_boundaries": POSITIVE,
+        "step_boundaries": COUNT,
     }
 
     def __post_init__(self):

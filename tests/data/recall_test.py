@@ -122,6 +122,8 @@ def test_modular_arithmetic(modulus, shortest):
     [
         (lambda: MultiQueryRecall(pairs=4), 15, "sequences of 15 tokens: 4 pairs need"),
         (lambda: MultiQueryRecall(vocab_size=8, pairs=4), 64, "4 pairs do not fit"),
+        (lambda: MultiQueryRecall(power=float("nan")), 64, "config.data.options.power = nan"),
+        (lambda: MultiQueryRecall(power=-1e3), 64, "config.data.options.power = -1000.0"),
         (SelectiveCopying, 31, "sequences of 31 tokens: 16 symbols need"),
         (InductionHeads, 2, "sequences of 2 tokens: induction heads"),
         (lambda: Words("Z2", shortest=4), 3, "sequences of 3 tokens: words have 4"),

@@ -56,6 +56,8 @@ NONSENSE = {
     "optimizer.weight_decay": -1.0,
     "optimizer.clip_norm": float("nan"),
     "optimizer.warmup_steps": -1,
+    "optimizer.schedule_steps": 2**31,
+    "optimizer.step_boundaries": (10, 2**31),
     "optimizer.options.beta": 2.0,
     "optimizer.final_fraction": 1.5,
     "model.width": 0,
@@ -69,7 +71,10 @@ NONSENSE = {
     "data.batch_size": 0,
     "data.sequence_length": -1,
     "mesh.fsdp": 0,
+    "data.evaluation_lengths": (2**31,),
     "seed": -1,
+    "num_steps": 2**31,
+    "eval_batches": 10**20,
     "log_every": 0,
     "ema_decay": 1.0,
     "label_smoothing": -0.1,
@@ -150,6 +155,7 @@ def test_listing_has_every_key_with_its_meaning():
     [
         {"model__width": 10**10},
         {"model__feed_forward_width": 10**13},
+        {"model__embedding_width": 10**20},
         {"model__memory_keys": 10**6, "model__memory_layers": (0,)},
         *(
             {"model__mixers": {name: {option: 10**12 + 1}}, "model__pattern": (name,)}

@@ -47,7 +47,7 @@ class MultiQueryRecall(Generator):
 
     Attributes:
       pairs: number of key-value pairs of a sequence.
-      power: exponent of the power law; 1 is uniform.
+      power: exponent of the power law, from -10 to 10; 1 is uniform.
       fill: whether random tokens replace the 0 between the keys.
     """
 
@@ -62,6 +62,8 @@ class MultiQueryRecall(Generator):
                 f"config.data.options: {self.pairs} pairs do not fit a vocabulary of "
                 f"{self.vocab_size}"
             )
+        if not -10 <= self.power <= 10:
+            raise DataError(f"config.data.options.power = {self.power}: must be from -10 to 10")
 
     def __call__(self, rng: np.random.Generator, length: int) -> Example:
         pairs, half = self.pairs, self.vocab_size // 2
