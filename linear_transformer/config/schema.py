@@ -40,6 +40,8 @@ class Range:
         """Returns the condition in words, as text after "must be"."""
         if self == POSITIVE:
             return "positive"
+        if self == FINITE:
+            return "finite"
         if self == COUNT:
             return "positive and below 2^31"
         if self.most == self.below == math.inf:
@@ -48,6 +50,7 @@ class Range:
         return f"in {low}, " + (f"{self.below})" if self.below < math.inf else f"{self.most}]")
 
 
+FINITE = Range()
 POSITIVE = Range(above=0)  # sizes and rates
 NOT_NEGATIVE = Range(least=0)
 COUNT = Range(above=0, below=2**31)  # numbers of steps and rows, which are int32 in programs

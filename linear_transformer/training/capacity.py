@@ -26,6 +26,11 @@ _SIDES = (
     *("query_heads", "value_width", "value_expansion"),
     *("gate_rank", "decay_rank", "rate_rank", "mix_rank", "dt_rank", "value_rank", "size"),
 )
+# Other widths that a matrix connects with the model width.
+_WIDTHS = (
+    *("embedding_width", "num_outputs"),
+    *("token_width", "index_width", "channel_width", "elapsed_width"),
+)
 
 
 class Need(NamedTuple):
@@ -72,8 +77,9 @@ def _parameters(model: ml_collections.ConfigDict) -> Iterator[Need]:
     yield Need(what, keys, layers * max(square, _BLOCK))
     if hidden := model.get("feed_forward_width"):
         yield Need(what, (*keys, "model.feed_forward_width"), layers * 8 * width * hidden)
-    if narrow := model.get("embedding_width"):
-        yield Need(what, ("model.width", "model.embedding_width"), 4 * width * narrow)
+    for key in _WIDTHS:
+        if other := model.get(key):
+            yield Need(what, (f"model.{width_key}", f"model.{key}"), 4 * width * other)
     if memories := len(set(model.get("memory_layers", ()))):
         sizes = ("model.width", "model.memory_keys", "model.memory_layers")
         yield Need(what, sizes, 4 * memories * width * model.memory_keys**2)

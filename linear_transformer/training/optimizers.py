@@ -15,6 +15,7 @@ from linear_transformer.config import schema
 from linear_transformer.config.schema import (
     COUNT,
     COUNT_OR_0,
+    FINITE,
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
@@ -96,8 +97,8 @@ class OptimizerConfig:
             if option not in known:
                 raise schema.unknown(key, known)
             schema.check_type(value, option_type(known[option]), key)
-            if option in _OPTION_RANGES:
-                schema.check_range(value, _OPTION_RANGES[option], key)
+            if type(value) in (int, float):
+                schema.check_range(value, _OPTION_RANGES.get(option, FINITE), key)
         if self.schedule_steps and not self._ends():
             raise ConfigError(
                 f"config.optimizer.schedule_steps is {self.schedule_steps}; it must be 0, the "

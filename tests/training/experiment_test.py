@@ -59,6 +59,7 @@ NONSENSE = {
     "optimizer.schedule_steps": 2**31,
     "optimizer.step_boundaries": (10, 2**31),
     "optimizer.options.beta": 2.0,
+    "optimizer.options.consistent_rms": float("nan"),
     "optimizer.final_fraction": 1.5,
     "model.width": 0,
     "model.dropout": 1.0,
@@ -156,6 +157,7 @@ def test_listing_has_every_key_with_its_meaning():
         {"model__width": 10**10},
         {"model__feed_forward_width": 10**13},
         {"model__embedding_width": 10**20},
+        {"model__num_outputs": 10**20, "model__tied": False},
         {"model__memory_keys": 10**6, "model__memory_layers": (0,)},
         *(
             {"model__mixers": {name: {option: 10**12 + 1}}, "model__pattern": (name,)}
