@@ -107,7 +107,8 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
             write_json(path, record)
         except OSError as error:
             raise RunError(
-                f"{path}: cannot be written ({error.strerror}); the numbers above are complete"
+                f"{path}: cannot be written ({error.strerror or error}); the numbers above are "
+                "complete"
             ) from error
     return metrics
 

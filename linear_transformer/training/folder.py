@@ -11,16 +11,19 @@ from linear_transformer.runtime import distributed, environment
 from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
-from linear_transformer.training.metrics import read_metrics
+from linear_transformer.training.metrics import LOSS_FILE, read_metrics
 from linear_transformer.training.optimizers import OptimizerConfig
 
 DATA_FILE = "data.json"  # fingerprints of the training data
 _IS_FOLDER = {
     "checkpoints": True,
     "tensorboard": True,
+    "profile": True,
     "config.json": False,
     "metrics.jsonl": False,
     DATA_FILE: False,
+    environment.FILE: False,
+    LOSS_FILE: False,
 }
 
 

@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 LN2 = math.log(2)
+LOSS_FILE = "loss.png"  # in the folder of a run
 _EVENTS: Any = event_pb2  # type checkers do not see the classes that protobuf makes at import
 
 
@@ -120,7 +121,9 @@ def _parse(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "split" in record
+    if not isinstance(record, dict):
+        return None
+    whole = isinstance(record.get("step"), int) and isinstance(record.get("split"), str)
     return record if whole else None
 
 
@@ -140,7 +143,7 @@ def _write_lines(path: epath.Path, lines: list[str]) -> None:
 
 
 def plot_loss(workdir: epath.Path, metric: str) -> None:
-    """Draws `metric` of every split against the step into `loss.png`."""
+    """Draws `metric` of every split against the step into the picture of a run."""
     figure, ((axes,),) = new_figure(size=(6, 4), title=workdir.name)
     records = read_metrics(workdir)
     for split in dict.fromkeys(record["split"] for record in records):
@@ -150,4 +153,4 @@ def plot_loss(workdir: epath.Path, metric: str) -> None:
             axes.plot(*zip(*points, strict=True), label=split, marker=marker)
     axes.set(xlabel="step", ylabel=metric.replace("_", " "))
     label_lines(axes)
-    save_figure(figure, workdir / "loss.png")
+    save_figure(figure, workdir / LOSS_FILE)

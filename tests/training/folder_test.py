@@ -36,7 +36,10 @@ def write(folder, steps, resumed=0):
     writer.close()
 
 
-@pytest.mark.parametrize("damage", ["", "{", '"text"', "{}", '{"step": "x"}', "\udcff\udc80"])
+DAMAGE = ["", "{", '"text"', "{}", '{"step": "x"}', '{"step": 2, "split": []}', "\udcff\udc80"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_line_is_kept_aside(damage, tmp_path, capsys):
     write(tmp_path, range(1, 6))
     before = lines(tmp_path / "metrics.jsonl")
@@ -94,13 +97,13 @@ def test_checkpoints_that_are_gone(remove, copy):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "data.json"])
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "data.json", "loss.png"])
 def test_a_file_in_the_place_of_a_folder(name, copy):
     """Or the other way around, or JSON of another kind: one line, and nothing is written."""
     config, workdir = copy
     path = workdir / name
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    path.mkdir() if name == "metrics.jsonl" else path.write_text("[1]")
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.mkdir() if name in ("metrics.jsonl", "loss.png") else path.write_text("[1]")
     with pytest.raises(ConfigError, match=rf"{path}: (a file, where|a folder, where|cannot be)"):
         runs.run(config, workdir)
     if name == "checkpoints":
