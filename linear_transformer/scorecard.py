@@ -231,7 +231,9 @@ def main() -> None:
                 raise ConfigError(f"--{flag}={name}: choose from {', '.join(allowed)}")
     if values.output and pathlib.Path(values.output).suffix != ".md":
         raise ConfigError(f"--output={values.output}: the name must end in .md")
-    folder, failures = pathlib.Path(values.runs), []
+    folder, failures = pathlib.Path(values.runs).expanduser(), []
+    if values["runs"].present and not values.launch and not folder.is_dir():
+        raise ConfigError(f"--runs={values.runs}: no such folder")
     if values.launch:
         launch.limit_cores(values.cores)
         grids = [tasks.RATES[: n + 1] for n in range(min(values.rates, len(tasks.RATES)))]

@@ -102,6 +102,9 @@ def test_the_command(tmp_path):
     wrong = runs.execute([*module, "--tasks=sorting"])
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: --tasks=sorting: choose from shakespeare, mqar")
+    missing = runs.execute([*module[:2], f"--runs={tmp_path}/none"])
+    assert missing.returncode == 2
+    assert missing.stderr == f"error: --runs={tmp_path}/none: no such folder\n"
     plan = ["--launch", "--dry_run", "--names=gla", "--tasks=mqar", "--rates=2"]
     output = tmp_path / "card.md"
     done = runs.execute([*module, *plan, f"--output={output}"])

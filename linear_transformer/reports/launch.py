@@ -150,7 +150,16 @@ def run_missing(
       folder: parent folder of new runs.
       files: paths of the user's own files, by the names in `Experiment.files`.
       dry_run: whether to print the experiments without running them.
+
+    Raises:
+      ConfigError: no experiment needs one of `files`.
     """
+    experiments = [e for table in tables for _, _, e in cells.experiments(table, scale)]
+    needed = sorted({name for experiment in experiments for name in experiment.files.values()})
+    if unknown := files.keys() - needed:
+        raise ConfigError(
+            f"--files={min(unknown)}: not needed here; needed are {', '.join(needed) or 'none'}"
+        )
 
     def missing() -> list[Job]:
         found = search(folder)

@@ -192,10 +192,12 @@ def test_the_command(tmp_path):
         "unknown table": ["--table=nope"],
         "no such folder": [table, f"--runs={tmp_path}/none"],
         "list": ["--list", f"--runs={tmp_path}"],
+        "no such file": [table, "--launch", "--dry_run", "--files=cifar=x"],
         "launch": [table, "--launch", f"--runs={tmp_path}/new", f"--output={tmp_path}/x.md"],
     }
     results = {name: runs.execute([*module, *given]) for name, given in commands.items()}
     assert_one_line(results["no such folder"], f"--runs={tmp_path}/none: no such folder")
+    assert_one_line(results["no such file"], "--files=cifar: not needed here; needed are cifar10")
     unknown = results["unknown table"]
     assert unknown.returncode == 2
     (line,) = unknown.stderr.splitlines()
