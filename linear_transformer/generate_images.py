@@ -30,6 +30,7 @@ from linear_transformer.inference.generation import decode, prefill
 from linear_transformer.ops import logistic_mixture
 from linear_transformer.runtime import program
 from linear_transformer.tasks.image_generation import ImageGeneration
+from linear_transformer.training import run_folder
 from linear_transformer.types import PRNGKey
 
 Pixels = UInt8[np.ndarray, "B Y X C"]
@@ -142,7 +143,8 @@ def _define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
-    run = Run.load(epath.Path(values.workdir))
+    output = program.output_path(values.output)
+    run = Run.load(run_folder.path_of(values.workdir))
 
     def draw() -> list[Pixels]:
         if values.given_rows:
@@ -154,7 +156,7 @@ def main() -> None:
     rows = draw()
     seconds = time.perf_counter() - began
     drawn = values.num_images * (4 if values.given_rows else 1)
-    write_grid(epath.Path(values.output), rows)
+    write_grid(output, rows)
     print(f"{drawn} images in {seconds:.1f} s, {drawn / seconds:.2f} a second: {values.output}")
 
 

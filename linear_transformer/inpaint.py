@@ -9,6 +9,7 @@ program writes OUT.mid, and OUT.png with the piano rolls before and after.
 """
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -24,6 +25,7 @@ from linear_transformer.inference.inpainting import inpaint
 from linear_transformer.runtime import program
 from linear_transformer.runtime.pictures import new_figure, save_figure
 from linear_transformer.tasks.inpainting import Inpainting
+from linear_transformer.training import run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,9 @@ def cut(notes: np.ndarray, start: float, end: float, num_notes: int | None) -> G
     Raises:
       ConfigError: the passage is empty or begins after the last note.
     """
-    if not 0 <= start < end:
+    if not 0 <= start < end < math.inf:
         raise ConfigError(
-            f"--start={start:g} --end={end:g}: start must be 0 or more, and before end"
+            f"--start={start:g} --end={end:g}: start must be 0 or more, and before end, both finite"
         )
     last = notes["onset"][-1]
     if start > last:
@@ -113,7 +115,7 @@ def fill(run: Run, gap: Gap, sampler: Sampler, seed: int) -> np.ndarray:
         stop,
         num_values=corpus.num_values,
         time_shift=tuple(time_shift.tolist()),
-        time_left=int(100 * gap.seconds),
+        time_left=min(int(100 * gap.seconds), 2**31 - 1),
         sampler=sampler,
         seed=seed,
     )
@@ -153,12 +155,12 @@ def _define_flags() -> None:
 def main() -> None:
     values = flags.FLAGS
     sampler = Sampler(values.temperature, values.top_k, values.top_p)
-    output = epath.Path(values.output)
+    output = program.output_path(values.output)
     if output.suffix.lower() not in (".mid", ".midi"):
         raise ConfigError(f"--output={values.output}: the name must end in .mid")
     notes = midi.read_notes(epath.Path(values.midi))
     gap = cut(notes, values.start, values.end, values.num_notes)
-    run = Run.load(epath.Path(values.workdir))
+    run = Run.load(run_folder.path_of(values.workdir))
     began = time.perf_counter()
     new = fill(run, gap, sampler, values.seed)
     seconds = time.perf_counter() - began

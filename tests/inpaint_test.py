@@ -106,6 +106,7 @@ def test_mistakes(folder, name):
         (9.0, 8.0, "--start=9 --end=8: start must be"),
         (-1.0, 8.0, "--start=-1 --end=8: start must be"),
         (float("nan"), 8.0, "--start=nan"),
+        (1.0, float("inf"), "--end=inf"),
         (50.0, 60.0, "--start=50: the last note of the file begins at 15.25 s"),
         (5.3, 5.4, "no notes begin there; say how many to write with --num_notes"),
     ],

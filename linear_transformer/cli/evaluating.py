@@ -2,13 +2,13 @@
 
 import ml_collections
 from absl import flags
-from etils import epath
 
 from linear_transformer.cli import command_line, compile_only, process
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.evaluation import Run, evaluate, sample
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.runtime import compile_cache, distributed, program
+from linear_transformer.training import run_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
@@ -47,7 +47,7 @@ def main(config: ml_collections.ConfigDict | None) -> None:
     sampler = Sampler(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     distributed.initialize()
     cache = compile_cache.enable()
-    trained = Run.load(epath.Path(_WORKDIR.value), spread=_PROMPT.value is None)
+    trained = Run.load(run_folder.path_of(_WORKDIR.value), spread=_PROMPT.value is None)
     if _PROMPT.value is None:
         print(f"compiled programs: {cache}", flush=True)
         evaluate(trained, _SPLIT.value, stateful=_STATEFUL.value)

@@ -2,7 +2,6 @@
 
 import ml_collections
 from absl import flags
-from etils import epath
 
 from linear_transformer.cli import command_line, compile_only, process
 from linear_transformer.cli.command_line import CommandLine
@@ -31,7 +30,7 @@ def main(config: ml_collections.ConfigDict, line: CommandLine) -> None:
     if compile_only.REQUESTED.value:
         compile_only.report("train", config)
         return
-    workdir = epath.Path(_WORKDIR.value or _default_workdir(line))
+    workdir = run_folder.path_of(_WORKDIR.value or _default_workdir(line))
     tracer = Tracer.parse(_PROFILE.value, workdir) if _PROFILE.value else None
     distributed.initialize()
     print(f"{'run:':12} {workdir}", flush=True)

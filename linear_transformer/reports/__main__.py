@@ -123,7 +123,7 @@ def _define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
-    folder = pathlib.Path(values.runs)
+    folder = pathlib.Path(values.runs).expanduser()
     if values.list + values["all"].value + bool(values.table) != 1:
         raise ConfigError("nothing to do; give --list, --all, or --table=NAME")
     if values.output and pathlib.Path(values.output).suffix != ".md":

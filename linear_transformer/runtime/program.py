@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from etils import epath
 
 from linear_transformer.errors import ConfigError, RunError, UserError
 from linear_transformer.runtime import accelerators, distributed
@@ -76,6 +77,18 @@ def run(
             raise
 
     app.run(guarded, flags_parser=parsed)
+
+
+def output_path(text: str) -> epath.Path:
+    """Returns the path of a file to write after long work.
+
+    Raises:
+      ConfigError: its folder does not exist.
+    """
+    path = epath.Path(text)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: cannot be written ({path.parent} is no folder)")
+    return path
 
 
 def end(status: int) -> typing.NoReturn:

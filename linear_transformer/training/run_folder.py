@@ -1,4 +1,4 @@
-"""Default run folder, used without --workdir: named after the config and its changed keys."""
+"""Run folder: the path of --workdir; by default a folder named after config and changed keys."""
 
 import hashlib
 import os
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+from linear_transformer.errors import ConfigError
 
 _RUNS = "runs"  # in the current folder
 _CONFIGS = "configs"
@@ -33,6 +35,21 @@ def default(config_path: str, changes: Mapping[str, Any]) -> str:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[:_LONGEST]}-{digest}"
     return str(pathlib.PurePath(_RUNS, *parents, name))
+
+
+def path_of(workdir: str) -> epath.Path:
+    """Returns the path of `--workdir`, with "~" as the home folder, which shells do not replace.
+
+    Raises:
+      ConfigError: the name is not UTF-8, or is of a file system that can't be written.
+    """
+    try:
+        workdir.encode()
+        return epath.Path(workdir).expanduser()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--workdir={workdir}: not UTF-8") from error
+    except KeyError as error:
+        raise ConfigError(f"--workdir={workdir}: there is no file system {error}") from error
 
 
 def free(workdir: epath.Path) -> epath.Path:

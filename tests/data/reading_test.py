@@ -117,6 +117,11 @@ def test_a_folder_that_cannot_be_read(texts, monkeypatch):
     fails(rf"{closed}: the folder cannot be read \(Permission denied\)", load_corpus, config)
 
 
+def test_a_path_of_another_file_system():
+    config = config_of("local_text", "https://example.com/texts")
+    fails("https://example.com/texts: cannot be read", load_corpus, config)
+
+
 def test_pieces_of_music(tmp_path):
     for number in range(4):
         notes = np.zeros(5, midi.NOTE)

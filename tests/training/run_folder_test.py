@@ -3,6 +3,7 @@
 import pytest
 from etils import epath
 
+from linear_transformer.errors import ConfigError
 from linear_transformer.training import run_folder
 
 
@@ -37,6 +38,16 @@ def test_a_long_name_is_cut_and_still_its_own():
     names = [run_folder.default("x.py", {"data.path": "a" * 500 + end}) for end in "bc"]
     assert names[0] != names[1]
     assert all(len(name) < 200 for name in names)
+
+
+def test_path_of(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert run_folder.path_of("~/runs/a") == epath.Path("/home/someone/runs/a")
+    assert run_folder.path_of("runs/~a") == epath.Path("runs/~a")
+    with pytest.raises(ConfigError, match="--workdir=https://a/b: there is no file system"):
+        run_folder.path_of("https://a/b")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        run_folder.path_of("runs/\udcff")
 
 
 def test_free(tmp_path):

@@ -167,10 +167,10 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
     """
     if not path:
         raise DataError(f"config.data.path is empty: {dataset} needs {needs}")
-    found = epath.Path(path).expanduser()
     try:
+        found = epath.Path(path).expanduser()
         exists = found.exists()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, KeyError) as error:  # the last two: other systems
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not exists:
         raise DataError(f"{path}: no such file or folder; config.data.path must be {needs}")
