@@ -3,15 +3,18 @@
 import dataclasses
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from types import FrameType
 
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import cells
 from linear_transformer.reports.runs import RECORDS, Found, Run, find
 from linear_transformer.reports.tables import PAPER, REDUCED, Experiment, Table
+from linear_transformer.training.stop import SIGNALS
 
 BENCHMARKS = pathlib.Path("build/benchmarks")
 
@@ -228,10 +231,41 @@ def launch(job: Job, files: dict[str, str]) -> str | None:
 
 
 def execute(arguments: list[str]) -> int:
-    """Runs train.py or eval.py as a module, which installed packages have; returns its status."""
+    """Runs train.py or eval.py as a module, which installed packages have; returns its status.
+
+    A signal ends that program first, which then saves its step, and this one after it.
+
+    Raises:
+      KeyboardInterrupt: the signal was SIGINT.
+      RunError: it was another one.
+    """
     script, *flags = arguments
     module = f"linear_transformer.cli.{pathlib.Path(script).stem}"
-    return subprocess.run([sys.executable, "-m", module, *flags], check=False).returncode
+    running: list[subprocess.Popen[bytes]] = []
+    received: list[signal.Signals] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(signal.Signals(number))
+        for process in running:
+            # Not SIGINT, which the terminal has sent already: the second one ends without saving.
+            process.terminate()
+
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in handled}
+    try:
+        running.append(subprocess.Popen([sys.executable, "-m", module, *flags]))
+        if received:  # before there was a program to end
+            running[0].terminate()
+        status = running[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if received:
+        raise RunError(f"interrupted by {received[0].name}; the same command goes on from there")
+    return status
 
 
 def _workdir(job: Job) -> list[str]:

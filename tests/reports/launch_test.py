@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import pathlib
+import sys
 
 import pytest
 
-from linear_transformer.errors import ConfigError
+from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import __main__ as command, cells, launch
 from linear_transformer.reports.runs import RECORDS, find
 from linear_transformer.reports.tables import PAPER, REDUCED, load_table
@@ -161,6 +162,26 @@ def test_durations():
     assert launch.duration(None) == "time unknown"
     assert launch.duration(90.0) == "about 90 s"
     assert launch.duration(5400.0) == "about 1.5 h"
+
+
+INTERRUPTS_ITS_PARENT = """#!/bin/sh
+trap 'sleep 1; touch {saved}; exit 0' TERM
+kill -{signal} $PPID
+while true; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal", "error"), [("INT", KeyboardInterrupt), ("TERM", RunError), ("HUP", RunError)]
+)
+def test_a_signal_lets_the_run_save(signal, error, tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(INTERRUPTS_ITS_PARENT.format(saved=tmp_path / "saved", signal=signal))
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(error):
+        launch.execute(["train.py"])
+    assert (tmp_path / "saved").exists()
 
 
 def test_files_have_names():
