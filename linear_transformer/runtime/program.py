@@ -1,5 +1,6 @@
 """Start of every command: flags, exit status, and errors in one line."""
 
+import errno
 import io
 import os
 import signal
@@ -39,7 +40,7 @@ def run(
     """Parses the command line and runs `main`.
 
     A user's mistake is reported in one line with exit status 2, a RunError in one line with exit
-    status 1, as is output that nobody reads any more, and Ctrl-C in one line with exit status 130.
+    status 1, as is output that cannot be written, and Ctrl-C in one line with exit status 130.
 
     Args:
       main: function to call with the results of `parse`.
@@ -56,8 +57,9 @@ def run(
             _fail(error)
         except KeyboardInterrupt:
             _interrupted()
-        except BrokenPipeError:
-            _unread()
+        except OSError as error:
+            _fail_if_output_is_lost(error)
+            raise
 
     def guarded(arguments: Sequence[Any]) -> None:
         try:
@@ -68,9 +70,8 @@ def run(
             _fail(error, status=1)
         except KeyboardInterrupt:
             _interrupted()
-        except BrokenPipeError:
-            _unread()
-        except Exception:
+        except Exception as error:
+            _fail_if_output_is_lost(error)
             if distributed.has_others():
                 traceback.print_exc()
                 _fail(RunError(distributed.FAREWELL), status=1)
@@ -105,9 +106,12 @@ def _interrupted() -> typing.NoReturn:
     _fail(RunError("interrupted by SIGINT"), status=128 + signal.SIGINT)
 
 
-def _unread() -> typing.NoReturn:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-    _fail(RunError("the output is not read any more"), status=1)
+def _fail_if_output_is_lost(error: Exception) -> None:
+    """Ends the process if nobody reads the output any more, or a disk is full."""
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+        written = error.filename or "the output"
+        _fail(RunError(f"{written} cannot be written ({error.strerror})"), status=1)
 
 
 def _fail(error: Exception, status: int = 2) -> typing.NoReturn:

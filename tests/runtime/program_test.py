@@ -29,7 +29,8 @@ program.run(main)
         ("ConfigError('config.x is 3')", 2, "error: config.x is 3\n"),
         ("RunError('the disk is full')", 1, "error: the disk is full\n"),
         ("KeyboardInterrupt", 130, "error: interrupted by SIGINT\n"),
-        ("BrokenPipeError", 1, "error: the output is not read any more\n"),
+        ("OSError(32, 'Broken pipe')", 1, "error: the output cannot be written (Broken pipe)\n"),
+        ("OSError(28, 'No space')", 1, "error: the output cannot be written (No space)\n"),
     ],
 )
 def test_one_line_and_the_exit_status(error, status, line):
