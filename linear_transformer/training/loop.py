@@ -45,8 +45,9 @@ def train(
 ) -> TrainState:
     """Trains to `config.num_steps` from the newest checkpoint in `workdir`, or from the start.
 
-    On SIGINT, SIGTERM or SIGHUP the function saves a checkpoint and returns early. With several
-    processes, all of them call it; process 0 alone writes and traces.
+    On SIGINT, SIGTERM or SIGHUP the function saves a checkpoint and returns early; if its lines
+    cannot be printed any more, it saves one and raises. With several processes, all of them call
+    it; process 0 alone writes and traces.
 
     Args:
       config: config of the experiment.
@@ -61,6 +62,7 @@ def train(
         the processes were started with different arguments.
       NonFiniteLossError: a value became infinite or NaN; the message names the step.
       RunError: the folder can't be written any more.
+      OSError: the output can't be written any more.
       Interrupted: a signal came while nothing was unsaved; a SystemExit with status 0.
     """
     config = experiment.resolve(config)
@@ -221,9 +223,7 @@ class _Loop:
                 self._save(state)
         if stopped:
             self._save(state)
-            print(
-                f"{self.stop.received}: saved step {self.step}; the same command goes on from there"
-            )
+            self.stop.report(f"saved step {self.step}; the same command goes on from there")
         return state
 
     @property
@@ -253,7 +253,7 @@ class _Loop:
         state, metrics = jax.block_until_ready(step_fn(state, batch))
         self.stop.unsaved()
         self.speed.restart(steps=-1)
-        print(f"{'compiled:':12} in {time.perf_counter() - began:.1f} s", flush=True)
+        self.stop.say(f"{'compiled:':12} in {time.perf_counter() - began:.1f} s")
         return state, metrics
 
     def finish(self, state: TrainState, seconds: float) -> None:
@@ -307,10 +307,9 @@ class _Loop:
         self.sums = {}
         self._write("train", values | rate | speeds)
         headline = self.task.headline
-        print(
+        self.stop.say(
             f"step {self.step:>6}  loss {values['loss']:.4f}  {headline} {values[headline]:.4f}"
-            + text,
-            flush=True,
+            + text
         )
 
     def _write(self, split: str, values: dict[str, float]) -> None:
@@ -360,15 +359,15 @@ class _Loop:
         began = time.perf_counter()
         first = self.evaluation_seconds == float("inf")
         if first:
-            print(f"{'compiling:':12} the evaluation", flush=True)
+            self.stop.say(f"{'compiling:':12} the evaluation")
         metrics = self.built.evaluate(state.evaluated, "validation", max_batches)
         self.evaluation_seconds = time.perf_counter() - began
         if first:
-            print(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s", flush=True)
+            self.stop.say(f"{'evaluated:':12} in {self.evaluation_seconds:.1f} s")
         if self.step < self.config.num_steps:
             self.stop_when.check(metrics)
         self._write("validation", metrics | self.stop_when.record)
-        print(f"step {self.step:>6}  validation {_format(metrics)}", flush=True)
+        self.stop.say(f"step {self.step:>6}  validation {_format(metrics)}")
         self.speed.exclude(self.evaluation_seconds)
         return metrics
 

@@ -40,7 +40,7 @@ class Stop:
     with status 1.
 
     Attributes:
-      received: name of the first signal; None before a signal comes.
+      received: name of the first signal, or that of an error of the output; None before.
     """
 
     def __init__(self):
@@ -48,6 +48,7 @@ class Stop:
         self._at = 0.0  # time of the signal, or of the last call of `nothing_unsaved`
         self._unsaved = False
         self._saving = False
+        self._unprinted: OSError | None = None
         self._reading_since: float | None = None
         self._previous = {}
         self._calls = self._next_question = 0
@@ -97,6 +98,24 @@ class Stop:
         name = next((name for name, _ in answers if name), None)
         self.received = self.received or name
         return name is not None
+
+    def say(self, line: str) -> None:
+        """Prints a line; if that fails while steps are unsaved, the run is to stop and save."""
+        if self._unprinted is not None:
+            return
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            if not self._unsaved:
+                raise
+            self._unprinted = error
+            self.received = self.received or type(error).__name__
+
+    def report(self, what: str) -> None:
+        """Prints why the run stops; raises the error of `say` if there was one."""
+        if self._unprinted is not None:
+            raise self._unprinted
+        print(f"{self.received}: {what}", flush=True)
 
     def nothing_unsaved(self) -> None:
         """Allows a signal to end the process at any moment from now on.

@@ -1,8 +1,11 @@
 """SIGINT, SIGTERM and SIGHUP: at whatever moment one comes, nothing that was computed is lost."""
 
 import ctypes
+import errno
+import io
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -68,6 +71,23 @@ def test_between_steps(name, unbroken, tmp_path, monkeypatch, capsys):
     assert [signal.getsignal(number) for number in stop.SIGNALS] == before
     if name == "SIGHUP":
         assert_same_run(tmp_path / "run", runs.run(config, tmp_path / "run"), workdir, state)
+
+
+class ClosedPipe(io.StringIO):
+    """Output whose reader ends before the line of step 3."""
+
+    def write(self, text):
+        if self.closed or text.startswith("step      3"):
+            self.close()
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+def test_output_that_nobody_reads(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        runs.run(runs.make_config(text, log_every=1), tmp_path / "run")
+    assert runs.steps(tmp_path / "run")[-1] == 3
 
 
 def test_while_data_are_loaded(text, tmp_path, monkeypatch, capsys):
