@@ -101,6 +101,13 @@ def counts(least: int = 1, /, **options: object) -> None:
             raise ValueError(f"{name} is {value!r}; it must be an integer of {least} or more")
 
 
+def floating(**dtypes: object) -> None:
+    """Checks that types, given by name, are floating."""
+    for name, dtype in dtypes.items():
+        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise ValueError(f"{name} is {jnp.dtype(dtype)}; it must be a floating type")
+
+
 def state(name: str, x: object, kind: type[tuple]) -> None:
     """Checks that a state is the named tuple that the operation returns, or None."""
     if x is not None and not isinstance(x, kind):

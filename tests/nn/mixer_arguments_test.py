@@ -63,6 +63,29 @@ def test_misuse_names_the_argument(name, options, message):
         MIXERS[name](D, H, rngs=nnx.Rngs(0), **options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0}, "width is 0; it must be an integer of 1 or more"),
+        ({"heads": 0}, "heads is 0"),
+        ({"dtype": jnp.int32}, "dtype is int32; it must be a floating type"),
+    ],
+)
+def test_sizes_and_types_of_every_mixer(arguments, message):
+    for name in MIXERS:
+        options = {"width": D, "heads": H} | arguments
+        width, heads = options.pop("width"), options.pop("heads")
+        if name != "parallel":  # no mixer of its own; its branches are
+            with pytest.raises(ValueError, match=message):
+                MIXERS[name](width, heads, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_state_has_a_number_of_rows():
+    mixer = MIXERS["linear"](D, H, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        mixer.init_state(-1)
+
+
 def test_a_key_width_need_not_come_from_the_heads():
     """3 heads of 8 features in a model that is 10 wide, with rotary positions."""
     mixer = MIXERS["softmax"](10, 3, key_width=8, rotary=True, rngs=nnx.Rngs(0))

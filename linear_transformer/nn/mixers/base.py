@@ -81,11 +81,16 @@ class Mixer(nnx.Module):
         for name in options:  # `**options` of a constructor takes any name
             if name not in parameters(cls):
                 raise TypeError(f"{cls.__name__} has no option {name!r}")
+        positional = [name for name in parameters(cls) if name != "self"]
+        given = dict(zip(positional, arguments, strict=False)) | options
+        checks.counts(width=given.get("width"), heads=given.get("heads"))
+        checks.floating(dtype=given.get("dtype", jnp.float32))
         return super().__new__(cls)
 
     def init_state(self, batch_size: int) -> MixerState:
         """Returns the state before the first token."""
         require_causal(self.direction)
+        checks.counts(0, batch_size=batch_size)
         return self._init_state(batch_size)
 
     @checked
