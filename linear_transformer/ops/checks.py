@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 Sizes = dict[str, int]
 
@@ -101,7 +101,7 @@ def counts(least: int = 1, /, **options: object) -> None:
             raise ValueError(f"{name} is {value!r}; it must be an integer of {least} or more")
 
 
-def floating(**dtypes: object) -> None:
+def floating(**dtypes: DTypeLike) -> None:
     """Checks that types, given by name, are floating."""
     for name, dtype in dtypes.items():
         if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):

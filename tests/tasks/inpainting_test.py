@@ -126,7 +126,10 @@ MISTAKES = {
     "model key": ({"model__heads": 3}, r"config\.model\.heads: no such key"),
     "residual": ({"model__residual": "x"}, r"config\.model\.residual"),
     "path": ({"data__path": ""}, r"config\.data\.path is empty"),
-    "elapsed": ({"data__dataset": "chorales"}, r"config\.model\.elapsed_width is 32"),
+    "elapsed": (
+        {"data__dataset": "chorales", "data__path": ""},
+        r"config\.model\.elapsed_width is 32",
+    ),
 }
 
 

@@ -46,8 +46,9 @@ def write_idx(folder):
 
 
 def write_cifar10(folder):
-    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
-        (folder / f"{name}.bin").write_bytes(bytes(4 * (1 + 3 * 32 * 32)))
+    for level, name in enumerate((*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")):
+        image = bytes([0]) + bytes([level]) * 3 * 32 * 32  # a label and one grey
+        (folder / f"{name}.bin").write_bytes(4 * image)
 
 
 def write_imagenet(folder):
