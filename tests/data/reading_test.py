@@ -69,11 +69,16 @@ def copies(folder):
     (folder / "1" / "copy.txt").write_bytes((folder / "0" / "02.txt").read_bytes())
 
 
+def pipe(folder):
+    os.mkfifo(folder / "1" / "pipe.txt")
+
+
 def link_to_nothing(folder):
     (folder / "gone.txt").symlink_to(folder / "nowhere")
 
 
 LINKS = (link_to_itself, link_to_a_neighbour, links_to_a_file, hidden_link, copies, link_to_nothing)
+LINKS += (pipe,)
 
 
 @pytest.mark.parametrize("change", LINKS)
@@ -96,6 +101,18 @@ def test_splits_that_are_one_file(tmp_path):
     (tmp_path / "test.txt").unlink()
     (tmp_path / "test.txt").write_text("some words")
     fails("two of its splits have the same content", load_corpus, config)
+    (tmp_path / "validation.txt").write_text("more")
+    fails(r"has validation\.txt and valid\.txt; one of them must be", load_corpus, config)
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        fails(f"{path}: not a regular file", load_corpus, config_of("local_text", path))
+        fails("not a regular file", reading.read_file, epath.Path(path))
+    for name in ("train", "val", "test"):
+        (tmp_path / f"basic_{name}.tsv").symlink_to(tmp_path / "pipe")
+    fails("not a regular file", listops.load, config_of("listops", tmp_path))
 
 
 def test_a_folder_that_cannot_be_read(texts, monkeypatch):

@@ -22,7 +22,8 @@ MOST_BYTES = 2**31
 
 
 def read_file(path: epath.Path) -> bytes:
-    """Reads a file; raises a DataError if the file is missing or empty."""
+    """Reads a file; raises a DataError if the file is missing, special or empty."""
+    require_regular(path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -31,6 +32,13 @@ def read_file(path: epath.Path) -> bytes:
     if not data:
         raise DataError(f"{path}: the file is empty")
     return data
+
+
+def require_regular(path: epath.Path) -> None:
+    """Raises a DataError for a pipe, a device or a socket, which may be read without an end."""
+    # Not `is_file` of etils, which is true for a pipe.
+    if path.exists() and not ("://" in str(path) or os.path.isfile(path) or path.is_dir()):
+        raise DataError(f"{path}: not a regular file; a pipe or a device cannot be read twice")
 
 
 def read_zip_member(path: epath.Path, member: str, most_bytes: int = MOST_BYTES) -> bytes:
@@ -174,6 +182,7 @@ def existing_path(path: str, dataset: str, needs: str) -> epath.Path:
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not exists:
         raise DataError(f"{path}: no such file or folder; config.data.path must be {needs}")
+    require_regular(found)
     return found
 
 
@@ -235,7 +244,7 @@ def files_below(folder: epath.Path, *, hidden: bool = True) -> Iterator[epath.Pa
                 for entry in entries(path):
                     if hidden or not entry.name.startswith("."):
                         (links if os.path.islink(entry) else found).append(entry)
-            elif path.is_file():
+            elif "://" in str(path) or os.path.isfile(path):
                 yield path
 
 
@@ -260,7 +269,7 @@ def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
 
 
 def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
-    """Raises a DataError if two splits have the same file, also through links.
+    """Raises a DataError if two splits have the same file, also through links, or for a pipe.
 
     Args:
       files: paths by split; missing files are ignored, because reading them raises an error.
@@ -268,6 +277,7 @@ def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
     first: dict[Hashable, tuple[str, epath.Path]] = {}
     for split, paths in files.items():
         for path in (path for path in paths if path.exists()):
+            require_regular(path)
             other, known = first.setdefault(identity(path), (split, path))
             if other != split:
                 raise DataError(f"{path} of the {split} split is {known} of the {other} split")

@@ -16,6 +16,7 @@ from linear_transformer.data.errors import DataError
 from linear_transformer.data.io.reading import (
     data_files,
     decode_utf8,
+    distinct,
     distinct_contents,
     existing_path,
     read_file,
@@ -69,10 +70,12 @@ def _read(path: epath.Path) -> bytes:
 
 def _split_file(folder: epath.Path, split: str) -> epath.Path:
     names = _SPLIT_FILES[split]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{folder}: has train.txt but no {' or '.join(names)}")
+    found = distinct(folder / name for name in names if (folder / name).is_file())
+    if not found:
+        raise DataError(f"{folder}: has train.txt but no {' or '.join(names)}")
+    if len(found) > 1:
+        raise DataError(f"{folder}: has {' and '.join(names)}; one of them must be taken out")
+    return found[0]
 
 
 def _cut(document: bytes) -> dict[str, bytes]:
