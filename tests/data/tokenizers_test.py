@@ -96,6 +96,22 @@ def test_unknown_word_without_unk():
         WordTokenizer(["the", "<eos>"]).encode("the dog")
 
 
+@pytest.mark.parametrize("alphabet", ["Whitespace", "ByteLevel"])
+def test_a_character_without_a_token_is_not_dropped(tmp_path, alphabet):
+    """Byte pairs without an unknown token leave out what they do not know."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = getattr(tokenizers.pre_tokenizers, alphabet)()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=40, show_progress=False)
+    tokenizer.train_from_iterator(["the cat and the other cat"] * 5, trainer)
+    tokenizer.save(str(tmp_path / "pairs.json"))
+    loaded = load_tokenizer(str(tmp_path / "pairs.json"))
+    text = "the other cat and the cat"
+    assert loaded.encode(text).tolist() == tokenizer.encode(text).ids
+    assert loaded.vocab_size == tokenizer.get_vocab_size() + 1
+    with pytest.raises(DataError, match=r"pairs\.json: has no token for 'é'"):
+        loaded.encode("the caé")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

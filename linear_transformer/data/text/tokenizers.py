@@ -5,6 +5,7 @@ first token of a document from BOS; `encode` never produces BOS, and `decode` dr
 """
 
 import codecs
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, SupportsIndex, runtime_checkable
 
@@ -18,6 +19,7 @@ from linear_transformer.data.io.reading import decode_utf8, read_file
 
 EOS_WORD = "<eos>"
 UNKNOWN_WORD = "<unk>"
+_MISSING = "\ue000missing\ue000"  # word for characters without a token
 # Names of BOS in published tokenizers; GPT-2 uses its separator of documents as BOS.
 _BOS_NAMES = ("<s>", "<bos>", "[BOS]", "<|bos|>", "<|begin_of_text|>", "<|startoftext|>")
 _BOS_NAMES += ("<|endoftext|>",)
@@ -167,7 +169,6 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the library raises bare Exception
             reason = " ".join(str(error).split())
             raise DataError(f"{path}: not a tokenizer.json ({reason})") from error
-        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Ids can have gaps, so the vocabulary size follows from the largest id.
@@ -180,6 +181,9 @@ class HuggingFaceTokenizer:
         self.bos_id: int = size if bos is None else bos
         self.vocab_size: int = size + (bos is None)
         self._dtype = np.min_scalar_type(size - 1)
+        self._missing = size
+        self._tokenizer = _strict(self._tokenizer, size)
+        self._tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> np.ndarray:
         # Only the batch function avoids computing character offsets.
@@ -188,6 +192,12 @@ class HuggingFaceTokenizer:
         except Exception as error:  # for example, a vocabulary without its own unknown token
             reason = " ".join(str(error).split())
             raise DataError(f"{self._path}: the tokenizer cannot encode ({reason})") from error
+        if self._missing in encoding.ids:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            start, end = encoding.offsets[encoding.ids.index(self._missing)]
+            raise DataError(
+                f"{self._path}: has no token for {text[start:end]!r}, and no unknown token"
+            )
         return np.array(encoding.ids, self._dtype)
 
     def encode_utf8(self, data: bytes) -> np.ndarray:
@@ -199,6 +209,17 @@ class HuggingFaceTokenizer:
 
     def stream_decoder(self) -> StreamDecoder:
         return _HuggingFaceStreamDecoder(self._tokenizer, self.bos_id)
+
+
+def _strict(tokenizer: tokenizers.Tokenizer, missing: int) -> tokenizers.Tokenizer:
+    """Returns a tokenizer that encodes as the id `missing` what byte pairs would drop silently."""
+    values = json.loads(tokenizer.to_str())
+    model = values["model"]
+    if model["type"] != "BPE" or model["unk_token"] is not None:
+        return tokenizer
+    model["unk_token"] = _MISSING
+    model["vocab"][_MISSING] = missing
+    return tokenizers.Tokenizer.from_str(json.dumps(values))
 
 
 class _HuggingFaceStreamDecoder:
