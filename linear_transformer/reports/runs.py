@@ -61,7 +61,7 @@ class Run:
         made = path / environment.FILE
         try:
             where = json.loads(made.read_text()) if made.exists() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{made}: not JSON") from error
         return cls(folder, flatten(config_file.read(path)), read_metrics(path), where)
 
@@ -123,7 +123,7 @@ class Run:
                 evaluation = json.loads(path.read_text())
                 if evaluation["step"] >= self.step and metric in evaluation["metrics"]:
                     return float(evaluation["metrics"][metric]), True
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(f"{path}: not an evaluation; run eval.py again") from error
         if split == "train":  # these records cover the last steps only
             return None
@@ -261,7 +261,7 @@ def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:
     """Reads a benchmark file; returns None for any other file."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         return None

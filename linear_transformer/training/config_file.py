@@ -96,7 +96,7 @@ def read(workdir: epath.Path) -> ml_collections.ConfigDict:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: no run there ({path} cannot be read)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a config ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")

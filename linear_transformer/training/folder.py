@@ -73,7 +73,7 @@ def check_data(
     except FileNotFoundError:
         print(f"{'data:':12} not compared with those of before; {path} is missing", flush=True)
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     for key in sorted(before.keys() | fingerprints.keys()):
         then, now = before.get(key), fingerprints.get(key)

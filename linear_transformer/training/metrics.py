@@ -119,7 +119,7 @@ def _lines(path: epath.Path) -> list[tuple[str, dict[str, Any] | None]]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict):
         return None

@@ -61,9 +61,10 @@ def test_values_are_of_the_last_step(tmp_path):
         (run.folder / "eval-test.json").write_text(json.dumps(record))
     assert done.value("test", "accuracy") is None
     assert stopped.value("test", "accuracy") == (0.1, True)  # of a checkpoint after the last record
-    (done.folder / "eval-test.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"eval-test\.json: not an evaluation"):
-        done.value("test", "accuracy")
+    for damage in ("{", "[" * 10**5):
+        (done.folder / "eval-test.json").write_text(damage)
+        with pytest.raises(ConfigError, match=r"eval-test\.json: not an evaluation"):
+            done.value("test", "accuracy")
 
 
 def test_the_command_makes_the_run(tmp_path):
@@ -94,6 +95,7 @@ def test_what_is_not_a_run_is_left_out(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "deep.json").write_text("[" * 10**5)
     folders.write_benchmark(tmp_path / "x" / "b.json", size="paper size", date="", linear=(1, 2))
     found = find([tmp_path, tmp_path / "a", tmp_path / "none"])
     assert [run.folder for run in found.runs] == [tmp_path / "a"]
@@ -102,6 +104,14 @@ def test_what_is_not_a_run_is_left_out(tmp_path):
 
 def test_a_damaged_run_is_named(tmp_path):
     folders.write_run(tmp_path / "a", PAPER)
-    (tmp_path / "a" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"a/config\.json: not a config"):
+    deep = "[" * 10**5
+    (tmp_path / "a" / "metrics.jsonl").write_text(deep)
+    assert find([tmp_path]).runs[0].records == []
+    (tmp_path / "a" / "environment.json").write_text(deep)
+    with pytest.raises(ConfigError, match=r"a/environment\.json: not JSON"):
         find([tmp_path])
+    (tmp_path / "a" / "environment.json").unlink()
+    for damage in ("{", deep):
+        (tmp_path / "a" / "config.json").write_text(damage)
+        with pytest.raises(ConfigError, match=r"a/config\.json: not a config"):
+            find([tmp_path])
