@@ -1,6 +1,7 @@
 """Interface of tasks, for training, evaluation and sampling."""
 
 import abc
+import copy
 import functools
 import itertools
 from collections.abc import Iterator
@@ -96,6 +97,19 @@ class Task(abc.ABC):
         """
         batches = itertools.islice(self.evaluation_batches(split), max_batches)
         return self.summarize(self._total(graphdef, parameters, batches), split)
+
+    def metric_names(self, graphdef: nnx.GraphDef, parameters: Any) -> list[str]:
+        """Returns the names in `evaluate`, from the shapes of a batch; nothing is compiled."""
+
+        def named(graphdef: nnx.GraphDef, parameters: Any, batch: Batch) -> Any:
+            def sums(parameters: Any, batch: dict[str, jax.Array]) -> Metrics:
+                return self.measure(nnx.merge(graphdef, parameters), batch)[0]
+
+            return dict.fromkeys(jax.eval_shape(sums, parameters, batch), (0.0, 1.0))
+
+        task: Any = copy.copy(self)
+        task._sums = named
+        return list(task.evaluate(graphdef, parameters, "validation", 1))
 
     def evaluate_stateful(
         self, graphdef: nnx.GraphDef, parameters: Any, split: str

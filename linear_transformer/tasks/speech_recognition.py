@@ -100,6 +100,10 @@ class SpeechRecognition(Task):
         sums = jnp.sum(nll_B * weights_B), jnp.sum(batch["num_units"] * weights_B)
         return {"loss": sums}, logits_BTE
 
+    def metric_names(self, graphdef: nnx.GraphDef, parameters: Any) -> list[str]:
+        words = ["word_error_rate"] if self.source.units.has_words else []
+        return [*super().metric_names(graphdef, parameters), "unit_error_rate", *words]
+
     def _sums(self, graphdef: nnx.GraphDef, parameters: Any, batch: Batch) -> Metrics:
         """Computes the loss, and the errors of the recognized text outside of JAX."""
         metrics, logits_BTE = self._forward(graphdef, parameters, batch)

@@ -249,3 +249,8 @@ class Experiment:
         """Evaluates a split on the mesh; see `Task.evaluate`."""
         with jax.set_mesh(self.mesh):
             return self.task.evaluate(self.graphdef, parameters, split, max_batches)
+
+    def metric_names(self) -> list[str]:
+        """Returns the names of the metrics of an evaluation; see `Task.metric_names`."""
+        parameters = nnx.to_pure_dict(nnx.state(self.model, (nnx.Param, nnx.BatchStat)))
+        return self.task.metric_names(self.graphdef, parameters)

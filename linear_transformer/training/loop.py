@@ -131,6 +131,7 @@ def _train(
 def _build(config: ml_collections.ConfigDict) -> tuple[Experiment, dict[str, str]]:
     """Builds the experiment and the fingerprints of its data."""
     built = Experiment(config)
+    StopCondition(config.stop_when).require_metric(built.metric_names)
     return built, fingerprints(config.data, built.task)
 
 

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections.abc import Callable, Iterable
 
 from linear_transformer.errors import ConfigError
 
@@ -39,6 +40,13 @@ class StopCondition:
         """Entry of the record of an evaluation; empty if the condition is not met."""
         return {self.entry: 1.0} if self.met else {}
 
+    def require_metric(self, names: Callable[[], Iterable[str]]) -> None:
+        """Raises a ConfigError if there is a condition, and its metric has none of these names."""
+        if self._found is not None and self._found[1] not in (known := list(names())):
+            raise ConfigError(
+                f"config.stop_when names {self._found[1]!r}; an evaluation has {', '.join(known)}"
+            )
+
     def check(self, metrics: dict[str, float]) -> None:
         """Sets `met` by the metrics of an evaluation.
 
@@ -47,9 +55,6 @@ class StopCondition:
         """
         if self._found is None:
             return
+        self.require_metric(lambda: metrics)
         name, comparison, value = self._found.groups()
-        if name not in metrics:
-            raise ConfigError(
-                f"config.stop_when names {name!r}; an evaluation has {', '.join(metrics)}"
-            )
         self.met = self.met or _COMPARISONS[comparison](metrics[name], float(value))

@@ -147,6 +147,7 @@ def test_longer_windows(text):
     config.data.evaluation_lengths = (64, 17)
     task, graphdef, parameters = make(config)
     metrics = task.evaluate(graphdef, parameters, "validation")
+    assert task.metric_names(graphdef, parameters) == list(metrics)
     for length in (64, 17):
         other, _, _ = make(runs.make_config(text, "softmax", data__sequence_length=length))
         expected = other.evaluate(graphdef, parameters, "validation")["bits_per_byte"]

@@ -99,6 +99,7 @@ def test_evaluation_counts_every_utterance_once(variant, beam_width):
     assert isinstance(task, Task)
     graphdef, parameters = nnx.split(task.make_model(nnx.Rngs(1)))
     metrics = task.evaluate(graphdef, parameters, "test")
+    assert sorted(task.metric_names(graphdef, parameters)) == sorted(metrics)
     examples, _ = task.source.split("test")
     assert len(examples) == 9
     model = jax.jit(lambda frames: nnx.merge(graphdef, parameters)(frames))

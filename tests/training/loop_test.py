@@ -300,3 +300,4 @@ def test_a_condition_on_an_unknown_metric(text, tmp_path):
     config = runs.make_config(text, stop_when="accuracy >= 0.5")
     with pytest.raises(ConfigError, match=r"names 'accuracy'; an evaluation has bits_per_byte"):
         runs.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing was compiled either
