@@ -86,6 +86,20 @@ def test_a_state_has_a_number_of_rows():
         mixer.init_state(-1)
 
 
+@pytest.mark.parametrize("name", ["linear", "delta_net", "diag", "softmax"])
+def test_types_of_segment_ids_and_states(name):
+    """A state keeps its types for ids of any type, and other kinds of numbers are no state."""
+    mixer = MIXERS[name](D, H, rngs=nnx.Rngs(0))
+    x, state = jnp.ones((B, 1, D)), mixer.init_state(B)
+    for dtype in ("uint32", "int8"):
+        _, after = mixer(x, state, segment_ids=jnp.ones((B, 1), dtype))
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    for dtype in ("int32", "complex64"):
+        wrong = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), state)
+        with pytest.raises(ValueError, match=rf"state\['\w+'\].* is {dtype}; it must be floating"):
+            mixer(x, jax.tree.map(lambda a, b: a if a.dtype == jnp.int32 else b, state, wrong))
+
+
 def test_a_key_width_need_not_come_from_the_heads():
     """3 heads of 8 features in a model that is 10 wide, with rotary positions."""
     mixer = MIXERS["softmax"](10, 3, key_width=8, rotary=True, rngs=nnx.Rngs(0))

@@ -49,6 +49,8 @@ def checked(call: Callable) -> Callable:
         if state is not None:
             require_causal(self.direction)
             _check_state(self, state, sizes["B"])
+        if segment_ids is not None:  # a state keeps them in this type
+            segment_ids = jnp.asarray(segment_ids, jnp.int32)
         if 0 in (sizes["B"], sizes["T"]):
             return jnp.zeros(x_BTD.shape, getattr(self, "dtype", x_BTD.dtype)), state
         with checks.no_forward_mode(type(self).__name__, "it has derivatives in reverse mode"):
@@ -163,8 +165,11 @@ def _check_state(mixer, state, batch):
         )
     leaves = zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True)
     for (path, x), one in leaves:
+        name = f"state{jax.tree_util.keystr(path)}"
+        kind = jnp.integer if jnp.issubdtype(one.dtype, jnp.integer) else jnp.floating
+        if not jnp.issubdtype(dtype := jnp.result_type(x), kind):
+            raise ValueError(f"{name} is {dtype}; it must be {kind.__name__}, as init_state has it")
         if jnp.shape(x) != one.shape:
-            name = f"state{jax.tree_util.keystr(path)}"
             raise ValueError(
                 f"{name} is {jnp.shape(x)}; it must be {one.shape}, as init_state({batch}) makes it"
             )
