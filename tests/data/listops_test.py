@@ -135,6 +135,7 @@ def test_tokens_need_not_be_one_blank_apart():
         ("Source\tTarget\n1\t10\n", "row 2 has the label '10'; 0 to 9 expected"),
         ("Source\tTarget\n1\tx\n", "row 2 has the label 'x'; 0 to 9 expected"),
         ("Source\tTarget\n12 3\t1\n", "row 2: unknown token '12'"),
+        ("Source\tTarget\n[MAX [MIN 1 2 ] 3\t3\n", "row 2: 2 operators and 1 closing brackets"),
         ("Source\tTarget\n( ( [SUM 3 ) ] )\t1\n", r"row 2: unknown token '\[SUM'"),
         ("Source\tTarget\n[MAX1 ]\t1\n", r"row 2: unknown token '\[MAX1'"),
         ("Source\tTarget\n( )\t1\n", "row 2: the source is empty"),

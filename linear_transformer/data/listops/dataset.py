@@ -33,6 +33,7 @@ HEADER = "Source\tTarget"
 TOKENS = (*map(str, range(10)), *OPERATORS, "]")  # token n has id n + 1; 0 is padding
 
 _IDS = {token.encode(): number for number, token in enumerate(TOKENS, 1)}
+_OPENING = [_IDS[operator.encode()] for operator in OPERATORS]
 _FOLDERS = (".", FOLDER, f"lra_release/{FOLDER}", f"lra_release/lra_release/{FOLDER}")
 # A single byte replaces each operator, so that whole rows are translated at once.
 _BYTES = {operator.encode(): bytes([number]) for number, operator in enumerate(OPERATORS, 1)}
@@ -110,7 +111,7 @@ def tokenize(source: bytes) -> bytes:
     """Returns the ids of a list, given as text with blanks between tokens.
 
     Raises:
-      DataError: a token is unknown, or there are no tokens.
+      DataError: a token is unknown, there are no tokens, or a list is not closed.
     """
     short = source
     for operator, byte in _BYTES.items():
@@ -125,6 +126,9 @@ def tokenize(source: bytes) -> bytes:
         ids = bytes(_IDS[token] for token in tokens)
     if not ids:
         raise DataError("the source is empty")
+    opened, closed = sum(map(ids.count, _OPENING)), ids.count(_IDS[b"]"])
+    if opened != closed:
+        raise DataError(f"{opened} operators and {closed} closing brackets")
     return ids
 
 
