@@ -61,6 +61,7 @@ _PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against le
 _SWEEP = flags.DEFINE_bool("sweep", False, "Time chunk sizes and chunks per block instead.")
 _CHUNK_SIZES = flags.DEFINE_list("chunk_sizes", ["32", "64", "128", "256"], "For --sweep.")
 _CHUNKS_PER_BLOCK = flags.DEFINE_list("chunks_per_block", ["1", "4", "8", "16"], "For --sweep.")
+timing.whole_numbers(_LENGTHS, _CHUNK_SIZES, _CHUNKS_PER_BLOCK)
 
 COLUMNS = {
     "length": ",",

@@ -36,6 +36,7 @@ _LONG = flags.DEFINE_bool("long", False, "Decode --long_tokens at batch 1 instea
 _LONG_TOKENS = flags.DEFINE_integer("long_tokens", 1_000_000, "Tokens of --long.")
 _SEGMENT = flags.DEFINE_integer("segment", 10_000, "Tokens per row of --long.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of --long, a PNG file.")
+timing.whole_numbers(_BATCHES, _CONTEXTS)
 
 VOCAB = 257
 COLUMNS = {

@@ -49,6 +49,7 @@ _METHODS = flags.DEFINE_list("methods", list(METHODS), "Rows.")
 _BATCHES = flags.DEFINE_list("batches", ["1"], "Images drawn side by side.")
 _SMALL = flags.DEFINE_bool("small", False, "The `,small` twin instead of the paper's size.")
 _LENGTHS = flags.DEFINE_integer("lengths", 4, "Lengths at which a whole pass is timed.", 3)
+timing.whole_numbers(_BATCHES)
 
 COLUMNS = {
     "batch": "d",

@@ -38,6 +38,7 @@ _MEMORY_GB = flags.DEFINE_float(
 )
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "The most that a call may take.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture to write: time and memory over the length.")
+timing.whole_numbers(_LENGTHS)
 
 COLUMNS = {
     "length": ",",

@@ -33,6 +33,7 @@ _LENGTHS = flags.DEFINE_list("lengths", list(map(str, table2.LENGTHS)), "Bytes."
 _BATCH = flags.DEFINE_integer("batch", 2, "Sequences a step.", lower_bound=1)
 _SCALE = flags.DEFINE_enum("scale", None, variants.SCALES, "Another size than that of LRA's code.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against length.")
+timing.whole_numbers(_LENGTHS)
 
 COLUMNS = {
     "name": "",

@@ -128,3 +128,11 @@ def test_a_mistake_is_one_line(script, argument):
     assert done.returncode == 2
     assert argument in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("given", ["--lengths=a", "--lengths=64,0", "--chunk_sizes=1.5"])
+def test_numbers_of_a_list(given):
+    ended = run("attention", given)
+    assert ended.returncode and "Traceback" not in ended.stderr
+    assert f"flag --{given.partition('=')[0][2:]}=" in ended.stderr
+    assert "must be whole numbers from 1 on, separated by commas" in ended.stderr
