@@ -112,6 +112,16 @@ def test_a_character_without_a_token_is_not_dropped(tmp_path, alphabet):
         loaded.encode("the caé")
 
 
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_dropout_of_merges_is_left_out(tmp_path, unknown):
+    path = _byte_level_file(tmp_path / "pairs.json", ["<unk>"])
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    expected = tokenizer.encode("the other cat").ids
+    tokenizer.model.unk_token, tokenizer.model.dropout = unknown, 1.0
+    tokenizer.save(path)
+    assert load_tokenizer(path).encode("the other cat").tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

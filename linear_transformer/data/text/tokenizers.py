@@ -182,7 +182,7 @@ class HuggingFaceTokenizer:
         self.vocab_size: int = size + (bos is None)
         self._dtype = np.min_scalar_type(size - 1)
         self._missing = size
-        self._tokenizer = _strict(self._tokenizer, size)
+        self._tokenizer = _exact(self._tokenizer, size)
         self._tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> np.ndarray:
@@ -211,14 +211,19 @@ class HuggingFaceTokenizer:
         return _HuggingFaceStreamDecoder(self._tokenizer, self.bos_id)
 
 
-def _strict(tokenizer: tokenizers.Tokenizer, missing: int) -> tokenizers.Tokenizer:
-    """Returns a tokenizer that encodes as the id `missing` what byte pairs would drop silently."""
+def _exact(tokenizer: tokenizers.Tokenizer, missing: int) -> tokenizers.Tokenizer:
+    """Returns a tokenizer without dropout of merges, which would give a text other ids every time.
+
+    It encodes as the id `missing` what byte pairs would drop silently.
+    """
     values = json.loads(tokenizer.to_str())
     model = values["model"]
-    if model["type"] != "BPE" or model["unk_token"] is not None:
+    if model["type"] != "BPE" or (model["unk_token"] is not None and model["dropout"] is None):
         return tokenizer
-    model["unk_token"] = _MISSING
-    model["vocab"][_MISSING] = missing
+    model["dropout"] = None
+    if model["unk_token"] is None:
+        model["unk_token"] = _MISSING
+        model["vocab"][_MISSING] = missing
     return tokenizers.Tokenizer.from_str(json.dumps(values))
 
 
