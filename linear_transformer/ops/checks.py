@@ -22,7 +22,7 @@ def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arg
       sizes: known sizes by letter, such as {"W": 65}.
       kind: jnp.floating, or jnp.inexact if complex numbers are allowed too.
       arguments: an array under a name that ends in its axes (`q_BTHK=q`), or a pair of an array and
-        its axes (`initial_state=(state, "BHKV")`); None is skipped.
+        its axes (`initial_state=(state, "BHKV")`), which is skipped if the array is None.
 
     Returns:
       The sizes of all letters, including `sizes`.
@@ -31,12 +31,12 @@ def arrays(sizes: Mapping[str, int] = {}, /, *, kind: type = jnp.floating, **arg
       ValueError: an argument is not an array, or has a wrong dtype or shape.
     """
     sizes = dict(sizes)
-    for name, x in arguments.items():
-        x, axes = x if isinstance(x, tuple) else (x, name.rpartition("_")[2])
-        if x is None:
-            continue
-        _dtype(name, x, kind, kind.__name__)
-        _shape(name, x, axes, sizes)
+    for name, given in arguments.items():
+        is_pair = isinstance(given, tuple)
+        x, axes = given if is_pair else (given, name.rpartition("_")[2])
+        if not is_pair or x is not None:
+            _dtype(name, x, kind, kind.__name__)
+            _shape(name, x, axes, sizes)
     return sizes
 
 
@@ -54,6 +54,13 @@ def tokens(sizes: Mapping[str, int], /, **arguments) -> None:
             kind, allowed = (jnp.bool_, "bool") if is_mask else (jnp.integer, "an integer type")
             _dtype(name, x, kind, allowed)
             _shape(name, x, axes, dict(sizes))
+
+
+def required(**arguments: object) -> None:
+    """Checks that arguments, given by name, are not None."""
+    for name, x in arguments.items():
+        if x is None:
+            raise ValueError(f"{name} is None; it must be an array")
 
 
 def log_decay(x: ArrayLike | None, sizes: Mapping[str, int]) -> None:

@@ -94,8 +94,8 @@ def decayed_attention(
         q_BTHK=q_BTHK,
         k_BTHK=k_BTHK,
         v_BTHV=v_BTHV,
-        log_value_decay_BTHV=log_value_decay_BTHV,
-        bonus_HK=bonus_HK,
+        log_value_decay_BTHV=(log_value_decay_BTHV, "BTHV"),
+        bonus_HK=(bonus_HK, "HK"),
         initial_state=(initial_state, "BHKV"),
     )
     masks = {"segment_ids_BT": segment_ids_BT, "key_mask_BS": key_mask_BS}

@@ -80,7 +80,7 @@ def log_linear_attention(
         k_BTHK=k_BTHK,
         v_BTHV=v_BTHV,
         scales_BTHM=scales_BTHM,
-        log_decay_BTH=log_decay_BTH,
+        log_decay_BTH=(log_decay_BTH, "BTH"),
     )
     checks.tokens(sizes, segment_ids_BT=segment_ids_BT)
     checks.at_most_zero("log_decay_BTH", log_decay_BTH)

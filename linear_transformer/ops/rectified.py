@@ -83,7 +83,7 @@ def rectified_attention(
         raise ValueError(f"window is causal, and direction is {direction!r}")
     row = S * sequence_parallel.shards()
     distances = row if causal else 2 * row - 1
-    checks.arrays({"E": distances}, bias_E=bias_E)
+    checks.arrays({"E": distances}, bias_E=(bias_E, "E"))
     if key_segment_ids_BS is not None and segment_ids_BT is None:
         raise ValueError("key_segment_ids_BS without segment_ids_BT")
     if segment_ids_BT is not None and key_segment_ids_BS is None and S > T:

@@ -58,9 +58,9 @@ def relative_attention(
     sizes = checks.arrays(
         sizes,
         distances_WHK=distances_WHK,
-        content_bias_HK=content_bias_HK,
-        position_bias_HK=position_bias_HK,
-        log_factors_HW=log_factors_HW,
+        content_bias_HK=(content_bias_HK, "HK"),
+        position_bias_HK=(position_bias_HK, "HK"),
+        log_factors_HW=(log_factors_HW, "HW"),
     )
     checks.tokens(sizes, segment_ids_BS=segment_ids_BS, key_mask_BS=key_mask_BS)
     batch, time, keys, window = (sizes[axis] for axis in "BTSW")

@@ -137,6 +137,7 @@ def diagonal_scan(
 
     The other arguments are as in `selective_scan`.
     """
+    checks.required(a=a)
     sizes = checks.arrays(b_BTN=b_BTN, kind=jnp.inexact)
     batch, width = sizes["B"], sizes["N"]
     checks.arrays(

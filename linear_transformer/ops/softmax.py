@@ -111,9 +111,9 @@ def softmax_attention(
     sizes = checks.arrays(q_BTHK=q_BTHK, k_BSJK=k_BSJK, v_BSJV=v_BSJV)
     checks.arrays(
         sizes | {"X": 2},
-        query_log_sums_BTHX=query_log_sums_BTHX,
-        key_log_sums_BSHX=key_log_sums_BSHX,
-        sinks_H=sinks_H,
+        query_log_sums_BTHX=(query_log_sums_BTHX, "BTHX"),
+        key_log_sums_BSHX=(key_log_sums_BSHX, "BSHX"),
+        sinks_H=(sinks_H, "H"),
     )
     checks.tokens(
         sizes,

@@ -64,6 +64,7 @@ def block_sparse_attention(
         raise ValueError(f"num_global is {num_global}; it must be 0 to block_size ({block_size})")
     heads, blocks = sizes["H"], -(-time // block_size)
     shared = getattr(blocks_HGN, "shape", ())[:1] == (1,)
+    checks.required(blocks_HGN=blocks_HGN)
     checks.tokens({"H": 1 if shared else heads, "G": blocks}, blocks_HGN=blocks_HGN)
     if 0 in (sizes["B"], time):
         return jnp.zeros_like(v_BTHV)

@@ -257,6 +257,11 @@ BLOCKS = np.zeros((1, 4, 1), int)
         (lambda f: f(softmax_attention)(X, X, X, key_mask_BS=IDS_BT[:1] > 0), "key_mask_BS is"),
         (lambda f: f(softmax_attention)(X, X, X, window=1.5), "window is 1.5; it must be an int"),
         (lambda f: f(softmax_attention)(X, X, X, scale="1"), "scale is '1'; it must be a positive"),
+        (lambda f: f(softmax_attention)(X, None, X), "k_BSJK is a NoneType; it must be an array"),
+        (lambda f: f(linear_attention)(None, X, X), "q_BTHK is a NoneType"),
+        (lambda f: f(decayed_attention)(X, X, None, None), "v_BTHV is a NoneType"),
+        (lambda f: f(diagonal_scan)(X[:, :, 0], None), "a is None; it must be an array"),
+        (lambda f: f(block_sparse_attention)(X, X, X, None, block_size=4), "blocks_HGN is None"),
         (lambda f: f(linear_attention)(X, X, X, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
         (lambda f: f(decayed_attention)(X, X, X, None, key_mask_BS=IDS_BT), "key_mask_BS is int32"),
         (

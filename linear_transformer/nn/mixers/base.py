@@ -44,7 +44,8 @@ def checked(call: Callable) -> Callable:
     def checked_call(self, x_BTD, state=None, *, segment_ids=None, positions=None, **values):
         output = getattr(self, "output", None)
         width = {} if output is None else {"D": output.out_features}
-        sizes = checks.arrays(width, x_BTD=x_BTD, **values)
+        given = {name: x for name, x in values.items() if x is not None}
+        sizes = checks.arrays(width, x_BTD=x_BTD, **given)
         checks.tokens(sizes, segment_ids=(segment_ids, "BT"), positions=(positions, "BT"))
         if state is not None:
             require_causal(self.direction)
