@@ -210,7 +210,8 @@ def _load_kaldi(config: Any) -> SpeechCorpus:
     """Loads SUBSET/wav.scp and SUBSET/text: rows of an utterance's name and file or transcript.
 
     Relative paths are relative to `config.path`.  Commands (rows that end in "|") are not run:
-    write the sounds to files first.
+    write the sounds to files first.  The fingerprint of the data has the files below `config.path`
+    only, so a change of sounds elsewhere is not noticed.
     """
     layout = "the data folder of a Kaldi recipe: SUBSET/wav.scp and SUBSET/text"
     return _of_folders(config, "unknown", layout, _kaldi_subset)
