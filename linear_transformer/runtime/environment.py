@@ -86,7 +86,19 @@ def machine(environment: Mapping[str, Any]) -> str:
 def save(path: epath.Path, **facts: Any) -> None:
     """Writes `describe` and the facts as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(describe() | facts, indent=2) + "\n")
+    write_json(path, describe() | facts)
+
+
+def write_json(path: epath.Path, values: object) -> None:
+    """Writes a JSON file atomically: a process that is killed leaves the file of before."""
+    text = json.dumps(values, indent=2) + "\n"
+    # A device such as /dev/null is not to be replaced; `is_file` of etils is true for it.
+    if os.path.exists(path) and not os.path.isfile(path):
+        path.write_text(text)
+        return
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _cores() -> int | None:

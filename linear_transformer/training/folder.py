@@ -52,7 +52,7 @@ def prepare_run_folder(
         _check_checkpoints(before, workdir)
     config_file.save(config, workdir)
     try:
-        write_json(workdir / DATA_FILE, fingerprints)
+        environment.write_json(workdir / DATA_FILE, fingerprints)
         environment.save(workdir / environment.FILE)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
@@ -84,13 +84,6 @@ def check_data(
                 f"{str(then)[:8]} there, {str(now)[:8]} here); bring the old data back, or train "
                 "in another --workdir"
             )
-
-
-def write_json(path: epath.Path, values: object) -> None:
-    """Writes a JSON file atomically."""
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _check_schedule(

@@ -2,14 +2,17 @@
 
 import errno
 import json
+import os
 import pathlib
 import shutil
+import stat
 
 import pytest
 from etils import epath
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference import evaluation
+from linear_transformer.runtime import environment
 from linear_transformer.training import build, checkpoints, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
@@ -205,11 +208,35 @@ def test_a_folder_that_is_removed_during_a_save_is_named(text, tmp_path, monkeyp
 
 
 def test_evaluation_prints_before_it_writes(unbroken, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "write_json", full)
+    monkeypatch.setattr(environment, "write_json", full)
     run = evaluation.Run.load(epath.Path(unbroken[1]))
     with pytest.raises(RunError, match=r"eval-test\.json: cannot be written .*above are complete"):
         evaluation.evaluate(run, "test", stateful=False)
     assert "bits per byte" in capsys.readouterr().out
+
+
+def test_a_kill_while_the_environment_is_written_leaves_the_old_file(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / environment.FILE)
+    environment.save(path, size=1)
+    write = type(path).write_text
+
+    def killed(self, text, *arguments, **options):
+        write(self, text[:40], *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        environment.save(path, size=2)
+    assert json.loads(path.read_text())["size"] == 1
+
+
+def test_results_that_go_into_a_pipe_or_a_device_leave_it_there(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDWR)
+    environment.write_json(epath.Path(tmp_path / "pipe"), {"size": 1})
+    assert os.read(reader, 100) == b'{\n  "size": 1\n}\n'
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 # What is said.
