@@ -22,10 +22,11 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from benchmarks import peers, timing
+from linear_transformer.errors import ConfigError
 from linear_transformer.ops import additive, block_loop
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
@@ -269,7 +270,7 @@ def shape() -> str:
 def main() -> None:
     for name in _FORMS.value:
         if name not in OPERATORS:
-            raise app.UsageError(f"--forms={name}: choose from {', '.join(OPERATORS)}")
+            raise ConfigError(f"--forms={name}: choose from {', '.join(OPERATORS)}")
     if _SWEEP.value:
         rows = sweep()
         names = ("length", "dtype", "chunk size", "chunks per block", "ms", "min", "max", "temp MB")

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from benchmarks import peers, timing
 from benchmarks.programs import Decoder
+from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.runtime.pictures import new_figure, save_figure
@@ -164,7 +165,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     for mixer in _MIXERS.value:
         if mixer not in ("linear", "softmax"):
-            raise app.UsageError(f"--mixers={mixer}: choose from linear, softmax")
+            raise ConfigError(f"--mixers={mixer}: choose from linear, softmax")
     sizes = f"{_LAYERS.value} layers, width {_WIDTH.value}, {_HEADS.value} heads"
     if _LONG.value:
         rows = long()

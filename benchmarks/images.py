@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from benchmarks import timing
 from benchmarks.programs import Decoder
 from configs.papers.katharopoulos2020 import cifar10, mnist
 from linear_transformer.config import configuration
+from linear_transformer.errors import ConfigError
 from linear_transformer.generate_images import PixelSampler
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
@@ -130,7 +131,7 @@ def compare(batch: int) -> list[dict[str, Any]]:
 def main() -> None:
     for method in _METHODS.value:
         if method not in METHODS:
-            raise app.UsageError(f"--methods={method}: choose from {', '.join(METHODS)}")
+            raise ConfigError(f"--methods={method}: choose from {', '.join(METHODS)}")
     rows = [row for batch in _BATCHES.value for row in compare(int(batch))]
     size = "small twin" if _SMALL.value else "paper size"
     timing.report(f"Drawing images of {_DATASET.value}, {size}", rows, COLUMNS)

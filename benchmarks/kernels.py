@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jax.sharding import SingleDeviceSharding
 
+from linear_transformer.errors import ConfigError
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
+from linear_transformer.runtime.program import run
 
 # The smallest topology of each version.
 TOPOLOGIES = ("v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1")
@@ -144,8 +146,11 @@ def _define_flags() -> None:
     flags.DEFINE_bool("packed", False, "Segment ids, and an initial state.")
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     given = flags.FLAGS
+    for name in given.operators:
+        if name not in OPERATORS:
+            raise ConfigError(f"--operators={name}: choose from {', '.join(OPERATORS)}")
     chosen = TOPOLOGIES if given.topology == "all" else (given.topology,)
     titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
     titles += [f"temporaries of {form} MB" for form in given.forms]
@@ -160,4 +165,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    run(main)

@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from benchmarks import timing
 from benchmarks.programs import training_step
 from configs.lra import text, variants
 from configs.papers.lra2020 import table2
+from linear_transformer.errors import ConfigError
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 # Published: steps per second, then gigabytes per device, at `table2.LENGTHS` bytes.
@@ -107,7 +108,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     for name in _NAMES.value:
         if name not in variants.NAMES:
-            raise app.UsageError(f"--names={name}: choose from {', '.join(variants.NAMES)}")
+            raise ConfigError(f"--names={name}: choose from {', '.join(variants.NAMES)}")
     rows = []
     for length in map(int, _LENGTHS.value):
         for name in _NAMES.value:

@@ -12,12 +12,13 @@ if __name__ == "__main__":
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from benchmarks import timing
 from benchmarks.programs import Decoder, training_step
 from configs import mechanisms
 from configs.lm import shakespeare
+from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.training.build import make_task
 
@@ -67,7 +68,7 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     for name in _NAMES.value:
         if name not in mechanisms.NAMES:
-            raise app.UsageError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
+            raise ConfigError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
     rows = []
     for name in _NAMES.value:
         rows.append(measure(name))

@@ -15,12 +15,13 @@ if __name__ == "__main__":
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from benchmarks import timing
 from configs import mechanisms
 from configs.lm import shakespeare
 from linear_transformer.compile.ahead_of_time import compile_training_step
+from linear_transformer.errors import ConfigError
 from linear_transformer.types import Device
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
@@ -55,7 +56,7 @@ def measure(name: str, chip: Device) -> dict[str, Any]:
 def main() -> None:
     for name in _NAMES.value:
         if name not in mechanisms.NAMES:
-            raise app.UsageError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
+            raise ConfigError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
     chip = accelerators.describe_devices(_TOPOLOGY.value)[0]
     rows = []
     for name in _NAMES.value:

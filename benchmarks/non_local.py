@@ -18,11 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from etils import epath
 from flax import nnx
 
 from benchmarks import timing
+from linear_transformer.errors import ConfigError
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
@@ -109,9 +110,9 @@ def main() -> None:
     try:
         sides = [int(size) for size in _SIZES.value]
     except ValueError as error:
-        raise app.UsageError(f"--sizes={','.join(_SIZES.value)}: not whole numbers") from error
+        raise ConfigError(f"--sizes={','.join(_SIZES.value)}: not whole numbers") from error
     if min(sides, default=0) < 1:
-        raise app.UsageError(f"--sizes={','.join(_SIZES.value)}: sizes must be positive")
+        raise ConfigError(f"--sizes={','.join(_SIZES.value)}: sizes must be positive")
     rows = [row for side in sides for row in measure(side)]
     title = f"Attention over pixels, {_CHANNELS.value} channels, {_NORMALIZATION.value}"
     timing.report(title, rows, COLUMNS)

@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import flags
+
+from linear_transformer.errors import ConfigError
 
 FAST_TRANSFORMERS = "fast-transformers"
 TORCH = "torch"
@@ -21,12 +23,12 @@ Run = Callable[[], Any]
 
 
 def wanted(name: str) -> bool:
-    """Returns whether --peers names a peer; raises a UsageError if one is unknown or missing."""
+    """Returns whether --peers names a peer; raises a ConfigError if one is unknown or missing."""
     for peer in PEERS.value:
         if peer not in _MODULES:
-            raise app.UsageError(f"--peers={peer}: choose from {', '.join(_MODULES)}")
+            raise ConfigError(f"--peers={peer}: choose from {', '.join(_MODULES)}")
         if importlib.util.find_spec(_MODULES[peer]) is None:
-            raise app.UsageError(f"--peers={peer}: not installed, see benchmarks/README.md")
+            raise ConfigError(f"--peers={peer}: not installed, see benchmarks/README.md")
     return name in PEERS.value
 
 

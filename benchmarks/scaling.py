@@ -12,10 +12,11 @@ from linear_transformer.runtime import accelerators
 if __name__ == "__main__":
     accelerators.prepare_environment()
 
-from absl import app, flags
+from absl import flags
 
 from configs.lm import scale
 from linear_transformer.compile.ahead_of_time import Report, compile_training_step
+from linear_transformer.runtime import program
 from linear_transformer.runtime.accelerators import GIB
 
 # For each size, a suitable slice of each version.
@@ -63,14 +64,14 @@ def row(size: str, topology: str, report: Report) -> list[str]:
     ]
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
+    configs = {size: scale.get_config(f"{_MECHANISM.value},{size}") for size in _SIZES.value}
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for size in _SIZES.value:
-        config = scale.get_config(f"{_MECHANISM.value},{size}")
+    for size, config in configs.items():
         for topology in TOPOLOGIES[size]:
             report = compile_training_step(config, accelerators.describe_devices(topology))
             print(f"| {' | '.join(row(size, topology, report))} |", flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    program.run(main)

@@ -7,17 +7,18 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from linear_transformer.runtime import accelerators, environment
+from linear_transformer.errors import ConfigError
+from linear_transformer.runtime import environment, program
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that each candidate is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
@@ -119,19 +120,18 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a script; an error on the command line is reported in one line with exit status 2."""
+    """Runs a script with the errors of `program.run`; files that it cannot write come first."""
 
-    def guarded(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise app.UsageError(f"unknown argument {argv[1]!r}; flags look like --name=value")
-            run()
-        except app.UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    def checked() -> None:
+        for flag in ("output", "plot"):
+            path = flags.FLAGS[flag].value if flag in flags.FLAGS else None
+            if path and epath.Path(path).is_dir():
+                raise ConfigError(f"--{flag}={path}: a folder; it must be a file")
+            if path and flag == "plot":
+                program.output_path(path)
+        run()
 
-    accelerators.leave_out_absent_tpu()
-    app.run(guarded)
+    program.run(checked)
 
 
 def report(title: str, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> None:

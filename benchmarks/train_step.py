@@ -19,11 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from benchmarks import peers, timing
 from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
+from linear_transformer.errors import ConfigError
 from linear_transformer.runtime import environment
 from linear_transformer.training import experiment
 
@@ -117,14 +118,14 @@ def compare(batch: int, time: int, matmul: float) -> list[dict[str, Any]]:
 def main() -> None:
     for mixer in _MIXERS.value:
         if mixer not in mechanisms.NAMES:
-            raise app.UsageError(f"--mixers={mixer}: choose from {', '.join(mechanisms.NAMES)}")
+            raise ConfigError(f"--mixers={mixer}: choose from {', '.join(mechanisms.NAMES)}")
     matmul = timing.matmul_flops_per_second()
     rows = []
     for shape in _SHAPES.value:
         try:
             batch, time = map(int, shape.split("x"))
         except ValueError:
-            raise app.UsageError(f"--shapes={shape}: write batch x tokens, as 8x1024") from None
+            raise ConfigError(f"--shapes={shape}: write batch x tokens, as 8x1024") from None
         rows += compare(batch, time, matmul)
     sizes = f"{_LAYERS.value} layers, width {_WIDTH.value}, {_HEADS.value} heads"
     pages = "huge pages" if environment.describe()["huge_pages"] else "pages of the system's size"

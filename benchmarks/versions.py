@@ -16,9 +16,10 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from benchmarks import timing
+from linear_transformer.errors import ConfigError
 
 _OTHER = flags.DEFINE_string("other", None, "Folder of the other checkout.")
 _VARIANTS = flags.DEFINE_list("variants", ["linear", "softmax"], "Variants of configs/default.py.")
@@ -71,7 +72,7 @@ class Version:
     def wait(self) -> None:
         """Waits for the end of the compilation."""
         if self._line() != "ready":
-            raise app.UsageError("--other: a checkout did not compile a step, see above")
+            raise ConfigError("--other: a checkout did not compile a step, see above")
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -120,10 +121,10 @@ def main() -> None:
     if _SERVE.value:
         return serve(_SERVE.value)
     if _OTHER.value is None:
-        raise app.UsageError("--other is missing: the folder of another checkout")
+        raise ConfigError("--other is missing: the folder of another checkout")
     other = pathlib.Path(_OTHER.value)
     if not (other / "benchmarks" / "programs.py").is_file():
-        raise app.UsageError(f"--other={other}: there is no benchmarks/programs.py in this folder")
+        raise ConfigError(f"--other={other}: there is no benchmarks/programs.py in this folder")
     rows = [row for variant in _VARIANTS.value for row in compare(variant, other)]
     columns = {"variant": "", "checkout": "", "ms": ",.1f", "min": ",.1f", "max": ",.1f"}
     timing.report("Training step", rows, columns | {"ratio": ".3f", "of pairs": ".3f"})
