@@ -25,8 +25,7 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from benchmarks import peers, timing
-from linear_transformer.errors import ConfigError
+from benchmarks import flag_checks, peers, timing
 from linear_transformer.ops import additive, block_loop
 from linear_transformer.ops.decay import decayed_attention
 from linear_transformer.ops.delta import delta_attention
@@ -62,7 +61,8 @@ _PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against le
 _SWEEP = flags.DEFINE_bool("sweep", False, "Time chunk sizes and chunks per block instead.")
 _CHUNK_SIZES = flags.DEFINE_list("chunk_sizes", ["32", "64", "128", "256"], "For --sweep.")
 _CHUNKS_PER_BLOCK = flags.DEFINE_list("chunks_per_block", ["1", "4", "8", "16"], "For --sweep.")
-timing.whole_numbers(_LENGTHS, _CHUNK_SIZES, _CHUNKS_PER_BLOCK)
+flag_checks.whole_numbers(_LENGTHS, _CHUNK_SIZES, _CHUNKS_PER_BLOCK)
+flag_checks.among((*FORMS, *GATED_FORMS, *SOFTMAX_FORMS), _FORMS)
 
 COLUMNS = {
     "length": ",",
@@ -268,9 +268,6 @@ def shape() -> str:
 
 
 def main() -> None:
-    for name in _FORMS.value:
-        if name not in OPERATORS:
-            raise ConfigError(f"--forms={name}: choose from {', '.join(OPERATORS)}")
     if _SWEEP.value:
         rows = sweep()
         names = ("length", "dtype", "chunk size", "chunks per block", "ms", "min", "max", "temp MB")

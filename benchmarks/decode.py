@@ -18,9 +18,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from benchmarks import peers, timing
+from benchmarks import flag_checks, peers, timing
 from benchmarks.programs import Decoder
-from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.models.language_model_config import LanguageModelConfig
 from linear_transformer.runtime.pictures import new_figure, save_figure
@@ -37,7 +36,8 @@ _LONG = flags.DEFINE_bool("long", False, "Decode --long_tokens at batch 1 instea
 _LONG_TOKENS = flags.DEFINE_integer("long_tokens", 1_000_000, "Tokens of --long.")
 _SEGMENT = flags.DEFINE_integer("segment", 10_000, "Tokens per row of --long.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of --long, a PNG file.")
-timing.whole_numbers(_BATCHES, _CONTEXTS)
+flag_checks.whole_numbers(_BATCHES, _CONTEXTS)
+flag_checks.among(("linear", "softmax"), _MIXERS)
 
 VOCAB = 257
 COLUMNS = {
@@ -163,9 +163,6 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    for mixer in _MIXERS.value:
-        if mixer not in ("linear", "softmax"):
-            raise ConfigError(f"--mixers={mixer}: choose from linear, softmax")
     sizes = f"{_LAYERS.value} layers, width {_WIDTH.value}, {_HEADS.value} heads"
     if _LONG.value:
         rows = long()

@@ -25,11 +25,10 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from benchmarks import timing
+from benchmarks import flag_checks, timing
 from benchmarks.programs import Decoder
 from configs.papers.katharopoulos2020 import cifar10, mnist
 from linear_transformer.config import configuration
-from linear_transformer.errors import ConfigError
 from linear_transformer.generate_images import PixelSampler
 from linear_transformer.models.language_model import LanguageModel
 from linear_transformer.models.language_model_config import LanguageModelConfig
@@ -50,7 +49,8 @@ _METHODS = flags.DEFINE_list("methods", list(METHODS), "Rows.")
 _BATCHES = flags.DEFINE_list("batches", ["1"], "Images drawn side by side.")
 _SMALL = flags.DEFINE_bool("small", False, "The `,small` twin instead of the paper's size.")
 _LENGTHS = flags.DEFINE_integer("lengths", 4, "Lengths at which a whole pass is timed.", 3)
-timing.whole_numbers(_BATCHES)
+flag_checks.whole_numbers(_BATCHES)
+flag_checks.among(METHODS, _METHODS)
 
 COLUMNS = {
     "batch": "d",
@@ -129,9 +129,6 @@ def compare(batch: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    for method in _METHODS.value:
-        if method not in METHODS:
-            raise ConfigError(f"--methods={method}: choose from {', '.join(METHODS)}")
     rows = [row for batch in _BATCHES.value for row in compare(int(batch))]
     size = "small twin" if _SMALL.value else "paper size"
     timing.report(f"Drawing images of {_DATASET.value}, {size}", rows, COLUMNS)

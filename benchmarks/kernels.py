@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import SingleDeviceSharding
 
-from linear_transformer.errors import ConfigError
+from benchmarks import flag_checks
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.decay import decayed_attention
-from linear_transformer.ops.delta import delta_attention
+from linear_transformer.ops.delta import FORMS, delta_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.runtime.program import run
 
@@ -135,11 +135,15 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "topology", "v5e:1x1", f"VERSION:CHIPSxCHIPS, or all: {', '.join(TOPOLOGIES)}."
     )
-    flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
-    flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
-    flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both of them).")
-    flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
-    flags.DEFINE_string("dtype", "bfloat16", "Type of queries, keys and values.")
+    operators = flags.DEFINE_list("operators", list(OPERATORS), f"Among: {', '.join(OPERATORS)}.")
+    forms = flags.DEFINE_list("forms", ["pallas", "chunk"], "Forms to compile.")
+    passes = flags.DEFINE_list("passes", ["forward", "backward"], "forward, backward (both).")
+    lengths = flags.DEFINE_list("lengths", ["8192", "65536", "524288"], "Tokens.")
+    flag_checks.among(OPERATORS, operators)
+    flag_checks.among(FORMS, forms)
+    flag_checks.among(("forward", "backward"), passes)
+    flag_checks.whole_numbers(lengths)
+    flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of queries, keys and values.")
     flags.DEFINE_integer("batch", 1, "Sequences.")
     flags.DEFINE_integer("heads", 8, "Heads.")
     flags.DEFINE_integer("width", 128, "Width of keys and values per head.")
@@ -148,9 +152,6 @@ def _define_flags() -> None:
 
 def main() -> None:
     given = flags.FLAGS
-    for name in given.operators:
-        if name not in OPERATORS:
-            raise ConfigError(f"--operators={name}: choose from {', '.join(OPERATORS)}")
     chosen = TOPOLOGIES if given.topology == "all" else (given.topology,)
     titles = ["topology", "operator", "pass", "tokens", "inputs and outputs MB"]
     titles += [f"temporaries of {form} MB" for form in given.forms]

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from benchmarks import timing
+from benchmarks import flag_checks, timing
 from linear_transformer.ops.additive import linear_attention
 from linear_transformer.ops.feature_maps import elu_plus_one
 from linear_transformer.ops.hashing import lsh_attention
@@ -38,7 +38,7 @@ _MEMORY_GB = flags.DEFINE_float(
 )
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "The most that a call may take.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture to write: time and memory over the length.")
-timing.whole_numbers(_LENGTHS)
+flag_checks.whole_numbers(_LENGTHS)
 
 COLUMNS = {
     "length": ",",

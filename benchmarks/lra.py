@@ -19,11 +19,10 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from benchmarks import timing
+from benchmarks import flag_checks, timing
 from benchmarks.programs import training_step
 from configs.lra import text, variants
 from configs.papers.lra2020 import table2
-from linear_transformer.errors import ConfigError
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 # Published: steps per second, then gigabytes per device, at `table2.LENGTHS` bytes.
@@ -34,7 +33,8 @@ _LENGTHS = flags.DEFINE_list("lengths", list(map(str, table2.LENGTHS)), "Bytes."
 _BATCH = flags.DEFINE_integer("batch", 2, "Sequences a step.", lower_bound=1)
 _SCALE = flags.DEFINE_enum("scale", None, variants.SCALES, "Another size than that of LRA's code.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of time and memory against length.")
-timing.whole_numbers(_LENGTHS)
+flag_checks.whole_numbers(_LENGTHS)
+flag_checks.among(variants.NAMES, _NAMES)
 
 COLUMNS = {
     "name": "",
@@ -106,9 +106,6 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    for name in _NAMES.value:
-        if name not in variants.NAMES:
-            raise ConfigError(f"--names={name}: choose from {', '.join(variants.NAMES)}")
     rows = []
     for length in map(int, _LENGTHS.value):
         for name in _NAMES.value:

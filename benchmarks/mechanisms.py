@@ -14,17 +14,17 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import timing
+from benchmarks import flag_checks, timing
 from benchmarks.programs import Decoder, training_step
 from configs import mechanisms
 from configs.lm import shakespeare
-from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler
 from linear_transformer.training.build import make_task
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
 _STEPS = flags.DEFINE_integer("steps", 256, "Tokens decoded, one sequence.")
 _DATASET = flags.DEFINE_string("dataset", "shakespeare", "Text whose batches are trained on.")
+flag_checks.among(mechanisms.NAMES, _NAMES)
 
 COLUMNS = {
     "name": "",
@@ -66,9 +66,6 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    for name in _NAMES.value:
-        if name not in mechanisms.NAMES:
-            raise ConfigError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
     rows = []
     for name in _NAMES.value:
         rows.append(measure(name))

@@ -17,16 +17,16 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import timing
+from benchmarks import flag_checks, timing
 from configs import mechanisms
 from configs.lm import shakespeare
 from linear_transformer.compile.ahead_of_time import compile_training_step
-from linear_transformer.errors import ConfigError
 from linear_transformer.types import Device
 
 _NAMES = flags.DEFINE_list("names", list(mechanisms.NAMES), "Names of configs/mechanisms.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "TPU slice; one of its chips is used.")
 _DATASET = flags.DEFINE_string("dataset", "shakespeare", "Text whose batches are trained on.")
+flag_checks.among(mechanisms.NAMES, _NAMES)
 
 COLUMNS = {
     "name": "",
@@ -54,9 +54,6 @@ def measure(name: str, chip: Device) -> dict[str, Any]:
 
 
 def main() -> None:
-    for name in _NAMES.value:
-        if name not in mechanisms.NAMES:
-            raise ConfigError(f"--names={name}: choose from {', '.join(mechanisms.NAMES)}")
     chip = accelerators.describe_devices(_TOPOLOGY.value)[0]
     rows = []
     for name in _NAMES.value:

@@ -22,8 +22,7 @@ from absl import flags
 from etils import epath
 from flax import nnx
 
-from benchmarks import timing
-from linear_transformer.errors import ConfigError
+from benchmarks import flag_checks, timing
 from linear_transformer.nn.layers.efficient_attention_2d import EfficientAttention2D, NonLocal2D
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
@@ -34,6 +33,7 @@ _CHANNELS = flags.DEFINE_integer("channels", 64, "Channels.", lower_bound=2)
 _NORMALIZATION = flags.DEFINE_enum("normalization", "softmax", ["softmax", "scaling"], "Of both.")
 _MEMORY_GB = flags.DEFINE_float("memory_gb", 8.0, "The most that a program may need.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture to write: time and memory over the size.")
+flag_checks.whole_numbers(_SIZES)
 
 COLUMNS = {
     "side": ",",
@@ -107,13 +107,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    try:
-        sides = [int(size) for size in _SIZES.value]
-    except ValueError as error:
-        raise ConfigError(f"--sizes={','.join(_SIZES.value)}: not whole numbers") from error
-    if min(sides, default=0) < 1:
-        raise ConfigError(f"--sizes={','.join(_SIZES.value)}: sizes must be positive")
-    rows = [row for side in sides for row in measure(side)]
+    rows = [row for side in map(int, _SIZES.value) for row in measure(side)]
     title = f"Attention over pixels, {_CHANNELS.value} channels, {_NORMALIZATION.value}"
     timing.report(title, rows, COLUMNS)
     timing.save("non_local", {"non_local": rows})

@@ -14,6 +14,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
+from benchmarks import flag_checks
+from configs import mechanisms
 from configs.lm import scale
 from linear_transformer.compile.ahead_of_time import Report, compile_training_step
 from linear_transformer.runtime import program
@@ -39,8 +41,9 @@ COLUMNS = (
     "compiled in",
 )
 
-_MECHANISM = flags.DEFINE_string("mechanism", "linear", "A name of configs/mechanisms.py.")
+_MECHANISM = flags.DEFINE_enum("mechanism", "linear", mechanisms.NAMES, "Mechanism to scale.")
 _SIZES = flags.DEFINE_list("sizes", list(TOPOLOGIES), "Sizes of configs/lm/scale.py.")
+flag_checks.among(TOPOLOGIES, _SIZES)
 
 
 def row(size: str, topology: str, report: Report) -> list[str]:
@@ -65,9 +68,9 @@ def row(size: str, topology: str, report: Report) -> list[str]:
 
 
 def main() -> None:
-    configs = {size: scale.get_config(f"{_MECHANISM.value},{size}") for size in _SIZES.value}
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for size, config in configs.items():
+    for size in _SIZES.value:
+        config = scale.get_config(f"{_MECHANISM.value},{size}")
         for topology in TOPOLOGIES[size]:
             report = compile_training_step(config, accelerators.describe_devices(topology))
             print(f"| {' | '.join(row(size, topology, report))} |", flush=True)

@@ -29,16 +29,6 @@ _BURST_SECONDS = 0.05  # a sample of a fast candidate is the mean of all calls i
 _SLOW_SECONDS = 2.0
 
 
-def whole_numbers(*holders: flags.FlagHolder[list[str]]) -> None:
-    """Makes the parser refuse a list with anything but numbers from 1 on."""
-    for holder in holders:
-        flags.register_validator(
-            holder,
-            lambda texts: all(text.isdecimal() and int(text) for text in texts),
-            "must be whole numbers from 1 on, separated by commas",
-        )
-
-
 class Timing(NamedTuple):
     """Seconds per call over the rounds."""
 

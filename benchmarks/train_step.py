@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from benchmarks import peers, timing
+from benchmarks import flag_checks, peers, timing
 from benchmarks.programs import Candidate, training_step
 from configs import default, mechanisms
 from linear_transformer.errors import ConfigError
@@ -32,6 +32,7 @@ _SHAPES = flags.DEFINE_list("shapes", ["8x1024", "1x8192"], "Batch x tokens.")
 _MIXERS = flags.DEFINE_list(
     "mixers", ["katharopoulos", "softmax"], "Variants of configs/default.py."
 )
+flag_checks.among(mechanisms.NAMES, _MIXERS)
 _LAYERS = flags.DEFINE_integer("layers", 4, "Blocks.")
 _WIDTH = flags.DEFINE_integer("width", 256, "Width of the model.")
 _HEADS = flags.DEFINE_integer("heads", 8, "Heads.")
@@ -116,9 +117,6 @@ def compare(batch: int, time: int, matmul: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    for mixer in _MIXERS.value:
-        if mixer not in mechanisms.NAMES:
-            raise ConfigError(f"--mixers={mixer}: choose from {', '.join(mechanisms.NAMES)}")
     matmul = timing.matmul_flops_per_second()
     rows = []
     for shape in _SHAPES.value:
