@@ -15,7 +15,7 @@ from rich.table import Table
 from linear_transformer.data.io.fingerprint import fingerprints
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference.generation import Sampler
-from linear_transformer.runtime import distributed, environment
+from linear_transformer.runtime import distributed, files
 from linear_transformer.sharding.mesh import MeshConfig, make_mesh
 from linear_transformer.tasks.base import Task
 from linear_transformer.training import config_file
@@ -104,7 +104,7 @@ def evaluate(run: Run, split: str, *, stateful: bool) -> dict[str, float]:
         path = run.workdir / f"eval-{split}.json"
         record = {"step": run.step, "split": split, "metrics": metrics, "seconds": seconds}
         try:
-            environment.write_json(path, record)
+            files.write_json(path, record)
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be written ({error.strerror or error}); the numbers above are "

@@ -14,6 +14,7 @@ from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.reports import cells
 from linear_transformer.reports.runs import RECORDS, Found, Run, find
 from linear_transformer.reports.tables import PAPER, REDUCED, Experiment, Table
+from linear_transformer.runtime import files
 from linear_transformer.training.stop import SIGNALS
 
 BENCHMARKS = pathlib.Path("build/benchmarks")
@@ -130,7 +131,7 @@ def limit_cores(count: int) -> None:
 
 def write_text(text: str, path: pathlib.Path) -> None:
     try:
-        path.write_text(text)
+        files.write_text(path, text)
     except OSError as error:
         raise ConfigError(f"--output={path}: cannot be written ({error.strerror})") from error
 

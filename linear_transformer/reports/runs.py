@@ -16,7 +16,7 @@ from etils import epath
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
 from linear_transformer.reports.tables import PAPER, REDUCED, Benchmark, Experiment
-from linear_transformer.runtime import environment
+from linear_transformer.runtime import environment, files
 from linear_transformer.training import config_file
 from linear_transformer.training.experiment import flat
 from linear_transformer.training.metrics import read_metrics
@@ -60,8 +60,8 @@ class Run:
         path = epath.Path(folder)
         made = path / environment.FILE
         try:
-            where = json.loads(made.read_text()) if made.exists() else {}
-        except (ValueError, RecursionError) as error:
+            where = files.parse_json(made.read_text()) if made.exists() else {}
+        except ValueError as error:
             raise ConfigError(f"{made}: not JSON") from error
         return cls(folder, flatten(config_file.read(path)), read_metrics(path), where)
 
@@ -120,10 +120,10 @@ class Run:
         path = self.folder / f"eval-{split}.json"
         if path.exists():
             try:
-                evaluation = json.loads(path.read_text())
+                evaluation = files.parse_json(path.read_text())
                 if evaluation["step"] >= self.step and metric in evaluation["metrics"]:
                     return float(evaluation["metrics"][metric]), True
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: not an evaluation; run eval.py again") from error
         if split == "train":  # these records cover the last steps only
             return None
@@ -243,15 +243,15 @@ def find(folders: Sequence[os.PathLike[str]]) -> Found:
     runs: list[Run] = []
     benchmarks: dict[pathlib.Path, BenchmarkFile] = {}
     for top in folders:
-        for name, below, files in os.walk(top):
+        for name, below, inside in os.walk(top):
             folder = pathlib.Path(name)
             below[:] = sorted(set(below) - set(_NOT_RUNS))
-            if "config.json" in files and "metrics.jsonl" in files:
+            if "config.json" in inside and "metrics.jsonl" in inside:
                 run = Run.read(folder)
                 if not any((run.config, run.records) == (r.config, r.records) for r in runs):
                     runs.append(run)  # the records have copies of runs
                 continue
-            for path in (folder / file for file in files if file.endswith(".json")):
+            for path in (folder / file for file in inside if file.endswith(".json")):
                 if file := _read_benchmark(path):
                     benchmarks.setdefault(path.resolve(), file)
     return Found(runs, list(benchmarks.values()))
@@ -260,8 +260,8 @@ def find(folders: Sequence[os.PathLike[str]]) -> Found:
 def _read_benchmark(path: pathlib.Path) -> BenchmarkFile | None:
     """Reads a benchmark file; returns None for any other file."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = files.parse_json(path.read_text())
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         return None

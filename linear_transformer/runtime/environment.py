@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -17,6 +16,7 @@ import jax
 from etils import epath
 
 import linear_transformer
+from linear_transformer.runtime import files
 
 FILE = "environment.json"  # in the folder of a run
 _PACKAGES = (
@@ -86,19 +86,7 @@ def machine(environment: Mapping[str, Any]) -> str:
 def save(path: epath.Path, **facts: Any) -> None:
     """Writes `describe` and the facts as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, describe() | facts)
-
-
-def write_json(path: epath.Path, values: object) -> None:
-    """Writes a JSON file atomically: a process that is killed leaves the file of before."""
-    text = json.dumps(values, indent=2) + "\n"
-    # A device such as /dev/null is not to be replaced; `is_file` of etils is true for it.
-    if os.path.exists(path) and not os.path.isfile(path):
-        path.write_text(text)
-        return
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)
+    files.write_json(path, describe() | facts)
 
 
 def _cores() -> int | None:

@@ -7,6 +7,7 @@ from etils import epath
 
 from linear_transformer.config.configuration import plain
 from linear_transformer.errors import ConfigError
+from linear_transformer.runtime import files
 from linear_transformer.training import experiment, run_folder
 
 # The keys that a resumed run may change: they set its length and its reports, not what a step
@@ -43,7 +44,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, text)
+            files.write_text(path, text)
             return
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
@@ -61,14 +62,7 @@ def save(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
             f"there and {now.get(key)!r} here); for a new run, add "
             f"--workdir={run_folder.free(workdir)}"
         )
-    _write(path, text)
-
-
-def _write(path: epath.Path, text: str) -> None:
-    """Writes the file atomically, so that a killed run leaves a readable config."""
-    partial = path.with_suffix(".json.part")
-    partial.write_text(text)
-    partial.replace(path)
+    files.write_text(path, text)
 
 
 def load(workdir: epath.Path) -> ml_collections.ConfigDict:
@@ -93,10 +87,10 @@ def read(workdir: epath.Path) -> ml_collections.ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = files.parse_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: no run there ({path} cannot be read)") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not a config ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a config ({type(values).__name__} instead of an object)")

@@ -1,13 +1,11 @@
 """Folder of a run: checks before training writes there, and the files that it writes first."""
 
-import json
-
 import ml_collections
 from etils import epath
 
 from linear_transformer.config import configuration
 from linear_transformer.errors import ConfigError
-from linear_transformer.runtime import distributed, environment
+from linear_transformer.runtime import distributed, environment, files
 from linear_transformer.training import config_file, run_folder
 from linear_transformer.training.checkpoints import saved_steps
 from linear_transformer.training.lock import FolderLock
@@ -52,7 +50,7 @@ def prepare_run_folder(
         _check_checkpoints(before, workdir)
     config_file.save(config, workdir)
     try:
-        environment.write_json(workdir / DATA_FILE, fingerprints)
+        files.write_json(workdir / DATA_FILE, fingerprints)
         environment.save(workdir / environment.FILE)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
@@ -67,13 +65,13 @@ def check_data(
     """
     path = workdir / DATA_FILE
     try:
-        before = json.loads(path.read_text())
+        before = files.parse_json(path.read_text())
         if not isinstance(before, dict):
             raise ValueError("not an object with a SHA-256 for each key")
     except FileNotFoundError:
         print(f"{'data:':12} not compared with those of before; {path} is missing", flush=True)
         return
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     for key in sorted(before.keys() | fingerprints.keys()):
         then, now = before.get(key), fingerprints.get(key)

@@ -13,6 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from linear_transformer.runtime import files
 from linear_transformer.runtime.pictures import label_lines, new_figure, save_figure
 
 LN2 = math.log(2)
@@ -118,8 +119,8 @@ def _lines(path: epath.Path) -> list[tuple[str, dict[str, Any] | None]]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = files.parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict):
         return None

@@ -12,7 +12,7 @@ from etils import epath
 
 from linear_transformer.errors import ConfigError, RunError
 from linear_transformer.inference import evaluation
-from linear_transformer.runtime import environment
+from linear_transformer.runtime import environment, files
 from linear_transformer.training import build, checkpoints, loop
 from linear_transformer.training.metrics import MetricWriter, read_metrics
 from tests.training import runs
@@ -208,7 +208,7 @@ def test_a_folder_that_is_removed_during_a_save_is_named(text, tmp_path, monkeyp
 
 
 def test_evaluation_prints_before_it_writes(unbroken, monkeypatch, capsys):
-    monkeypatch.setattr(environment, "write_json", full)
+    monkeypatch.setattr(files, "write_json", full)
     run = evaluation.Run.load(epath.Path(unbroken[1]))
     with pytest.raises(RunError, match=r"eval-test\.json: cannot be written .*above are complete"):
         evaluation.evaluate(run, "test", stateful=False)
@@ -230,13 +230,19 @@ def test_a_kill_while_the_environment_is_written_leaves_the_old_file(tmp_path, m
     assert json.loads(path.read_text())["size"] == 1
 
 
-def test_results_that_go_into_a_pipe_or_a_device_leave_it_there(tmp_path):
+def test_a_pipe_or_a_link_stays_what_it_is(tmp_path):
+    """Such as /dev/null and /dev/stdout."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDWR)
-    environment.write_json(epath.Path(tmp_path / "pipe"), {"size": 1})
-    assert os.read(reader, 100) == b'{\n  "size": 1\n}\n'
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    for name in ("pipe", "link"):
+        files.write_text(tmp_path / name, "text")
+    assert os.read(reader, 100) == b"text"
     os.close(reader)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "text"
 
 
 # What is said.
