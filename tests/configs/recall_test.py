@@ -83,6 +83,7 @@ def test_evaluates_lengths_and_options():
         config, evaluation_lengths=(64, 128), evaluation_options=options
     )
     metrics = task.evaluate(graphdef, parameters, "test")
+    assert task.metric_names(graphdef, parameters) == list(metrics)
     names = ("64", "128", "length_64_pairs_4", "length_64_pairs_8", "length_128_pairs_32")
     expected = [f"{m}_at_{name}" for name in names for m in ("accuracy", "sequences")]
     assert metrics.keys() == {"loss", "accuracy", "sequences", *expected}

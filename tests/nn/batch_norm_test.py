@@ -17,7 +17,7 @@ from linear_transformer.models.classifier import Classifier, ClassifierConfig
 from linear_transformer.nn.layers.batch_norm import BatchNorm
 from linear_transformer.nn.rngs import ParameterRngs
 from linear_transformer.tasks.classification import classification_loss
-from linear_transformer.training.build import make_train_step
+from linear_transformer.training.build import Experiment, make_train_step
 from linear_transformer.training.loop import train
 from linear_transformer.training.state import init_state
 from tests.ops.contract import relative_rms
@@ -225,6 +225,7 @@ def test_evaluation_after_a_resume(tmp_path, monkeypatch):
     run = Run.load(epath.Path(tmp_path / "parts"))
     metrics = evaluate(run, "validation", stateful=False)
     assert metrics == {n: runs.curve(tmp_path / "whole", "validation")[-1][n] for n in metrics}
+    assert Experiment(config).metric_names() == list(metrics)
     zeros = jax.tree.map(jnp.zeros_like, whole.statistics)
     without = whole._replace(statistics=zeros).evaluated
     other = run.task.evaluate(run.graphdef, without, "validation")

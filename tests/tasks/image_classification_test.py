@@ -97,6 +97,7 @@ def test_evaluation_counts_every_image_once(folder):
     model = task.make_model(nnx.Rngs(1))
     graphdef, parameters = nnx.split(model)
     metrics = task.evaluate(graphdef, parameters, "test")
+    assert task.metric_names(graphdef, parameters) == list(metrics)
     pixels, labels = task.source.split("test")
     assert len(labels) == 77
     pixels = jnp.asarray(pixels, jnp.float32) / 63.75 - 2

@@ -103,6 +103,7 @@ def test_trains_and_evaluates(folder, tmp_path):
     assert metrics == {name: final[name] for name in metrics}
     record = json.loads((workdir / "eval-validation.json").read_text())
     assert record["metrics"] == metrics
+    assert run.task.metric_names(run.graphdef, run.parameters) == list(metrics)
     with pytest.raises(UserError, match=r"linear_transformer\.inpaint fills gaps"):
         sample(run, "text", 3, Sampler(), 0)
 

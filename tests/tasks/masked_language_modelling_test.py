@@ -137,6 +137,7 @@ def test_evaluation_is_fixed(split, text):
     for size in (4, 3):
         task, graphdef, parameters = task_and_model(text, data__batch_size=size)
         values.append(task.evaluate(graphdef, parameters, split))
+        assert task.metric_names(graphdef, parameters) == list(values[-1])
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     tokens = sum(map(len, task.corpus.documents(split)))
     assert values[0]["masked_tokens"] == pytest.approx(0.15 * tokens, rel=0.15)

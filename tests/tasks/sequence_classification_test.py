@@ -129,6 +129,7 @@ def test_evaluation_counts_every_example_once(dataset):
     assert isinstance(task, Task)
     graphdef, parameters = nnx.split(task.make_model(nnx.Rngs(1)))
     metrics = task.evaluate(graphdef, parameters, "test")
+    assert task.metric_names(graphdef, parameters) == list(metrics)
     rows, labels = task.source.split("test")
 
     @jax.jit

@@ -292,6 +292,7 @@ def evaluated(name, mesh, split="validation"):
     built = build.Experiment(config)
     task, graphdef, parameters = built.task, built.graphdef, built.init_state().evaluated
     metrics = built.evaluate(parameters, split)
+    assert built.metric_names() == list(metrics)
     with jax.set_mesh(built.mesh):
         if isinstance(task, LanguageModelling):
             carried = task.evaluate_stateful(graphdef, parameters, split)
