@@ -33,10 +33,16 @@ _SIZES = {"paper size": PAPER, "small twin": REDUCED}  # values in files of benc
 
 def flatten(config: Any) -> dict[str, Any]:
     """Returns a config with all its keys, by dotted name, with values of JSON types."""
+    return _flatten(json.dumps(configuration.plain(config)))
+
+
+@functools.cache  # a search for what is missing reads the same runs again after each run
+def _flatten(text: str) -> dict[str, Any]:
+    config = json.loads(text)
     try:
         values = flat(config)
     except ConfigError:  # another version of the code made it, so it fits no current experiment
-        values = configuration.flatten(configuration.plain(config))
+        values = configuration.flatten(config)
     return json.loads(json.dumps(values))
 
 
