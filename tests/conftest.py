@@ -1,19 +1,31 @@
-"""Shapes and types of every public signature are checked while the tests run."""
+"""While the tests run, the shapes and types of every signature with arrays are checked."""
 
 import gc
+import os
 import pathlib
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("linear_transformer", "beartype.beartype")
+# Not elsewhere: a function without arrays takes less time than the check of its arguments.
+_ARRAYS = (
+    *("data.images", "data.labelled", "data.music", "data.pathfinder", "data.retrieval"),
+    *("data.sequence_batches", "data.share", "data.speech", "data.synthetic", "data.text"),
+    *("inference", "models", "nn", "ops", "tasks"),
+)
+install_import_hook([f"linear_transformer.{name}" for name in _ARRAYS], "beartype.beartype")
 
 # Traces make millions of objects that live on; looking at all of them takes a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
 
 _MAPPINGS = pathlib.Path("/proc/self/maps")  # a line each; only Linux has it
 _MAX_MAPPINGS = 20_000  # Linux allows a process 65,530, and XLA crashes when it gets no more
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores, since tests of processes and of signals wait a part of their time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 @pytest.fixture(scope="module", autouse=True)
