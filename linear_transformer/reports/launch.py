@@ -258,7 +258,10 @@ def execute(arguments: list[str]) -> int:
         running.append(subprocess.Popen([sys.executable, "-m", module, *flags]))
         if received:  # before there was a program to end
             running[0].terminate()
-        status = running[0].wait()
+        # `wait` without end would not see a signal that does not interrupt it: one that comes just
+        # before it, or one that another thread of this process takes.
+        while (status := running[0].poll()) is None:
+            time.sleep(0.05)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

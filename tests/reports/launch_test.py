@@ -5,6 +5,7 @@ import json
 import pathlib
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -168,14 +169,12 @@ def test_durations():
 INTERRUPTS_ITS_PARENT = """#!/bin/sh
 trap 'sleep 1; touch {saved}; exit 0' TERM
 kill -{signal} $PPID
-while true; do sleep 0.1; done
+for second in 1 2 3 4 5 6 7 8 9 10; do sleep 1 & wait $!; done
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("INT", KeyboardInterrupt), ("TERM", RunError), ("HUP", RunError)]
-)
-def test_a_signal_lets_the_run_save(name, error, tmp_path, monkeypatch):
+def execute_and_signal(name, tmp_path, monkeypatch):
+    """The program sends a signal to this process, and saves when it is told to end."""
     program = tmp_path / "program"
     program.write_text(INTERRUPTS_ITS_PARENT.format(saved=tmp_path / "saved", signal=name))
     program.chmod(0o700)
@@ -184,11 +183,33 @@ def test_a_signal_lets_the_run_save(name, error, tmp_path, monkeypatch):
     number = getattr(signal, f"SIG{name}")
     before = signal.signal(number, signal.default_int_handler)
     try:
-        with pytest.raises(error):
-            launch.execute(["train.py"])
+        launch.execute(["train.py"])
     finally:
         signal.signal(number, before)
-    assert (tmp_path / "saved").exists()
+        assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("INT", KeyboardInterrupt), ("TERM", RunError), ("HUP", RunError)]
+)
+def test_a_signal_lets_the_run_save(name, error, tmp_path, monkeypatch):
+    with pytest.raises(error):
+        execute_and_signal(name, tmp_path, monkeypatch)
+
+
+def test_a_signal_that_another_thread_takes(tmp_path, monkeypatch):
+    """It interrupts no call of the main thread, as one that comes just before the call."""
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute_and_signal("INT", tmp_path, monkeypatch)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        ended.set()
+        other.join()
 
 
 def test_files_have_names():
