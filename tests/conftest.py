@@ -1,20 +1,25 @@
 """While the tests run, the shapes and types of every signature with arrays are checked."""
 
 import gc
-import os
 import pathlib
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Not elsewhere: a function without arrays takes less time than the check of its arguments.
-_ARRAYS = (
-    *("data.images", "data.labelled", "data.music", "data.pathfinder", "data.retrieval"),
-    *("data.sequence_batches", "data.share", "data.speech", "data.synthetic", "data.text"),
-    *("inference", "models", "nn", "ops", "tasks"),
-)
-install_import_hook([f"linear_transformer.{name}" for name in _ARRAYS], "beartype.beartype")
+_PACKAGE = pathlib.Path(__file__).parents[1] / "linear_transformer"
+_COMPUTING = ("inference", "models", "nn", "ops", "tasks")
+
+
+def _checked():
+    """Modules that compute with arrays; the functions of others take less time than a check."""
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        parts = path.relative_to(_PACKAGE).with_suffix("").parts
+        if parts[0] in _COMPUTING or "jaxtyping" in path.read_text(encoding="utf-8"):
+            yield ".".join((_PACKAGE.name, *parts))
+
+
+install_import_hook(list(_checked()), "beartype.beartype")
 
 # Traces make millions of objects that live on; looking at all of them takes a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
@@ -23,9 +28,10 @@ _MAPPINGS = pathlib.Path("/proc/self/maps")  # a line each; only Linux has it
 _MAX_MAPPINGS = 20_000  # Linux allows a process 65,530, and XLA crashes when it gets no more
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more than cores, since tests of processes and of signals wait a part of their time."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+    return (yield) + 1
 
 
 @pytest.fixture(scope="module", autouse=True)

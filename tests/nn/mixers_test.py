@@ -44,16 +44,8 @@ from tests.nn.mixer_programs import (
 )
 from tests.ops.contract import relative_rms
 
-# One for each layer that carries a state in its own way, and for each kind of recurrent state.
-SEVERAL_STEPS = (
-    *(
-        ("linear", "convolution"),
-        ("softmax", "window"),
-        ("fox", "cache"),
-        ("diag", "softmax block"),
-    ),
-    *(("gla", "chunks"), ("delta_net", "chunks"), ("log_linear", "chunks"), ("lsh", "cache")),
-)
+# The state is that of another case of the mechanism.
+NO_OTHER_STATE = (("linear", "rotary"), ("diag", "relu"), ("parallel", "block"))
 
 # --- Whole and in parts ---------------------------------------------------------------------------
 
@@ -242,7 +234,7 @@ def test_the_order_of_tokens_counts_without_positions(name, label):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    slow_except(SEVERAL_STEPS, CORE),
+    slow_except([case for case in CARRIERS if case not in NO_OTHER_STATE], CORE),
 )
 def test_steps_of_several_tokens_are_whole(name, label):
     """In value, and in what a token sees through the states of earlier calls."""
