@@ -186,6 +186,18 @@ def test_broken_metadata(folder, row, message):
         pathfinder.load(config_of(folder))
 
 
+def test_an_image_with_two_labels(folder):
+    """A table may repeat the rows of another one, but must not contradict them."""
+    tables = folder / "curv_baseline" / "metadata"
+    before = pathfinder.load(config_of(folder))
+    rows = (tables / "2.npy").read_text()
+    (tables / "3.npy").write_text(rows)
+    assert pathfinder.load(config_of(folder)).files == before.files
+    (tables / "3.npy").write_text(rows.replace(" 7 0 1.0", " 7 1 1.0"))
+    with pytest.raises(DataError, match=r"imgs/2/sample_7\.png has the label 0 and the label 1"):
+        pathfinder.load(config_of(folder))
+
+
 def test_broken_images(folder):
     source = pathfinder.load(config_of(folder))
     files, _ = source.split("train")

@@ -20,6 +20,7 @@ from linear_transformer.data.listops import dataset as listops
 from linear_transformer.data.music import midi, piano
 from linear_transformer.data.pathfinder.dataset import _read_metadata
 from linear_transformer.data.retrieval import dataset as retrieval
+from linear_transformer.data.text import wikitext103
 
 
 def config_of(dataset, path, **more):
@@ -100,7 +101,8 @@ def test_splits_that_are_one_file(tmp_path):
     fails(r"test\.txt of the test split is .*train\.txt of the train split", load_corpus, config)
     (tmp_path / "test.txt").unlink()
     (tmp_path / "test.txt").write_text("some words")
-    fails("two of its splits have the same content", load_corpus, config)
+    message = r"test\.txt of the test split is a copy of .*train\.txt of the train split"
+    fails(message, load_corpus, config)
     (tmp_path / "validation.txt").write_text("more")
     fails(r"has validation\.txt and valid\.txt; one of them must be", load_corpus, config)
 
@@ -194,6 +196,25 @@ def test_tables_of_two_splits(tmp_path):
     (tmp_path / "basic_val.tsv").hardlink_to(tmp_path / "basic_train.tsv")
     (tmp_path / "basic_test.tsv").symlink_to(tmp_path / "basic_train.tsv")
     fails("of the validation split is", listops.load, config_of("listops", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("load", "names"),
+    [
+        (listops.load, ("basic_train.tsv", "basic_val.tsv", "basic_test.tsv")),
+        (retrieval.load_aan, tuple(f"new_aan_pairs.{n}.tsv" for n in ("train", "eval", "test"))),
+        (wikitext103.load, tuple(f"wiki.{n}.tokens" for n in ("train", "valid", "test"))),
+        (images.DATASETS["mnist"], ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")),
+        (images.DATASETS["cifar10"], ("data_batch_1.bin", "test_batch.bin")),
+    ],
+)
+def test_a_copy_in_another_split(tmp_path, load, names):
+    """The scores of a test would be those of the training data."""
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"%d" % (number % 2))
+    (tmp_path / names[-1]).write_bytes(b"0")
+    config = str(tmp_path) if load in images.DATASETS.values() else config_of("", tmp_path)
+    fails(rf"{names[-1]} of the test split is a copy of .*{names[0]} of the train", load, config)
 
 
 def test_a_file_that_becomes_shorter(tmp_path):

@@ -19,6 +19,7 @@ ROWS = (
     b"1.0\tP3\tP4\tcomma, 'single'\t\xc3\xa9 \xff\x00 end\r\n"
     b"1\tP5\tP6\tc\td"
 )
+CONTENTS = {name: ROWS.replace(b"P6", b"P%d" % n) for n, name in enumerate(FILES, 7)}
 PAIRS = [(b'"a quote', b"that stays open"), (b"comma, 'single'", b"\xc3\xa9 \xff\0 end")]
 PAIRS += [(b"c", b"d")]
 
@@ -45,8 +46,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def aan(tmp_path, cache):
     del cache
-    for name in FILES:
-        (tmp_path / name).write_bytes(ROWS)
+    for name, content in CONTENTS.items():
+        (tmp_path / name).write_bytes(content)
     return tmp_path
 
 
@@ -56,8 +57,8 @@ def test_aan(tmp_path, inside):
     """Quotes, commas and bytes that are no UTF-8 are text; the last line may lack its end."""
     folder = tmp_path / "data" / inside
     folder.mkdir(parents=True)
-    for name in FILES:
-        (folder / name).write_bytes(ROWS)
+    for name, content in CONTENTS.items():
+        (folder / name).write_bytes(content)
     source = retrieval.load_aan(config(tmp_path / "data"))
     assert isinstance(source, SequenceSource)
     assert (source.sequences_per_example, source.num_classes, source.vocab_size) == (2, 2, 257)

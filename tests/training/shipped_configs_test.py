@@ -71,12 +71,12 @@ def write_reviews(folder):
 
 def write_articles(folder):
     for split in ("train", "eval", "test"):
-        rows = "".join(f"{n % 2}.0\tP{n}\tQ{n}\ttext {n}\ttext\n" for n in range(8))
+        rows = "".join(f"{n % 2}.0\tP{n}\tQ{n}\ttext {n}\t{split}\n" for n in range(8))
         (folder / f"new_aan_pairs.{split}.tsv").write_text(rows)
 
 
 def write_listops(folder):
-    trees = ((f"[MAX {n % 10} 3 ]", max(n % 10, 3)) for n in range(60))
+    trees = ((f"[MAX {n % 10} {n // 20} ]", max(n % 10, n // 20)) for n in range(60))
     listops.write(epath.Path(folder), dict.fromkeys(listops.FILES, 20), iter(trees))
 
 

@@ -3,13 +3,14 @@
 Paths are `epath.Path`, so folders in cloud storage (gs://) work like local folders.
 """
 
+import collections
 import hashlib
 import io
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
 from etils import epath
@@ -268,11 +269,12 @@ def distinct_contents(contents: Iterable[bytes]) -> list[bytes]:
     return list(kept.values())
 
 
-def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
-    """Raises a DataError if two splits have the same file, also through links, or for a pipe.
+def require_distinct(files: Mapping[str, Iterable[epath.Path]], *, contents: bool = True) -> None:
+    """Raises a DataError if two splits have the same file, also as a link or a copy, or for a pipe.
 
     Args:
       files: paths by split; missing files are ignored, because reading them raises an error.
+      contents: whether copies are found; files of equal size are read for this.
     """
     first: dict[Hashable, tuple[str, epath.Path]] = {}
     for split, paths in files.items():
@@ -281,3 +283,34 @@ def require_distinct(files: dict[str, Iterable[epath.Path]]) -> None:
             other, known = first.setdefault(identity(path), (split, path))
             if other != split:
                 raise DataError(f"{path} of the {split} split is {known} of the {other} split")
+    if contents:
+        _require_no_copies(first.values())
+
+
+def _require_no_copies(files: Iterable[tuple[str, epath.Path]]) -> None:
+    """Raises a DataError if files of two splits have the same content."""
+    by_size: dict[int, list[tuple[str, epath.Path]]] = collections.defaultdict(list)
+    for split, path in files:
+        by_size[path.stat().length].append((split, path))
+    for same_size in by_size.values():
+        if len({split for split, _ in same_size}) == 1:
+            continue
+        first: dict[bytes, tuple[str, epath.Path]] = {}
+        for split, path in same_size:
+            other, known = first.setdefault(_digest(path), (split, path))
+            if other != split:
+                raise DataError(
+                    f"{path} of the {split} split is a copy of {known} of the {other} split"
+                )
+
+
+def _digest(path: epath.Path) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+        return digest.digest()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason})") from error

@@ -124,6 +124,10 @@ def load(config: Any) -> Pathfinder:
     for path in distinct(sorted(tables, key=_batch_number)):
         rows += _read_metadata(path)
     rows = list(dict.fromkeys(rows))  # two tables may have the same rows
+    labels_of = dict(rows)
+    for file, label in rows:
+        if label != labels_of[file]:
+            raise DataError(f"{folder}/metadata: {file} has the label 0 and the label 1")
     if (_EMPTY, 1) in rows or (_EMPTY, 0) in rows:
         rows = _without_empty(folder, rows)
     if len(rows) < 10:
