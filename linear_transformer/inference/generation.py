@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.errors import ConfigError
+from linear_transformer.nn.stack import separate_layers
 from linear_transformer.types import PRNGKey
 
 # Draws the next token of each sequence from the model's outputs (B, E); must be hashable.
@@ -80,6 +81,8 @@ def decode(
     key: PRNGKey,
 ) -> tuple[Any, Int[Array, "B T"]]:
     """Decodes `num_tokens` tokens in a `lax.scan`, one per step; the state is updated in place."""
+
+    graphdef, parameters = separate_layers(graphdef, parameters)
 
     def step(carry, key):
         state, token_B = carry

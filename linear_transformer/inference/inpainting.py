@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.inference.generation import Sampler
+from linear_transformer.nn.stack import separate_layers
 from linear_transformer.types import PRNGKey
 
 GapEvents = Int[Array, "B M C"]
@@ -89,6 +90,8 @@ def fill(
     num_channels = len(num_values)
     num_events = num_tokens // num_channels
     memory_NCBD = memory_BTD.reshape(batch, num_events, num_channels, width).transpose(1, 2, 0, 3)
+
+    graphdef, parameters = separate_layers(graphdef, parameters)
 
     def event(carry, scanned):
         state, input_B1D, elapsed_B, left_B = carry

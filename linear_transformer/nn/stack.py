@@ -1,7 +1,7 @@
 """Stack of blocks in a loop, or in a scan, which is traced once and compiles fast at any depth."""
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ BLOCKS = "blocks"  # in the paths of a stack's parameters, and in no other path
 
 # Up to this many repetitions a scan without recomputation is unrolled: steps are faster, and
 # compilation is still short.  In a loop, the compiler cannot undo a recomputation.
-UNROLLED = 4
+UNROLLED = 8
 
 # What the backward pass keeps of a block: everything, nothing, or the results of matmuls.
 REMAT_POLICIES = {
@@ -36,7 +36,7 @@ class Stack(nnx.Module):
     Attributes:
       period: blocks per repetition of the layer pattern.
       scan: whether repetitions are steps of a scan; parameters then have repetitions as their first
-        axis, and states as their second axis, after the batch.
+        axis.
       shared: whether all repetitions are steps of a scan with the same parameters, which have no
         axis of repetitions (Lan et al. 2020, ALBERT, arXiv:1909.11942).
       remat: name in REMAT_POLICIES.
@@ -81,10 +81,21 @@ class Stack(nnx.Module):
         return self.repetitions * blocks + again
 
     def init_state(self, batch_size: int) -> MixerState:
-        states = [block.mixer.init_state(batch_size) for block in self.blocks]
-        if self.scan:
-            states = jax.tree.map(lambda x: jnp.stack([x] * self.repetitions, axis=1), states)
-        return states
+        """Returns the state of each layer."""
+        repetitions = range(self.repetitions)
+        return [block.mixer.init_state(batch_size) for _ in repetitions for block in self.blocks]
+
+    def separate(self) -> None:
+        """Replaces a scan by blocks of their own for every repetition."""
+        if not self.scan:
+            return
+        blocks = []
+        for repetition in range(self.repetitions):
+            graphdef, state = nnx.split(self.blocks)
+            own = state if self.shared else jax.tree.map(lambda x, r=repetition: x[r], state)
+            blocks.extend(nnx.merge(graphdef, own))
+        self.blocks = nnx.List(blocks)
+        self.scan, self.shared, self.repetitions = False, False, 1
 
     def __call__(
         self,
@@ -121,9 +132,8 @@ class Stack(nnx.Module):
             # Every block takes these values, the first one too, so a scan carries no more than x.
             state = None if states is None else states[0]
             first = parameters[0]
-            if self.scan:
-                state = jax.tree.map(lambda x: x[:, 0], state)
-                first = first if self.shared else jax.tree.map(lambda x: x[0], first)
+            if self.scan and not self.shared:
+                first = jax.tree.map(lambda x: x[0], first)
             first_BTI = nnx.merge(graphdefs[0], gathered(first)).first_values(
                 x_BTD,
                 state,
@@ -136,20 +146,22 @@ class Stack(nnx.Module):
 
         def repetition(x_BTD, scanned):
             own, states, keys = scanned
-            if states is not None:
-                states = jax.tree.map(lambda x: x, states)
             return run(parameters if self.shared else own, x_BTD, states, keys)
 
         if self.scan:
-            if states is not None:  # the scan needs repetitions as the first axis, not the batch
-                states = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states)
+            if states is not None:
+                period = len(graphdefs)
+                groups = [states[i : i + period] for i in range(0, len(states), period)]
+                states = jax.tree.map(lambda *x: jnp.stack(x), *groups)
             scanned = None if self.shared else parameters, states, keys
             unroll = self.repetitions <= UNROLLED and self.remat == "none"
             x_BTD, (states, statistics) = lax.scan(
                 repetition, x_BTD, scanned, length=self.repetitions, unroll=unroll
             )
             if states is not None:
-                states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
+                each = range(self.repetitions)
+                groups = [jax.tree.map(lambda x, r=r: x[r], states) for r in each]
+                states = [state for group in groups for state in group]
         else:
             keys = None if keys is None else keys[0]
             x_BTD, (states, statistics) = run(parameters, x_BTD, states, keys)
@@ -157,3 +169,15 @@ class Stack(nnx.Module):
             for block, of_block in zip(self.blocks, statistics, strict=True):
                 nnx.update(block, of_block)
         return x_BTD, states
+
+
+def separate_layers(graphdef: nnx.GraphDef, parameters: Any) -> tuple[nnx.GraphDef, Any]:
+    """Returns a model whose stacks have no scan, for a loop over tokens.
+
+    In such a loop, XLA copies the parameters and the state of each repetition for each token.
+    """
+    model = nnx.merge(graphdef, parameters)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Stack):
+            module.separate()
+    return nnx.split(model)

@@ -22,6 +22,14 @@ def segment_index(segment_ids_BT: SegmentIds) -> Int[Array, "B T"]:
     return jnp.cumsum(starts(segment_ids_BT).astype(jnp.int32), axis=1)
 
 
+def next_index(
+    index_B: Int[Array, " B"], last_B: Int[Array, " B"], segment_ids_BT: SegmentIds
+) -> Int[Array, "B T"]:
+    """`segment_index` of tokens after a token of segment `last_B`, which has index `index_B`."""
+    ids = jnp.concatenate([last_B[:, None], segment_ids_BT], axis=1)
+    return index_B[:, None] + segment_index(ids)[:, 1:]
+
+
 def leaving(segment_ids_BT: SegmentIds) -> tuple[Bool[Array, "B T"], Bool[Array, " B"]]:
     """Mask of the last segment's tokens, and mask of the sequences with a single segment."""
     run_BT = segment_index(segment_ids_BT)

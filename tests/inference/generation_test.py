@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from linear_transformer.errors import ConfigError
 from linear_transformer.inference.generation import Sampler, decode, generate, prefill
@@ -127,6 +128,30 @@ def state_bytes(name, prompt_length):
 @pytest.mark.parametrize("name", ["linear", "both"])
 def test_state_does_not_grow_with_the_prompt(name):
     assert state_bytes(name, 3) == state_bytes(name, 3000)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("name", ["softmax", "both"])
+def test_a_step_of_the_loop_is_small(name):
+    """No scan over layers, which copies their parameters, and no sum over the slots of a cache."""
+    graphdef, parameters = build(name)
+    key = jax.random.key(0)
+    state, token_B = jax.eval_shape(
+        functools.partial(prefill, graphdef, GREEDY), parameters, jnp.array([PROMPT]), key
+    )
+    program = jax.make_jaxpr(decode, static_argnums=(0, 1, 2))(
+        graphdef, GREEDY, 8, parameters, state, token_B, key
+    )
+    scans = [e for e in equations(program.jaxpr) if e.primitive.name == "scan"]
+    assert {e.params["length"] for e in scans} - {1} == {8}  # the form for one token is a scan of 1
+    sums = [e for e in equations(program.jaxpr) if e.primitive.name == "cumsum"]
+    assert sums and all(e.invars[0].aval.shape[e.params["axis"]] <= 2 for e in sums)
 
 
 def test_linear_decoding_needs_little_memory():

@@ -42,9 +42,10 @@ class CachedSoftmax(CachedAttention):
         return {
             "keys": jnp.zeros(shape, self.dtype),
             "values": jnp.zeros(shape, self.dtype),
-            "segments": jnp.zeros((batch_size, self.slots), jnp.int32),
+            "runs": jnp.zeros((batch_size, self.slots), jnp.int32),
             "length": jnp.zeros((batch_size,), jnp.int32),  # tokens seen so far
             "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
+            "run": jnp.zeros((batch_size,), jnp.int32),  # the same: the segments before, counted
         }
 
     def _attend(
@@ -93,7 +94,8 @@ class CachedSoftmax(CachedAttention):
         time = q.shape[1]
         if segment_ids is None:
             segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
-        new = new | {"segments": segment_ids}
+        run_BT = segments.next_index(state["run"], state["segment"], segment_ids)
+        new = new | {"runs": run_BT}
         positions_BT = state["length"][:, None] + jnp.arange(time)
         if self.window is None:  # slot i holds token i
             place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
@@ -113,7 +115,6 @@ class CachedSoftmax(CachedAttention):
             slots_M = jnp.arange(self.slots + time) - self.slots
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
             kept = {name: x[:, -self.slots :] for name, x in held.items()}
-        run_BS = segments.segment_index(held["segments"])  # segment ids may repeat
 
         def of_queries(x_BS):
             if self.window is not None:
@@ -123,17 +124,18 @@ class CachedSoftmax(CachedAttention):
 
         sums = query_sums = None
         if "log_forget" in held:  # sums of the held gates alone stay small in a long sequence
-            sums = log_sums(held["log_forget"], run_BS)
+            sums = log_sums(held["log_forget"], held["runs"])
             query_sums = of_queries(sums)
         o = self._attend_to_keys(
             q,
             held["keys"],
             held["values"],
-            segment_ids_BT=of_queries(run_BS),
-            key_segment_ids_BS=run_BS,
+            segment_ids_BT=run_BT,  # not the ids, which may repeat
+            key_segment_ids_BS=held["runs"],
             query_positions_BT=positions_BT,
             key_positions_BS=key_positions,
             query_log_sums_BTHX=query_sums,
             key_log_sums_BSHX=sums,
         )
-        return o, kept | {"length": state["length"] + time, "segment": segment_ids[:, -1]}
+        last = {"segment": segment_ids[:, -1], "run": run_BT[:, -1]}
+        return o, kept | last | {"length": state["length"] + time}
