@@ -33,8 +33,9 @@ KINDS = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6"}  # as JAX calls the
 def write_wikitext(folder):
     """As many different words as WikiText-103 has."""
     words = " ".join(f"w{n}" for n in range(267_735))
-    for part in ("train", "valid", "test"):
-        (folder / f"wiki.{part}.tokens").write_text(f" \n = Title = \n \n {words} \n")
+    for number, part in enumerate(("train", "valid", "test")):
+        text = f" \n = Title = \n \n {words} w{number} \n"
+        (folder / f"wiki.{part}.tokens").write_text(text)
 
 
 def write_idx(folder):
