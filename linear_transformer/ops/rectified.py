@@ -54,7 +54,8 @@ def rectified_attention(
         bidirectional, with S keys in the whole sequence.
       window: causal only: a query sees itself and the window - 1 keys before it; None sees all.
       segment_ids_BT: packed segments, runs of equal ids; each query sees only its own segment.
-      key_segment_ids_BS: ids of all keys if S > T; the last T are the ids of the queries.
+      key_segment_ids_BS: for S > T: a query sees the keys of equal ids, in any order.  If an id
+        occurs in several runs, number the runs (`segments.segment_index`).
       key_mask_BS: False drops the key exactly, even if it is NaN.
       block_size: queries per block; chosen if None.
 
@@ -90,11 +91,11 @@ def rectified_attention(
         raise ValueError(f"key_segment_ids_BS is None, and there are {S} keys of {T} queries")
     if 0 in (B, T):
         return jnp.zeros((B, T, H, v_BSHV.shape[3]), v_BSHV.dtype)
-    ids_BS = segment_ids_BT if key_segment_ids_BS is None else key_segment_ids_BS
-    run_BS = jnp.zeros((B, S), jnp.int32)
-    if ids_BS is not None:
-        run_BS = sequence_parallel.segment_index(ids_BS)
-    run_BT = run_BS[:, S - T :]
+    run_BT, run_BS = segment_ids_BT, key_segment_ids_BS
+    if run_BT is None:
+        run_BT, run_BS = (jnp.zeros((B, n), jnp.int32) for n in (T, S))
+    elif run_BS is None:
+        run_BT = run_BS = sequence_parallel.segment_index(run_BT)
     if key_mask_BS is None:
         key_mask_BS = jnp.ones((B, S), bool)
 

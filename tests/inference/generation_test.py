@@ -137,10 +137,17 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.mark.parametrize("name", ["softmax", "both"])
-def test_a_step_of_the_loop_is_small(name):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("softmax", {}),
+        ("both", {}),
+        *(("linear", {"pattern": (name,)}) for name in ("rela", "flash_quad", "diag")),
+    ],
+)
+def test_a_step_of_the_loop_is_small(name, changes):
     """No scan over layers, which copies their parameters, and no sum over the slots of a cache."""
-    graphdef, parameters = build(name)
+    graphdef, parameters = build(name, **changes)
     key = jax.random.key(0)
     state, token_B = jax.eval_shape(
         functools.partial(prefill, graphdef, GREEDY), parameters, jnp.array([PROMPT]), key

@@ -8,9 +8,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.cached_attention import CachedAttention
-from linear_transformer.ops import segments
 from linear_transformer.ops.forgetting import log_sums
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Outputs, Queries, SegmentIds
@@ -38,15 +38,9 @@ class CachedSoftmax(CachedAttention):
         return {"window": self.window, "sinks_H": sinks, "form": self.form}
 
     def _init_state(self, batch_size):
-        shape = (batch_size, self.slots, self.key_value_heads, self.key_width)
-        return {
-            "keys": jnp.zeros(shape, self.dtype),
-            "values": jnp.zeros(shape, self.dtype),
-            "runs": jnp.zeros((batch_size, self.slots), jnp.int32),
-            "length": jnp.zeros((batch_size,), jnp.int32),  # tokens seen so far
-            "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
-            "run": jnp.zeros((batch_size,), jnp.int32),  # the same: the segments before, counted
-        }
+        shape = (self.key_value_heads, self.key_width)
+        features = {"keys": shape, "values": shape}
+        return token_cache.init_cache(batch_size, self.slots, features, self.dtype)
 
     def _attend(
         self,
@@ -92,29 +86,23 @@ class CachedSoftmax(CachedAttention):
 
     def _attend_to_cache(self, q, new, segment_ids, state):
         time = q.shape[1]
-        if segment_ids is None:
-            segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
-        run_BT = segments.next_index(state["run"], state["segment"], segment_ids)
-        new = new | {"runs": run_BT}
         positions_BT = state["length"][:, None] + jnp.arange(time)
         if self.window is None:  # slot i holds token i
+            run_BT, counts = token_cache.count(state, time, segment_ids)
             place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
             held = {
                 name: place(state[name], x.astype(state[name].dtype), state["length"])
-                for name, x in new.items()
+                for name, x in (new | {"runs": run_BT}).items()
             }
             slots_M = jnp.arange(self.slots)
-            length_B = state["length"] + time
-            key_positions = jnp.where(slots_M < length_B[:, None], slots_M, -1)
-            kept = held
+            key_positions = jnp.where(slots_M < counts["length"][:, None], slots_M, -1)
+            state = held | counts
+            run_BS = held["runs"]
         else:  # the cached tokens, then the new tokens
-            held = {
-                name: jnp.concatenate([state[name], x.astype(state[name].dtype)], axis=1)
-                for name, x in new.items()
-            }
             slots_M = jnp.arange(self.slots + time) - self.slots
             key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
-            kept = {name: x[:, -self.slots :] for name, x in held.items()}
+            held, run_BS, _, state = token_cache.extend(state, new, segment_ids)
+            run_BT = run_BS[:, self.slots :]
 
         def of_queries(x_BS):
             if self.window is not None:
@@ -124,18 +112,17 @@ class CachedSoftmax(CachedAttention):
 
         sums = query_sums = None
         if "log_forget" in held:  # sums of the held gates alone stay small in a long sequence
-            sums = log_sums(held["log_forget"], held["runs"])
+            sums = log_sums(held["log_forget"], run_BS)
             query_sums = of_queries(sums)
         o = self._attend_to_keys(
             q,
             held["keys"],
             held["values"],
-            segment_ids_BT=run_BT,  # not the ids, which may repeat
-            key_segment_ids_BS=held["runs"],
+            segment_ids_BT=run_BT,
+            key_segment_ids_BS=run_BS,
             query_positions_BT=positions_BT,
             key_positions_BS=key_positions,
             query_log_sums_BTHX=query_sums,
             key_log_sums_BSHX=sums,
         )
-        last = {"segment": segment_ids[:, -1], "run": run_BT[:, -1]}
-        return o, kept | last | {"length": state["length"] + time}
+        return o, state

@@ -68,9 +68,10 @@ class DiagAttention(ProjectedMixer):
         return {
             "keys": jnp.zeros(shape, self.dtype),
             "values": jnp.zeros(shape, self.dtype),
-            "segments": jnp.zeros((batch_size, self.block_size), jnp.int32),
+            "runs": jnp.zeros((batch_size, self.block_size), jnp.int32),
             "filled": jnp.zeros((batch_size,), jnp.int32),  # tokens of the block so far
             "segment": jnp.zeros((batch_size,), jnp.int32),  # of the last token
+            "run": jnp.zeros((batch_size,), jnp.int32),  # index of this segment
         }
 
     def _forward(self, x_BTD, state, segment_ids, positions):
@@ -112,6 +113,7 @@ class DiagAttention(ProjectedMixer):
         time, size, filled_B = q.shape[1], self.block_size, state["filled"]
         if segment_ids is None:
             segment_ids = jnp.broadcast_to(state["segment"][:, None], q.shape[:2])
+        run_BT = segments.next_index(state["run"], state["segment"], segment_ids)
         # Whole blocks: the block of the state, and all blocks that the new tokens may reach.
         blocks = (size - 1 + time) // size + (time > 1)
         place = jax.vmap(lambda row, x, start: lax.dynamic_update_slice_in_dim(row, x, start, 0))
@@ -124,12 +126,10 @@ class DiagAttention(ProjectedMixer):
         rows = {
             "keys": lay_out(state["keys"], k),
             "values": lay_out(state["values"], v),
-            "segments": lay_out(state["segments"], segment_ids),
+            "runs": lay_out(state["runs"], run_BT),
         }
         if time == 1:
-            run_BS = segments.segment_index(rows["segments"])
-            own_Bx = jnp.take_along_axis(run_BS, filled_B[:, None], axis=1)
-            seen_BS = (slots_M <= filled_B[:, None]) & (run_BS == own_Bx)
+            seen_BS = (slots_M <= filled_B[:, None]) & (rows["runs"] == run_BT)
             o = attend(q, rows["keys"], rows["values"], seen_BS[:, None], scores=self.scores)
         else:
             o = block_local_attention(
@@ -138,7 +138,7 @@ class DiagAttention(ProjectedMixer):
                 rows["values"],
                 block_size=size,
                 scores=self.scores,
-                segment_ids_BT=rows["segments"],
+                segment_ids_BT=rows["runs"],
             )
             take = jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, time, 0))
             o = take(o, filled_B)
@@ -155,4 +155,5 @@ class DiagAttention(ProjectedMixer):
             return jnp.where(kept_BS.reshape(*kept_BS.shape, *[1] * (block.ndim - 2)), block, 0)
 
         kept = {name: keep(row) for name, row in rows.items()}
-        return o, kept | {"filled": filled_B, "segment": segment_ids[:, -1]}
+        last = {"segment": segment_ids[:, -1], "run": run_BT[:, -1]}
+        return o, kept | last | {"filled": filled_B}
