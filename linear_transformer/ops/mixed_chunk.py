@@ -142,7 +142,7 @@ def mixed_chunk_attention(
     linear_keys = to_grid(linear_k_BTK, state.linear_keys)
     values = to_grid(v_BTV, state.values)
     ids = to_grid(segment_ids_BT, state.segments)
-    run = segments.segment_index(jnp.concatenate([state.sums_segment[:, None], ids], axis=1))[:, 1:]
+    run = segments.next_index(jnp.zeros_like(offset_B), state.sums_segment, ids)
     grid = (keys, linear_keys, values, run)
 
     if T == 1 and not start:

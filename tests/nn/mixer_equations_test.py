@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.nn.mixer_cases import B, D, H, T
-from tests.nn.mixer_programs import build, compiled, inputs
+from tests.nn.mixer_programs import build, compiled, inputs, runs
 from tests.nn.transcriptions import dense, heads, turned
 from tests.ops.contract import assert_agree
 
@@ -43,10 +43,10 @@ def softmax_oracle(mixer, x, segment_ids, positions):
     if mixer.rotary:
         q, k = turned(q, positions), turned(k, positions)
     gates = dense(mixer.forget, x) if hasattr(mixer, "forget") else np.full((B, T, count), np.inf)
-    o = np.zeros(v.shape)
+    o, run = np.zeros(v.shape), runs(segment_ids)
     for b, i, h in np.ndindex(B, T, count):
         first = 0 if mixer.window is None else max(0, i + 1 - mixer.window)
-        seen = [j for j in range(first, i + 1) if segment_ids[b, j] == segment_ids[b, i]]
+        seen = [j for j in range(first, i + 1) if run[b, j] == run[b, i]]
         decay = [np.prod(1 / (1 + np.exp(-gates[b, j + 1 : i + 1, h]))) for j in seen]
         weights = decay * np.exp(k[b, seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1]))
         o[b, i, h] = weights @ v[b, seen, h] / weights.sum()

@@ -22,9 +22,10 @@ TOLERANCE = 1e-5
 # Compiling is all that these tests cost, and optimising would double it.
 QUICK = {"xla_backend_optimization_level": 0}
 
-# A boundary at 7 and none after it, no boundary at all, and documents of 4 tokens and of 1.
+# A boundary at 7 and none after it, no boundary at all, and documents of 4 tokens and of 1, after
+# which the id of the one before returns.
 LENGTHS = ((7, 14), (21,), (4, 1, 8, 8))
-SEGMENTS = np.stack([np.repeat(np.arange(1, 1 + len(n)), n) for n in LENGTHS]).astype(np.int32)
+SEGMENTS = np.stack([np.repeat(np.arange(len(n)) % 2 + 1, n) for n in LENGTHS]).astype(np.int32)
 PACKED_POSITIONS = np.stack([np.concatenate([np.arange(n) for n in row]) for row in LENGTHS])
 PACKED_POSITIONS = PACKED_POSITIONS.astype(np.int32)
 ONE_SEGMENT = np.zeros((B, T), np.int32)  # as a state without a token has it
@@ -59,6 +60,11 @@ def compiled(name, label):
 def inputs(packed=False, seed=1):
     x = np.random.default_rng(seed).normal(size=(B, T, D)).astype(np.float32)
     return (x, SEGMENTS, PACKED_POSITIONS) if packed else (x, ONE_SEGMENT, POSITIONS)
+
+
+def runs(segment_ids):
+    """The number of each token's segment; ids may return."""
+    return np.cumsum(np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, axis=1)
 
 
 def cut(data, start, stop):

@@ -35,6 +35,7 @@ from tests.nn.mixer_programs import (
     inputs,
     parts,
     parts_program,
+    runs,
     state_after,
     steps,
     time_first,
@@ -197,9 +198,9 @@ def test_reset_rows_is_a_fresh_start(name, label):
 def assert_reach(name, label, packed, reach):
     """Exactly 0 from later tokens and other segments, and from no other tokens."""
     mixer, _ = build(name, label)
-    ids = inputs(packed)[1]
+    run = runs(inputs(packed)[1])
     t, s = np.arange(T)[:, None], np.arange(T)
-    visible = (s <= t) & (ids[:, :, None] == ids[:, None])
+    visible = (s <= t) & (run[:, :, None] == run[:, None])
     window = getattr(mixer, "window", None)
     if window is not None:
         visible = visible & (t - s < window)

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from linear_transformer.data.errors import DataError
-from linear_transformer.data.io.reading import data_files
+from linear_transformer.data.io.reading import data_files, pieces
 from linear_transformer.data.text.corpus import Corpus
 
 # For more bytes only names and sizes are hashed: ImageNet has 150 GB.
@@ -54,9 +54,8 @@ def of_files(path: epath.Path) -> str:
         for name in sorted(files):
             digest.update(f"{name}\0{sizes[name]}\0".encode(errors="surrogateescape"))
             if whole:
-                with files[name].open("rb") as file:
-                    while piece := file.read(1 << 24):
-                        digest.update(piece)
+                for piece in pieces(files[name]):
+                    digest.update(piece)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from error
     return digest.hexdigest()

@@ -35,6 +35,21 @@ def read_file(path: epath.Path) -> bytes:
     return data
 
 
+def pieces(path: epath.Path) -> Iterator[bytes]:
+    """Yields the content of a file of any size in pieces of 16 MiB, for a hash.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 24):
+                yield piece
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason})") from error
+
+
 def require_regular(path: epath.Path) -> None:
     """Raises a DataError for a pipe, a device or a socket, which may be read without an end."""
     # Not `is_file` of etils, which is true for a pipe.
@@ -297,20 +312,11 @@ def _require_no_copies(files: Iterable[tuple[str, epath.Path]]) -> None:
             continue
         first: dict[bytes, tuple[str, epath.Path]] = {}
         for split, path in same_size:
-            other, known = first.setdefault(_digest(path), (split, path))
+            digest = hashlib.sha256()
+            for piece in pieces(path):
+                digest.update(piece)
+            other, known = first.setdefault(digest.digest(), (split, path))
             if other != split:
                 raise DataError(
                     f"{path} of the {split} split is a copy of {known} of the {other} split"
                 )
-
-
-def _digest(path: epath.Path) -> bytes:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
-        return digest.digest()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason})") from error

@@ -138,7 +138,7 @@ class FlashQuad(GatedAttentionUnit):
         if positions is None:
             positions = _count(batch, time, None if state is None else state["length"])
         u_BTV, v_BSV, (q_BTK, k_BSK) = self._project(x_BTD, positions)
-        key_segments_BS, filled_BS = segment_ids, None
+        key_segments_BS = filled_BS = None
         if state is not None:
             held, key_segments_BS, filled_BS, state = token_cache.extend(
                 state, {"keys": k_BSK, "values": v_BSV}, segment_ids

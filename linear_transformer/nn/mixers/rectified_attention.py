@@ -62,7 +62,7 @@ class RectifiedAttention(CachedAttention):
         q_BTHK, k_BSHK, v_BSHV = (split_heads(x, self.heads) for x in parts)
         if self.rotary:
             q_BTHK, k_BSHK = rotate(q_BTHK, positions), rotate(k_BSHK, positions)
-        key_segments_BS, filled_BS = segment_ids, None
+        key_segments_BS = filled_BS = None
         if state is not None:
             held, key_segments_BS, filled_BS, state = token_cache.extend(
                 state, {"keys": k_BSHK, "values": v_BSHV}, segment_ids
