@@ -141,18 +141,21 @@ def _recurrent(q, k, v, scales, log_decay, held, count, starts):
         q_BHK, k_BHK, v_BHV, scales_BHM, log_decay_BH, start_B = token
         held = jnp.where(start_B[:, None, None, None, None], 0, held)
         count = jnp.where(start_B, 0, count)
-        a = jnp.exp(log_decay_BH)[:, None, :, None, None]
-        held = a * recurrence.kept(a, held)
-        own = k_BHK[..., :, None] * v_BHV[..., None, :]
-        every = jnp.concatenate([own[:, None], held], axis=1)
-        o_BHV = jnp.einsum("bhm,bmhkv,bhk->bhv", scales_BHM, every, q_BHK)
+        a_BH = jnp.exp(log_decay_BH)
+        a = a_BH[:, None, :, None, None]
+        held = recurrence.kept(a, held)
+        scales_BHL = scales_BHM[..., 1:] * a_BH[..., None]
+        o_BHV = jnp.einsum("bhl,blhv->bhv", scales_BHL, jnp.einsum("blhkv,bhk->blhv", held, q_BHK))
+        o_BHV += scales_BHM[..., :1] * jnp.sum(q_BHK * k_BHK, axis=-1, keepdims=True) * v_BHV
         # Counting one up clears the lowest bits of the count, as far as they are 1, and sets the
         # next bit, whose level takes over the tokens of the cleared levels.
         carry_bit = ~count & (count + 1)
         place = (slice(None), slice(None), None, None, None)
         cleared = (bits_L < carry_bit[:, None])[place]
-        merged = own[:, None] + jnp.sum(jnp.where(cleared, held, 0), axis=1, keepdims=True)
-        held = jnp.where(cleared, 0, jnp.where((bits_L == carry_bit[:, None])[place], merged, held))
+        own = (k_BHK[..., :, None] * v_BHV[..., None, :])[:, None]
+        merged = own + a * jnp.sum(jnp.where(cleared, held, 0), axis=1, keepdims=True)
+        is_next = (bits_L == carry_bit[:, None])[place]
+        held = jnp.where(cleared, 0, jnp.where(is_next, merged, a * held))
         return (held, count + 1), o_BHV
 
     tokens = (q, k, v, scales, log_decay, starts)

@@ -142,12 +142,14 @@ def mixed_chunk_attention(
     linear_keys = to_grid(linear_k_BTK, state.linear_keys)
     values = to_grid(v_BTV, state.values)
     ids = to_grid(segment_ids_BT, state.segments)
-    run = segments.next_index(jnp.zeros_like(offset_B), state.sums_segment, ids)
-    grid = (keys, linear_keys, values, run)
 
     if T == 1 and not start:
+        starts = ids != jnp.concatenate([state.sums_segment[:, None], ids[:, :-1]], axis=1)
+        grid = (keys, linear_keys, values, starts)
         o_BTV, sums = _one_token(q_BTK, linear_q_BTK, grid, bias_E, state.sums, offset_B)
     else:
+        run = segments.next_index(jnp.zeros_like(offset_B), state.sums_segment, ids)
+        grid = (keys, linear_keys, values, run)
         q, linear_q = (to_grid(x, jnp.zeros_like(state.keys)) for x in (q_BTK, linear_q_BTK))
         finished_B = (offset_B + T) // C
         o_BTV, sums = _chunks(q, linear_q, grid, bias_E, state.sums, finished_B)
@@ -159,6 +161,8 @@ def mixed_chunk_attention(
     cut = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, C, 0))
 
     def current(x):
+        if N == 1:
+            return jnp.where((current_B > 0).reshape(B, *[1] * (x.ndim - 1)), 0, x)
         return cut(jnp.pad(x, ((0, 0), (0, C), *[(0, 0)] * (x.ndim - 2))), current_B)
 
     last = jnp.take_along_axis(ids, jnp.maximum(current_B - 1, 0)[:, None], axis=1)[:, 0]
@@ -331,13 +335,14 @@ def _chunks(q, linear_q, grid, bias_E, sums, finished_B):
 
 
 def _one_token(q_BTK, linear_q_BTK, grid, bias_E, sums, offset_B):
-    """Computes one query in one chunk, in O(C (K + V) + K V)."""
-    k_BCK, linear_k_BCK, v_BCV, run_BC = grid
+    """Computes one query in one chunk, in O(C (K + V) + K V) if the chunk is not finished."""
+    k_BCK, linear_k_BCK, v_BCV, starts_BC = grid  # starts of segments, also of later tokens
     C = bias_E.shape[0]
     distance_BC = offset_B[:, None] - jnp.arange(C)
-    own_B = jnp.take_along_axis(run_BC, offset_B[:, None], axis=1)
-    visible_BC = (distance_BC >= 0) & (run_BC == own_B)
-    reads_B = own_B[:, 0] == 0
+    starts_BC &= distance_BC >= 0
+    start_B = jnp.max(jnp.where(starts_BC, jnp.arange(C), -1), axis=1)  # -1: before the chunk
+    visible_BC = (distance_BC >= 0) & (jnp.arange(C) >= start_B[:, None])
+    reads_B = start_B < 0
     # A NaN that the query sees reaches its output by itself; all other tokens are masked.
     k_BCK, seen_v_BCV = keep(visible_BC, k_BCK), keep(visible_BC, v_BCV)
     seen_sums = jnp.where(reads_B[:, None, None], sums, 0).astype(q_BTK.dtype)
@@ -346,6 +351,10 @@ def _one_token(q_BTK, linear_q_BTK, grid, bias_E, sums, offset_B):
     weights = weights.astype(v_BCV.dtype)
     o = jnp.einsum("btc,bcv->btv", weights, seen_v_BCV, preferred_element_type=sums.dtype)
     o += jnp.einsum("btk,bkv->btv", linear_q_BTK, seen_sums, preferred_element_type=o.dtype)
-    end_B = run_BC[:, -1]
-    update = _update(sums, end_B == 0, linear_k_BCK, v_BCV, run_BC == end_B[:, None])
-    return o, jnp.where((offset_B == C - 1)[:, None, None], update, sums)
+    finished_B = offset_B == C - 1
+
+    def updated():
+        update = _update(sums, reads_B, linear_k_BCK, v_BCV, visible_BC)
+        return jnp.where(finished_B[:, None, None], update, sums)
+
+    return o, lax.cond(jnp.any(finished_B), updated, lambda: sums)

@@ -6,7 +6,8 @@ Dai et al. 2019, Transformer-XL (arXiv:1901.02860), section 3.3:
 
 over the w keys t - w < s <= t.  A factor m_{t-s} of exp(score), such as a soft mask of the
 distance (Sukhbaatar et al. 2019, arXiv:1905.07799), is a bias log m_{t-s} of the score.  Time and
-memory are O(T w): blocks of w queries attend to the 2 w - 1 keys that they may see.
+memory are O(T w): blocks of w queries attend to the 2 w - 1 keys that they may see, and fewer than
+w queries are one block.
 
 A non-finite key or value makes the outputs of the queries that see it NaN, and changes no other
 output and no gradient of another output.
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops import checks, sequence_parallel
 from linear_transformer.ops.block_local import attend
 from linear_transformer.ops.non_finite import finite_tokens, keep
 from linear_transformer.ops.recurrence import accumulation_dtype
@@ -45,7 +46,8 @@ def relative_attention(
       content_bias_HK, position_bias_HK: u and b; None is 0.
       log_factors_HW: log m_d for the distances d; -inf drops a distance, but not a NaN in it.  None
         is 0.  At distance 0 it must be finite.
-      segment_ids_BS: packed segments, runs of equal ids; each token sees only its own segment.
+      segment_ids_BS: packed segments, runs of equal ids; each token sees only its own segment.  For
+        S > T a token sees all tokens of its id: number the runs (`segments.segment_index`).
       key_mask_BS: False drops the key exactly, even if it is NaN.
 
     Returns:
@@ -77,18 +79,21 @@ def relative_attention(
         )
         run_BS = None if run is None else sequence_parallel.halo(run, before=before)
     else:
-        run_BS = None if segment_ids_BS is None else segments.segment_index(segment_ids_BS)
+        run_BS = segment_ids_BS
 
-    blocks = -(-time // window)
-    behind = blocks * window - time
+    block = min(time, window)
+    blocks = -(-time // block)
+    behind = blocks * block - time
 
     def queries(x_BT: Array) -> Array:
-        """Returns blocks (B G, W, ...)."""
+        """Returns blocks (B G, Q, ...) of Q queries."""
         x = jnp.pad(x_BT, ((0, 0), (0, behind), *[(0, 0)] * (x_BT.ndim - 2)))
-        return x.reshape(batch * blocks, window, *x.shape[2:])
+        return x.reshape(batch * blocks, block, *x.shape[2:])
 
     def in_reach(x_BS: Array) -> Array:
-        """Returns the tokens that each block may see, (B G, 2 W - 1, ...)."""
+        """Returns the tokens that each block may see, (B G, Q + W - 1, ...)."""
+        if blocks == 1:
+            return x_BS
         x = jnp.pad(x_BS, ((0, 0), (0, behind + 1), *[(0, 0)] * (x_BS.ndim - 2)))
         x = x.reshape(batch, blocks + 1, window, *x.shape[2:])
         x = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)[:, :, :-1]
@@ -109,7 +114,7 @@ def relative_attention(
     )
     if log_factors_HW is not None:  # `attend` multiplies the bias by K**-0.5
         bias += q.shape[-1] ** 0.5 * log_factors_HW[:, None, ::-1].astype(dtype)
-    place = jnp.arange(2 * window - 1) - jnp.arange(window)[:, None]
+    place = jnp.arange(block + window - 1) - jnp.arange(block)[:, None]
     visible = ((place >= 0) & (place < window))[None]
     if key_mask_BS is not None:
         visible = visible & in_reach(key_mask_BS)[:, None]
@@ -123,11 +128,11 @@ def relative_attention(
         scores="softmax",
         bias_BHTS=shifted(bias),
     )
-    return o.reshape(batch, blocks * window, *o.shape[2:])[:, :time]
+    return o.reshape(batch, blocks * block, *o.shape[2:])[:, :time]
 
 
-def shifted(x_BHTW: Float[Array, "B H W W"]) -> Float[Array, "B H W S"]:
-    """Moves row t of each matrix right by t places, S = 2 W - 1; zeros elsewhere."""
+def shifted(x_BHTW: Float[Array, "B H T W"]) -> Float[Array, "B H T S"]:
+    """Moves row t of each matrix right by t places, S = T + W - 1; zeros elsewhere."""
     *rows, time, width = x_BHTW.shape
     padded = jnp.pad(x_BHTW, (*[(0, 0)] * len(rows), (0, 0), (0, time)))
     flat = padded.reshape(*rows, -1)[..., : time * (time + width - 1)]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from linear_transformer.nn.mixers import token_cache
 from linear_transformer.nn.mixers.base import MixerState
 from linear_transformer.nn.mixers.cached_attention import CachedAttention
-from linear_transformer.ops.forgetting import log_sums
+from linear_transformer.ops.forgetting import difference, log_sums
 from linear_transformer.ops.softmax import softmax_attention
 from linear_transformer.types import Outputs, Queries, SegmentIds
 
@@ -19,7 +19,8 @@ from linear_transformer.types import Outputs, Queries, SegmentIds
 class CachedSoftmax(CachedAttention):
     """Softmax attention to the tokens of a cache.
 
-    A subclass calls `_attend`, and may override `_attend_to_row` and `_attend_to_keys`.
+    A subclass calls `_attend`, and may override `_attend_to_row` and `_attend_to_keys`.  The cache
+    is a ring: a new token takes the slot of the oldest one, and no other slot changes.
 
     Attributes:
       key_value_heads: heads of the keys and values in the state.
@@ -30,6 +31,11 @@ class CachedSoftmax(CachedAttention):
     key_value_heads: int
     form: str = "auto"
     sinks: nnx.Param | None = None
+
+    @property
+    def slots(self) -> int:
+        """Number of keys in the state: the capacity, or the window."""
+        return self.cache_capacity if self.window is None else self.window
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -61,9 +67,7 @@ class CachedSoftmax(CachedAttention):
         """
         if state is not None:
             new = {"keys": k_BTJK, "values": v_BTJK}
-            if log_forget_BTH is not None:
-                new["log_forget"] = log_forget_BTH
-            return self._attend_to_cache(q_BTHK, new, segment_ids_BT, state)
+            return self._attend_to_cache(q_BTHK, new, segment_ids_BT, state, log_forget_BTH)
         sums = None if log_forget_BTH is None else log_sums(log_forget_BTH, segment_ids_BT)
         gates = {"query_log_sums_BTHX": sums, "key_log_sums_BSHX": sums}
         return self._attend_to_row(q_BTHK, k_BTJK, v_BTJK, segment_ids_BT, **gates), None
@@ -84,36 +88,33 @@ class CachedSoftmax(CachedAttention):
         """Attends to held keys; `where` are the arguments that say who sees what."""
         return softmax_attention(q, k, v, **where, **self._options)
 
-    def _attend_to_cache(self, q, new, segment_ids, state):
+    def _attend_to_cache(self, q, new, segment_ids, state, log_forget):
         time = q.shape[1]
         positions_BT = state["length"][:, None] + jnp.arange(time)
-        if self.window is None:  # slot i holds token i
-            run_BT, counts = token_cache.count(state, time, segment_ids)
+        run_BT, counts = token_cache.count(state, time, segment_ids)
+        query_sums = last_sum = None
+        if log_forget is not None:
+            old_sums, query_sums, last_sum = _log_sums(state, log_forget, run_BT)
+            state, new = state | {"log_decay": old_sums}, new | {"log_decay": query_sums}
+        slots, new = self.slots, new | {"runs": run_BT}
+        if time == 1 or self.window is None:
             place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
             held = {
-                name: place(state[name], x.astype(state[name].dtype), state["length"])
-                for name, x in (new | {"runs": run_BT}).items()
+                name: place(state[name], x.astype(state[name].dtype), state["length"] % slots)
+                for name, x in new.items()
             }
-            slots_M = jnp.arange(self.slots)
-            key_positions = jnp.where(slots_M < counts["length"][:, None], slots_M, -1)
+            key_positions = _held_positions(counts["length"], slots)
             state = held | counts
-            run_BS = held["runs"]
-        else:  # the cached tokens, then the new tokens
-            slots_M = jnp.arange(self.slots + time) - self.slots
-            key_positions = jnp.maximum(state["length"][:, None] + slots_M, -1)
-            held, run_BS, _, state = token_cache.extend(state, new, segment_ids)
-            run_BT = run_BS[:, self.slots :]
-
-        def of_queries(x_BS):
-            if self.window is not None:
-                return x_BS[:, self.slots :]
-            places = positions_BT.reshape(*positions_BT.shape, *[1] * (x_BS.ndim - 2))
-            return jnp.take_along_axis(x_BS, places, axis=1, mode="clip")
-
-        sums = query_sums = None
-        if "log_forget" in held:  # sums of the held gates alone stay small in a long sequence
-            sums = log_sums(held["log_forget"], run_BS)
-            query_sums = of_queries(sums)
+        else:  # the first new tokens also see cached tokens which the last ones overwrite
+            before, after = (_held_positions(x["length"], slots) for x in (state, counts))
+            new = {name: x.astype(state[name].dtype) for name, x in new.items()}
+            held = {name: jnp.concatenate([state[name], x], axis=1) for name, x in new.items()}
+            key_positions = jnp.concatenate([before, positions_BT], axis=1)
+            nth_BM = after - state["length"][:, None]  # of the new tokens; below 0 is a cached one
+            state = {name: _where_new(nth_BM, x, state[name]) for name, x in new.items()} | counts
+        run_BS = held["runs"]
+        if last_sum is not None:
+            state["log_decay"] = difference(_pair(last_sum), _pair(state["log_decay"]))
         o = self._attend_to_keys(
             q,
             held["keys"],
@@ -123,6 +124,38 @@ class CachedSoftmax(CachedAttention):
             query_positions_BT=positions_BT,
             key_positions_BS=key_positions,
             query_log_sums_BTHX=query_sums,
-            key_log_sums_BSHX=sums,
+            key_log_sums_BSHX=held.get("log_decay"),
         )
         return o, state
+
+
+def _held_positions(length_B, slots):
+    """Returns the position of the token in each slot; -1 for an empty slot.
+
+    Token t is in slot t modulo the number of slots.
+    """
+    last_BM = length_B[:, None] - 1
+    return jnp.maximum(last_BM - (last_BM - jnp.arange(slots)) % slots, -1)
+
+
+def _where_new(nth_BM, new_BT, old_BM):
+    """Takes the nth of the new tokens, and the old one where n is below 0."""
+    nth = nth_BM.reshape(*nth_BM.shape, *[1] * (new_BT.ndim - 2))
+    return jnp.where(nth >= 0, jnp.take_along_axis(new_BT, nth, axis=1, mode="clip"), old_BM)
+
+
+def _log_sums(state, log_forget_BTH, run_BT):
+    """Log sums of the cached tokens, of the new tokens, and of all tokens.
+
+    The sums begin with a gate of 1 after the cached tokens, and end with one after the new tokens.
+    """
+    run = jnp.concatenate([state["run"][:, None], run_BT, run_BT[:, -1:]], axis=1)
+    sums = log_sums(jnp.pad(log_forget_BTH, ((0, 0), (1, 1), (0, 0))), run)
+    high, low = _pair(sums[:, :1])
+    high = high - state["log_decay"]
+    old = jnp.stack([high, jnp.broadcast_to(low, high.shape)], axis=-1)
+    return old, sums[:, 1:-1], sums[:, -1:]
+
+
+def _pair(sums: Float[Array, "B T H X"]) -> tuple[Array, Array]:
+    return sums[..., 0], sums[..., 1]

@@ -26,6 +26,8 @@ class ForgettingAttention(SoftmaxAttention):
 
     The gates are all that knows the order, unless `rotary` is set.  The paper's "Pro" block adds
     `qk_norm` and `output_gate`.  `SoftmaxAttention` documents the options.
+
+    The state holds the decay of each key, the sum over its later tokens, as "log_decay".
     """
 
     directions = ("causal",)
@@ -38,7 +40,7 @@ class ForgettingAttention(SoftmaxAttention):
 
     def _init_state(self, batch_size):
         shape = (batch_size, self.slots, self.heads)
-        return super()._init_state(batch_size) | {"log_forget": jnp.zeros(shape, self._gate_dtype)}
+        return super()._init_state(batch_size) | {"log_decay": jnp.zeros(shape, self._gate_dtype)}
 
     @property
     def _gate_dtype(self) -> jnp.dtype:

@@ -58,7 +58,7 @@ class SoftmaxAttention(CachedSoftmax):
       rotary_fraction: part of the features of queries and keys that `rotary` turns, the first ones;
         the rest is not changed (Black et al. 2022, arXiv:2204.06745; 0.25 in Qwen3-Next).
       cache_capacity: tokens that the decoding state can hold if there is no window.  The caller
-        must not exceed it: further tokens would overwrite the last ones.
+        must not exceed it: further tokens would overwrite earlier ones.
     """
 
     def __init__(
