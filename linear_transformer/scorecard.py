@@ -14,6 +14,7 @@ and, if sizes of states are known, a picture (.png).
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -90,15 +91,10 @@ def table(names: Sequence[str], only: Sequence[str], rates: Sequence[float]) -> 
     )
 
 
-def facts(found: Found) -> dict[str, dict[str, Any]]:
-    """Returns sizes, speeds and work by mechanism, each from the newest file that has it."""
-    files = [file for file in found.benchmarks if "mechanisms" in file.content["results"]]
-    files.sort(key=lambda file: file.content.get("date", ""))
-    newest: dict[str, dict[str, Any]] = {}
-    for file in files:
-        for row in file.content["results"]["mechanisms"]:
-            newest.setdefault(row["name"], {}).update(row)
-    return newest
+def _benchmarks(found: Found) -> list[dict[str, Any]]:
+    """Returns the contents of the files with sizes, speeds or work, the oldest first."""
+    files = (file.content for file in found.benchmarks if "mechanisms" in file.content["results"])
+    return sorted(files, key=lambda content: content.get("date", ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +103,27 @@ class Scorecard:
 
     Attributes:
       rows: cells of each mechanism, in the order of `COLUMNS`.
-      facts: rows of the benchmarks of each mechanism; missing if it was not measured.
+      benchmarks: contents of files of benchmarks, the oldest first.
     """
 
     rows: dict[str, list[Cell]]
-    facts: dict[str, dict[str, Any]]
+    benchmarks: list[dict[str, Any]]
 
     @classmethod
     def read(cls, found: Found) -> "Scorecard":
         filled = cells.fill(table(mechanisms.NAMES, tasks.TASKS, tasks.RATES), found)
         rows = {name: [c for c in filled if c.row.name == name] for name in mechanisms.NAMES}
-        return cls(dict(sorted(rows.items(), key=lambda row: _quality(row[1]))), facts(found))
+        ranked = sorted(rows.items(), key=lambda row: _quality(row[1]))
+        return cls(dict(ranked), _benchmarks(found))
+
+    @functools.cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Sizes, speeds and work by mechanism, each from the newest file that has it."""
+        newest: dict[str, dict[str, Any]] = {}
+        for content in self.benchmarks:
+            for row in content["results"]["mechanisms"]:
+                newest.setdefault(row["name"], {}).update(row)
+        return newest
 
     def entries(self) -> list[list[Entry]]:
         """Returns the entries of the table, sorted by bits/byte."""
@@ -136,15 +142,18 @@ class Scorecard:
         return markdown_table(_HEADINGS, rows, "r")
 
     def origin(self) -> str:
-        """Returns a sentence with the dates and machines of the runs; empty without runs."""
+        """Returns sentences with the dates and machines of the runs and of the benchmarks."""
         runs = [run for row in self.rows.values() for cell in row for run in cell.runs]
-        made = [run.environment for run in runs if run.environment]
-        if not made:
-            return ""
-        days = sorted({where["date"].split()[0] for where in made})
-        machines = sorted({environment.machine(where) for where in made})
-        when = " to ".join(dict.fromkeys((days[0], days[-1])))
-        return f"Measured {when}, each run on {' or '.join(machines)}.\n\n"
+        text = ""
+        if made := [run.environment for run in runs if run.environment]:
+            days = sorted({where["date"].split()[0] for where in made})
+            machines = sorted({environment.machine(where) for where in made})
+            when = " to ".join(dict.fromkeys((days[0], days[-1])))
+            text = f"Runs: {when}, each on {' or '.join(machines)}.\n\n"
+        for content in self.benchmarks:  # a later one replaces the values of an earlier one
+            where = f"{content['date'].split()[0]}, {environment.machine(content)}"
+            text += f"`{content['command']}`: {where}.\n\n"
+        return text
 
     def plot(self, output: epath.Path) -> None:
         """Draws bits/byte against the size of the state, with the name beside each point."""

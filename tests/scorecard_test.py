@@ -18,6 +18,8 @@ from linear_transformer.runtime import environment
 from tests.reports import folders
 from tests.training import runs
 
+HARDWARE = {"devices": "1 x cpu", "cores": 1, "cpu": "a CPU"}
+
 
 @pytest.fixture
 def found(tmp_path):
@@ -29,7 +31,8 @@ def found(tmp_path):
     facts |= {"training tokens/s": 25_870.4, "decoding tokens/s": 18_532.0}
     work = {"name": "gla", "FLOPs/token": 6_752_032.0, "HBM bytes/token": 158_175.2}
     for number, row in enumerate((facts, work)):
-        content = {"command": "c", "date": "2026-01-01", "results": {"mechanisms": [row]}}
+        content = {"command": f"c{number}", "date": f"2026-01-01 0{number}:00 UTC"}
+        content |= {"hardware": HARDWARE, "results": {"mechanisms": [row]}}
         (tmp_path / f"{number}.json").write_text(json.dumps(content))
     return find([tmp_path])
 
@@ -55,14 +58,14 @@ def test_the_page_has_values_to_sort_by_and_sources(found):
     assert '<td data-value="158175.2">158,175</td>' in gla
 
 
-def test_the_days_and_machines_of_the_runs(found, tmp_path):
-    assert scorecard.Scorecard.read(found).origin() == ""
-    hardware = {"devices": "1 x cpu", "cores": 1, "cpu": "a CPU"}
+def test_the_days_and_machines_of_runs_and_benchmarks(found, tmp_path):
+    benchmarks = "".join(f"`c{n}`: 2026-01-01, 1 x cpu, 1 core a CPU.\n\n" for n in range(2))
+    assert scorecard.Scorecard.read(found).origin() == benchmarks
     for number, path in enumerate(sorted(tmp_path.rglob("config.json"))):
-        where = {"date": f"2026-12-0{1 + number} 02:27 UTC", "hardware": hardware}
+        where = {"date": f"2026-12-0{1 + number} 02:27 UTC", "hardware": HARDWARE}
         path.with_name(environment.FILE).write_text(json.dumps(where))
     origin = scorecard.Scorecard.read(find([tmp_path])).origin()
-    assert origin == "Measured 2026-12-01, each run on 1 x cpu, 1 core a CPU.\n\n"
+    assert origin == f"Runs: 2026-12-01, each on 1 x cpu, 1 core a CPU.\n\n{benchmarks}"
 
 
 def test_first_rates_come_first(found, tmp_path):
@@ -112,8 +115,9 @@ def test_the_command(tmp_path):
     done = runs.execute([*module, *plan, f"--output={output}"])
     assert done.returncode == 0, done.stderr
     assert f"{len(jobs)} to run; " in done.stdout
-    written, _, link = output.read_text().rpartition("\n\n")
+    written, picture, link = output.read_text().rsplit("\n\n", 2)
     assert written in done.stdout and link == "[The same table, to be sorted](card.html)\n"
+    assert picture.endswith("](card.png)") and output.with_suffix(".png").exists()
     assert output.with_suffix(".html").read_text().startswith("<!doctype html>")
     assert output.read_text().startswith("# Scorecard\n")
 
