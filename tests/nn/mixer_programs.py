@@ -99,23 +99,19 @@ def in_steps(apply, data, state, size):
     return time_second(y), states
 
 
-def reach_of(pullback):
-    """(B, T, T): whether outputs at t depend on inputs at s, by gradients of random combinations.
-
-    These are the blocks (t, s) of the Jacobian, times one random vector each.
-    """
+def jacobian_of(pullback):
+    """(B, T, T, D): the blocks (t, s) of the Jacobian, times one random vector for each output."""
     v_BD = jnp.asarray(np.random.default_rng(2).normal(size=(B, D)), jnp.float32)
 
     def of_token(t):
-        (dx,) = pullback(jnp.zeros((B, T, D)).at[:, t].set(v_BD))
-        return jnp.any(dx != 0, axis=-1)
+        return pullback(jnp.zeros((B, T, D)).at[:, t].set(v_BD))[0]
 
     return jnp.moveaxis(lax.map(of_token, jnp.arange(T)), 0, 1)
 
 
-def with_reach(outputs, x):
+def with_jacobian(outputs, x):
     y, pullback = jax.vjp(outputs, x)
-    return y, reach_of(pullback)
+    return y, jacobian_of(pullback)
 
 
 @functools.cache
@@ -129,26 +125,26 @@ def whole_program(name, label):
             assert state is None
             return y
 
-        return with_reach(outputs, x) if (name, label) in CORE else (outputs(x), None)
+        return with_jacobian(outputs, x) if (name, label) in CORE else (outputs(x), None)
 
     return jax.jit(run, compiler_options=QUICK)
 
 
 @functools.cache
 def whole(name, label, packed):
-    """Outputs and reach."""
+    """Outputs and Jacobian."""
     return jax.device_get(whole_program(name, label)(*inputs(packed)))
 
 
 @functools.cache
 def steps(name, label):
-    """Outputs and reach of packed calls on STEP tokens: the Jacobian through the states."""
+    """Outputs of packed calls on STEP tokens, and their Jacobian through the states."""
     mixer, apply = build(name, label)
     x, *rest = inputs(packed=True)
 
     def run(x):
         state = mixer.init_state(B)
-        return with_reach(lambda x: in_steps(apply, (x, *rest), state, STEP)[0], x)
+        return with_jacobian(lambda x: in_steps(apply, (x, *rest), state, STEP)[0], x)
 
     return jax.device_get(jax.jit(run, compiler_options=QUICK)(x))
 

@@ -195,8 +195,9 @@ def test_reset_rows_is_a_fresh_start(name, label):
 # --- What a token sees ----------------------------------------------------------------------------
 
 
-def assert_reach(name, label, packed, reach):
+def assert_reach(name, label, packed, jacobian):
     """Exactly 0 from later tokens and other segments, and from no other tokens."""
+    reach = np.any(jacobian != 0, axis=-1)
     mixer, _ = build(name, label)
     run = runs(inputs(packed)[1])
     t, s = np.arange(T)[:, None], np.arange(T)
@@ -238,8 +239,9 @@ def test_the_order_of_tokens_counts_without_positions(name, label):
     slow_except([case for case in CARRIERS if case not in NO_OTHER_STATE], CORE),
 )
 def test_steps_of_several_tokens_are_whole(name, label):
-    """In value, and in what a token sees through the states of earlier calls."""
-    full, _ = whole(name, label, packed=True)
-    y, reach = steps(name, label)  # split at a boundary and inside of segments
+    """In value, and in their gradients through the states of earlier calls."""
+    full, full_jacobian = whole(name, label, packed=True)
+    y, jacobian = steps(name, label)  # split at a boundary and inside of segments
     assert_rows_agree(y, full)
-    assert_reach(name, label, packed=True, reach=reach)
+    assert_rows_agree(jacobian, full_jacobian)
+    assert_reach(name, label, packed=True, jacobian=jacobian)
