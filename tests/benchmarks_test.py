@@ -73,7 +73,13 @@ SLOW = {
     "longest": ("longest", ("--lengths=64",), "curves", 5, "ms"),
     "non_local": ("non_local", ("--sizes=4,8", "--channels=4"), "non_local", 4, "ms"),
     "decode": ("decode", (*SMALL_MODEL, "--batches=1,2", "--steps=4"), "decode", 4, "tokens/s"),
-    "versions": ("versions", ("--other=.", "--variants=linear"), "versions", 3, "ratio"),
+    "versions": (
+        "versions",
+        ("--other=.", "--variants=linear", "--operators=delta", "--length=64"),
+        "versions",
+        6,
+        "ratio",
+    ),
     "decode_contexts": (
         "decode",
         (*SMALL_MODEL, "--contexts=64"),
@@ -121,6 +127,7 @@ def test_prints_a_table_and_writes_json(name, tmp_path):
         ("decode", "--mixers=nope", "flag --mixers=['nope']: must be among linear, softmax"),
         ("non_local", "--sizes=nope", "flag --sizes=['nope']: must be whole numbers"),
         ("versions", "--other=nope", "--other=nope: there is no"),
+        ("versions", "--operators=nope", "--operators=nope: must be among chunk, "),
         ("lra", "--plot=/no/folder.png", "/no/folder.png: cannot be written"),
         ("scaling", "--mechanism=nope", "flag --mechanism=nope: value should be one of"),
         ("scaling", "--sizes=nope", "flag --sizes=['nope']: must be among 125m, "),
