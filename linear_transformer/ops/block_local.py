@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.blocks import pair_products, weighted_sum
 from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
 from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
@@ -128,7 +129,7 @@ def attend(
     narrow = jnp.result_type(q_BTHK, k_BSHK, v_BSHV)
     scale = float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale
     q, k, v, affected_BT = contained(q_BTHK, k_BSHK, v_BSHV, visible_BTS)
-    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=dtype)
+    scores_BHTS = pair_products(q, k, dtype)
     if bias_BHTS is not None:
         scores_BHTS = scores_BHTS + bias_BHTS
     scores_BHTS = scores_BHTS * scale
@@ -140,5 +141,5 @@ def attend(
         weights = jax.nn.softmax(jnp.where(visible, scores_BHTS, jnp.finfo(dtype).min), axis=-1)
         weights = jnp.where(visible, weights, 0)
     weights = weights.astype(narrow)
-    o_BTHV = jnp.einsum("bhts,bshv->bthv", weights, v, preferred_element_type=dtype)
+    o_BTHV = weighted_sum(weights, v, dtype)
     return set_nan(affected_BT, o_BTHV).astype(v_BSHV.dtype)

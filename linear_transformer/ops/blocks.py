@@ -38,6 +38,29 @@ def matmul(a: Array, b: Array, narrow: jnp.dtype, dtype: jnp.dtype) -> Array:
     return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)
 
 
+# The products below have one query or many.  Of the two operands, XLA may copy one to another
+# layout; with one query, that must not be the keys or the values.
+
+
+def pair_products(
+    q_BTHK: Float[Array, "B T H K"], k_BSHK: Float[Array, "B S H K"], dtype: jnp.dtype
+) -> Float[Array, "B H T S"]:
+    """Computes q_t.k_s, with sums in `dtype`."""
+    if q_BTHK.shape[1] > 1:
+        return jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype)
+    return jnp.einsum("bshk,bthk->bhst", k_BSHK, q_BTHK, preferred_element_type=dtype).mT
+
+
+def weighted_sum(
+    weights_BHTS: Float[Array, "B H T S"], v_BSHV: Float[Array, "B S H V"], dtype: jnp.dtype
+) -> Float[Array, "B T H V"]:
+    """Computes sum_s w_ts v_s, with sums in `dtype`."""
+    if weights_BHTS.shape[2] > 1:
+        return jnp.einsum("bhts,bshv->bthv", weights_BHTS, v_BSHV, preferred_element_type=dtype)
+    o_BHTV = jnp.einsum("bhts,bshv->bhtv", weights_BHTS, v_BSHV, preferred_element_type=dtype)
+    return o_BHTV.swapaxes(1, 2)
+
+
 class Masks(NamedTuple):
     """Masks of the terms that a block keeps; None keeps all of them.
 

@@ -20,10 +20,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.ops import checks, segments, sequence_parallel
+from linear_transformer.ops.blocks import pair_products, weighted_sum
 from linear_transformer.ops.non_finite import finite_tokens, keep
 from linear_transformer.ops.normalizer import unit_length
 from linear_transformer.ops.recurrence import accumulation_dtype
-from linear_transformer.types import KeyMask, Outputs, Queries, SegmentIds
+from linear_transformer.types import KeyMask, Outputs, Positions, Queries, SegmentIds
 
 CHUNKINGS = ("window", "sorted")
 DIRECTIONS = ("causal", "bidirectional")
@@ -127,6 +128,53 @@ def _attend(
     return o_BTHV.astype(dtype)
 
 
+def lsh_attention_to_cache(
+    q_B1HK: Queries,
+    q_BSHK: Float[Array, "B S H K"],
+    v_BSHV: Float[Array, "B S H V"],
+    buckets_BSHR: Int[Array, "B S H R"],
+    *,
+    chunk_size: int,
+    segment_ids_BT: SegmentIds,
+    key_segment_ids_BS: Int[Array, "B S"],
+    query_positions_BT: Positions,
+    key_positions_BS: Int[Array, "B S"],
+) -> Outputs:
+    """Computes the output of one token with chunking "window", from buckets computed before.
+
+    Args:
+      q_B1HK: query of the token.
+      q_BSHK, v_BSHV: queries and values of the tokens of a ring, in which positions ascend up to
+        the slot of the token; after it they ascend too, and all are lower.
+      buckets_BSHR: `buckets` of the queries of the ring, in each round.
+      chunk_size: see `lsh_attention`.
+      segment_ids_BT, key_segment_ids_BS: the token sees the tokens of its own segment.
+      query_positions_BT, key_positions_BS: positions; -1 for an empty slot.
+
+    Returns:
+      o_B1HV, in the dtype of v.
+    """
+    dtype, narrow = accumulation_dtype(q_BSHK, v_BSHV), jnp.result_type(q_BSHK, v_BSHV)
+    own_BS = key_positions_BS == query_positions_BT
+    own = own_BS[:, :, None, None]
+    bucket_BxHR = jnp.sum(jnp.where(own, buckets_BSHR, 0), axis=1, keepdims=True)
+    held_BS = (key_segment_ids_BS == segment_ids_BT) & (key_positions_BS >= 0)
+    same_BSHR = held_BS[:, :, None, None] & (buckets_BSHR == bucket_BxHR)
+    count = jnp.cumsum(same_BSHR, axis=1, dtype=jnp.int32)
+    at_own = jnp.sum(jnp.where(own, count, 0), axis=1, keepdims=True)
+    wrapped = jnp.cumsum(own_BS, axis=1)[:, :, None, None] - own > 0  # slots after the token's
+    newer = at_own - count + jnp.where(wrapped, count[:, -1:], 0)
+    rounds_BSH = jnp.sum(same_BSHR & (newer <= chunk_size), axis=-1)
+    seen = (rounds_BSH > 0)[..., None]
+    k_BSHK = jnp.where(seen, unit_length(q_BSHK), 0).astype(narrow)
+    scores = pair_products(q_B1HK.astype(narrow), k_BSHK, dtype) * q_BSHK.shape[-1] ** -0.5
+    scores -= jnp.where(own_BS, SELF_PENALTY, 0).astype(dtype)[:, None, None]
+    rounds_BHxS = rounds_BSH.transpose(0, 2, 1)[:, :, None]
+    log_rounds = jnp.where(rounds_BHxS > 0, jnp.log(rounds_BHxS), jnp.finfo(dtype).min)
+    weights_BHxS = jax.nn.softmax(scores + log_rounds, axis=-1).astype(v_BSHV.dtype)
+    return weighted_sum(weights_BHxS, jnp.where(seen, v_BSHV, 0), dtype).astype(v_BSHV.dtype)
+
+
 def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B T H"]:
     """Computes h(x) in full precision: near a tie a rounding error would change the bucket."""
     dtype = jnp.result_type(x_BTHK, rotations_KE)
@@ -137,6 +185,13 @@ def buckets(x_BTHK: Queries, rotations_KE: Float[Array, "K E"]) -> Int[Array, "B
         precision=lax.Precision.HIGHEST,
     )
     return jnp.argmax(jnp.concatenate([projected, -projected], axis=-1), axis=-1)
+
+
+def buckets_of_rounds(
+    x_BTHK: Queries, rotations_RKE: Float[Array, "R K E"]
+) -> Int[Array, "B T H R"]:
+    """Computes h(x) in each round."""
+    return jnp.stack([buckets(x_BTHK, rotation) for rotation in rotations_RKE], axis=-1)
 
 
 def _near(q, k, v, group, lost, place, chunk, chunking, direction):

@@ -17,9 +17,18 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
+from linear_transformer.ops.blocks import pair_products, weighted_sum
 from linear_transformer.ops.non_finite import contained, set_nan
 from linear_transformer.ops.recurrence import accumulation_dtype
-from linear_transformer.types import KeyMask, Keys, Outputs, Queries, SegmentIds, Values
+from linear_transformer.types import (
+    KeyMask,
+    Keys,
+    Outputs,
+    Positions,
+    Queries,
+    SegmentIds,
+    Values,
+)
 
 DIRECTIONS = ("causal", "bidirectional")
 BLOCK_SIZE = 256
@@ -38,15 +47,17 @@ def rectified_attention(
     segment_ids_BT: SegmentIds | None = None,
     key_segment_ids_BS: Int[Array, "B S"] | None = None,
     key_mask_BS: KeyMask | None = None,
+    query_positions_BT: Positions | None = None,
+    key_positions_BS: Int[Array, "B S"] | None = None,
     block_size: int | None = None,
 ) -> Outputs:
     """Computes rectified attention, with the scores of one block of queries in memory.
 
-    The S keys are the keys of the T queries and of the S - T tokens before them: query t stands at
-    key S - T + t.
+    Without positions, the S keys are the keys of the T queries and of the S - T tokens before them:
+    query t stands at key S - T + t.
 
     Args:
-      q_BTHK, k_BSHK, v_BSHV: queries, keys and values, S >= T.
+      q_BTHK, k_BSHK, v_BSHV: queries, keys and values; S >= T without positions.
       direction: "causal": a query sees the keys at its own place and before; "bidirectional": all.
       scale: factor a on the products, positive; K**-0.5 if None.
       power: p, 1 or more.
@@ -57,6 +68,9 @@ def rectified_attention(
       key_segment_ids_BS: for S > T: a query sees the keys of equal ids, in any order.  If an id
         occurs in several runs, number the runs (`segments.segment_index`).
       key_mask_BS: False drops the key exactly, even if it is NaN.
+      query_positions_BT, key_positions_BS: positions of the queries, and of the keys in any order,
+        as in a KV cache; both or none.  A key at a negative position is an empty slot, which no
+        query sees.
       block_size: queries per block; chosen if None.
 
     Returns:
@@ -73,9 +87,14 @@ def rectified_attention(
         segment_ids_BT=segment_ids_BT,
         key_segment_ids_BS=key_segment_ids_BS,
         key_mask_BS=key_mask_BS,
+        query_positions_BT=query_positions_BT,
+        key_positions_BS=key_positions_BS,
     )
+    ordered = key_positions_BS is None
+    if ordered != (query_positions_BT is None):
+        raise ValueError("positions of only the queries or only the keys")
     B, T, H, K, S = (sizes[axis] for axis in "BTHKS")
-    if S < T:
+    if ordered and S < T:
         raise ValueError(f"{T} queries and {S} keys: every query stands at a key")
     checks.counts(power=power, window=window, block_size=block_size)
     checks.positive(scale=scale)
@@ -106,40 +125,44 @@ def rectified_attention(
         k_BSHK, v_BSHV, run_BS, key_mask_BS = keys
         S = len(places_S)
         first, before = sequence_parallel.offset(T) - places_S[0], S - T
+    if query_positions_BT is None or key_positions_BS is None:
+        query_positions_BT, key_positions_BS = (first + jnp.arange(T))[None], jnp.arange(S)[None]
+    key_mask_BS &= key_positions_BS >= 0
 
     block = min(T, block_size or BLOCK_SIZE)
     num_blocks = -(-T // block)
     dtype, narrow = (f(q_BTHK, k_BSHK, v_BSHV) for f in (accumulation_dtype, jnp.result_type))
-    queries = [_pad(x, 0, num_blocks * block - T) for x in (q_BTHK, run_BT)]
-    keys, seen = (k_BSHK, v_BSHV, run_BS, key_mask_BS), S
-    if window is not None and window - 1 + block < S:
+    queries = [_pad(x, 0, num_blocks * block - T) for x in (q_BTHK, run_BT, query_positions_BT)]
+    keys, seen = (k_BSHK, v_BSHV, run_BS, key_positions_BS, key_mask_BS), S
+    if ordered and window is not None and window - 1 + block < S:
         seen = window - 1 + block
         keys = [_pad(x, max(window - 1 - before, 0), num_blocks * block - T) for x in keys]
 
     scale = float(K**-0.5) if scale is None else scale
-    reach = window or S
 
     @jax.checkpoint
     def attend(n):
         start_q = n * block
         # An index of the padded keys; without a window every block of queries has all keys.
-        start_k = start_q + max(before - (reach - 1), 0) if seen < S else 0
-        q, query_run = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
-        k, v, key_run, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
-        at_q = jnp.arange(block) + (reach - 1 if seen < S else first + start_q)
-        distance_CS = at_q[:, None] - jnp.arange(seen)
-        visible_BCS = (query_run[:, :, None] == key_run[:, None]) & mask[:, None]
+        start_k = start_q + max(before - (window - 1), 0) if window and seen < S else 0
+        q, *at_q = (lax.dynamic_slice_in_dim(x, start_q, block, 1) for x in queries)
+        k, v, *at_k, mask = (lax.dynamic_slice_in_dim(x, start_k, seen, 1) for x in keys)
+        query_run, query_position = (x[:, :, None] for x in at_q)
+        key_run, key_position = (x[:, None] for x in at_k)
+        distance_BCS = query_position - key_position
+        visible_BCS = (query_run == key_run) & mask[:, None]
         if causal:
-            visible_BCS &= (distance_CS >= 0) & (distance_CS < reach)
+            visible_BCS &= distance_BCS >= 0
+        if window is not None:
+            visible_BCS &= distance_BCS < window
         q, k, v, affected_BC = contained(q, k, v, visible_BCS)
-        scores = jnp.einsum("bchk,bshk->bhcs", q, k, preferred_element_type=dtype) * scale
+        scores = pair_products(q, k, dtype) * scale
         if bias_E is not None:
-            nth = distance_CS + distances - row
-            scores += bias_E.astype(dtype)[jnp.clip(nth, 0, distances - 1)]
+            nth = distance_BCS + distances - row
+            scores += bias_E.astype(dtype)[jnp.clip(nth, 0, distances - 1)][:, None]
         weights = jnp.where(visible_BCS[:, None], jax.nn.relu(scores), 0) ** power
         weights = weights.astype(narrow)
-        o = jnp.einsum("bhcs,bshv->bchv", weights, v, preferred_element_type=dtype)
-        return set_nan(affected_BC, o)
+        return set_nan(affected_BC, weighted_sum(weights, v, dtype))
 
     if num_blocks == 1:
         o_BTHV = attend(jnp.zeros((), jnp.int32))

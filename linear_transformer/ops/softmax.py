@@ -26,6 +26,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from linear_transformer.ops import checks, sequence_parallel
+from linear_transformer.ops.blocks import weighted_sum
 from linear_transformer.ops.blockwise_softmax import (
     Sinks,
     Spec,
@@ -250,5 +251,5 @@ def _parallel(
     if sinks is not None:
         sum_BHT += jnp.exp(sinks - shift_BHxT)[:, :, 0]
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
-    o_BTHV = einsum("bhst,bshv->bthv", weights_BHST.astype(v_BSHV.dtype), v_BSHV)
+    o_BTHV = weighted_sum(weights_BHST.mT.astype(v_BSHV.dtype), v_BSHV, dtype)
     return set_nan(affected_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)

@@ -55,8 +55,8 @@ class CachedAttention(ProjectedMixer):
 
     @property
     def slots(self) -> int:
-        """Number of keys in the state: the capacity, or the window - 1 tokens before the next."""
-        return self.cache_capacity if self.window is None else max(self.window - 1, 1)
+        """Number of keys in the state: the capacity, or the window."""
+        return self.cache_capacity if self.window is None else self.window
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of one token at the mean context; see `Mixer.flops_per_token`."""

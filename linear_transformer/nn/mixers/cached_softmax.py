@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from linear_transformer.nn.mixers import token_cache
@@ -19,8 +17,7 @@ from linear_transformer.types import Outputs, Queries, SegmentIds
 class CachedSoftmax(CachedAttention):
     """Softmax attention to the tokens of a cache.
 
-    A subclass calls `_attend`, and may override `_attend_to_row` and `_attend_to_keys`.  The cache
-    is a ring: a new token takes the slot of the oldest one, and no other slot changes.
+    A subclass calls `_attend`, and may override `_attend_to_row` and `_attend_to_keys`.
 
     Attributes:
       key_value_heads: heads of the keys and values in the state.
@@ -31,11 +28,6 @@ class CachedSoftmax(CachedAttention):
     key_value_heads: int
     form: str = "auto"
     sinks: nnx.Param | None = None
-
-    @property
-    def slots(self) -> int:
-        """Number of keys in the state: the capacity, or the window."""
-        return self.cache_capacity if self.window is None else self.window
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -89,59 +81,24 @@ class CachedSoftmax(CachedAttention):
         return softmax_attention(q, k, v, **where, **self._options)
 
     def _attend_to_cache(self, q, new, segment_ids, state, log_forget):
-        time = q.shape[1]
-        positions_BT = state["length"][:, None] + jnp.arange(time)
-        run_BT, counts = token_cache.count(state, time, segment_ids)
         query_sums = last_sum = None
         if log_forget is not None:
+            run_BT, _ = token_cache.count(state, q.shape[1], segment_ids)
             old_sums, query_sums, last_sum = _log_sums(state, log_forget, run_BT)
             state, new = state | {"log_decay": old_sums}, new | {"log_decay": query_sums}
-        slots, new = self.slots, new | {"runs": run_BT}
-        if time == 1 or self.window is None:
-            place = jax.vmap(lambda cache, x, i: lax.dynamic_update_slice_in_dim(cache, x, i, 0))
-            held = {
-                name: place(state[name], x.astype(state[name].dtype), state["length"] % slots)
-                for name, x in new.items()
-            }
-            key_positions = _held_positions(counts["length"], slots)
-            state = held | counts
-        else:  # the first new tokens also see cached tokens which the last ones overwrite
-            before, after = (_held_positions(x["length"], slots) for x in (state, counts))
-            new = {name: x.astype(state[name].dtype) for name, x in new.items()}
-            held = {name: jnp.concatenate([state[name], x], axis=1) for name, x in new.items()}
-            key_positions = jnp.concatenate([before, positions_BT], axis=1)
-            nth_BM = after - state["length"][:, None]  # of the new tokens; below 0 is a cached one
-            state = {name: _where_new(nth_BM, x, state[name]) for name, x in new.items()} | counts
-        run_BS = held["runs"]
+        window = self.window is not None
+        held, state = token_cache.write(state, new, segment_ids, window=window)
         if last_sum is not None:
             state["log_decay"] = difference(_pair(last_sum), _pair(state["log_decay"]))
         o = self._attend_to_keys(
             q,
-            held["keys"],
-            held["values"],
-            segment_ids_BT=run_BT,
-            key_segment_ids_BS=run_BS,
-            query_positions_BT=positions_BT,
-            key_positions_BS=key_positions,
+            held.arrays["keys"],
+            held.arrays["values"],
             query_log_sums_BTHX=query_sums,
-            key_log_sums_BSHX=held.get("log_decay"),
+            key_log_sums_BSHX=held.arrays.get("log_decay"),
+            **held.where,
         )
         return o, state
-
-
-def _held_positions(length_B, slots):
-    """Returns the position of the token in each slot; -1 for an empty slot.
-
-    Token t is in slot t modulo the number of slots.
-    """
-    last_BM = length_B[:, None] - 1
-    return jnp.maximum(last_BM - (last_BM - jnp.arange(slots)) % slots, -1)
-
-
-def _where_new(nth_BM, new_BT, old_BM):
-    """Takes the nth of the new tokens, and the old one where n is below 0."""
-    nth = nth_BM.reshape(*nth_BM.shape, *[1] * (new_BT.ndim - 2))
-    return jnp.where(nth >= 0, jnp.take_along_axis(new_BT, nth, axis=1, mode="clip"), old_BM)
 
 
 def _log_sums(state, log_forget_BTH, run_BT):

@@ -5,7 +5,7 @@ The unit is attention and feed-forward in one layer: `O = (U * A V) W_o`, with U
 copies of one Z = silu(x W_z).  The models of the paper have no other feed-forward.
 """
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -138,13 +138,11 @@ class FlashQuad(GatedAttentionUnit):
         if positions is None:
             positions = _count(batch, time, None if state is None else state["length"])
         u_BTV, v_BSV, (q_BTK, k_BSK) = self._project(x_BTD, positions)
-        key_segments_BS = filled_BS = None
+        where: dict[str, Any] = {"segment_ids_BT": segment_ids}
         if state is not None:
-            held, key_segments_BS, filled_BS, state = token_cache.extend(
-                state, {"keys": k_BSK, "values": v_BSV}, segment_ids
-            )
-            k_BSK, v_BSV = held["keys"], held["values"]
-            segment_ids = key_segments_BS[:, -time:]
+            new = {"keys": k_BSK, "values": v_BSV}
+            held, state = token_cache.write(state, new, segment_ids, window=False)
+            k_BSK, v_BSV, where = held.arrays["keys"], held.arrays["values"], held.where
         o_BTHV = rectified_attention(
             q_BTK[:, :, None],
             k_BSK[:, :, None],
@@ -153,9 +151,7 @@ class FlashQuad(GatedAttentionUnit):
             scale=1 / self.divisor,
             power=2,
             bias_E=self._bias(k_BSK.shape[1] * sequence_parallel.shards()),
-            segment_ids_BT=segment_ids,
-            key_segment_ids_BS=key_segments_BS,
-            key_mask_BS=filled_BS,
+            **where,
         )
         return self.output(u_BTV * o_BTHV[:, :, 0]), state
 

@@ -12,7 +12,13 @@ from linear_transformer.nn.mixers.base import head_width
 from linear_transformer.nn.mixers.mechanism import mechanism
 from linear_transformer.nn.mixers.projected_mixer import ProjectedMixer, ProjectionOptions
 from linear_transformer.ops import checks
-from linear_transformer.ops.hashing import CHUNKINGS, lsh_attention
+from linear_transformer.ops.hashing import (
+    CHUNKINGS,
+    buckets_of_rounds,
+    lsh_attention,
+    lsh_attention_to_cache,
+)
+from linear_transformer.ops.non_finite import finite_tokens, keep, set_nan
 
 
 @mechanism(
@@ -32,8 +38,7 @@ class LSHAttention(ProjectedMixer):
       chunk_size, chunking: see `ops.hashing.lsh_attention`.  Only "window" can decode, because the
         chunks of "sorted" depend on the number of later tokens.
       seed: seed of the rotations, which all layers share.
-      cache_capacity: tokens that the decoding state can hold; older tokens are dropped.  Each call
-        hashes the whole cache again.
+      cache_capacity: tokens that the decoding state can hold; older tokens are dropped.
     """
 
     def __init__(
@@ -78,18 +83,33 @@ class LSHAttention(ProjectedMixer):
         if self.chunking != "window":
             raise ValueError(f"chunking {self.chunking!r} cannot decode; use 'window'")
         shape = (self.heads, self.key_width)
-        return token_cache.init_cache(
-            batch_size, self.cache_capacity, {"queries": shape, "values": shape}, self.dtype
-        )
+        features = {"queries": shape, "values": shape}
+        cache = token_cache.init_cache(batch_size, self.cache_capacity, features, self.dtype)
+        buckets_shape = (batch_size, self.cache_capacity, self.heads, self.rounds)
+        return cache | {"buckets": jnp.zeros(buckets_shape, jnp.int32)}
 
     def _forward(self, x_BTD, state, segment_ids, positions):
         del positions  # only the order of the tokens matters
         time, filled_BS = x_BTD.shape[1], None
         q_BTHK, v_BTHK = self._by_head(x_BTD, self.query, self.value)
         if state is not None:
+            finite_BT = finite_tokens(q_BTHK, v_BTHK)
+            q_BTHK = set_nan(~finite_BT, q_BTHK.astype(self.dtype))
             new = {"queries": q_BTHK, "values": v_BTHK}
-            held, segment_ids, filled_BS, state = token_cache.extend(state, new, segment_ids)
-            q_BTHK, v_BTHK = held["queries"], held["values"]
+            new["buckets"] = buckets_of_rounds(keep(finite_BT, q_BTHK), self.rotations)
+            held, state = token_cache.write(state, new, segment_ids, window=False)
+            if time == 1:
+                o_BTHK = lsh_attention_to_cache(
+                    q_BTHK,
+                    *(held.arrays[name] for name in new),
+                    chunk_size=self.chunk_size,
+                    **held.where,
+                )
+                return self.output(merge_heads(o_BTHK)), state
+            held = token_cache.in_order(held)
+            q_BTHK, v_BTHK = held.arrays["queries"], held.arrays["values"]
+            segment_ids = held.run_BS
+            filled_BS = held.positions_BS >= 0
         o_BTHK = lsh_attention(
             q_BTHK,
             v_BTHK,

@@ -1,6 +1,6 @@
 """Multi-head rectified linear attention, ReLA (Zhang, Titov and Sennrich 2021)."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -62,21 +62,17 @@ class RectifiedAttention(CachedAttention):
         q_BTHK, k_BSHK, v_BSHV = (split_heads(x, self.heads) for x in parts)
         if self.rotary:
             q_BTHK, k_BSHK = rotate(q_BTHK, positions), rotate(k_BSHK, positions)
-        key_segments_BS = filled_BS = None
+        where: dict[str, Any] = {"segment_ids_BT": segment_ids}
         if state is not None:
-            held, key_segments_BS, filled_BS, state = token_cache.extend(
-                state, {"keys": k_BSHK, "values": v_BSHV}, segment_ids
-            )
-            k_BSHK, v_BSHV = held["keys"], held["values"]
-            segment_ids = key_segments_BS[:, -x_BTD.shape[1] :]
+            new, window = {"keys": k_BSHK, "values": v_BSHV}, self.window is not None
+            held, state = token_cache.write(state, new, segment_ids, window=window)
+            k_BSHK, v_BSHV, where = held.arrays["keys"], held.arrays["values"], held.where
         o_BTHV = rectified_attention(
             q_BTHK,
             k_BSHK,
             v_BSHV,
             direction=self.direction,
             window=self.window,
-            segment_ids_BT=segment_ids,
-            key_segment_ids_BS=key_segments_BS,
-            key_mask_BS=filled_BS,
+            **where,
         )
         return self.output(self.norm(merge_heads(o_BTHV))), state
