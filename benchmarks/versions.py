@@ -114,10 +114,9 @@ def compare(program: str, other: pathlib.Path) -> list[dict[str, Any]]:
     """Returns a row per process; "ratio" divides by the seconds of the other version's first."""
     here = pathlib.Path(__file__).resolve().parents[1]
     checkouts = {"other": other, "this": here, "other again": other}
-    versions = {}
-    for name, checkout in checkouts.items():
-        versions[name] = Version(checkout, program)
-        versions[name].wait()
+    versions = {name: Version(checkout, program) for name, checkout in checkouts.items()}
+    for version in versions.values():
+        version.wait()
     for turn in range(timing.ROUNDS.value):
         # Each process follows each neighbour equally often.
         for version in list(versions.values())[:: 1 if turn % 2 else -1]:
@@ -153,6 +152,9 @@ def main() -> None:
     other = pathlib.Path(_OTHER.value)
     if not (other / "benchmarks" / "programs.py").is_file():
         raise ConfigError(f"--other={other}: there is no benchmarks/programs.py in this folder")
+    from linear_transformer.runtime.host_memory import use_huge_pages  # not in every version
+
+    use_huge_pages()  # of the processes to come
     rows = []
     for program in [*_VARIANTS.value, *(_OPERATOR + name for name in _OPERATORS.value)]:
         rows += compare(program, other)

@@ -303,7 +303,7 @@ def _chunk_form(q, k, v, state, segment_ids_BT, feature_map, normalize, epsilon,
     narrow = jnp.result_type(*(jax.eval_shape(phi, x) for x in (q, k)), v)
     blocking = block_loop.Blocking.of(v, chunk_size or CHUNK_SIZE)
     phi = _Features(feature_map, blocking.time if blocking.padding else None)
-    rule = _Additive(phi, normalize, epsilon, narrow)
+    rule = _Additive(phi, normalize, epsilon, narrow, state.dtype if normalize else bool)
     return block_loop.attend_in_blocks(rule, blocking, (q, k, v), state, segment_ids_BT)
 
 
@@ -331,37 +331,43 @@ class _Features(NamedTuple):
 class _Additive:
     """Linear attention on one block, see `block_loop.BlockRule`.
 
-    What is saved is whether the output of each token is finite.  The gradients of a query and of a
-    key are differences, of values and outputs, that are smaller than their terms.  Therefore the
-    backward pass computes the sum of the weights again, without the rounding of the forward pass,
-    and a normaliser has fp32 operands where one is not a token.
+    What is saved is the normaliser of each token, NaN if its output is not finite, or without a
+    normaliser whether the output is finite.  The gradients of a query and of a key are differences,
+    of values and outputs, that are smaller than their terms.  Therefore the normaliser is a sum of
+    weights that are not rounded, and its gradients have fp32 operands where one is not a token.
     """
 
     phi: _Features
     normalize: bool
     epsilon: float
     narrow: jnp.dtype
-    saved: DTypeLike = bool
+    saved: DTypeLike
 
     def forward(self, tokens, state, masks, n):
         q, k, v, narrow, dtype = *tokens, self.narrow, state.dtype
         q, k = self.phi.queries(q), self.phi.keys(k, n)
-        if self.normalize:
-            v = append_ones(v)
-        entering, state = entering_states(k, v, state, masks, narrow)
+        values = append_ones(v) if self.normalize else v
+        entering, state = entering_states(k, values, state, masks, narrow)
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
-        o = matmul(weights, v, narrow, dtype)
+        o = matmul(weights, values, narrow, dtype)
         o += masks.reads(matmul(q, entering, narrow, dtype))
-        if self.normalize:
-            o = o[..., :-1] / (o[..., -1:] + self.epsilon)
-        return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
+        if not self.normalize:
+            return state, o, jnp.all(jnp.isfinite(o), axis=-1, keepdims=True)
+        z = o[..., -1:]
+        if narrow != dtype:
+            z = _sum(weights) + masks.reads(_sum(q * entering[..., -1:].mT))
+        z += self.epsilon
+        o = o[..., :-1] / z
+        return state, o, jnp.where(jnp.all(jnp.isfinite(o), axis=-1, keepdims=True), z, jnp.nan)
 
-    def backward(self, tokens, state, masks, n, is_finite, g, dstate):
+    def backward(self, tokens, state, masks, n, saved, g, dstate):
         raw_q, raw_k, v = tokens
         narrow, dtype = self.narrow, state.dtype
         q, to_queries = jax.vjp(self.phi.queries, raw_q)
         k, to_keys = jax.vjp(lambda x: self.phi.keys(x, n), raw_k)
-        g = jnp.where(is_finite, g, 0)  # non-finite outputs get no gradient
+        is_finite = jnp.isfinite(saved) if self.normalize else saved
+        z = jnp.where(is_finite, saved, 1) if self.normalize else 1
+        g = (jnp.where(is_finite, g, 0) / z).astype(narrow)  # non-finite outputs get no gradient
         weights = masks.within(matmul(q, k.mT, narrow, dtype))
         dweights = masks.within(matmul(g, v.mT, narrow, dtype))
         values = append_ones(v) if self.normalize else v
@@ -369,13 +375,11 @@ class _Additive:
         entering, _ = entering_states(k, values, state, masks, narrow)
         dread = masks.reads(matmul(g, entering[..., : v.shape[-1]].mT, wide, dtype))
         if self.normalize:  # o = x / z for the columns [x, z] of A v' + Q S
-            z_sums = masks.reads(entering[..., -1:].mT)
-            z = _sum(weights) + _sum(q * z_sums) + self.epsilon
-            z = jnp.where(is_finite, z, 1)
-            do_o = jnp.where(is_finite, (_sum(weights * dweights) + _sum(q * dread)) / z, 0)
-            dweights = masks.within((dweights - do_o) / z)
-            dread = (dread - do_o * z_sums) / z
-            g = jnp.concatenate([g.astype(dtype), -do_o], axis=-1) / z
+            do_o = _sum(weights * dweights) + _sum(q * dread)
+            do_o = jnp.where(is_finite, do_o / z, 0)
+            dweights = masks.within(dweights - do_o)
+            dread -= do_o * masks.reads(entering[..., -1:].mT)
+            g = jnp.concatenate([g.astype(dtype), -do_o], axis=-1)
         leaving, dstate = leaving_gradients(q, g, dstate, masks, wide)
         dq = matmul(dweights, k, narrow, dtype) + dread
         dk = matmul(dweights.mT, q, narrow, dtype)

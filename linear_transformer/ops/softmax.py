@@ -251,5 +251,9 @@ def _parallel(
     if sinks is not None:
         sum_BHT += jnp.exp(sinks - shift_BHxT)[:, :, 0]
     sum_BTHx = jnp.where(sum_BHT > 0, sum_BHT, 1).swapaxes(1, 2)[..., None]
-    o_BTHV = weighted_sum(weights_BHST.mT.astype(v_BSHV.dtype), v_BSHV, dtype)
+    weights_BHST = weights_BHST.astype(v_BSHV.dtype)
+    if q_BTHK.shape[1] == 1:
+        o_BTHV = weighted_sum(weights_BHST.mT, v_BSHV, dtype)
+    else:
+        o_BTHV = einsum("bhst,bshv->bthv", weights_BHST, v_BSHV)
     return set_nan(affected_BT, o_BTHV / sum_BTHx).astype(v_BSHV.dtype)
